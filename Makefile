@@ -1,0 +1,44 @@
+# Everything runs in .venv, made by uv from requirements.lock; Label Studio has an environment of its own.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check down format lock clean
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
+
+.venv/ready: requirements.lock pyproject.toml
+	@if test ! -x $(BIN)/uv; then \
+		if command -v uv >/dev/null; then uv venv --quiet --clear --python '>=3.11,<3.14' .venv && uv pip install --quiet --python $(BIN)/python uv; \
+		else $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "labelcycle needs Python 3.11 to 3.13, this is " + sys.version + "; name another: make PYTHON=python3.12")' \
+			&& $(PYTHON) -m venv --clear .venv && $(BIN)/python -m pip install --quiet uv; fi; fi
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --editable .
+	@touch $@
+
+demo: .venv/ready ## run a whole campaign on 5,000 digits: servers, rounds, a simulated annotator
+	$(BIN)/labelcycle demo
+
+test: .venv/ready ## run all tests, against real servers
+	$(BIN)/python -m pytest
+
+check: .venv/ready ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+down: .venv/ready ## stop the local servers
+	$(BIN)/labelcycle down
+
+format: .venv/ready ## format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: .venv/ready ## resolve the versions again
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-header --quiet --upgrade --python-version 3.11 -o requirements.lock
+	$(BIN)/uv pip compile deploy/label-studio.in --universal --generate-hashes --no-header --quiet --upgrade --python-version 3.11 -o deploy/label-studio.lock
+
+clean: down ## remove the environments and everything the local servers and demos wrote
+	rm -rf .venv .labelcycle

@@ -1,0 +1,156 @@
+"""The campaign folder: write-once files, each written whole or not at all."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pandas as pd
+
+ROUND_NAME = re.compile(r"\d{4,}")
+
+
+class CampaignBusy(Exception):
+    """Another process works on the campaign."""
+
+
+class CampaignChanged(Exception):
+    """The configuration would mix two experiments in one campaign folder."""
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(temporary))
+        with Path(temporary).open("rb") as written:
+            os.fsync(written.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write `value` as indented JSON, atomically; not-a-number is refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_atomic(path, lambda temporary: _write_text(temporary, text))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> Path:
+    """Write a table as Parquet, atomically."""
+    return write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+class RoundFolder:
+    """The artefacts of one round; one that exists is a step that is done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = int(path.name)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def has(self, name: str) -> bool:
+        """Whether the artefact is there; it is never there in part."""
+        return (self.path / name).exists()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the round's labels are in and counted."""
+        return self.has("round.json")
+
+
+class Campaign:
+    """One campaign's folder.
+
+    Args:
+        path: a folder on a local or shared disk; made when first written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if "://" in str(path):
+            raise ValueError(f"the campaign folder must be on a disk that this machine sees, got {path}")
+        self.path = path
+
+    @property
+    def pool(self) -> Path:
+        """The pool table."""
+        return self.path / "pool.parquet"
+
+    def round(self, number: int) -> RoundFolder:
+        """The folder of one round, whether it exists or not."""
+        return RoundFolder(self.path / "rounds" / f"{number:04d}")
+
+    def rounds(self) -> list[RoundFolder]:
+        """The rounds that have begun, oldest first."""
+        folder = self.path / "rounds"
+        names = sorted(p.name for p in folder.iterdir() if ROUND_NAME.fullmatch(p.name)) if folder.is_dir() else []
+        return [RoundFolder(folder / name) for name in sorted(names, key=int)]
+
+    def claim(self, configuration: dict[str, Any], *, may_change: set[str]) -> None:
+        """Write the configuration, or refuse one that differs from the written one in more than `may_change`.
+
+        Raises:
+            CampaignChanged: with each changed setting, its old and its new value.
+        """
+        path = self.path / "campaign.json"
+        if path.exists():
+            written = read_json(path)
+            changes = [
+                f"{key}: {written.get(key)!r} -> {configuration.get(key)!r}"
+                for key in sorted(written.keys() | configuration.keys())
+                if key not in may_change and written.get(key) != configuration.get(key)
+            ]
+            if changes:
+                raise CampaignChanged(
+                    f"{self.path} holds another experiment: {'; '.join(changes)}. "
+                    "Give the changed campaign a name of its own, or set the values back."
+                )
+            if written == configuration:
+                return
+        write_json(path, configuration)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep every other process from working on the campaign; a killed process gives the lock back.
+
+        Raises:
+            CampaignBusy: at once, when another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / "campaign.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as exc:
+            holder = self._read_holder()
+            raise CampaignBusy(f"{self.path} is being worked on by {holder}; try again when it has ended") from exc
+        try:
+            write_json(self.path / "campaign.lock.json", {"pid": os.getpid()})
+            yield
+        finally:
+            lock.release()
+
+    def _read_holder(self) -> str:
+        try:
+            return f"process {read_json(self.path / 'campaign.lock.json')['pid']}"
+        except (OSError, ValueError, KeyError):
+            return "another process"

@@ -1,0 +1,57 @@
+"""What labelcycle asks of an experiment tracker, and how such a tracker may fail."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+class TrackerError(Exception):
+    """The tracker refuses what was asked; trying again does not help."""
+
+
+class TrackerUnavailable(TrackerError):
+    """The tracker does not answer; worth a retry."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberHistory:
+    """How one member was trained.
+
+    Attributes:
+        name: for example "member-0".
+        seed: of its weights and its shuffling.
+        epochs: one row of metrics for each epoch, for example {"train_loss": 0.3, "validation_accuracy": 0.9}.
+    """
+
+    name: str
+    seed: int
+    epochs: Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedModel:
+    """Where a round's model is in the tracker."""
+
+    run_id: str
+    model_uri: str
+    version: str
+
+
+class Tracker(Protocol):
+    """One campaign in an experiment tracker. Every call may be repeated after a crash and leaves one record."""
+
+    def start_round(self, round_number: int, *, params: Mapping[str, str | int | float | bool]) -> str:
+        """Find the round's run by its tag, or begin it; return its id."""
+
+    def log_members(self, run_id: str, members: Sequence[MemberHistory]) -> None:
+        """Log each member's epochs in a run of its own, nested in the round's."""
+
+    def log_model(self, run_id: str, *, weights: Sequence[Path], description: Path) -> TrackedModel:
+        """Log and register the round's model; `weights` are its members, `description` says how to build them."""
+
+    def log_round(self, run_id: str, *, metrics: Mapping[str, float], step: int, artifacts: Sequence[Path]) -> None:
+        """Log a round's metrics once, at `step` = labels used, and its artefacts."""
+
+    def finish_round(self, run_id: str, *, champion: TrackedModel | None) -> None:
+        """End the run; a given model becomes the campaign's champion."""

@@ -1,0 +1,180 @@
+"""The records that pass between the parts of a round; each is checked once, when it is made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Split = Literal["pool", "audit"]
+RegionKind = Literal["image", "box", "polygon", "mask"]
+Outcome = Literal["labelled", "skipped", "empty", "invalid", "deleted"]
+"""What came of asking an annotator: see `Answer`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of the pool.
+
+    Attributes:
+        item_id: hash of the file's content: the same image has the same id under any name.
+        uri: path or URL of the image.
+        split: "pool" may be asked for; "audit" is labelled once, measured on, never trained on.
+    """
+
+    item_id: str
+    uri: str
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One labelled part of an image.
+
+    Attributes:
+        kind: "image" labels the whole image and has no geometry.
+        label: class name.
+        geometry: coordinates as fractions of width and height in [0, 1].
+        score: probability a model gives to the label, in [0, 1]; None where a person decided.
+    """
+
+    kind: RegionKind
+    label: str
+    geometry: tuple[float, ...] | None = None
+    score: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not 0.0 <= self.score <= 1.0:
+            raise ValueError(f"score of label {self.label!r} must be in [0, 1], got {self.score}")
+        if (self.kind == "image") != (self.geometry is None):
+            raise ValueError(f"a region of kind {self.kind!r} and geometry {self.geometry} do not go together")
+        if self.geometry is not None and not all(0.0 <= value <= 1.0 for value in self.geometry):
+            raise ValueError(f"geometry must be fractions in [0, 1], got {self.geometry}")
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What one person says is in one image.
+
+    Attributes:
+        regions: empty means that the person looked and found nothing there.
+        annotator: name or address of the person.
+        seconds: time spent, None where the tool does not know it.
+    """
+
+    item_id: str
+    regions: tuple[Region, ...]
+    annotator: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back for one task from one person; an image can have several.
+
+    Attributes:
+        round_number: the round that asked.
+        outcome: "labelled" has an annotation. "skipped" and "empty" (submitted without an answer) are not labels and
+            are not asked again. "invalid" carries a label that the campaign does not have, told in `message`.
+            "deleted" withdraws an earlier answer with the same `answer_id`.
+        updated_at: ISO 8601 time of the annotation tool's clock; a later answer of one person replaces the earlier.
+        message: why an answer cannot be used; empty when it can.
+    """
+
+    item_id: str
+    task_id: int
+    answer_id: int
+    round_number: int
+    outcome: Outcome
+    annotator: str
+    updated_at: str
+    annotation: Annotation | None = None
+    seconds: float | None = None
+    message: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.outcome == "labelled") != (self.annotation is not None):
+            raise ValueError(f"answer {self.answer_id}: outcome {self.outcome!r} and annotation do not go together")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Everything a query strategy may ask for, one row for each unlabelled image.
+
+    Attributes:
+        ids: `(N,)` strings, distinct.
+        scores: `(N,)` of the campaign's acquisition function; higher is more informative.
+        embeddings: `(N, D)`, None where scoring did not compute them.
+        labelled_embeddings: `(M, D)` of the images that already have a label.
+        probs: `(N, K, C)` class probabilities of the members, None where the strategy does not need them.
+    """
+
+    ids: NDArray[np.str_]
+    scores: Tensor
+    embeddings: Tensor | None = None
+    labelled_embeddings: Tensor | None = None
+    probs: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(np.unique(self.ids)) != len(self.ids):
+            raise ValueError("candidates must have distinct ids")
+        for name in ("scores", "embeddings", "probs"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if len(values) != len(self.ids):
+                raise ValueError(f"candidates: {len(self.ids)} ids but {len(values)} rows of {name}")
+            finite = torch.isfinite(values.reshape(len(self.ids), -1)).all(dim=1)
+            if not finite.all():
+                row = int((~finite).nonzero()[0, 0])
+                raise ValueError(f"candidates: {name} of item {self.ids[row]} is not finite")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a round asks for, most wanted first.
+
+    Attributes:
+        ids: `(n,)` distinct item ids.
+        scores: `(n,)` of the acquisition function.
+        reasons: `(n,)` why each was chosen, for people to read.
+    """
+
+    ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    reasons: tuple[str, ...]
+    round_number: int
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.scores) == len(self.reasons):
+            raise ValueError("a batch needs one score and one reason for each id")
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("a batch must not ask for an image twice")
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """How good a model is on labelled images that it was not trained on.
+
+    Attributes:
+        n: images measured on.
+        accuracy: share that is right; `accuracy_low` and `accuracy_high` are its 95 % Wilson interval.
+        balanced_accuracy: mean recall of the classes that occur.
+        nll: mean negative log-likelihood, nats.
+        ece: expected calibration error, 15 bins of equal width, in [0, 1].
+        recall: for each class that occurs.
+        confusion: `(C, C)` counts, row = true class, column = predicted.
+    """
+
+    n: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    balanced_accuracy: float
+    nll: float
+    ece: float
+    recall: Mapping[str, float] = field(default_factory=dict)
+    confusion: Sequence[Sequence[int]] = ()
