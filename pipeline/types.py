@@ -127,10 +127,12 @@ class Candidates:
                 continue
             if len(values) != len(self.ids):
                 raise ValueError(f"candidates: {len(self.ids)} ids but {len(values)} rows of {name}")
-            finite = torch.isfinite(values.reshape(len(self.ids), -1)).all(dim=1)
+            finite = torch.isfinite(values).unsqueeze(1).flatten(1).all(dim=1)
             if not finite.all():
                 row = int((~finite).nonzero()[0, 0])
                 raise ValueError(f"candidates: {name} of item {self.ids[row]} is not finite")
+        if self.labelled_embeddings is not None and not torch.isfinite(self.labelled_embeddings).all():
+            raise ValueError("candidates: labelled_embeddings are not finite")
 
 
 @dataclass(frozen=True, slots=True)

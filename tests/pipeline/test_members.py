@@ -1,0 +1,281 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+from pipeline.members import draw_mask, predict_members, stochastic_layers
+from pipeline.models import Classifier, build_model
+from pipeline.tasks import classification
+
+LAYERS = {
+    "Dropout": (nn.Dropout(0.3), (4, 6)),
+    "Dropout of images": (nn.Dropout(0.3), (4, 3, 5, 5)),
+    "Dropout1d": (nn.Dropout1d(0.3), (4, 6, 5)),
+    "Dropout2d": (nn.Dropout2d(0.3), (4, 6, 3, 3)),
+    "Dropout3d": (nn.Dropout3d(0.3), (4, 6, 2, 2, 2)),
+    "AlphaDropout": (nn.AlphaDropout(0.3), (4, 6)),
+    "FeatureAlphaDropout": (nn.FeatureAlphaDropout(0.3), (4, 6, 3, 3)),
+    "StochasticDepth by row": (StochasticDepth(0.3, "row"), (4, 6, 3, 3)),
+    "StochasticDepth by batch": (StochasticDepth(0.3, "batch"), (4, 6, 3, 3)),
+}
+
+
+def pictures(n=12, channels=1, size=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, channels, size, size), generator=generator, dtype=torch.uint8)
+
+
+def small_model(seed=0, **changes):
+    return build_model("small_cnn", **({"n_classes": 3, "image_size": 12, "channels": 1, "seed": seed} | changes))
+
+
+def batch_norm_model(seed=0):
+    torch.manual_seed(seed)
+    trunk = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+    tail = nn.Sequential(nn.Dropout(0.5), nn.Linear(800, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
+    return Classifier(trunk, tail, n_classes=3, channels=1)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Conv2d(1, 1, 3, padding=1)
+        self.stochastic_depth = StochasticDepth(0.5, "row")
+
+    def forward(self, features):
+        return features + self.stochastic_depth(self.branch(features))
+
+
+def stochastic_depth_model(seed=0):
+    torch.manual_seed(seed)
+    trunk = nn.Sequential(Residual(), Residual(), Residual(), nn.Flatten())
+    return Classifier(trunk, nn.Sequential(nn.Dropout(0.5), nn.Linear(144, 3)), n_classes=3, channels=1)
+
+
+def predict(models, images, *, mc_dropout=0, seed=0, **options):
+    return predict_members(models, images, task=classification, mc_dropout=mc_dropout, seed=seed, **options)
+
+
+def close(left, right):
+    return torch.allclose(left, right, rtol=1e-5, atol=1e-6)
+
+
+def test_without_dropout_each_model_is_one_member():
+    models, images = [small_model(0), small_model(1)], pictures()
+    decisions, embeddings = predict(models, images)
+    assert decisions.shape == (12, 1, 2, 3)
+    for number, model in enumerate(models):
+        assert close(decisions[:, 0, number], model(images).softmax(dim=1))
+    assert close(embeddings, models[0].embed(images))
+
+
+def test_members_are_models_times_passes_and_those_of_the_first_model_come_first():
+    models, images = [small_model(0), small_model(1)], pictures()
+    decisions, embeddings = predict(models, images, mc_dropout=3)
+    alone, _ = predict(models[:1], images, mc_dropout=3)
+    assert decisions.shape == (12, 1, 6, 3)
+    assert torch.equal(decisions[:, :, :3], alone)
+    assert len({tuple(member.flatten().tolist()) for member in decisions.unbind(dim=2)}) == 6
+    assert close(embeddings, models[0].embed(images))
+
+
+def test_what_comes_back_is_plain_float32_on_the_processor():
+    decisions, embeddings = predict([small_model().double()], pictures(), mc_dropout=2)
+    for values in (decisions, embeddings):
+        assert (values.dtype, values.device.type, values.requires_grad) == (torch.float32, "cpu", False)
+    torch.testing.assert_close(decisions.sum(dim=-1), torch.ones(12, 1, 2))
+
+
+@pytest.mark.parametrize("build", [small_model, batch_norm_model, stochastic_depth_model])
+def test_decisions_do_not_depend_on_how_the_pool_is_split_or_ordered(build):
+    model, images = build(), pictures()
+    whole, whole_embeddings = predict([model], images, mc_dropout=3)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
+    parts = [predict([model], part, mc_dropout=3, batch_size=2) for part in images[order].split(5)]
+    decisions, embeddings = (torch.cat(values) for values in zip(*parts, strict=True))
+    torch.testing.assert_close(decisions, whole[order], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embeddings, whole_embeddings[order], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [small_model, stochastic_depth_model])
+def test_same_seed_same_members(build):
+    model, images = build(), pictures()
+    first, again, other = (predict([model], images, mc_dropout=2, seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not close(first, other)
+
+
+def test_more_passes_leave_the_first_ones_as_they_were():
+    model, images = small_model(), pictures()
+    assert torch.equal(predict([model], images, mc_dropout=5)[0][:, :, :2], predict([model], images, mc_dropout=2)[0])
+
+
+def test_models_of_the_same_weights_get_masks_of_their_own():
+    decisions, _ = predict([small_model(0), small_model(0)], pictures(), mc_dropout=1)
+    assert not close(decisions[:, :, 0], decisions[:, :, 1])
+
+
+def test_a_member_keeps_one_mask_for_all_images():
+    model = Classifier(
+        nn.Flatten(), nn.Sequential(nn.Dropout(0.25), nn.Linear(64, 64, bias=False)), n_classes=64, channels=1
+    )
+    nn.init.eye_(model.tail[1].weight)
+    images = pictures(20, size=8).clamp(min=1)
+
+    class Logits:
+        loss, metrics = classification.loss, classification.metrics
+
+        @staticmethod
+        def decisions(logits):
+            return logits.unsqueeze(1)
+
+    decisions, _ = predict_members([model], images, task=Logits(), mc_dropout=4, seed=0)
+    masks = decisions[:, 0] / (images.flatten(1)[:, None] / 255)
+    assert close(masks, masks[:1].expand_as(masks))
+    torch.testing.assert_close(masks.unique().round(decimals=4).unique(), torch.tensor([0.0, 1.3333]))
+    assert len(masks[0].unique(dim=0)) == 4
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_mask_has_the_mean_and_the_variance_of_the_layer_in_training(name):
+    layer, shape = LAYERS[name]
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    n = 3000
+    generator = torch.Generator().manual_seed(1)
+    masks = [draw_mask(layer, inputs.shape, generator) for _ in range(n)]
+    ours = torch.stack([inputs * scale + shift for scale, shift in masks])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        layer.train()
+        theirs = torch.stack([layer(inputs) for _ in range(n)])
+    spread = theirs.std(dim=0) * (2 / n) ** 0.5
+    assert ((ours.mean(dim=0) - theirs.mean(dim=0)).abs() < 5 * spread + 1e-6).all()
+    torch.testing.assert_close(ours.var(dim=0), theirs.var(dim=0), rtol=0.2, atol=1e-6)
+    values = [outcomes[:, 0].flatten(1)[:, 0].unique() for outcomes in (ours, theirs)]
+    torch.testing.assert_close(*values)  # what a first input can become: dropped or kept
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_mask_is_drawn_for_channels_where_the_layer_drops_channels(name):
+    layer, shape = LAYERS[name]
+    scale, shift = draw_mask(layer, torch.Size(shape), torch.Generator().manual_seed(0))
+    assert scale.shape == shift.shape
+    if isinstance(layer, StochasticDepth):
+        assert scale.numel() == 1
+    elif isinstance(layer, nn.Dropout | nn.AlphaDropout):
+        assert scale.shape == (1, *shape[1:])
+    else:
+        assert scale.shape == (1, shape[1], *(1 for _ in shape[2:]))
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(1.0), nn.AlphaDropout(1.0), StochasticDepth(1.0, "row")])
+def test_a_layer_that_drops_everything_gives_zeros(layer):
+    scale, shift = draw_mask(layer, torch.Size((2, 5)), torch.Generator())
+    assert not scale.any()
+    assert not shift.any()
+
+
+def test_the_mean_over_many_passes_agrees_with_dropout_in_training():
+    model, images, n = batch_norm_model(), pictures(6), 400
+    ours = predict([model], images, mc_dropout=n)[0][:, 0]
+    model.eval()
+    for layer in stochastic_layers(model).values():
+        layer.train()
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(3)
+        theirs = torch.stack([model(images).softmax(dim=1) for _ in range(n)], dim=1)
+    spread = (ours.var(dim=1) / n + theirs.var(dim=1) / n).sqrt()
+    assert spread.max() < 0.05
+    assert ((ours.mean(dim=1) - theirs.mean(dim=1)).abs() < 5 * spread).all()
+
+
+@pytest.mark.parametrize("mc_dropout", [0, 3])
+def test_nothing_in_the_model_changes(mc_dropout):
+    model = batch_norm_model().train()
+    model.trunk[2].eval()
+    flags = [module.training for module in model.modules()]
+    state = {name: values.clone() for name, values in model.state_dict().items()}
+    torch.manual_seed(0)
+    generator = torch.get_rng_state()
+    predict([model], pictures(), mc_dropout=mc_dropout)
+    assert [module.training for module in model.modules()] == flags
+    assert all(torch.equal(values, state[name]) for name, values in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize(("mc_dropout", "n_batches"), [(0, 3), (1, 3), (20, 3)])
+def test_a_deterministic_trunk_runs_once_for_each_image(mc_dropout, n_batches):
+    model, runs = small_model(), []
+    model.trunk.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
+    predict([model], pictures(12), mc_dropout=mc_dropout, batch_size=5)
+    assert runs == [5, 5, 2]
+
+
+def test_a_stochastic_trunk_runs_for_each_pass_and_one_that_is_frozen_does_not():
+    images = pictures()
+    model, runs = stochastic_depth_model(), []
+    model.trunk.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
+    decisions, embeddings = predict([model], images, mc_dropout=3)
+    assert len(runs) == 1 + 3
+    assert close(embeddings, model.embed(images))
+    model.freeze("trunk")
+    runs.clear()
+    decisions, _ = predict([model], images, mc_dropout=3)
+    assert len(runs) == 1
+    assert not close(decisions[:, :, 0], decisions[:, :, 1])
+    assert list(stochastic_layers(model)) == ["tail.0"]
+
+
+def test_a_pass_through_a_stochastic_trunk_is_the_network_with_some_blocks_taken_out():
+    model, images = stochastic_depth_model(), pictures()
+    model.tail[0].p = 0.0
+    decisions, _ = predict([model], images, mc_dropout=16)
+    features, variants = model.normalise(images), []
+    for kept in itertools.product((0.0, 2.0), repeat=3):
+        outcome = features
+        for share, block in zip(kept, model.trunk, strict=False):
+            outcome = outcome + share * block.branch(outcome)
+        variants.append(model.tail[1](outcome.flatten(1)).softmax(dim=1))
+    found = [
+        [number for number, variant in enumerate(variants) if close(member, variant)]
+        for member in decisions[:, 0].unbind(1)
+    ]
+    assert all(len(numbers) == 1 for numbers in found)
+    assert len({numbers[0] for numbers in found}) > 4
+
+
+def test_a_network_without_dropout_is_refused():
+    model = small_model(dropout=0.0)
+    with pytest.raises(ValueError, match="needs a network with dropout"):
+        predict([model], pictures(), mc_dropout=2)
+    assert predict([model], pictures())[0].shape == (12, 1, 1, 3)
+
+
+def test_a_network_whose_dropout_is_frozen_is_refused():
+    model = small_model()
+    model.freeze("tail")
+    with pytest.raises(ValueError, match="in a part that is not frozen"):
+        predict([model], pictures(), mc_dropout=2)
+
+
+def test_passes_that_come_out_identical_are_an_error():
+    model = small_model()
+    nn.init.zeros_(model.tail[2].weight)  # dead: every image looks the same to what follows
+    nn.init.constant_(model.tail[2].bias, -1.0)
+    with pytest.raises(ValueError, match="the 2 dropout passes of model 1 come out identical"):
+        predict([small_model(), model], pictures(), mc_dropout=2)
+
+
+def test_members_may_be_none_of_an_empty_pool():
+    decisions, embeddings = predict([small_model()], pictures(0), mc_dropout=4)
+    assert decisions.shape == (0, 1, 4, 3)
+    assert embeddings.shape == (0, 128)
+
+
+@pytest.mark.parametrize(("models", "mc_dropout", "message"), [([], 0, "at least one model"), ([0], -1, "got -1")])
+def test_impossible_arguments_are_refused(models, mc_dropout, message):
+    with pytest.raises(ValueError, match=message):
+        predict([small_model(seed) for seed in models], pictures(), mc_dropout=mc_dropout)
