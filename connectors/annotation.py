@@ -51,8 +51,8 @@ class Progress:
 
     Attributes:
         n_tasks: tasks of the round that exist now.
-        n_labelled: with at least one usable label.
-        n_set_aside: without a label and not to be asked again (skipped, empty or invalid answers only).
+        n_labelled: with a submitted answer; whether it can be used is known after `pull`.
+        n_set_aside: skipped, and answered by nobody.
     """
 
     n_tasks: int

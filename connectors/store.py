@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,16 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
 
 def write_json(path: Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically; not-a-number is refused."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_atomic(path, lambda temporary: _write_text(temporary, text))
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` as UTF-8, atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    return write_atomic(path, write)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:
@@ -55,8 +63,11 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 class RoundFolder:
@@ -106,8 +117,10 @@ class Campaign:
         names = sorted(p.name for p in folder.iterdir() if ROUND_NAME.fullmatch(p.name)) if folder.is_dir() else []
         return [RoundFolder(folder / name) for name in sorted(names, key=int)]
 
-    def claim(self, configuration: dict[str, Any], *, may_change: set[str]) -> None:
+    def claim(self, configuration: dict[str, Any], *, may_change: Collection[str]) -> None:
         """Write the configuration, or refuse one that differs from the written one in more than `may_change`.
+
+        A nested setting is named with a dot, `section.key`.
 
         Raises:
             CampaignChanged: with each changed setting, its old and its new value.
@@ -115,10 +128,11 @@ class Campaign:
         path = self.path / "campaign.json"
         if path.exists():
             written = read_json(path)
+            before, after = _flatten(written), _flatten(configuration)
             changes = [
-                f"{key}: {written.get(key)!r} -> {configuration.get(key)!r}"
-                for key in sorted(written.keys() | configuration.keys())
-                if key not in may_change and written.get(key) != configuration.get(key)
+                f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+                for key in sorted(before.keys() | after.keys())
+                if key not in may_change and before.get(key) != after.get(key)
             ]
             if changes:
                 raise CampaignChanged(

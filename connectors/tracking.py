@@ -1,8 +1,10 @@
 """What labelcycle asks of an experiment tracker, and how such a tracker may fail."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 
@@ -41,8 +43,17 @@ class TrackedModel:
 class Tracker(Protocol):
     """One campaign in an experiment tracker. Every call may be repeated after a crash and leaves one record."""
 
-    def start_round(self, round_number: int, *, params: Mapping[str, str | int | float | bool]) -> str:
-        """Find the round's run by its tag, or begin it; return its id."""
+    def start_round(
+        self,
+        round_number: int,
+        *,
+        params: Mapping[str, str | int | float | bool],
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> str:
+        """Find the round's run, or begin it; return its id.
+
+        `params` are logged once, and other values later are a `TrackerError`; `tags`, such as the machine, may change.
+        """
 
     def log_members(self, run_id: str, members: Sequence[MemberHistory]) -> None:
         """Log each member's epochs in a run of its own, nested in the round's."""
@@ -55,3 +66,6 @@ class Tracker(Protocol):
 
     def finish_round(self, run_id: str, *, champion: TrackedModel | None) -> None:
         """End the run; a given model becomes the campaign's champion."""
+
+    def monitor(self, run_id: str) -> AbstractContextManager[None]:
+        """Log the machine's load (processor, memory, disk, network, GPU) to the run while the block lasts."""

@@ -1,0 +1,421 @@
+"""Label Studio, MLflow and Prefect on this machine, for a demo, a small team and the tests.
+
+All three run on SQLite below one home folder, are bound to 127.0.0.1 and report nothing to anybody. They
+outlive the process that started them and end with `down`.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import filelock
+import httpx
+import psutil
+
+LOGIN_EMAIL = "annotator@labelcycle.local"
+PASSWORD_VARIABLE = "LABELCYCLE_PASSWORD"  # noqa: S105
+DEFAULT_PASSWORD = "labelcycle-local"  # noqa: S105  published: it guards a server that only this machine reaches
+LABEL_STUDIO_LOCK = Path(__file__).with_name("label-studio.lock")
+START_SECONDS = 480.0
+STOP_SECONDS = 10.0
+CLOCK_SECONDS = 2.0
+LOG_LINES = 15
+HEALTH = {"label-studio": "/health", "mlflow": "/health", "prefect": "/api/health"}
+
+Report = Callable[[str], None]
+
+
+class ServerError(Exception):
+    """A local server cannot be installed, started or logged in to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where the local servers are, and the login of Label Studio."""
+
+    label_studio_url: str
+    mlflow_url: str
+    prefect_api_url: str
+    prefect_ui_url: str
+    email: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """One server, as `servers.json` remembers it.
+
+    Attributes:
+        pid: together with `created`, in seconds since 1970, it names one process; None after a stop.
+        document_root: Label Studio serves images from folders below this one, not from this one itself.
+    """
+
+    name: str
+    port: int
+    pid: int | None = None
+    created: float | None = None
+    document_root: str | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+Plan = Callable[[_Server, Path], tuple[list[str], dict[str, str]]]
+"""From a server and its folder to a command and the environment that it needs."""
+
+
+def up(
+    home: Path,
+    *,
+    images_root: Path,
+    on_progress: Report | None = None,
+    label_studio_venv: Path | None = None,
+) -> Servers:
+    """Start those of the three servers that do not run yet, and wait until all answer.
+
+    Args:
+        home: folder of all their data and logs; a second call with it finds the servers of the first.
+        images_root: images in this folder and below can be shown. A Label Studio that serves another place is
+            restarted; tasks with images of the former place then show none, so give one home one place.
+        on_progress: gets one line whenever something happened.
+        label_studio_venv: environment of the Label Studio server, made as `label-studio.lock` says.
+
+    Raises:
+        ServerError: with the last lines of the log, if a server ends or stays silent.
+    """
+    home, images_root = home.resolve(), images_root.resolve()
+    if not images_root.is_dir():
+        raise ServerError(f"images_root must be a folder, got {images_root}")
+    home.mkdir(parents=True, exist_ok=True)
+    venv = (label_studio_venv or home / "label-studio-venv").absolute()
+    report = on_progress or (lambda line: None)
+    with filelock.FileLock(home / "servers.lock"):
+        state = _State(home)
+        root = _document_root(state.get("label-studio"), images_root)
+        with ThreadPoolExecutor(len(HEALTH)) as pool:
+            starts = [
+                pool.submit(_ensure_label_studio, state, root, venv, report),
+                pool.submit(_ensure, state, "mlflow", _mlflow, report),
+                pool.submit(_ensure, state, "prefect", _prefect, report),
+            ]
+        for start in starts:
+            start.result()
+        return _servers(state)
+
+
+def running(home: Path) -> Servers | None:
+    """The servers of `home`, or None unless all three answer."""
+    state = _State(home.resolve())
+    servers = [state.get(name) for name in HEALTH]
+    if not all(server and _is_alive(server) and _answers(server) for server in servers):
+        return None
+    return _servers(state)
+
+
+def down(home: Path) -> list[str]:
+    """Stop all servers of `home`, with everything they started, and return the names of those that ran."""
+    home = home.resolve()
+    if not home.is_dir():
+        return []
+    with filelock.FileLock(home / "servers.lock"):
+        state = _State(home)
+        return [name for name in HEALTH if _stop(state, name)]
+
+
+def personal_token(url: str, email: str, password: str) -> str:
+    """Log in to a local Label Studio and return the person's API token.
+
+    Label Studio shows a personal access token once, and makes another only when the first is revoked, which
+    cuts off whoever uses it. So this is the person's token of the older kind, which every login can read.
+
+    Raises:
+        ServerError: if the login is refused.
+    """
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+        try:
+            client.get("/user/login/").raise_for_status()
+            form = {"email": email, "password": password, "csrfmiddlewaretoken": client.cookies["csrftoken"]}
+            client.post("/user/login/", data=form, headers={"Referer": url})
+            answer = client.get("/api/current-user/token")
+            if answer.status_code != 401:
+                answer.raise_for_status()
+        except (httpx.HTTPError, KeyError) as exc:
+            raise ServerError(f"cannot log in to Label Studio at {url}: {exc}") from exc
+    if answer.status_code == 401:
+        raise ServerError(
+            f"Label Studio at {url} refuses the login of {email}. It keeps the password of its first start: "
+            f"set {PASSWORD_VARIABLE} to that one."
+        )
+    return str(answer.json()["token"])
+
+
+class _State:
+    """`servers.json`: ports and process ids, no secret; safe to use from several threads."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._path = home / "servers.json"
+        self._lock = threading.Lock()
+        written = json.loads(self._path.read_text()) if self._path.exists() else []
+        self._servers = {values["name"]: _Server(**values) for values in written}
+
+    def get(self, name: str) -> _Server | None:
+        return self._servers.get(name)
+
+    def set(self, server: _Server) -> _Server:
+        with self._lock:
+            self._servers[server.name] = server
+            temporary = self._path.with_suffix(".part")
+            temporary.write_text(json.dumps([asdict(each) for each in self._servers.values()], indent=2) + "\n")
+            temporary.replace(self._path)
+        return server
+
+    def log(self, name: str) -> Path:
+        return self.home / "logs" / f"{name}.log"
+
+
+def _document_root(server: _Server | None, images_root: Path) -> Path:
+    """The remembered root if it covers the images, as tasks hold paths relative to it; else their parent."""
+    if server and server.document_root and Path(server.document_root) in images_root.parents:
+        return Path(server.document_root)
+    return images_root.parent
+
+
+def _ensure_label_studio(state: _State, document_root: Path, venv: Path, report: Report) -> None:
+    server = state.get("label-studio") or _Server("label-studio", _free_port())
+    if server.document_root != str(document_root):
+        if _stop(state, server.name):
+            report(f"label-studio: stopped, it served images below {server.document_root}")
+        server = state.set(replace(server, pid=None, created=None, document_root=str(document_root)))
+    if not _is_alive(server):
+        _install_label_studio(venv, report)
+    _ensure(state, server.name, partial(_label_studio, venv=venv), report)
+
+
+def _ensure(state: _State, name: str, plan: Plan, report: Report) -> None:
+    server = state.get(name) or _Server(name, _free_port())
+    if not _is_alive(server):
+        _stop(state, name)  # what a server that died has left behind
+        server = _start(state, server, plan, report)
+    _wait(state, server, report)
+
+
+def _start(state: _State, server: _Server, plan: Plan, report: Report) -> _Server:
+    port = server.port if _is_free(server.port) else _free_port()
+    server = state.set(replace(server, port=port))
+    folder, log = state.home / server.name, state.log(server.name)
+    report(f"{server.name}: starting, log in {log}")
+    folder.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command, environment = plan(server, folder)
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=_inherited_environment() | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    child.returncode = 0  # it outlives us on purpose; Popen would warn
+    return state.set(replace(server, pid=child.pid, created=psutil.Process(child.pid).create_time()))
+
+
+def _label_studio(server: _Server, folder: Path, *, venv: Path) -> tuple[list[str], dict[str, str]]:
+    program = [str(venv / "bin" / "label-studio"), "start", "--no-browser", "--enable-legacy-api-token"]
+    return [*program, "--internal-host", "127.0.0.1", "--port", str(server.port)], {
+        "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
+        "LABEL_STUDIO_DJANGO_DB": "sqlite",
+        "LABEL_STUDIO_AZURE_MOUNT_FIX": "true",  # write-ahead log: three times the speed, readers never wait
+        "LABEL_STUDIO_HOST": "",
+        "LABEL_STUDIO_DEBUG": "false",
+        "LABEL_STUDIO_USERNAME": LOGIN_EMAIL,
+        "LABEL_STUDIO_PASSWORD": _password(),
+        "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
+        "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
+        "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(server.document_root),
+        "LABEL_STUDIO_COLLECT_ANALYTICS": "false",
+        "LABEL_STUDIO_LATEST_VERSION_CHECK": "false",
+        "LABEL_STUDIO_SENTRY_DSN": "",
+        "LABEL_STUDIO_FRONTEND_SENTRY_DSN": "",
+    }
+
+
+def _mlflow(server: _Server, folder: Path) -> tuple[list[str], dict[str, str]]:
+    program = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    stores = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    stores += ["--artifacts-destination", str(folder / "artifacts")]
+    return [*program, *stores, "--host", "127.0.0.1", "--port", str(server.port)], {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "DO_NOT_TRACK": "true",
+    }
+
+
+def _prefect(server: _Server, folder: Path) -> tuple[list[str], dict[str, str]]:
+    program = [sys.executable, "-m", "prefect", "server", "start"]
+    return [*program, "--host", "127.0.0.1", "--port", str(server.port)], {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def _inherited_environment() -> dict[str, str]:
+    """The caller's environment without settings for these very programs."""
+    foreign = ("LABEL_STUDIO_", "HEARTEX_", "MLFLOW_", "PREFECT_", "LABELCYCLE_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+
+
+def _servers(state: _State) -> Servers:
+    label_studio, mlflow, prefect = (_known(state, name) for name in HEALTH)
+    return Servers(
+        label_studio_url=label_studio.url,
+        mlflow_url=mlflow.url,
+        prefect_api_url=f"{prefect.url}/api",
+        prefect_ui_url=prefect.url,
+        email=LOGIN_EMAIL,
+        password=_password(),
+    )
+
+
+def _known(state: _State, name: str) -> _Server:
+    server = state.get(name)
+    if server is None:
+        raise ServerError(f"no {name} server was started in {state.home}")
+    return server
+
+
+def _password() -> str:
+    return os.environ.get(PASSWORD_VARIABLE) or DEFAULT_PASSWORD
+
+
+def _install_label_studio(venv: Path, report: Report) -> None:
+    """Make `venv` hold exactly what the lock file names, unless it was made from that very lock."""
+    digest = hashlib.sha256(LABEL_STUDIO_LOCK.read_bytes()).hexdigest()
+    mark = venv / "label-studio.lock.sha256"
+    venv.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(venv.with_name(f"{venv.name}.lock")):
+        if mark.exists() and mark.read_text() == digest:
+            return
+        report(f"label-studio: installing into {venv}")
+        python = venv / "bin" / "python"
+        if not python.exists():
+            _run_uv("venv", "--quiet", "--python", sys.executable, str(venv))
+        _run_uv("pip", "sync", "--quiet", "--require-hashes", "--python", str(python), str(LABEL_STUDIO_LOCK))
+        mark.write_text(digest)
+
+
+def _run_uv(*arguments: str) -> None:
+    try:
+        done = subprocess.run(["uv", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError as exc:
+        raise ServerError("installing Label Studio needs the program uv (https://docs.astral.sh/uv)") from exc
+    if done.returncode:
+        raise ServerError(f"uv {arguments[0]} failed with {done.returncode}:\n{_tail(done.stderr)}")
+
+
+def _wait(state: _State, server: _Server, report: Report) -> None:
+    began = time.monotonic()
+    while not _answers(server):
+        if not _is_alive(server):
+            raise ServerError(f"{server.name} ended while starting. The last lines of {_log_end(state, server)}")
+        if time.monotonic() - began > START_SECONDS:
+            raise ServerError(
+                f"{server.name} does not answer at {server.url} after {START_SECONDS:.0f} s. "
+                f"The last lines of {_log_end(state, server)}"
+            )
+        time.sleep(0.2)
+    report(f"{server.name}: answers at {server.url}")
+
+
+def _answers(server: _Server) -> bool:
+    try:
+        return httpx.get(server.url + HEALTH[server.name], timeout=5, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _log_end(state: _State, server: _Server) -> str:
+    path = state.log(server.name)
+    return f"{path}:\n{_tail(path.read_text(errors='replace'))}"
+
+
+def _tail(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-LOG_LINES:])
+
+
+def _is_alive(server: _Server) -> bool:
+    return server.pid is not None and _is_process(server.pid, server.created)
+
+
+def _is_process(pid: int, created: float | None) -> bool:
+    """Whether the process runs and is the one of then, not another with a recycled id."""
+    try:
+        found = psutil.Process(pid)
+        same = created is not None and abs(found.create_time() - created) < CLOCK_SECONDS
+        return same and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _stop(state: _State, name: str) -> bool:
+    server = state.get(name)
+    if server is None or server.pid is None:
+        return False
+    members = _members(server.pid, server.created)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for member in members:
+            with suppress(psutil.NoSuchProcess):
+                member.send_signal(number)
+        _, members = psutil.wait_procs(members, timeout=STOP_SECONDS)
+    state.set(replace(server, pid=None, created=None))
+    return True
+
+
+def _members(leader: int, created: float | None) -> list[psutil.Process]:
+    """Everything in the server's session, which it began; nothing when its id belongs to another process now.
+
+    A system gives a process id away again only when it names no session any more.
+    """
+    if psutil.pid_exists(leader) and not _is_process(leader, created):
+        return []
+    return [each for each in psutil.process_iter() if _session(each.pid) == leader]
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

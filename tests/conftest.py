@@ -1,0 +1,137 @@
+"""Real servers for the tests that need them, started once for the whole run and stopped at its end."""
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy.servers import Servers, down, personal_token, up
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see flows.local
+LABEL_STUDIO_VENV = Path(__file__).parent.parent / ".labelcycle" / "label-studio-venv"
+
+
+def pytest_configure(config):
+    # label-studio-sdk 2.1 when it refreshes a personal access token
+    config.addinivalue_line("filterwarnings", "ignore:The `parse_obj` method is deprecated")
+
+
+@dataclass(frozen=True)
+class ProjectSpace:
+    """A project title that nobody has used yet, and a folder of images that Label Studio can show."""
+
+    url: str
+    token: str = field(repr=False)
+    project: str
+    images_root: Path
+    uris: tuple[str, ...]
+
+
+@pytest.fixture(scope="session")
+def servers_home(tmp_path_factory) -> Path:
+    """A new folder, or the one that LABELCYCLE_TEST_HOME names: its servers stay up for the next run."""
+    return Path(os.environ.get("LABELCYCLE_TEST_HOME") or tmp_path_factory.mktemp("servers"))
+
+
+@pytest.fixture(scope="session")
+def images_root(servers_home) -> Path:
+    """The folder whose images the servers' Label Studio can show."""
+    root = servers_home / "pool" / "images"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def servers(servers_home, images_root) -> Iterator[Servers]:
+    """Label Studio, MLflow and Prefect."""
+    try:
+        yield up(servers_home, images_root=images_root, label_studio_venv=LABEL_STUDIO_VENV)
+    finally:
+        if "LABELCYCLE_TEST_HOME" not in os.environ:
+            down(servers_home)
+
+
+@pytest.fixture(scope="session")
+def label_studio_token(servers) -> str:
+    """A token of the one person that the local Label Studio knows."""
+    return personal_token(servers.label_studio_url, servers.email, servers.password)
+
+
+@pytest.fixture
+def space(servers, label_studio_token, images_root) -> ProjectSpace:
+    """A fresh project title and six images of one colour each."""
+    name = uuid.uuid4().hex[:12]
+    folder = images_root / name
+    folder.mkdir()
+    colours = np.random.default_rng(0).integers(0, 256, size=(6, 3), dtype=np.uint8)
+    paths = [folder / f"image {position}.png" for position in range(len(colours))]
+    for path, colour in zip(paths, colours, strict=True):
+        Image.fromarray(np.broadcast_to(colour, (16, 16, 3)).copy()).save(path)
+    return ProjectSpace(
+        url=servers.label_studio_url,
+        token=label_studio_token,
+        project=f"test {name}",
+        images_root=folder,
+        uris=tuple(str(path) for path in paths),
+    )
+
+
+@contextmanager
+def relay_to(target: str, misbehave) -> Iterator[str]:
+    """An HTTP relay in front of Label Studio; `misbehave(handler, body)` returns whether it dealt with a request."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_one(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if misbehave(self, body):
+                return
+            answer = self.forward(body)
+            self.answer(answer.status_code, answer.content)
+
+        do_GET = do_POST = do_PATCH = do_DELETE = handle_one  # noqa: N815
+
+        def forward(self, body):
+            passed = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")}
+            return httpx.request(self.command, target + self.path, content=body, headers=passed, timeout=60)
+
+        def answer(self, status, content):
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def hang_up(self):
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def relay():
+    """Makes HTTP relays that misbehave: see `relay_to`."""
+    return relay_to

@@ -1,0 +1,795 @@
+"""Label Studio's connector against a real Label Studio."""
+
+import json
+import socket
+import threading
+import traceback
+import uuid
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from connectors import label_studio
+from connectors.annotation import (
+    AnnotationToolError,
+    AnnotationToolUnavailable,
+    AuthenticationFailed,
+    ProjectMismatch,
+    PushMismatch,
+    Task,
+)
+from connectors.label_studio import LabelStudio
+from connectors.label_studio_format import labelling_page
+from connectors.simulated import SimulatedAnnotator
+from pipeline.types import Region
+
+CLASSES = ("cat", "dog", "fox")
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(label_studio, "_FIRST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(label_studio, "_LONGEST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(label_studio, "_SETTLE_SECONDS", 1.0)
+
+
+@pytest.fixture
+def tool(space):
+    return connect(space)
+
+
+@pytest.fixture
+def prepared(tool):
+    tool.prepare()
+    return tool
+
+
+@pytest.fixture
+def api(servers, label_studio_token) -> Iterator[httpx.Client]:
+    """Label Studio's HTTP API: what a person does in the browser, or another program."""
+    headers = {"Authorization": f"Token {label_studio_token}"}
+    with httpx.Client(base_url=servers.label_studio_url, headers=headers, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def access_token(servers) -> str:
+    """A personal access token, made as the account page makes it."""
+    with httpx.Client(base_url=servers.label_studio_url, timeout=60) as client:
+        client.get("/user/login/").raise_for_status()
+        form = {"email": servers.email, "password": servers.password}
+        client.post("/user/login/", data=form | {"csrfmiddlewaretoken": client.cookies["csrftoken"]})
+        headers = {"X-CSRFToken": client.cookies["csrftoken"]}
+        for former in client.get("/api/token/").json():
+            client.post("/api/token/blacklist/", json={"refresh": former["token"]}, headers=headers)
+        return client.post("/api/token/", headers=headers).raise_for_status().json()["token"]
+
+
+def connect(space, **changes) -> LabelStudio:
+    settings = {
+        "url": space.url,
+        "token": space.token,
+        "project": space.project,
+        "classes": CLASSES,
+        "images_root": space.images_root,
+    }
+    return LabelStudio(**(settings | changes))
+
+
+def batch(space, n=4, *, round_number=1, guess="cat", **changes) -> list[Task]:
+    """`n` tasks of a round, most wanted first; every item of round r is named "r.position"."""
+    return [
+        Task(
+            item_id=f"{round_number}.{rank}",
+            uri=space.uris[rank % len(space.uris)],
+            round_number=round_number,
+            rank=rank,
+            guess=Region("image", guess, score=0.5) if guess else None,
+            **changes,
+        )
+        for rank in range(n)
+    ]
+
+
+def push(tool, tasks, *, model_version="m"):
+    return tool.push(tasks, round_number=tasks[0].round_number, model_version=model_version)
+
+
+def project_of(api, space) -> dict:
+    found = api.get("/api/projects", params={"title": space.project}).json()["results"]
+    return next(project for project in found if project["title"] == space.project)
+
+
+def tasks_of(api, space) -> list[dict]:
+    project = project_of(api, space)
+    return api.get("/api/tasks", params={"project": project["id"], "fields": "all", "page_size": 1000}).json()["tasks"]
+
+
+def choice(*labels, **changes) -> dict:
+    return {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [*labels]}} | changes
+
+
+def annotate(api, task_id, *result, **fields) -> int:
+    body = {"result": [*result], "lead_time": 2.5} | fields
+    return api.post(f"/api/tasks/{task_id}/annotations/", json=body).raise_for_status().json()["id"]
+
+
+def annotator(space, answers, **options) -> SimulatedAnnotator:
+    return SimulatedAnnotator(url=space.url, token=space.token, project=space.project, answers=answers, **options)
+
+
+def served(space, *batches, n=None) -> list[str]:
+    """The item ids in the order in which a person gets them."""
+    answers = {task.item_id: "cat" for tasks in batches for task in tasks}
+    return list(annotator(space, answers).label(n).item_ids)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class TestPrepare:
+    def test_makes_a_project_that_asks_for_one_class_of_each_image(self, tool, api, space):
+        address = tool.prepare()
+        project = project_of(api, space)
+        assert address == f"{space.url}/projects/{project['id']}/data"
+        assert project["parsed_label_config"]["label"]["type"] == "Choices"
+        assert project["parsed_label_config"]["label"]["labels"] == list(CLASSES)
+        assert project["sampling"] == "Uncertainty sampling"
+        assert project["skip_queue"] == "IGNORE_SKIPPED"
+        assert project["maximum_annotations"] == 1
+        assert project["show_collab_predictions"]
+        assert project["show_instruction"]
+        assert "Skip" in project["expert_instruction"]
+
+    def test_adopts_its_project_again_and_again(self, space, api):
+        addresses = {connect(space).prepare() for _ in range(3)}
+        project = project_of(api, space)
+        assert len(addresses) == 1
+        assert len(api.get("/api/storages/localfiles", params={"project": project["id"]}).json()) == 1
+
+    def test_sets_back_what_the_order_of_tasks_depends_on_and_leaves_the_rest(self, prepared, api, space):
+        project = project_of(api, space)
+        by_hand = {"sampling": "Sequential sampling", "maximum_annotations": 2, "description": "by hand"}
+        api.patch(f"/api/projects/{project['id']}/", json=by_hand).raise_for_status()
+        prepared.prepare()
+        project = project_of(api, space)
+        assert (project["sampling"], project["maximum_annotations"]) == ("Uncertainty sampling", 1)
+        assert project["description"] == "by hand"
+
+    def test_refuses_a_project_of_other_classes_and_names_both(self, prepared, space):
+        with pytest.raises(ProjectMismatch, match="classes cat, dog, fox where cat, owl are wanted"):
+            connect(space, classes=("cat", "owl")).prepare()
+
+    @pytest.mark.parametrize(
+        ("page", "difference"),
+        [
+            (
+                '<View><Image name="image" value="$image"/><RectangleLabels name="box" toName="image">'
+                '<Label value="cat"/></RectangleLabels></View>',
+                r"asks for box \(RectangleLabels\) where label \(Choices\) is wanted",
+            ),
+            (
+                '<View><Text name="image" value="$image"/><Choices name="label" toName="image">'
+                '<Choice value="cat"/><Choice value="dog"/><Choice value="fox"/></Choices></View>',
+                r"shows \[\('Text', 'image'\)\]",
+            ),
+            (
+                labelling_page(CLASSES).replace('choice="single-radio"', 'choice="multiple"'),
+                "several classes where one is wanted",
+            ),
+            ("<View></View>", "asks for nothing"),
+        ],
+    )
+    def test_refuses_a_project_of_another_kind(self, tool, api, space, page, difference):
+        api.post("/api/projects", json={"title": space.project, "label_config": page}).raise_for_status()
+        with pytest.raises(ProjectMismatch, match=difference):
+            tool.prepare()
+
+    def test_refuses_two_projects_of_one_title(self, tool, api, space):
+        for _ in range(2):
+            api.post("/api/projects", json={"title": space.project}).raise_for_status()
+        with pytest.raises(ProjectMismatch, match="2 projects"):
+            tool.prepare()
+
+    def test_is_not_misled_by_a_longer_title(self, tool, api, space):
+        api.post("/api/projects", json={"title": f"{space.project} old"}).raise_for_status()
+        tool.prepare()
+        assert project_of(api, space)["title"] == space.project
+
+    @pytest.mark.parametrize("title", ["ab", "x" * 51, " padded "])
+    def test_refuses_a_title_that_label_studio_would_refuse(self, space, title):
+        with pytest.raises(ValueError, match="3 to 50 characters"):
+            connect(space, project=title)
+
+    @pytest.mark.parametrize("length", [3, 50])
+    def test_takes_the_shortest_and_the_longest_title(self, space, length):
+        title = (uuid.uuid4().hex * 2)[:length]
+        assert connect(space, project=title).prepare()
+
+    @pytest.mark.parametrize("classes", [("cat",), ("cat", "cat"), ("cat", ""), ("cat", "big  dog"), ("cat", " dog")])
+    def test_refuses_classes_that_cannot_be_told_apart(self, space, classes):
+        with pytest.raises(ValueError, match="class"):
+            connect(space, classes=classes)
+
+    def test_says_how_to_start_a_server_that_serves_other_folders(self, space, tmp_path):
+        with pytest.raises(AnnotationToolError, match=f"LOCAL_FILES_DOCUMENT_ROOT={tmp_path.parent}"):
+            connect(space, images_root=tmp_path).prepare()
+
+    def test_pushing_without_a_project_says_so(self, tool, space):
+        with pytest.raises(AnnotationToolError, match=r"has no project .*; prepare it first"):
+            push(tool, batch(space))
+
+
+class TestPush:
+    def test_pushing_twice_makes_each_task_once(self, prepared, api, space):
+        tasks = batch(space)
+        first = push(prepared, tasks)
+        assert push(connect(space), tasks) == first
+        assert {task["data"]["item_id"]: task["id"] for task in tasks_of(api, space)} == first
+        assert list(first) == ["1.0", "1.1", "1.2", "1.3"]
+
+    def test_adds_what_is_missing_and_leaves_what_is_there(self, prepared, api, space):
+        first = push(prepared, batch(space))
+        annotate(api, first["1.0"], choice("cat"))
+        api.delete(f"/api/tasks/{first['1.2']}/").raise_for_status()
+        second = push(prepared, batch(space))
+        assert [item for item in first if first[item] != second[item]] == ["1.2"]
+        assert len(prepared.pull(round_numbers=[1]).answers) == 1
+
+    def test_the_same_image_can_be_asked_for_in_another_round(self, prepared, space):
+        task = batch(space, 1)[0]
+        again = Task(item_id=task.item_id, uri=task.uri, round_number=2, rank=0)
+        assert push(prepared, [task]) != push(prepared, [again])
+        assert push(prepared, [task]).keys() == push(prepared, [again]).keys()
+
+    def test_an_import_whose_answer_is_lost_is_not_sent_again(self, prepared, api, space, monkeypatch, relay):
+        monkeypatch.setattr(label_studio, "_SETTLE_SECONDS", 30.0)
+        imports = []
+
+        def lose_the_answer(handler, body):
+            if "/import" not in handler.path:
+                return False
+            imports.append(threading.Thread(target=handler.forward, args=(body,)))
+            imports[-1].start()
+            handler.hang_up()
+            return True
+
+        tasks = batch(space, 60)
+        with relay(space.url, lose_the_answer) as url:
+            task_ids = push(connect(space, url=url), tasks)
+        for thread in imports:
+            thread.join()
+        assert len(imports) == 1
+        assert sorted(task["id"] for task in tasks_of(api, space)) == sorted(task_ids.values())
+        assert len(task_ids) == 60
+
+    def test_an_import_that_is_cut_off_is_sent_again(self, prepared, api, space, relay):
+        cut = []
+
+        def cut_the_first(handler, body):
+            if "/import" not in handler.path or cut:
+                return False
+            cut.append(handler.path)
+            with socket.create_connection(space.url.removeprefix("http://").split(":")) as server:
+                head = f"POST {handler.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+                head += f"Content-Type: application/json\r\nAuthorization: {handler.headers['Authorization']}\r\n\r\n"
+                server.sendall(head.encode() + body[: len(body) // 2])
+            handler.hang_up()
+            return True
+
+        with relay(space.url, cut_the_first) as url:
+            task_ids = push(connect(space, url=url), batch(space))
+        assert len(cut) == 1
+        assert sorted(task["id"] for task in tasks_of(api, space)) == sorted(task_ids.values())
+
+    def test_an_import_that_outlasts_our_patience_is_not_sent_again(self, prepared, api, space, monkeypatch, relay):
+        imports = []
+
+        def answer_late(handler, body):
+            if "/import" not in handler.path:
+                return False
+            imports.append(handler.forward(body))
+            threading.Event().wait(1.5)
+            handler.hang_up()
+            return True
+
+        monkeypatch.setattr(label_studio, "_SETTLE_SECONDS", 30.0)
+        monkeypatch.setattr(label_studio, "_TIMEOUT_SECONDS", 1.0)
+        with relay(space.url, answer_late) as url:
+            task_ids = push(connect(space, url=url), batch(space))
+        assert len(imports) == 1
+        assert len(tasks_of(api, space)) == len(task_ids) == 4
+
+    def test_removes_copies_and_keeps_the_answered_one(self, prepared, api, space):
+        first = push(prepared, batch(space))
+        project = project_of(api, space)
+        copies = [{"data": task["data"]} for task in tasks_of(api, space)]
+        again = api.post(f"/api/projects/{project['id']}/import?return_task_ids=true", json=copies).json()["task_ids"]
+        annotate(api, again[1], choice("dog"))
+        second = push(prepared, batch(space))
+        assert second == first | {"1.1": again[1]}
+        assert sorted(task["id"] for task in tasks_of(api, space)) == sorted(second.values())
+
+    def test_refuses_two_answered_copies_and_deletes_neither(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        data = {task["data"]["item_id"]: task["data"] for task in tasks_of(api, space)}
+        project = project_of(api, space)
+        path = f"/api/projects/{project['id']}/import?return_task_ids=true"
+        copy = api.post(path, json=[{"data": data["1.0"]}]).json()["task_ids"][0]
+        for task_id in (task_ids["1.0"], copy):
+            annotate(api, task_id, choice("dog"))
+        with pytest.raises(PushMismatch, match=r"1 answered in several tasks, such as 1\.0"):
+            push(prepared, batch(space))
+        assert len(tasks_of(api, space)) == 5
+
+    def test_refuses_a_round_that_holds_what_was_not_pushed(self, prepared, space):
+        push(prepared, batch(space, 4))
+        with pytest.raises(PushMismatch, match=r"pushed 3 tasks, the server holds 4; 1 unknown, such as 1\.3"):
+            push(prepared, batch(space, 3))
+
+    def test_an_empty_batch_asks_for_nothing(self, prepared, api, space):
+        assert prepared.push([], round_number=1, model_version="m") == {}
+        assert tasks_of(api, space) == []
+
+    def test_imports_in_chunks(self, prepared, api, space, monkeypatch):
+        monkeypatch.setattr(label_studio, "_CHUNK", 3)
+        assert len(push(prepared, batch(space, 7))) == len(tasks_of(api, space)) == 7
+
+    def test_tasks_show_the_guess_and_the_reasons(self, prepared, api, space):
+        columns = {"reason": "unsure <b>", "uncertainty": 0.693147, "confused_classes": "cat, dog"}
+        push(prepared, batch(space, 1, columns=columns))
+        (task,) = tasks_of(api, space)
+        assert task["data"]["reasons"] == "reason: unsure <b>; uncertainty: 0.693; confused classes: cat, dog"
+        assert task["data"]["uncertainty"] == 0.693147
+        assert task["data"]["round_number"] == 1
+        (prediction,) = task["predictions"]
+        assert prediction["result"] == [choice("cat", score=0.5)]
+
+    def test_each_round_has_a_model_version_of_its_own(self, prepared, api, space):
+        for round_number in (1, 2):
+            push(prepared, batch(space, round_number=round_number), model_version="same")
+            assert project_of(api, space)["model_version"] == f"round {round_number}: same"
+        versions = {(task["data"]["round_number"], task["predictions_model_versions"]) for task in tasks_of(api, space)}
+        assert versions == {(1, "round 1: same"), (2, "round 2: same")}
+
+    @pytest.mark.parametrize(
+        ("change", "complaint"),
+        [
+            ({"item_id": "1.1"}, "item 1.1 is in the batch twice"),
+            ({"round_number": 2}, "belongs to round 2, not 1"),
+            ({"rank": -1}, "rank counts from 0"),
+            ({"guess": Region("image", "owl")}, "one of cat, dog, fox .* got 'owl'"),
+            ({"guess": Region("box", "cat", (0.0, 0.0, 1.0, 1.0))}, "for the whole image"),
+            ({"columns": {"image": "x"}}, "'image' is taken"),
+            ({"columns": {"uncertainty": float("nan")}}, "not a finite number"),
+        ],
+    )
+    def test_refuses_a_batch_that_label_studio_would_swallow(self, prepared, api, space, change, complaint):
+        fields = {"item_id": "1.0", "uri": space.uris[0], "round_number": 1, "rank": 0}
+        tasks = [*batch(space)[1:], Task(**(fields | change))]
+        with pytest.raises(ValueError, match=complaint):
+            prepared.push(tasks, round_number=1, model_version="m")
+        assert tasks_of(api, space) == []
+
+
+class TestOrder:
+    @pytest.mark.parametrize("guess", ["cat", None])
+    def test_the_most_wanted_comes_first(self, prepared, space, guess):
+        tasks = batch(space, 6, guess=guess)
+        push(prepared, [tasks[position] for position in (5, 0, 2, 1, 4, 3)])
+        assert served(space, tasks) == [task.item_id for task in tasks]
+
+    def test_tasks_with_and_without_a_guess_share_one_order(self, prepared, space):
+        with_guess, without = batch(space), batch(space, guess=None)
+        tasks = [pair[position % 2] for position, pair in enumerate(zip(with_guess, without, strict=True))]
+        push(prepared, tasks)
+        assert served(space, tasks) == [task.item_id for task in tasks]
+
+    def test_a_new_round_comes_before_what_is_left_of_the_old(self, prepared, space):
+        old, new = batch(space, 5), batch(space, 4, round_number=2)
+        push(prepared, old)
+        assert served(space, old, n=2) == ["1.0", "1.1"]
+        push(prepared, new)
+        order = served(space, old, new)
+        assert order[:4] == ["2.0", "2.1", "2.2", "2.3"]
+        assert sorted(order[4:]) == ["1.2", "1.3", "1.4"]
+
+
+class TestImages:
+    def test_a_local_image_is_served(self, prepared, api, space):
+        odd = space.images_root / "so & so" / "5% #1 +é?.png"
+        odd.parent.mkdir()
+        odd.write_bytes(b"\x89PNG odd")
+        tasks = [
+            Task(item_id=str(rank), uri=uri, round_number=1, rank=rank)
+            for rank, uri in enumerate([space.uris[0], str(odd), odd.as_uri()])
+        ]
+        push(prepared, tasks)
+        addresses = {task["data"]["item_id"]: task["data"]["image"] for task in tasks_of(api, space)}
+        with open(space.uris[0], "rb") as file:  # noqa: PTH123
+            assert api.get(addresses["0"]).content == file.read()
+        assert api.get(addresses["1"]).content == api.get(addresses["2"]).content == b"\x89PNG odd"
+
+    def test_a_stranger_is_not_shown_the_image(self, prepared, api, space):
+        push(prepared, batch(space, 1))
+        address = tasks_of(api, space)[0]["data"]["image"]
+        assert httpx.get(space.url + address).status_code in (401, 403)
+
+    def test_a_link_to_an_image_elsewhere_is_served(self, prepared, api, space, tmp_path):
+        (tmp_path / "stored.png").write_bytes(b"\x89PNG stored")
+        link = space.images_root / "link.png"
+        link.symlink_to(tmp_path / "stored.png")
+        push(prepared, [Task(item_id="a", uri=str(link), round_number=1, rank=0)])
+        assert api.get(tasks_of(api, space)[0]["data"]["image"]).content == b"\x89PNG stored"
+
+    def test_remote_addresses_stay_as_they_are(self, space, api):
+        tool = connect(space, images_root=None)
+        tool.prepare()
+        uris = ["https://images.example/a b.png?x=1", "s3://bucket/a.png"]
+        push(tool, [Task(item_id=uri, uri=uri, round_number=1, rank=rank) for rank, uri in enumerate(uris)])
+        response = api.get("/api/tasks", params={"project": project_of(api, space)["id"], "resolve_uri": False})
+        assert [task["data"]["image"] for task in response.json()["tasks"]] == uris
+
+    def test_refuses_an_image_that_it_could_not_show(self, prepared, space, tmp_path):
+        outside = tmp_path / "outside.png"
+        outside.touch()
+        for uri, complaint in (
+            (str(outside), "not in images_root"),
+            (str(space.images_root / ".." / "x.png"), "not in images_root"),
+            (str(space.images_root / "gone.png"), "not there any more"),
+        ):
+            with pytest.raises(AnnotationToolError, match=complaint):
+                push(prepared, [Task(item_id="a", uri=uri, round_number=1, rank=0)])
+
+    def test_local_images_need_a_folder(self, space):
+        tool = connect(space, images_root=None)
+        tool.prepare()
+        with pytest.raises(AnnotationToolError, match="need images_root"):
+            push(tool, batch(space))
+
+
+class TestAnswers:
+    def test_a_label_comes_with_its_person_its_time_and_its_duration(self, prepared, api, space, servers):
+        task_ids = push(prepared, batch(space))
+        answer_id = annotate(api, task_ids["1.2"], choice("dog"))
+        pulled = prepared.pull(round_numbers=[1])
+        (answer,) = pulled.answers
+        assert (answer.item_id, answer.task_id, answer.answer_id) == ("1.2", task_ids["1.2"], answer_id)
+        assert (answer.outcome, answer.annotator, answer.seconds) == ("labelled", servers.email, 2.5)
+        assert answer.annotation.regions == (Region("image", "dog"),)
+        assert answer.updated_at == api.get(f"/api/annotations/{answer_id}/").json()["updated_at"]
+        assert pulled.task_ids == task_ids
+
+    def test_predictions_are_not_answers(self, prepared, space):
+        push(prepared, batch(space))
+        assert prepared.pull(round_numbers=[1]).answers == []
+
+    def test_classes_with_markup_and_foreign_letters_come_back_as_they_are(self, space):
+        classes = ('<b>"R&D"</b>', "l'épée > 'x'", "猫 cat", "a,b;c", "$image")
+        tool = connect(space, classes=classes)
+        tool.prepare()
+        tool.prepare()
+        tasks = batch(space, len(classes), guess=classes[0])
+        push(tool, tasks)
+        answers = {task.item_id: label for task, label in zip(tasks, classes, strict=True)}
+        annotator(space, answers).label()
+        pulled = tool.pull(round_numbers=[1]).answers
+        assert {answer.item_id: answer.annotation.regions[0].label for answer in pulled} == answers
+
+    def test_more_classes_than_keys(self, space):
+        classes = tuple(f"class {number}" for number in range(60))
+        tool = connect(space, classes=classes)
+        tool.prepare()
+        push(tool, batch(space, 1, guess="class 59"))
+        assert served_labels(space, tool, {"1.0": "class 59"}) == {"1.0": "class 59"}
+
+    @pytest.mark.parametrize(
+        ("result", "outcome", "message"),
+        [
+            ([], "empty", ""),
+            ([choice()], "empty", ""),
+            ([choice("owl")], "invalid", "'owl' is not a class of this campaign"),
+            ([choice("cat", "dog")], "invalid", "wanted one class, got cat, dog"),
+            ([choice("cat"), choice("dog")], "invalid", "wanted one class, got cat, dog"),
+            ([choice("cat", type="rating")], "invalid", "wanted label of type choices, got label of type rating"),
+            ([choice("cat", from_name="mood")], "invalid", "wanted label of type choices, got mood of type choices"),
+        ],
+    )
+    def test_tells_what_cannot_be_used_and_why(self, prepared, api, space, result, outcome, message):
+        task_ids = push(prepared, batch(space, 1))
+        annotate(api, task_ids["1.0"], *result)
+        (answer,) = prepared.pull(round_numbers=[1]).answers
+        assert (answer.outcome, answer.message, answer.annotation) == (outcome, message, None)
+
+    def test_a_skip_by_the_one_annotator_ends_the_task(self, prepared, space):
+        tasks = batch(space)
+        push(prepared, tasks)
+        someone = annotator(space, {task.item_id: "cat" for task in tasks}, skip_rate=1.0)
+        assert someone.label().n_skipped == 4
+        assert someone.label().item_ids == ()
+        progress = prepared.progress(round_number=1)
+        assert (progress.n_tasks, progress.n_labelled, progress.n_set_aside) == (4, 0, 4)
+        assert {answer.outcome for answer in prepared.pull(round_numbers=[1]).answers} == {"skipped"}
+
+    def test_a_skip_that_carries_a_choice_is_still_a_skip(self, prepared, api, space):
+        task_ids = push(prepared, batch(space, 1))
+        annotate(api, task_ids["1.0"], choice("cat"), was_cancelled=True)
+        assert [answer.outcome for answer in prepared.pull(round_numbers=[1]).answers] == ["skipped"]
+
+    def test_drafts_are_counted_and_are_not_answers(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        draft = {"result": [choice("cat")], "lead_time": 1}
+        api.post(f"/api/tasks/{task_ids['1.0']}/drafts", json=draft).raise_for_status()
+        pulled = prepared.pull(round_numbers=[1])
+        assert (pulled.n_drafts, list(pulled.answers)) == (1, [])
+        assert prepared.progress(round_number=1).n_labelled == 0
+
+    def test_an_answer_that_is_changed_later_comes_changed_and_later(self, prepared, api, space):
+        task_ids = push(prepared, batch(space, 1))
+        answer_id = annotate(api, task_ids["1.0"], choice("cat"))
+        (before,) = prepared.pull(round_numbers=[1]).answers
+        api.patch(f"/api/annotations/{answer_id}/", json={"result": [choice("dog")]}).raise_for_status()
+        (after,) = prepared.pull(round_numbers=[1]).answers
+        assert (before.answer_id, after.answer_id) == (answer_id, answer_id)
+        assert after.annotation.regions == (Region("image", "dog"),)
+        assert after.updated_at > before.updated_at
+
+    def test_a_deleted_answer_is_gone_and_its_task_is_open_again(self, prepared, api, space):
+        task_ids = push(prepared, batch(space, 1))
+        answer_id = annotate(api, task_ids["1.0"], choice("cat"))
+        api.delete(f"/api/annotations/{answer_id}/").raise_for_status()
+        pulled = prepared.pull(round_numbers=[1])
+        assert (list(pulled.answers), pulled.task_ids) == ([], task_ids)
+        assert prepared.progress(round_number=1).n_labelled == 0
+
+    def test_a_deleted_task_is_gone(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        api.delete(f"/api/tasks/{task_ids['1.1']}/").raise_for_status()
+        assert sorted(prepared.pull(round_numbers=[1]).task_ids) == ["1.0", "1.2", "1.3"]
+        assert prepared.progress(round_number=1).n_tasks == 3
+
+    def test_every_answer_of_a_task_comes(self, prepared, api, space):
+        task_ids = push(prepared, batch(space, 1))
+        answer_ids = [
+            annotate(api, task_ids["1.0"], choice("cat")),
+            annotate(api, task_ids["1.0"], choice("dog")),
+            annotate(api, task_ids["1.0"], was_cancelled=True),
+        ]
+        answers = prepared.pull(round_numbers=[1]).answers
+        assert sorted(answer.answer_id for answer in answers) == answer_ids
+        assert sorted(answer.outcome for answer in answers) == ["labelled", "labelled", "skipped"]
+        progress = prepared.progress(round_number=1)
+        assert (progress.n_tasks, progress.n_labelled, progress.n_set_aside) == (1, 1, 0)
+
+    def test_only_the_asked_rounds_are_read(self, prepared, api, space):
+        for round_number in (1, 2, 12):
+            task_ids = push(prepared, batch(space, 2, round_number=round_number))
+            annotate(api, task_ids[f"{round_number}.0"], choice("cat"))
+        assert {answer.round_number for answer in prepared.pull(round_numbers=[1, 12]).answers} == {1, 12}
+        assert sorted(prepared.pull(round_numbers=[2]).task_ids) == ["2.0", "2.1"]
+        assert prepared.pull(round_numbers=[]).answers == []
+        assert prepared.progress(round_number=1).n_tasks == 2
+
+    def test_tasks_that_somebody_adds_by_hand_do_not_disturb(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        project = project_of(api, space)
+        by_hand = [{"data": {"image": "x", "reasons": ""}}, {"data": {"image": "x", "reasons": "", "round_number": 1}}]
+        api.post(f"/api/projects/{project['id']}/import", json=by_hand).raise_for_status()
+        assert prepared.pull(round_numbers=[1]).task_ids == task_ids
+
+    def test_reads_page_after_page(self, prepared, space, monkeypatch):
+        monkeypatch.setattr(label_studio, "_PAGE", 2)
+        tasks = batch(space, 6)
+        task_ids = push(prepared, tasks)
+        assert len(served(space, tasks)) == 6
+        pulled = prepared.pull(round_numbers=[1])
+        assert pulled.task_ids == task_ids
+        assert sorted(answer.item_id for answer in pulled.answers) == sorted(task_ids)
+
+    def test_reads_all_from_a_server_that_gives_shorter_pages_than_asked_for(self, prepared, space, relay):
+        def shorten(handler, body):
+            handler.path = handler.path.replace(f"page_size={label_studio._PAGE}", "page_size=2")
+            return False
+
+        task_ids = push(prepared, batch(space, 5))
+        with relay(space.url, shorten) as url:
+            assert connect(space, url=url).pull(round_numbers=[1]).task_ids == task_ids
+
+    def test_counts_follow_the_annotators(self, prepared, space):
+        tasks = batch(space, 6)
+        push(prepared, tasks)
+        answers = {task.item_id: "cat" for task in tasks}
+        annotator(space, answers).label(2)
+        annotator(space, answers, skip_rate=1.0).label(1)
+        progress = prepared.progress(round_number=1)
+        assert (progress.n_tasks, progress.n_labelled, progress.n_set_aside) == (6, 2, 1)
+
+
+class TestSimulatedAnnotator:
+    def test_errs_and_skips_as_often_as_told_and_the_same_way_again(self, prepared, space):
+        batches = [batch(space, 12, round_number=round_number) for round_number in (1, 2)]
+        done = []
+        for tasks in batches:
+            push(prepared, tasks)
+            answers = {task.item_id: "dog" for task in tasks}
+            done.append(annotator(space, answers, error_rate=0.3, skip_rate=0.2, seed=4).label())
+        assert [(work.n_labelled, work.n_wrong, work.n_skipped) for work in done] == [(9, 4, 3)] * 2
+        labels = [
+            answer.annotation.regions[0].label
+            for answer in prepared.pull(round_numbers=[1]).answers
+            if answer.annotation
+        ]
+        assert sum(label != "dog" for label in labels) == done[0].n_wrong
+
+    def test_tells_how_far_it_is(self, prepared, space):
+        tasks = batch(space, 3)
+        push(prepared, tasks)
+        told = []
+        someone = annotator(space, {task.item_id: "dog" for task in tasks})
+        someone.label(3, progress=lambda done, n: told.append((done, n)))
+        assert told == [(1, 3), (2, 3), (3, 3)]
+
+    def test_works_with_a_personal_access_token(self, prepared, space, access_token):
+        tasks = batch(space, 2)
+        push(prepared, tasks)
+        answers = {task.item_id: "dog" for task in tasks}
+        someone = SimulatedAnnotator(url=space.url, token=access_token, project=space.project, answers=answers)
+        assert someone.label().n_labelled == 2
+
+    def test_says_that_it_does_not_know_an_answer(self, prepared, space):
+        push(prepared, batch(space, 1))
+        with pytest.raises(AnnotationToolError, match=r"item 1\.0, whose label is not known"):
+            annotator(space, {}).label()
+
+    def test_a_wrong_token_is_refused_and_not_told(self, space):
+        with pytest.raises(AuthenticationFailed) as caught:
+            SimulatedAnnotator(url=space.url, token="f" * 40, project=space.project, answers={}).label()
+        assert "f" * 40 not in whole_text(caught.value)
+
+
+class TestFailures:
+    def test_a_personal_access_token_works(self, space, access_token):
+        tool = connect(space, token=access_token)
+        tool.prepare()
+        assert len(push(tool, batch(space))) == 4
+        assert tool.progress(round_number=1).n_tasks == 4
+
+    @pytest.mark.parametrize("token", ["", "  \n"])
+    def test_no_token_names_the_variable(self, space, token):
+        with pytest.raises(AuthenticationFailed, match="LABEL_STUDIO_API_KEY"):
+            connect(space, token=token)
+
+    @pytest.mark.parametrize("token", ["secret\nwith-newline", "geheim-schlüssel-ü"])
+    def test_a_garbled_token_is_refused_and_not_told(self, space, token):
+        with pytest.raises(AuthenticationFailed) as caught:
+            connect(space, token=token)
+        assert token not in whole_text(caught.value)
+
+    def test_a_wrong_token_is_refused_and_not_told(self, space, access_token):
+        forged = access_token[:-4] + ("AAAA" if not access_token.endswith("AAAA") else "BBBB")
+        for token in ("0123456789abcdef" * 2, forged):
+            with pytest.raises(AuthenticationFailed, match="personal access token") as caught:
+                connect(space, token=token).prepare()
+            assert token not in whole_text(caught.value)
+
+    def test_an_expired_token_is_refused_and_not_told(self, space):
+        expired = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJleHAiOjEsInRva2VuX3R5cGUiOiJyZWZyZXNoIn0.c2lnbmF0dXJl"
+        with pytest.raises(AuthenticationFailed, match="expired") as caught:
+            connect(space, token=expired).prepare()
+        assert expired not in whole_text(caught.value)
+
+    def test_an_old_token_that_the_server_refuses_is_explained(self, space, access_token):
+        with httpx.Client(base_url=space.url) as client:
+            access = client.post("/api/token/refresh/", json={"refresh": access_token}).json()["access"]
+            client.headers["Authorization"] = f"Bearer {access}"
+            both = {"api_tokens_enabled": True, "legacy_api_tokens_enabled": True}
+            client.post("/api/jwt/settings", json=both | {"legacy_api_tokens_enabled": False}).raise_for_status()
+            try:
+                with pytest.raises(
+                    AuthenticationFailed, match=r"legacy token .* disabled.* personal access token"
+                ) as caught:
+                    connect(space).prepare()
+            finally:
+                client.post("/api/jwt/settings", json=both).raise_for_status()
+        assert space.token not in whole_text(caught.value)
+
+    def test_a_server_that_is_not_there_is_named(self, space):
+        url = f"http://127.0.0.1:{free_port()}"
+        with pytest.raises(AnnotationToolUnavailable, match=url) as caught:
+            connect(space, url=url).prepare()
+        assert space.token not in whole_text(caught.value)
+
+    @pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://example.com"])
+    def test_an_address_that_is_none_is_named(self, space, url):
+        with pytest.raises(AnnotationToolError, match="not the address of a server") as caught:
+            connect(space, url=url).prepare()
+        assert not isinstance(caught.value, AnnotationToolUnavailable)
+
+    @pytest.mark.parametrize(
+        ("status", "content"),
+        [
+            (429, b"{}"),
+            (502, b"<html>bad gateway</html>"),
+            (503, b"{}"),
+            (504, b""),
+            (500, json.dumps({"detail": "database is locked"}).encode()),
+        ],
+    )
+    def test_asks_a_busy_server_again(self, space, status, content, relay):
+        refused = []
+
+        def be_busy(handler, body):
+            if len(refused) >= 2:
+                return False
+            refused.append(handler.path)
+            handler.answer(status, content)
+            return True
+
+        with relay(space.url, be_busy) as url:
+            connect(space, url=url, images_root=None).prepare()
+        assert len(refused) == 2
+
+    def test_gives_up_on_a_server_that_stays_busy(self, space, relay):
+        refused = []
+
+        def be_busy(handler, body):
+            refused.append(handler.path)
+            handler.answer(503, b"{}")
+            return True
+
+        with relay(space.url, be_busy) as url, pytest.raises(AnnotationToolUnavailable, match="503") as caught:
+            connect(space, url=url).prepare()
+        assert len(refused) == label_studio._ATTEMPTS
+        assert space.token not in whole_text(caught.value)
+
+    @pytest.mark.parametrize("status", [400, 403, 404, 500])
+    def test_takes_no_for_an_answer(self, space, status, relay):
+        refused = []
+
+        def refuse(handler, body):
+            refused.append(handler.path)
+            said = {"detail": f"no, not with {space.token}", "validation_errors": {"title": ["too good"]}}
+            handler.answer(status, json.dumps(said).encode())
+            return True
+
+        with relay(space.url, refuse) as url, pytest.raises(AnnotationToolError, match="title: too good") as caught:
+            connect(space, url=url).prepare()
+        assert len(refused) == 1
+        assert not isinstance(caught.value, AnnotationToolUnavailable)
+        assert space.token not in str(caught.value)
+
+    def test_something_else_at_the_address_is_told(self, space, relay):
+        def be_something_else(handler, body):
+            handler.answer(200, b"<html>hello</html>")
+            return True
+
+        with (
+            relay(space.url, be_something_else) as url,
+            pytest.raises(AnnotationToolError, match=r"hello|Label Studio"),
+        ):
+            connect(space, url=url).prepare()
+
+    def test_a_mismatch_does_not_tell_the_token(self, prepared, space):
+        push(prepared, batch(space))
+        with pytest.raises(PushMismatch) as caught:
+            push(prepared, batch(space, 3))
+        assert space.token not in whole_text(caught.value)
+        with pytest.raises(ProjectMismatch) as caught:
+            connect(space, classes=("a", "b")).prepare()
+        assert space.token not in whole_text(caught.value)
+        assert space.token not in repr(prepared) + str(prepared)
+
+
+def served_labels(space, tool, answers) -> dict[str, str]:
+    annotator(space, answers).label()
+    pulled = tool.pull(round_numbers=[1]).answers
+    return {answer.item_id: answer.annotation.regions[0].label for answer in pulled if answer.annotation}
+
+
+def whole_text(error) -> str:
+    """The error as a crash would print it, with all that led to it."""
+    return "".join(traceback.format_exception(error))

@@ -1,0 +1,464 @@
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import httpx
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+import connectors.mlflow
+from connectors.mlflow import MLflowTracker
+from connectors.tracking import MemberHistory, TrackerError, TrackerUnavailable
+from pipeline.models import build_model, save_weights
+
+CHECKOUT = Path(connectors.mlflow.__file__).parents[1]
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+DESCRIPTION = {
+    "name": "small_cnn",
+    "n_classes": 3,
+    "image_size": 8,
+    "channels": 1,
+    "dropout": 0.5,
+    "classes": ["ant", "bee", "cat"],
+}
+EPOCHS = [{"train_loss": 1 / epoch, "validation_accuracy": 0.1 * epoch} for epoch in range(1, 6)]
+MEMBERS = [MemberHistory("member-0", 7, EPOCHS), MemberHistory("member-1", 8, EPOCHS[:3])]
+METRICS = {"accuracy": 0.75, "recall/ant": 0.5}
+
+
+@pytest.fixture(scope="module")
+def mlflow_uri(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, env=os.environ | QUIET, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def wait_for(address, server):
+    for _ in range(600):
+        assert server.poll() is None, "the server ended while starting"
+        try:
+            if httpx.get(address, trust_env=False).is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    raise TimeoutError(f"{address} does not answer")
+
+
+@pytest.fixture(scope="module")
+def sqlite_uri(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'new' / 'mlflow.db'}"
+
+
+@pytest.fixture(params=["server", "sqlite"])
+def uri(request):
+    return request.getfixturevalue({"server": "mlflow_uri", "sqlite": "sqlite_uri"}[request.param])
+
+
+@pytest.fixture
+def campaign():
+    return f"ants & bees: {uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A round's files: weights of two members, their description, one artefact."""
+    folder = tmp_path_factory.mktemp("round")
+    for seed in (0, 1):
+        save_weights(build(seed), folder / f"member-{seed}.pt")
+    (folder / "model.json").write_text(json.dumps(DESCRIPTION))
+    (folder / "confusion.csv").write_text("ant,bee,cat\n1,0,0\n")
+    return folder
+
+
+def build(seed):
+    shape = {key: DESCRIPTION[key] for key in ("n_classes", "image_size", "channels", "dropout")}
+    return build_model(DESCRIPTION["name"], **shape, weights=None, seed=seed)
+
+
+def log_model(tracker, run_id, files):
+    return tracker.log_model(run_id, weights=sorted(files.glob("member-*.pt")), description=files / "model.json")
+
+
+def log_whole_round(uri, campaign, files):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    run_id = tracker.start_round(1, params={"strategy": "bald", "seed": 3}, tags={"device": "cpu"})
+    tracker.log_members(run_id, MEMBERS)
+    model = log_model(tracker, run_id, files)
+    tracker.log_round(run_id, metrics=METRICS, step=100, artifacts=[files / "confusion.csv"])
+    tracker.finish_round(run_id, champion=model)
+    return run_id
+
+
+def runs_of(uri, campaign):
+    """All runs of the campaign, told by their kind, round and member."""
+    client = MlflowClient(uri, uri)
+    experiment = client.get_experiment_by_name(campaign)
+    tags = ("labelcycle.kind", "labelcycle.round", "labelcycle.member")
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == len({tuple(run.data.tags.get(tag) for tag in tags) for run in runs})
+    return {" ".join(filter(None, (run.data.tags.get(tag) for tag in tags))): run for run in runs}
+
+
+def history(uri, run, name):
+    points = MlflowClient(uri, uri).get_metric_history(run.info.run_id, name)
+    return sorted((point.step, point.value) for point in points)
+
+
+def assert_one_record(uri, campaign):
+    """Everything that `log_whole_round` logs is there, once."""
+    client = MlflowClient(uri, uri)
+    runs = runs_of(uri, campaign)
+    assert runs.keys() == {"campaign", "round 1", "member member-0", "member member-1"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs["round 1"].data.params == {"strategy": "bald", "seed": "3"}
+    assert runs["round 1"].data.tags["device"] == "cpu"
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
+    round_id = runs["round 1"].info.run_id
+    assert parents == {
+        "campaign": None,
+        "round 1": runs["campaign"].info.run_id,
+        "member member-0": round_id,
+        "member member-1": round_id,
+    }
+    for member in MEMBERS:
+        run = runs[f"member {member.name}"]
+        assert run.data.params == {"seed": str(member.seed)}
+        for name in EPOCHS[0]:
+            wanted = [(step, row[name]) for step, row in enumerate(member.epochs, start=1)]
+            assert history(uri, run, name) == wanted
+    for name, value in METRICS.items():
+        assert history(uri, runs["round 1"], name) == [(100, value)]
+        assert history(uri, runs["campaign"], name) == [(100, value)]
+    artefacts = [(found.path, found.file_size) for found in client.list_artifacts(round_id)]
+    assert artefacts == [("confusion.csv", 18)]
+    [model] = client.search_logged_models([runs["round 1"].info.experiment_id])
+    assert model.status == "READY"
+    assert [output.model_id for output in client.get_run(round_id).outputs.model_outputs] == [model.model_id]
+    [version] = client.search_model_versions(f"run_id = '{round_id}'")
+    assert client.get_model_version_by_alias(version.name, "champion").version == version.version
+
+
+def test_a_repeated_round_leaves_one_record(uri, campaign, files):
+    first = log_whole_round(uri, campaign, files)
+    assert_one_record(uri, campaign)
+    assert log_whole_round(uri, campaign, files) == first
+    assert_one_record(uri, campaign)
+
+
+KILLED = """
+import importlib.util, os, signal, sys, threading, time
+from pathlib import Path
+import requests
+
+spec = importlib.util.spec_from_file_location("test_mlflow", sys.argv[1])
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+uri, campaign, files, moments = sys.argv[2], sys.argv[3], Path(sys.argv[4]), sys.argv[5:]
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def die_after_answer(number):
+    send, seen = requests.Session.send, []
+    def counted(*args, **kwargs):
+        answer = send(*args, **kwargs)
+        seen.append(answer)
+        if len(seen) == number:
+            die()
+        return answer
+    requests.Session.send = counted
+
+for moment in moments:
+    child = os.fork()
+    if child == 0:
+        if uri.startswith("http"):
+            die_after_answer(int(moment))
+        else:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            threading.Thread(target=lambda: (time.sleep(float(moment)), die()), daemon=True).start()
+        tests.log_whole_round(uri, f"{campaign} {moment}", files)
+        os._exit(0)
+    print(moment, os.waitpid(child, 0)[1], flush=True)
+"""
+AFTER_ANSWERS = (5, 17, 29, 41, 53)
+AFTER_SECONDS = (0.05, 0.2, 0.4)
+
+
+def test_a_round_killed_at_any_moment_and_repeated_leaves_one_record(uri, campaign, files):
+    moments = AFTER_ANSWERS if uri.startswith("http") else AFTER_SECONDS
+    MLflowTracker(uri=uri, campaign=campaign).start_round(1, params={})
+    worker = subprocess.run(
+        [sys.executable, "-c", KILLED, __file__, uri, campaign, str(files), *map(str, moments)],
+        env=os.environ | QUIET,
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ends = [int(line.split()[1]) for line in worker.stdout.splitlines()]
+    assert len(ends) == len(moments)
+    assert ends.count(signal.SIGKILL) >= 2, f"nearly all rounds were over before they were killed: {ends}"
+    for moment in moments:
+        log_whole_round(uri, f"{campaign} {moment}", files)
+        assert_one_record(uri, f"{campaign} {moment}")
+
+
+def test_the_campaign_draws_its_learning_curve_with_a_point_for_each_round(uri, campaign):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    curve = [(100, 0.6), (200, 0.8), (200, 0.7)]  # a round can end without new labels
+    for _ in range(2):
+        for number, (step, accuracy) in enumerate(curve, start=1):
+            run_id = tracker.start_round(number, params={})
+            tracker.log_round(run_id, metrics={"accuracy": accuracy}, step=step, artifacts=[])
+            tracker.finish_round(run_id, champion=None)
+    runs = runs_of(uri, campaign)
+    assert history(uri, runs["campaign"], "accuracy") == sorted(curve)
+    assert history(uri, runs["round 2"], "accuracy") == [(200, 0.8)]
+
+
+def test_a_campaign_runs_while_a_round_does(uri, campaign):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    tracker.finish_round(tracker.start_round(1, params={}), champion=None)
+    assert runs_of(uri, campaign)["campaign"].info.status == "FINISHED"
+    tracker.start_round(1, params={})
+    assert runs_of(uri, campaign)["campaign"].info.status == "FINISHED"
+    tracker.start_round(2, params={})
+    assert runs_of(uri, campaign)["campaign"].info.status == "RUNNING"
+
+
+def test_completes_a_history_that_was_written_in_part(uri, campaign):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    run_id = tracker.start_round(1, params={})
+    tracker.log_members(run_id, [MemberHistory("member-0", 7, EPOCHS[:2])])
+    tracker.log_members(run_id, [MemberHistory("member-0", 7, EPOCHS)])
+    run = runs_of(uri, campaign)["member member-0"]
+    assert [step for step, _ in history(uri, run, "train_loss")] == [1, 2, 3, 4, 5]
+
+
+def test_a_history_of_thousands_of_points_is_logged_whole(uri, campaign):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    run_id = tracker.start_round(1, params={})
+    epochs = [{"train_loss": 1 / epoch, "validation_loss": 2 / epoch} for epoch in range(1, 700)]
+    for _ in range(2):
+        tracker.log_members(run_id, [MemberHistory("member-0", 7, epochs)])
+    run = runs_of(uri, campaign)["member member-0"]
+    assert history(uri, run, "validation_loss") == [(step, 2 / step) for step in range(1, 700)]
+
+
+def test_numbers_that_are_not_finite_and_names_of_any_signs_are_logged_once(uri, campaign):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    run_id = tracker.start_round(1, params={})
+    metrics = {"loss": math.inf, "nll": -math.inf, "ece": math.nan, "recall/a&b": 0.1, "recall/a+b": 0.2}
+    for _ in range(2):
+        tracker.log_round(run_id, metrics=metrics, step=10, artifacts=[])
+    run = runs_of(uri, campaign)["round 1"]
+    assert len(run.data.metrics) == 5
+    assert all(len(history(uri, run, name)) == 1 for name in run.data.metrics)
+    assert run.data.metrics["recall/a_26_b"] == 0.1
+
+
+def test_a_changed_metric_is_refused(uri, campaign):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    run_id = tracker.start_round(1, params={})
+    tracker.log_round(run_id, metrics={"accuracy": 0.5}, step=10, artifacts=[])
+    with pytest.raises(TrackerError, match=r"accuracy: 0.5 at step 10 -> 0.6 at step 10"):
+        tracker.log_round(run_id, metrics={"accuracy": 0.6}, step=10, artifacts=[])
+    with pytest.raises(TrackerError, match=r"accuracy: 0.5 at step 10 -> 0.5 at step 20"):
+        tracker.log_round(run_id, metrics={"accuracy": 0.5}, step=20, artifacts=[])
+
+
+def test_a_changed_parameter_is_refused_and_a_changed_tag_is_not(uri, campaign):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    tracker.start_round(1, params={"seed": 3, "strategy": "bald"}, tags={"device": "cpu"})
+    with pytest.raises(TrackerError, match=r"seed: '3' -> '4'. Delete the run"):
+        tracker.start_round(1, params={"seed": 4, "strategy": "bald"})
+    tracker.start_round(1, params={"seed": 3, "query_size": 50}, tags={"device": "cuda"})
+    run = runs_of(uri, campaign)["round 1"]
+    assert run.data.params == {"seed": "3", "strategy": "bald", "query_size": "50"}
+    assert run.data.tags["device"] == "cuda"
+
+
+def test_a_long_parameter_is_shortened_and_kept_whole_beside_it(uri, campaign, tmp_path):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    ids = ",".join(str(number) for number in range(5000))
+    for _ in range(2):
+        run_id = tracker.start_round(1, params={"ids": ids})
+    client = MlflowClient(uri, uri)
+    assert client.get_run(run_id).data.params["ids"].startswith("0,1,2,3,")
+    assert Path(client.download_artifacts(run_id, "params/ids.txt", str(tmp_path))).read_text() == ids
+    with pytest.raises(TrackerError, match="ids"):
+        tracker.start_round(1, params={"ids": ids + "0"})
+
+
+def test_an_artefact_that_was_cut_short_is_uploaded_again(uri, campaign, tmp_path):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    run_id = tracker.start_round(1, params={})
+    path = tmp_path / "batch.csv"
+    for text in ("item", "item,score"):
+        path.write_text(text)
+        tracker.log_round(run_id, metrics={}, step=10, artifacts=[path])
+    stored = MlflowClient(uri, uri).download_artifacts(run_id, "batch.csv", str(tmp_path / ".."))
+    assert Path(stored).read_text() == "item,score"
+
+
+def test_the_champion_is_the_model_named_last(uri, campaign, files):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    client = MlflowClient(uri, uri)
+    runs = [tracker.start_round(number, params={}) for number in (1, 2)]
+    models = [log_model(tracker, run_id, files) for run_id in runs]
+    assert [model.version for model in models] == ["1", "2"]
+    for run_id, champion, version in ((runs[0], models[0], "1"), (runs[1], None, "1"), (runs[1], models[1], "2")):
+        tracker.finish_round(run_id, champion=champion)
+        name = models[0].model_uri.split("/")[1]
+        assert str(client.get_model_version_by_alias(name, "champion").version) == version
+
+
+LOADED = """
+import json, sys
+checkout, uris, uri_of_model, images = sys.argv[1], sys.argv[2:4], sys.argv[4:6], sys.argv[6]
+sys.path = [folder for folder in sys.path if folder != checkout]
+for package in ("connectors", "flows", "prefect", "label_studio_sdk", "torchmetrics", "mlxtend", "timm"):
+    sys.modules[package] = None
+try:
+    import pipeline
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit(f"this process sees the checkout: {pipeline}")
+import mlflow, numpy as np
+probs = []
+for tracking, model_uri in zip(uris, uri_of_model):
+    mlflow.set_tracking_uri(tracking)
+    model = mlflow.pyfunc.load_model(model_uri)
+    assert model.metadata.metadata == {"classes": ["ant", "bee", "cat"]}
+    probs.append(model.predict(np.load(images)).tolist())
+print(json.dumps(probs))
+"""
+
+
+def test_a_model_loads_in_a_fresh_process_without_the_checkout_and_without_a_gpu(
+    mlflow_uri, sqlite_uri, campaign, files, tmp_path
+):
+    images = torch.randint(256, (300, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "images.npy", images.numpy())
+    uris = [mlflow_uri, sqlite_uri]
+    for uri in uris:
+        tracker = MLflowTracker(uri=uri, campaign=campaign)
+        model = log_model(tracker, tracker.start_round(1, params={}), files)
+    addresses = [model.model_uri, model.model_uri]
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOADED, str(CHECKOUT), *uris, *addresses, str(tmp_path / "images.npy")],
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        | QUIET
+        | {"CUDA_VISIBLE_DEVICES": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    with torch.inference_mode():
+        wanted = torch.stack([build(seed)(images).softmax(dim=-1) for seed in (0, 1)]).mean(dim=0)
+    for probs in json.loads(loaded.stdout.splitlines()[-1]):
+        torch.testing.assert_close(torch.tensor(probs), wanted)
+
+
+def test_campaigns_in_threads_keep_apart_and_leave_no_global_state(mlflow_uri, campaign, files):
+    before = mlflow.get_tracking_uri()
+    campaigns = [f"{campaign} {number}" for number in range(3)]
+    threads = [threading.Thread(target=log_whole_round, args=(mlflow_uri, name, files)) for name in campaigns]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in campaigns:
+        assert_one_record(mlflow_uri, name)
+    assert mlflow.get_tracking_uri() == before
+    assert mlflow.active_run() is None
+
+
+def test_the_machine_is_watched_and_goes_on_after_a_break(uri, campaign, monkeypatch):
+    monkeypatch.setattr(connectors.mlflow, "SECONDS_BETWEEN_SAMPLES", 0.1)
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    run_id = tracker.start_round(1, params={})
+    for _ in range(2):
+        with tracker.monitor(run_id):
+            time.sleep(0.6)
+    points = history(uri, runs_of(uri, campaign)["round 1"], "system/cpu_utilization_percentage")
+    assert len(points) >= 2
+    assert [step for step, _ in points] == list(range(len(points)))
+
+
+def test_a_deleted_experiment_is_named_with_the_way_back(uri, campaign):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    tracker.start_round(1, params={})
+    client = MlflowClient(uri, uri)
+    number = client.get_experiment_by_name(campaign).experiment_id
+    client.delete_experiment(number)
+    with pytest.raises(TrackerError, match=f"mlflow experiments restore --experiment-id {number}"):
+        MLflowTracker(uri=uri, campaign=campaign).start_round(1, params={})
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "file:///tmp/mlruns", "", "sqlite://"])
+def test_a_folder_of_runs_is_refused_with_what_to_use(uri):
+    with pytest.raises(TrackerError, match=r"http://host:5000.*sqlite:////folder/mlflow\.db"):
+        MLflowTracker(uri=uri, campaign="ants")
+
+
+@pytest.mark.parametrize("uri", ["http://ann:hush@host:5000", "postgresql://ann:hush@host/mlflow"])
+def test_a_password_in_the_address_is_refused_and_not_repeated(uri):
+    with pytest.raises(TrackerError) as caught:
+        MLflowTracker(uri=uri, campaign="ants")
+    assert "hush" not in str(caught.value)
+    assert "ann" not in str(caught.value)
+
+
+def test_a_dead_server_is_told_at_once():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    began = time.monotonic()
+    with pytest.raises(TrackerUnavailable, match=f"MLflow at {uri} does not answer"):
+        MLflowTracker(uri=uri, campaign="ants").start_round(1, params={})
+    assert time.monotonic() - began < 2
+
+
+def test_a_silent_server_is_told_soon(monkeypatch):
+    monkeypatch.setattr(connectors.mlflow, "SECONDS_TO_ANSWER", 0.3)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(TrackerUnavailable, match=f"MLflow at {uri} does not answer"):
+            MLflowTracker(uri=uri, campaign="ants").start_round(1, params={})
+    assert time.monotonic() - began < 2
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    (tmp_path / "mlflow.db").write_text("something else")
+    with pytest.raises(TrackerError, match="file is not a database"):
+        MLflowTracker(uri=f"sqlite:///{tmp_path / 'mlflow.db'}", campaign="ants").start_round(1, params={})
