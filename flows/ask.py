@@ -1,0 +1,152 @@
+"""The second half of a round: which images to ask for, and the push to the annotators."""
+
+from collections.abc import Hashable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import normalize
+
+from connectors.annotation import Task
+from connectors.store import RoundFolder, write_json, write_table
+from flows.campaign import OpenCampaign
+from flows.learn import CHUNK, NothingToTrainOn
+from flows.score import may_be_asked, read_candidates, read_labelled_embeddings, read_scores_of
+from flows.steps import step
+from pipeline.pool import load_images
+from pipeline.randomness import derive_seed
+from pipeline.strategies import columns_of, select_batch
+from pipeline.types import Batch, Candidates, Region
+
+EMBEDDING_SIDE = 16
+"""For the coverage cold start an image is described by its pixels at this side, before any model exists."""
+
+
+@step("batch.parquet")
+def select(folder: RoundFolder, work: OpenCampaign, *, query_size: int) -> None:
+    """Choose the batch among the scored candidates, and write down why each image was chosen."""
+    settings = work.settings
+    n_candidates = pq.read_metadata(folder / "candidates.parquet").num_rows
+    if n_candidates == 0 or query_size == 0:
+        write_table(folder / "batch.parquet", _batch_table(Batch((), (), (), folder.number), work))
+        return
+    batch = select_batch(
+        read_candidates(folder, columns=columns_of(settings.strategy)),
+        settings.strategy,
+        query_size=query_size,
+        round_number=folder.number,
+        seed=settings.seed,
+        random_slice=settings.random_slice,
+    )
+    table = _batch_table(batch, work)
+    scored = read_scores_of(folder, batch.ids).loc[list(batch.ids)]
+    table["guess"] = scored["guess"].to_numpy()
+    table["guess_probability"] = scored["guess_probability"].to_numpy()
+    table["uncertainty"] = scored["entropy"].to_numpy() / np.log(len(settings.classes))
+    table["confused_classes"] = (scored["guess"] + " / " + scored["runner_up"]).to_numpy()
+    table["novelty"] = _novelty(np.stack(scored["embedding"].to_list()), read_labelled_embeddings(folder))
+    write_table(folder / "batch.parquet", table)
+
+
+@step("batch.parquet")
+def select_first(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Choose the seed set, and add the audit set if it has not been asked for; there is no model yet.
+
+    Raises:
+        NothingToTrainOn: when there is no label and no seed set that could bring one.
+    """
+    settings = work.settings
+    audit = may_be_asked(work, split="audit")["item_id"].tolist()
+    rest = may_be_asked(work, split="pool")
+    seed_set = _select_seed_set(rest, work, folder.number)
+    if not seed_set and pd.read_parquet(folder / "labelled.parquet").empty:
+        raise NothingToTrainOn(
+            f"round {folder.number}: there is no label to learn from and no image to ask for: seed_set_size is "
+            f"{settings.seed_set_size}, {len(rest)} images of the pool may be asked for"
+        )
+    ids = (*seed_set, *audit)
+    reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set), *["audit set"] * len(audit))
+    table = _batch_table(Batch(ids, (0.0,) * len(ids), reasons, folder.number), work)
+    shuffled = table.sample(frac=1, random_state=derive_seed(settings.seed, folder.number, "order"))
+    write_table(folder / "batch.parquet", shuffled.assign(rank=np.arange(len(table))))
+
+
+def _select_seed_set(rest: pd.DataFrame, work: OpenCampaign, round_number: int) -> tuple[str, ...]:
+    settings = work.settings
+    if settings.seed_set_size == 0 or rest.empty:
+        return ()
+    embeddings = _pixels(rest["uri"].tolist()) if settings.cold_start == "coverage" else None
+    candidates = Candidates(
+        ids=rest["item_id"].to_numpy(dtype=np.str_), scores=torch.zeros(len(rest)), embeddings=embeddings
+    )
+    return select_batch(
+        candidates,
+        settings.cold_start,
+        query_size=settings.seed_set_size,
+        round_number=round_number,
+        seed=settings.seed,
+    ).ids
+
+
+def _pixels(uris: list[str]) -> torch.Tensor:
+    chunks = [uris[start : start + CHUNK] for start in range(0, len(uris), CHUNK)]
+    return torch.cat([load_images(chunk, size=EMBEDDING_SIDE, channels=3).flatten(1).half() / 255 for chunk in chunks])
+
+
+def _batch_table(batch: Batch, work: OpenCampaign) -> pd.DataFrame:
+    uris = work.pool.set_index("item_id")["uri"]
+    return pd.DataFrame(
+        {
+            "item_id": pd.Series(batch.ids, dtype="str"),
+            "uri": uris.loc[list(batch.ids)].to_numpy(),
+            "rank": np.arange(len(batch.ids)),
+            "score": np.array(batch.scores, dtype=np.float64),
+            "reason": pd.Series(batch.reasons, dtype="str"),
+        }
+    )
+
+
+def _novelty(embeddings: NDArray[np.float16], labelled: torch.Tensor) -> NDArray[np.float32]:
+    """How unlike anything labelled each image is: one minus the largest cosine similarity, `(n,)` in [0, 2]."""
+    here = normalize(torch.from_numpy(embeddings).float(), dim=1)
+    there = normalize(labelled.float(), dim=1)
+    return (1 - (here @ there.T).amax(dim=1)).clamp(min=0).numpy()
+
+
+def tasks_of(folder: RoundFolder) -> list[Task]:
+    """The batch as tasks for the annotation tool; a cold start shows no guess."""
+    rows = pd.read_parquet(folder / "batch.parquet").to_dict("records")
+    return [_task(row, folder.number) for row in rows]
+
+
+def _task(row: Mapping[Hashable, Any], round_number: int) -> Task:
+    columns: dict[str, str | float] = {"reason": row["reason"]}
+    guess = None
+    if "guess" in row:
+        guess = Region(kind="image", label=row["guess"], score=float(row["guess_probability"]))
+        columns["confused_classes"] = row["confused_classes"]
+        columns |= {name: round(float(row[name]), 4) for name in ("uncertainty", "novelty")}
+    return Task(
+        item_id=row["item_id"],
+        uri=row["uri"],
+        round_number=round_number,
+        rank=int(row["rank"]),
+        guess=guess,
+        columns=columns,
+    )
+
+
+@step("pushed.json")
+def push(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Make the batch exist in the annotation tool exactly once, prove it, and write which task is which item."""
+    tasks = tasks_of(folder)
+    address = work.tool.prepare()
+    task_ids = work.tool.push(
+        tasks, round_number=folder.number, model_version=f"{work.settings.name}-round-{folder.number:04d}"
+    )
+    pushed_at = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(folder / "pushed.json", {"pushed_at": pushed_at, "address": address, "tasks": task_ids})

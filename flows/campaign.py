@@ -1,0 +1,101 @@
+"""One campaign as the flows see it: its settings, its folder, and the outside systems it works with."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from connectors.annotation import AnnotationTool
+from connectors.label_studio import LabelStudio
+from connectors.mlflow import MLflowTracker
+from connectors.store import Campaign, RoundFolder, write_json
+from connectors.tracking import Tracker
+from deploy import servers
+from flows.config import LOCAL, MAY_CHANGE, CampaignSettings, ConfigError, images_root, load_settings, resolved
+from flows.home import home
+from flows.ledger import labels_used, outstanding_tasks
+
+TOKEN_VARIABLE = "LABEL_STUDIO_API_KEY"  # noqa: S105 (a variable's name)
+
+
+@dataclass(frozen=True)
+class OpenCampaign:
+    """A campaign that a flow works on."""
+
+    settings: CampaignSettings
+    folder: Campaign
+
+    @cached_property
+    def tool(self) -> AnnotationTool:
+        """The annotation tool; connected to when first asked for."""
+        settings = self.settings.label_studio
+        url, token = settings.url, os.environ.get(TOKEN_VARIABLE, "")
+        if url == LOCAL:
+            local = local_servers()
+            url = local.label_studio_url
+            token = token or servers.personal_token(url, local.email, local.password)
+        return LabelStudio(
+            url=url,
+            token=token,
+            project=self.settings.project,
+            classes=self.settings.classes,
+            images_root=images_root(self.settings.pool),
+            instructions=settings.instructions,
+        )
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The experiment tracker; connected to when first asked for."""
+        uri = self.settings.mlflow.uri
+        return MLflowTracker(uri=local_servers().mlflow_url if uri == LOCAL else uri, campaign=self.settings.name)
+
+    @property
+    def pool(self) -> pd.DataFrame:
+        """The pool table."""
+        return pd.read_parquet(self.folder.pool)
+
+    def outstanding(self) -> int:
+        """Tasks that are out and may still come back with a label."""
+        return outstanding_tasks(self.folder)
+
+    def labels_used(self) -> int:
+        """Labels paid for so far, the audit set's included."""
+        return labels_used(self.folder, classes=self.settings.classes)
+
+    def budget_left(self) -> int:
+        """Labels that may still be asked for."""
+        return max(0, self.settings.budget - self.labels_used() - self.outstanding())
+
+
+def local_servers() -> servers.Servers:
+    """The servers of `labelcycle up`.
+
+    Raises:
+        ConfigError: when they are not running.
+    """
+    running = servers.running(home())
+    if running is None:
+        raise ConfigError(
+            "the campaign uses the local servers and they are not running: start them with `labelcycle up`, "
+            "or set url in [label_studio] and uri in [mlflow]"
+        )
+    return running
+
+
+def open_campaign(path: Path) -> OpenCampaign:
+    """Read a campaign file, claim its folder and remember it as the one that was used last."""
+    settings = load_settings(path)
+    folder = Campaign(settings.folder)
+    folder.claim(resolved(settings), may_change=MAY_CHANGE)
+    write_json(home() / "last-campaign.json", {"folder": str(settings.folder), "file": str(path.resolve())})
+    return OpenCampaign(settings=settings, folder=folder)
+
+
+def current_round(folder: Campaign) -> RoundFolder:
+    """The round that is open, or the one that comes next."""
+    rounds = folder.rounds()
+    if not rounds:
+        return folder.round(0)
+    return folder.round(rounds[-1].number + 1) if rounds[-1].is_closed else rounds[-1]

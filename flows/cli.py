@@ -1,0 +1,206 @@
+"""The `labelcycle` command."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from connectors.store import Campaign, read_json
+from deploy import servers
+from flows.home import home
+from flows.local import prepare_environment, print_addresses, use_prefect
+
+if TYPE_CHECKING:
+    from flows.round import RoundOutcome
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_AWAITING = 3
+
+app = typer.Typer(
+    help="Cycle train -> score -> select -> push to Label Studio -> collect, one round at a time.\n\n"
+    "Start with `labelcycle demo`, or on your own images with `labelcycle init`, `labelcycle up`, `labelcycle run`.\n\n"
+    "Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 awaiting labels.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+errors = Console(stderr=True)
+
+CampaignFile = Annotated[Path, typer.Argument(help="The campaign's TOML file; `labelcycle init` writes one.")]
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the example.")] = Path("campaign.toml"),
+) -> None:
+    """Write a commented example of a campaign file."""
+    from flows.example import EXAMPLE
+
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(EXAMPLE)
+    except FileExistsError:
+        raise _usage(f"{path} exists already; give another name, or move it away") from None
+    except OSError as exc:
+        raise _usage(f"{path} cannot be written: {exc.strerror}") from exc
+    console.print(f"Wrote {path}. Set its name, pool and classes, then: labelcycle up {path}; labelcycle run {path}")
+
+
+@app.command()
+def up(
+    campaign: Annotated[Path | None, typer.Argument(help="Serve this campaign's images to the annotators.")] = None,
+    images_root: Annotated[
+        Path | None,
+        typer.Option(help="Folder whose images Label Studio may show; the campaign's pool by default."),
+    ] = None,
+) -> None:
+    """Start Label Studio, MLflow and Prefect on this machine, on SQLite, for nobody else."""
+    if images_root is None:
+        images_root = _images_root(campaign)
+    with console.status("starting the local servers") as status:
+        started = servers.up(home(), images_root=images_root, on_progress=status.update)
+    print_addresses(started, console)
+
+
+@app.command()
+def down() -> None:
+    """Stop what `labelcycle up` or the demo started, by process id."""
+    stopped = servers.down(home())
+    console.print(f"Stopped {', '.join(stopped)}." if stopped else "Nothing of ours is running.")
+
+
+@app.command()
+def run(campaign: CampaignFile) -> None:
+    """Advance one round: collect what is labelled, retrain, and ask for the next batch.
+
+    Ends with exit code 3, and changes nothing, while labels of the open round are missing. A run that was killed
+    goes on where it stood.
+    """
+    outcome = _run_round(campaign)
+    console.print(outcome.message[0].upper() + outcome.message[1:] + ".")
+    if outcome.address:
+        console.print(f"Label here: {outcome.address}", soft_wrap=True)
+    if outcome.kind == "awaiting":
+        raise typer.Exit(EXIT_AWAITING)
+
+
+@app.command()
+def serve(campaign: CampaignFile) -> None:
+    """Run the campaign on its schedule until stopped, one run at a time."""
+    from flows.config import ConfigError, load_settings
+    from flows.serve import serve_campaign
+
+    try:
+        settings = load_settings(campaign)
+    except ConfigError as exc:
+        raise _usage(str(exc)) from exc
+    if settings.schedule is None:
+        raise _usage(f'{campaign} has no schedule; add for example: schedule = "*/15 * * * *"')
+    use_prefect(servers.running(home()))
+    serve_campaign(campaign.resolve(), settings)
+
+
+@app.command()
+def status(
+    campaign: Annotated[
+        Path | None,
+        typer.Argument(help="Campaign file or folder; the campaign that was run last by default."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell where a campaign stands, from its folder alone: round, labels, budget, metrics, addresses."""
+    from flows.report import campaign_status, rounds_table
+
+    folder = Campaign(_campaign_folder(campaign))
+    if not (folder.path / "campaign.json").exists():
+        raise _usage(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
+    state = campaign_status(folder, home())
+    if as_json:
+        print(json.dumps(state, indent=2))  # noqa: T201 (for programs, so without rich)
+        return
+    console.print(rounds_table(folder))
+    awaiting = state["awaiting"]
+    if awaiting:
+        seen = f", as of {awaiting['seen_at']}" if awaiting["seen_at"] else ""
+        console.print(
+            f"Round {awaiting['round_number']} awaits labels: {awaiting['n_labelled']} of {awaiting['n_tasks']} "
+            f"labelled{seen}"
+        )
+    console.print(f"{state['labels']} labels collected, {state['budget_left']} of {state['budget']} left in the budget")
+    for name, url in state["urls"].items():
+        console.print(f"{name}: {url}", soft_wrap=True)
+
+
+@app.command()
+def demo(
+    anew: Annotated[bool, typer.Option(help="Put the last demo's campaign aside and start a new one.")] = False,
+) -> None:
+    """Run a whole campaign on 5,000 MNIST digits, with a simulated annotator working in Label Studio."""
+    from flows.demo import run_demo
+
+    run_demo(home(), console=console, anew=anew)
+
+
+def _run_round(campaign: Path) -> "RoundOutcome":
+    from connectors.annotation import AnnotationToolError, AuthenticationFailed
+    from connectors.store import CampaignBusy, CampaignChanged
+    from connectors.tracking import TrackerError
+    from flows.config import ConfigError
+    from pipeline.pool import PoolError
+
+    use_prefect(servers.running(home()))
+    from flows.round import run_round
+
+    try:
+        return run_round(str(campaign))
+    except (ConfigError, CampaignChanged, AuthenticationFailed, PoolError) as exc:
+        raise _usage(str(exc)) from exc
+    except (AnnotationToolError, TrackerError, CampaignBusy) as exc:
+        errors.print(f"[red]Error:[/] {exc}", soft_wrap=True, highlight=False)
+        raise typer.Exit(EXIT_FAILURE) from exc
+
+
+def _images_root(campaign: Path | None) -> Path:
+    if campaign is None:
+        return Path.cwd()
+    from flows.config import ConfigError, images_root, load_settings
+
+    try:
+        return images_root(load_settings(campaign).pool)
+    except ConfigError as exc:
+        raise _usage(str(exc)) from exc
+
+
+def _campaign_folder(campaign: Path | None) -> Path:
+    if campaign is None:
+        last = home() / "last-campaign.json"
+        if not last.exists():
+            raise _usage("no campaign has been run here; name one: labelcycle status campaign.toml")
+        return Path(read_json(last)["folder"])
+    if campaign.is_dir():
+        return campaign
+    from flows.config import ConfigError, load_settings
+
+    try:
+        return load_settings(campaign).folder
+    except ConfigError as exc:
+        raise _usage(str(exc)) from exc
+
+
+def _usage(message: str) -> typer.Exit:
+    errors.print(f"[red]Error:[/] {message}", soft_wrap=True, highlight=False)
+    return typer.Exit(EXIT_USAGE)
+
+
+def main() -> None:
+    """Run the command."""
+    prepare_environment()
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""The campaign file: one frozen model holds every setting, and a wrong one fails before anything runs."""
+
+import difflib
+import re
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from pipeline.registries import look_up
+
+LOCAL = "local"
+"""Stands for the server that `labelcycle up` started on this machine."""
+
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
+SECONDS_OF_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+MAY_CHANGE = frozenset(
+    {
+        "budget",
+        "query_size",
+        "close_at",
+        "close_after",
+        "schedule",
+        "model.device",
+        "label_studio.url",
+        "label_studio.instructions",
+        "mlflow.uri",
+    }
+)
+"""Settings that may change between rounds without mixing two experiments."""
+
+
+class ConfigError(ValueError):
+    """The campaign file is wrong; the message says where and what is allowed."""
+
+
+def _parse_duration(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("a duration is a number and a unit (s, m, h, d, w), for example '3d' or '12h'")
+    return timedelta(seconds=float(match[1]) * SECONDS_OF_UNIT[match[2]])
+
+
+def _check_acquisition(value: str) -> str:
+    from pipeline.acquisition import ACQUISITIONS
+
+    look_up(ACQUISITIONS, value, "acquisition function")
+    return value
+
+
+def _check_strategy(value: str) -> str:
+    from pipeline.strategies import STRATEGIES
+
+    look_up(STRATEGIES, value, "query strategy")
+    return value
+
+
+def _check_augmentation(value: str) -> str:
+    from pipeline.augmentation import AUGMENTATIONS
+
+    look_up(AUGMENTATIONS, value, "augmentation")
+    return value
+
+
+def _check_model(value: str) -> str:
+    from pipeline.models import check_model_name
+
+    check_model_name(value)
+    return value
+
+
+def _check_cron(value: str | None) -> str | None:
+    if value is None:
+        return None
+    from prefect.client.schemas.schedules import CronSchedule
+
+    try:
+        CronSchedule(cron=value)
+    except ValueError as exc:
+        raise ValueError("a schedule is a cron line of five fields, for example '*/15 * * * *'") from exc
+    return value
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_parse_duration),
+    Field(gt=timedelta(0)),
+    PlainSerializer(lambda value: f"{value.total_seconds():g}s", return_type=str),
+]
+ClassName = Annotated[str, Field(min_length=1, pattern=r"^\S(.*\S)?$")]
+Size = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Settings(BaseModel):
+    """What all parts of the campaign file have in common: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MemberSettings(Settings):
+    """Where the K outputs of an image come from: their number is ensemble x max(1, mc_dropout)."""
+
+    ensemble: Size = Field(3, le=100, description="networks trained from different seeds")
+    mc_dropout: int = Field(0, ge=0, le=1000, description="dropout passes of each network; 0 is off")
+
+    @property
+    def n_members(self) -> int:
+        """K, the number of outputs for each image."""
+        return self.ensemble * max(1, self.mc_dropout)
+
+
+class ModelSettings(Settings):
+    """The network and how it is trained."""
+
+    name: Annotated[str, AfterValidator(_check_model)] = "torchvision:resnet18"
+    image_size: int = Field(224, ge=8, le=2048, description="images are resized to this square, in pixels")
+    channels: Literal[1, 3] = 3
+    weights: str | None = Field(None, description="torchvision weight name, or the path of a state dict")
+    freeze: bool = Field(False, description="train the tail only; needs weights")
+    dropout: float = Field(0.5, ge=0, lt=1)
+    augmentation: Annotated[str, AfterValidator(_check_augmentation)] = "natural"
+    class_balanced: bool = Field(True, description="weigh rare classes up in the loss")
+    learning_rate: float = Field(1e-3, gt=0, lt=10)
+    weight_decay: float = Field(1e-2, ge=0, lt=1)
+    max_epochs: int = Field(30, ge=1, le=100_000)
+    patience: int = Field(5, ge=1, description="epochs without improvement before training stops")
+    batch_size: int = Field(32, ge=2, le=65536)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    @model_validator(mode="after")
+    def _check_freeze(self) -> Self:
+        if self.freeze and self.weights is None:
+            raise ValueError("freeze = true keeps random weights for ever; set weights too, or freeze = false")
+        return self
+
+
+class LabelStudioSettings(Settings):
+    """Where people label. The token is in the environment: LABEL_STUDIO_API_KEY."""
+
+    url: str = Field(LOCAL, pattern=r"^(local|https?://\S+)$", description="'local' is the server of `labelcycle up`")
+    project: str | None = Field(
+        None, min_length=3, max_length=50, description="title; the campaign's name if not given"
+    )
+    instructions: str = "Choose the class that fits the image best. Skip an image that you cannot tell."
+
+
+class MLflowSettings(Settings):
+    """Where rounds are compared."""
+
+    uri: str = Field(LOCAL, pattern=r"^(local|sqlite:///\S+|https?://\S+|postgresql\S*://\S+|mysql\S*://\S+)$")
+
+
+class CampaignSettings(Settings):
+    """One campaign: a line of rounds over one pool of images."""
+
+    name: str = Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    pool: Path
+    classes: tuple[ClassName, ...] = Field(min_length=2)
+    folder: Path
+    budget: Size
+    audit_size: Size
+    seed_set_size: int = Field(50, ge=0)
+    query_size: Size = 100
+    random_slice: float = Field(0.1, ge=0, lt=1)
+    cold_start: Literal["random", "coverage"] = "random"
+    acquisition: Annotated[str, AfterValidator(_check_acquisition)] = "margin"
+    strategy: Annotated[str, AfterValidator(_check_strategy)] = "power"
+    close_at: Share = 1.0
+    close_after: Duration | None = None
+    schedule: Annotated[str | None, AfterValidator(_check_cron)] = None
+    seed: int = Field(0, ge=0, lt=2**31)
+    model: ModelSettings = ModelSettings()
+    members: MemberSettings = MemberSettings()
+    label_studio: LabelStudioSettings = LabelStudioSettings()
+    mlflow: MLflowSettings = MLflowSettings()
+
+    @property
+    def project(self) -> str:
+        """Title of the Label Studio project."""
+        return self.label_studio.project or self.name
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Self:
+        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if repeated:
+            raise ValueError(f"classes must be distinct, repeated: {', '.join(repeated)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
+        first = self.audit_size + self.seed_set_size
+        if self.budget < first:
+            raise ValueError(
+                f"budget = {self.budget} does not pay for round 0, which asks for audit_size + seed_set_size = {first}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_members(self) -> Self:
+        from pipeline.acquisition import NEEDS_MEMBERS
+
+        if self.acquisition in NEEDS_MEMBERS and self.members.n_members < 2:
+            raise ValueError(
+                f"acquisition = {self.acquisition!r} measures how members disagree and needs at least two: "
+                "set ensemble or mc_dropout in [members]"
+            )
+        return self
+
+
+def load_settings(path: Path) -> CampaignSettings:
+    """Read a campaign file; relative paths in it are relative to the file.
+
+    Raises:
+        ConfigError: naming the file, the line, what is wrong there and what is allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path}: no such campaign file; `labelcycle init {path}` writes an example") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+    if isinstance(values.get("name"), str):
+        values.setdefault("folder", f".labelcycle/campaigns/{values['name']}")
+    try:
+        settings = CampaignSettings.model_validate(values)
+    except ValidationError as exc:
+        raise ConfigError("\n".join(_explain(path, text, error) for error in exc.errors())) from exc
+    base = path.resolve().parent
+    weights = settings.model.weights
+    model = settings.model
+    if weights is not None and (base / weights).is_file():
+        model = model.model_copy(update={"weights": str(base / weights)})
+    return settings.model_copy(update={"pool": base / settings.pool, "folder": base / settings.folder, "model": model})
+
+
+def images_root(pool: Path) -> Path:
+    """The folder that all local images of a pool lie in: the pool's own, or the one that a manifest lies in."""
+    return pool if pool.is_dir() else pool.parent
+
+
+def resolved(settings: CampaignSettings) -> dict[str, Any]:
+    """The settings as plain JSON values, for campaign.json and the tracker."""
+    return settings.model_dump(mode="json")
+
+
+def _explain(path: Path, text: str, error: Any) -> str:
+    location = [part for part in error["loc"] if isinstance(part, str)]
+    key = ".".join(location)
+    line = _line_of(text, location)
+    where = f"{path}, line {line}" if line else f"{path}"
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{where}: unknown key {key!r}; {hint}Known keys here: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{where}: {key!r} is missing; `labelcycle init` writes an example with every key"
+    message = error["msg"].removeprefix("Value error, ")
+    given = f" (got {error['input']!r})" if location and not isinstance(error["input"], dict) else ""
+    return f"{where}: {key}: {message}{given}" if key else f"{where}: {message}"
+
+
+def _known_keys(section: list[str]) -> list[str]:
+    model: Any = CampaignSettings
+    for name in section:
+        model = model.model_fields[name].annotation
+    return sorted(model.model_fields)
+
+
+def _line_of(text: str, location: list[str]) -> int | None:
+    """The line that sets a key: `location` is (key,) or (section, key); tables may be written either way."""
+    if not location:
+        return None
+    section = ""
+    found = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line)
+        if header:
+            section = header[1].strip("\"'")
+            if location[0] == section and (found is None or len(location) == 1):
+                found = number
+            continue
+        key = re.match(r"\s*[\"']?([^=\"']+?)[\"']?\s*=", line)
+        if key and [*([section] if section else []), *re.split(r"\s*\.\s*", key[1])] == location:
+            return number
+    return found

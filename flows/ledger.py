@@ -1,0 +1,46 @@
+"""What the closed rounds of a campaign add up to: answers, labels, tasks that are out."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from connectors.store import Campaign, read_json
+from pipeline.labels import answers_from_table, current, labelled_set
+from pipeline.types import Answer
+
+
+def known_answers(folder: Campaign) -> list[Answer]:
+    """Every answer that rounds have brought in, oldest first."""
+    tables = [f / "annotations.parquet" for f in folder.rounds() if f.has("annotations.parquet")]
+    return [answer for path in tables for answer in answers_from_table(pd.read_parquet(path))]
+
+
+def asked_items(folder: Campaign) -> dict[str, int]:
+    """Items that were asked for: item id -> the round that asked last.
+
+    A task that somebody deleted before it was answered counts as not asked.
+    """
+    asked: dict[str, int] = {}
+    for f in folder.rounds():
+        if f.has("pushed.json"):
+            asked |= dict.fromkeys(read_json(f / "pushed.json")["tasks"], f.number)
+        if f.has("annotations.parquet"):
+            for item_id in read_json(f / "withdrawn.json"):
+                asked.pop(item_id, None)
+    return asked
+
+
+def answered_items(answers: Sequence[Answer]) -> set[str]:
+    """Items on which an answer of any kind stands."""
+    return {answer.item_id for answer in current(answers)}
+
+
+def labels_used(folder: Campaign, *, classes: Sequence[str]) -> int:
+    """Labels paid for so far, the audit set's included."""
+    return len(labelled_set(known_answers(folder), classes=classes))
+
+
+def outstanding_tasks(folder: Campaign) -> int:
+    """Tasks that are out and may still come back with a label."""
+    answered = answered_items(known_answers(folder))
+    return sum(item_id not in answered for item_id in asked_items(folder))

@@ -1,0 +1,190 @@
+"""What people read about a campaign: the state, the table of rounds, the page of a round."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from connectors.store import Campaign, RoundFolder, read_json, write_atomic
+from deploy import servers
+from flows.ledger import labels_used
+
+STEPS = {
+    "train": ("train",),
+    "score": ("score_shard", "embed_labelled"),
+    "LS": ("push", "look", "collect"),
+    "MLflow": ("track_model", "track_round", "close"),
+}
+"""Columns of the table of rounds and the steps whose seconds they add up."""
+
+
+def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
+    """The state of a campaign, read from its folder alone.
+
+    Returns:
+        `campaign`, `round_number`, `rounds_closed`, `awaiting` (None, or the labels that the open round waits for),
+        `labels`, `budget`, `budget_left`, `metrics` of the newest model on the audit set (None before there is one)
+        and `urls`.
+    """
+    settings = read_json(folder.path / "campaign.json")
+    rounds = folder.rounds()
+    metrics = [(f.number, m) for f in rounds if f.has("metrics.json") and (m := read_json(f / "metrics.json"))]
+    labels = labels_used(folder, classes=settings["classes"])
+    return {
+        "campaign": settings["name"],
+        "folder": str(folder.path),
+        "round_number": rounds[-1].number if rounds else None,
+        "rounds_closed": sum(f.is_closed for f in rounds),
+        "awaiting": awaited_labels(rounds[-1]) if rounds else None,
+        "labels": labels,
+        "budget": settings["budget"],
+        "budget_left": max(0, settings["budget"] - labels),
+        "metrics": _headline(*metrics[-1]) if metrics else None,
+        "urls": _addresses(rounds, settings, home),
+    }
+
+
+def awaited_labels(folder: RoundFolder) -> dict[str, Any] | None:
+    """How far the annotators were with the open round when a run last looked; None when no label is awaited."""
+    if folder.is_closed or not folder.has("pushed.json"):
+        return None
+    n_tasks = len(read_json(folder / "pushed.json")["tasks"])
+    seen = read_json(folder / "progress.json") if folder.has("progress.json") else {}
+    return {
+        "round_number": folder.number,
+        "n_labelled": seen.get("n_labelled", 0),
+        "n_set_aside": seen.get("n_set_aside", 0),
+        "n_tasks": n_tasks,
+        "seen_at": seen.get("seen_at"),
+    }
+
+
+def _headline(round_number: int, metrics: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "round_number": round_number,
+        "audit_accuracy": metrics["accuracy"],
+        "audit_accuracy_low": metrics["accuracy_low"],
+        "audit_accuracy_high": metrics["accuracy_high"],
+        "nll": metrics["nll"],
+        "ece": metrics["ece"],
+        "n_audit": metrics["n"],
+    }
+
+
+def _addresses(rounds: Sequence[RoundFolder], settings: dict[str, Any], home: Path) -> dict[str, str]:
+    pushed = [read_json(f / "pushed.json") for f in rounds if f.has("pushed.json")]
+    running = servers.running(home)
+    addresses = {
+        "label_studio": pushed[-1]["address"] if pushed else settings["label_studio"]["url"],
+        "mlflow": running.mlflow_url if running and settings["mlflow"]["uri"] == "local" else settings["mlflow"]["uri"],
+    }
+    return addresses | ({"prefect": running.prefect_ui_url} if running else {})
+
+
+def rounds_table(folder: Campaign, *, only: int | None = None) -> Table:
+    """One row for each round, or for one: labels, audit accuracy with its interval, NLL, ECE, seconds of each step."""
+    name = read_json(folder.path / "campaign.json")["name"]
+    caption = f"{', '.join(STEPS)}: seconds; LS is Label Studio"
+    table = Table(title=name, caption=caption, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    names = ("round", "asked", "labels", "audit accuracy", "NLL", "ECE", *STEPS)
+    for column in names:
+        table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
+    for round_folder in folder.rounds() if only is None else [folder.round(only)]:
+        table.add_row(*_round_row(round_folder))
+    return table
+
+
+def _round_row(folder: RoundFolder) -> list[str]:
+    metrics = read_json(folder / "metrics.json") if folder.has("metrics.json") else None
+    seconds = read_json(folder / "seconds.json") if folder.has("seconds.json") else {}
+    asked = len(read_json(folder / "pushed.json")["tasks"]) if folder.has("pushed.json") else 0
+    return [
+        str(folder.number),
+        str(asked),
+        str(_count(folder, "labelled.parquet", "audit.parquet")),
+        *([accuracy_text(metrics), f"{metrics['nll']:.3f}", f"{metrics['ece']:.3f}"] if metrics else ["", "", ""]),
+        *(f"{sum(seconds.get(name, 0.0) for name in names):.1f}" for names in STEPS.values()),
+    ]
+
+
+def accuracy_text(metrics: dict[str, Any]) -> str:
+    """Accuracy in percent with half the width of its interval, as in "91.5 ± 3.9 %"."""
+    half = (metrics["accuracy_high"] - metrics["accuracy_low"]) / 2
+    return f"{100 * metrics['accuracy']:.1f} ± {100 * half:.1f} %"
+
+
+def _count(folder: RoundFolder, *names: str) -> int:
+    return sum(len(pd.read_parquet(folder / name, columns=["item_id"])) for name in names if folder.has(name))
+
+
+def round_markdown(folder: RoundFolder, campaign: str) -> str:
+    """A round as a page for Prefect: state, metrics, the first of the batch, seconds."""
+    metrics = read_json(folder / "metrics.json") if folder.has("metrics.json") else None
+    state = "closed" if folder.is_closed else "awaiting labels"
+    lines = [f"# {campaign}, round {folder.number}: {state}", ""]
+    if metrics:
+        lines += [
+            f"Audit accuracy **{accuracy_text(metrics)}** on {metrics['n']} images, "
+            f"NLL {metrics['nll']:.3f}, ECE {metrics['ece']:.3f}, from {_count(folder, 'labelled.parquet')} labels.",
+            "",
+        ]
+    if folder.has("pushed.json"):
+        pushed = read_json(folder / "pushed.json")
+        lines += [f"Asked for {len(pushed['tasks'])} labels at <{pushed['address']}>.", ""]
+    if folder.is_closed:
+        outcomes = read_json(folder / "round.json")["outcomes"]
+        lines += [
+            "Collected: " + (", ".join(f"{count} {name}" for name, count in outcomes.items()) or "nothing"),
+            "",
+        ]
+    lines += _markdown_batch(folder)
+    seconds = read_json(folder / "seconds.json") if folder.has("seconds.json") else {}
+    lines += [
+        "| step | seconds |",
+        "|---|---|",
+        *(f"| {name} | {spent:.2f} |" for name, spent in seconds.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _markdown_batch(folder: RoundFolder) -> list[str]:
+    batch = pd.read_parquet(folder / "batch.parquet").head(10)
+    columns = [name for name in ("rank", "item_id", "reason", "guess", "uncertainty", "novelty") if name in batch]
+    rows = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in batch[columns].to_numpy()]
+    if not rows:
+        return []
+    return [
+        "The ten most wanted:",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
+
+
+def write_confusion_matrix(folder: RoundFolder, metrics: dict[str, Any], classes: Sequence[str]) -> list[Path]:
+    """Write the confusion matrix as a table and as a picture; rows are true classes."""
+    counts = pd.DataFrame(metrics["confusion"], index=list(classes), columns=list(classes))
+    table = write_atomic(folder / "confusion_matrix.csv", lambda path: counts.to_csv(path, index_label="true class"))
+    return [table, write_atomic(folder / "confusion_matrix.png", lambda path: _draw(counts, path))]
+
+
+def _draw(counts: pd.DataFrame, path: Path) -> None:
+    from matplotlib.figure import Figure
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    side = min(20.0, 3.0 + 0.45 * len(counts))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    display = ConfusionMatrixDisplay(counts.to_numpy(), display_labels=list(counts.columns))
+    display.plot(
+        ax=figure.subplots(),
+        cmap="Blues",
+        colorbar=False,
+        xticks_rotation="vertical",
+        include_values=len(counts) <= 20,
+    )
+    figure.savefig(path, format="png", dpi=110)

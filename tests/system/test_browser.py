@@ -1,0 +1,149 @@
+"""A person at work: a real browser at the pages of a real Label Studio."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
+
+from connectors.store import read_json
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PATIENCE = 90_000
+"""Milliseconds until a page that does not do what is expected of it fails the test."""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no program `chromium` on this machine")
+
+
+@pytest.fixture
+def page():
+    """A page of a browser that nobody is logged in with; open for one test only, as it keeps an event loop running."""
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE)
+        page = browser.new_page(viewport={"width": 1366, "height": 768})
+        page.set_default_timeout(PATIENCE)
+        yield page
+        browser.close()
+
+
+def test_person_labels_the_most_wanted_images_and_the_next_round_learns_from_them(make_campaign, page):
+    campaign = make_campaign("close_at = 0.75")
+    campaign.run()
+    campaign.label(17)  # the other five have lower task ids than round 1, and are less wanted
+    campaign.run()
+    address = read_json(campaign.folder.round(1) / "pushed.json")["address"]
+    batch = pd.read_parquet(campaign.folder.round(1) / "batch.parquet").set_index("rank")
+    tasks = campaign.tasks(1)
+
+    log_in(page, address, campaign.servers)
+    check_columns(page)
+    with page.expect_response(is_next_task) as served:
+        page.get_by_role("button", name="Label All Tasks").click()
+    close_instructions(page)
+    check_task(page, served.value, tasks, batch.loc[0])
+
+    disagreed = str((int(batch.loc[0, "guess"]) + 1) % 10)
+    page.keyboard.press(disagreed)
+    expect(ticked(page)).to_have_attribute("name", disagreed)
+    with page.expect_response(is_next_task) as served:
+        page.get_by_role("button", name="Submit", exact=True).click()
+    check_task(page, served.value, tasks, batch.loc[1])
+
+    check_that_no_class_cannot_be_submitted(page, key=batch.loc[1, "guess"])
+    with page.expect_response(is_next_task) as served:
+        page.keyboard.press("Control+Enter")
+    check_task(page, served.value, tasks, batch.loc[2])
+    check_order_by_uncertainty(page, address, {tasks[row.item_id]: row.uncertainty for row in batch.itertuples()})
+
+    campaign.label()
+    campaign.run()
+    answers = pd.read_parquet(campaign.folder.round(1) / "annotations.parquet").set_index("item_id")
+    labelled = pd.read_parquet(campaign.folder.round(2) / "labelled.parquet").set_index("item_id")
+    for rank, label in ((0, disagreed), (1, batch.loc[1, "guess"])):
+        item_id = batch.loc[rank, "item_id"]
+        assert answers.loc[item_id, "annotator"] == campaign.servers.email
+        assert answers.loc[item_id, "seconds"] > 0
+        assert labelled.loc[item_id, "label"] == label
+
+
+def log_in(page: Page, address: str, servers) -> None:
+    """Open an address as a person who is not logged in yet."""
+    page.goto(address)
+    page.locator("input[name=email]").fill(servers.email)
+    page.locator("input[name=password]").fill(servers.password)
+    page.get_by_role("button", name="Log in").click()
+    page.wait_for_url(f"{address}**")
+
+
+def check_columns(page: Page) -> None:
+    for name in ("reason", "confused_classes", "uncertainty", "novelty"):
+        expect(page.locator(f'[data-id="tasks:data.{name}"]')).to_contain_text(name)
+
+
+def close_instructions(page: Page) -> None:
+    title = page.get_by_text("Labeling Instructions")
+    expect(title).to_be_visible()
+    expect(page.get_by_text("Skip an image that you can")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(title).to_be_hidden()
+
+
+def check_task(page: Page, served: Response, tasks: dict[str, int], wanted: pd.Series) -> None:
+    """The task served is the wanted one; its image is there, the guess is ticked, and the reason can be read."""
+    assert served.json()["id"] == tasks[wanted["item_id"]]
+    expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(tasks[wanted["item_id"]]))
+    image = page.get_by_alt_text("image", exact=True)
+    expect(image).to_have_js_property("complete", True)
+    expect(image).to_have_js_property("naturalWidth", 28)
+    assert content(image) == Path(wanted["uri"]).read_bytes()
+    expect(ticked(page)).to_have_attribute("name", wanted["guess"])
+    expect(page.get_by_role("heading").filter(has_text=f"reason: {wanted['reason']}")).to_be_in_viewport()
+
+
+def content(image: Locator) -> bytes:
+    """What the browser loaded for an image."""
+    numbers = image.evaluate("async image => [...new Uint8Array(await (await fetch(image.src)).arrayBuffer())]")
+    return bytes(numbers)
+
+
+def ticked(page: Page) -> Locator:
+    return page.locator(".lsf-choices").get_by_role("radio", checked=True)
+
+
+def check_that_no_class_cannot_be_submitted(page: Page, *, key: str) -> None:
+    """The key of the class that is ticked takes the tick away; the page then asks for a class."""
+    page.keyboard.press(key)
+    expect(ticked(page)).to_have_count(0)
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_text("No class is chosen")).to_be_visible()
+    page.get_by_role("button", name="OK").click()
+    expect(page.get_by_text("No class is chosen")).to_be_hidden()
+    page.keyboard.press(key)
+    expect(ticked(page)).to_have_attribute("name", key)
+
+
+def check_order_by_uncertainty(page: Page, address: str, uncertainty: dict[int, float]) -> None:
+    """Ordered by a column, the tasks that have a number there come first, by that number."""
+    page.goto(address)
+    page.get_by_role("button", name="Order by").click()
+    with page.expect_response(lambda response: "/api/tasks" in response.url and "ordering" in response.url):
+        page.locator(".lsf-menu-dm__item").filter(has_text="uncertainty").click()
+    by_uncertainty = sorted(uncertainty, key=uncertainty.__getitem__)
+    rows = page.get_by_test_id("table-row").get_by_role("checkbox")
+    for place, task_id in enumerate(by_uncertainty):
+        expect(rows.nth(place)).to_have_attribute("aria-label", f"Select Task {task_id}")
+
+
+def is_next_task(response: Response) -> bool:
+    """Whether it is the server's answer to the question what to label next."""
+    return "id=next_task" in response.url

@@ -1,0 +1,192 @@
+"""Whole campaigns through real Label Studio, MLflow and Prefect servers."""
+
+import json
+import shutil
+
+import httpx
+import pandas as pd
+from mlflow import MlflowClient
+
+from connectors.store import read_json
+
+
+def test_campaign_runs_from_the_first_label_to_the_spent_budget(make_campaign):
+    campaign = make_campaign()
+    labelled = []
+    assert "Round 0 asks for 22 labels" in campaign.run()
+    assert "Round 0 awaits labels: 0 of 22 labelled" in campaign.run(expect=3)
+    labelled += campaign.label(5).item_ids
+    assert "5 of 22 labelled" in campaign.run(expect=3)
+    labelled += campaign.label().item_ids
+    assert "Round 1 asks for 8 labels" in campaign.run()
+    served = campaign.label().item_ids
+    assert list(served) == campaign.batch(1), "Label Studio serves the most wanted first"
+    labelled += served
+    assert "Round 2 asks for 8 labels" in campaign.run()
+    labelled += campaign.label().item_ids
+    assert "finished after round 3: the budget is spent" in campaign.run()
+    assert "finished after round 3" in campaign.run()
+
+    truth = campaign.labels()
+    last = pd.read_parquet(campaign.folder.round(3) / "labelled.parquet")
+    audit = pd.read_parquet(campaign.folder.round(3) / "audit.parquet")
+    assert len(labelled) == len(set(labelled)) == 38
+    assert {*last["item_id"], *audit["item_id"]} == set(labelled)
+    assert not {*last["item_id"]} & {*audit["item_id"]}
+    for table in (last, audit):
+        assert table["label"].tolist() == [truth[item_id] for item_id in table["item_id"]]
+    for number in (1, 2):
+        candidates = set(pd.read_parquet(campaign.folder.round(number) / "candidates.parquet")["item_id"])
+        known = set(pd.read_parquet(campaign.folder.round(number) / "labelled.parquet")["item_id"])
+        assert set(campaign.batch(number)) <= candidates
+        assert not candidates & (known | set(audit["item_id"]))
+        assert len(candidates) + len(known) + len(audit) == 80
+
+    check_status(campaign)
+    check_label_studio(campaign)
+    check_mlflow(campaign)
+    check_prefect(campaign)
+
+
+def check_status(campaign):
+    shown = campaign.command("status")
+    state = json.loads(campaign.command("status", str(campaign.file), "--json"))
+    metrics = read_json(campaign.folder.round(3) / "metrics.json")
+    assert state["rounds_closed"] == 4
+    assert state["awaiting"] is None
+    assert (state["labels"], state["budget_left"]) == (38, 0)
+    assert state["metrics"]["audit_accuracy"] == metrics["accuracy"]
+    assert state["metrics"]["audit_accuracy_low"] <= metrics["accuracy"] <= state["metrics"]["audit_accuracy_high"]
+    assert state["urls"]["mlflow"] == campaign.servers.mlflow_url
+    assert state["urls"]["label_studio"] in shown.replace("\n", "")
+
+
+def check_label_studio(campaign):
+    pulled = campaign.tool().pull(round_numbers=[0, 1, 2, 3])
+    assert pulled.task_ids == campaign.tasks(0) | campaign.tasks(1) | campaign.tasks(2)
+    assert len(pulled.answers) == 38
+
+
+def check_mlflow(campaign):
+    client = MlflowClient(campaign.servers.mlflow_url)
+    experiment = client.get_experiment_by_name(campaign.name)
+    runs = {run.data.tags.get("labelcycle.round"): run for run in client.search_runs([experiment.experiment_id])}
+    assert {"0", "1", "2", "3"} <= runs.keys()
+    metrics = read_json(campaign.folder.round(3) / "metrics.json")
+    history = client.get_metric_history(runs["3"].info.run_id, "audit_accuracy")
+    assert [(point.step, point.value) for point in history] == [(38, metrics["accuracy"])]
+    assert runs["3"].info.status == "FINISHED"
+    assert runs["3"].data.params["strategy"] == "power"
+    assert runs["3"].data.tags["device"]
+    artifacts = {file.path for file in client.list_artifacts(runs["3"].info.run_id)}
+    assert {"batch.parquet", "confusion_matrix.png", "confusion_matrix.csv"} <= artifacts
+    best = max((1, 2, 3), key=lambda n: (read_json(campaign.folder.round(n) / "metrics.json")["accuracy"], n))
+    champion = client.get_model_version_by_alias(campaign.name, "champion")
+    assert champion.run_id == runs[str(best)].info.run_id
+    parent = next(run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == campaign.name)
+    curve = client.get_metric_history(parent.info.run_id, "audit_accuracy")
+    assert [point.step for point in sorted(curve, key=lambda point: point.step)] == [22, 30, 38]
+
+
+def check_prefect(campaign):
+    api = httpx.Client(base_url=campaign.servers.prefect_api_url, timeout=30)
+    wanted = {"artifacts": {"key": {"like_": f"{campaign.name}-round"}}}
+    pages = api.post("/artifacts/latest/filter", json=wanted).raise_for_status().json()
+    assert {page["key"] for page in pages} == {f"{campaign.name}-round-000{number}" for number in range(4)}
+    assert all(page["type"] == "markdown" for page in pages)
+    assert "Audit accuracy" in next(page["data"] for page in pages if page["key"].endswith("3"))
+
+
+def test_second_run_says_that_the_first_is_at_work(make_campaign):
+    campaign = make_campaign()
+    with campaign.folder.lock():
+        assert "is being worked on by process" in campaign.run(expect=1)
+    campaign.run()
+
+
+def test_round_closes_without_the_last_labels_and_late_ones_join_the_next(make_campaign):
+    campaign = make_campaign("close_at = 0.75")
+    campaign.run()
+    first = campaign.label(17).item_ids
+    campaign.run()
+    known = pd.concat(
+        pd.read_parquet(campaign.folder.round(1) / name) for name in ("labelled.parquet", "audit.parquet")
+    )
+    assert set(known["item_id"]) == set(first)
+    rest = set(campaign.tasks(0)) - set(first)
+    assert len(rest) == 5
+    assert not rest & set(campaign.batch(1)), "what is still out is not asked for again"
+    served = campaign.label().item_ids
+    assert set(served[-5:]) == rest, "the new batch is more wanted than what is left of the old one"
+    campaign.run()
+    known = pd.concat(
+        pd.read_parquet(campaign.folder.round(2) / name) for name in ("labelled.parquet", "audit.parquet")
+    )
+    assert set(known["item_id"]) == {*first, *served}
+
+
+def test_round_closes_after_its_time(make_campaign):
+    campaign = make_campaign('close_after = "1s"')
+    campaign.run()
+    campaign.label(20)
+    assert "Round 1 asks for" in campaign.run()
+
+
+def test_campaign_survives_skips_edits_and_deletions(make_campaign):
+    campaign = make_campaign()
+    campaign.run()
+    done = campaign.annotator(skip_rate=0.3).label()
+    assert done.n_skipped > 0
+    tool = campaign.tool()
+    answers = {answer.item_id: answer for answer in tool.pull(round_numbers=[0]).answers}
+    skipped = {item_id for item_id, answer in answers.items() if answer.outcome == "skipped"}
+    assert len(skipped) == done.n_skipped
+    campaign.run()
+    known = pd.concat(
+        pd.read_parquet(campaign.folder.round(1) / name) for name in ("labelled.parquet", "audit.parquet")
+    )
+    assert set(known["item_id"]) == set(answers) - skipped
+    assert not skipped & set(campaign.batch(1)), "a skipped image is not asked for again"
+
+    edited, deleted = sorted(set(known["item_id"]))[:2]
+    other = str((int(campaign.labels()[edited]) + 1) % 10)
+    api = campaign.annotator()
+    with httpx.Client(
+        base_url=campaign.servers.label_studio_url, headers={"Authorization": f"Token {campaign.token}"}, timeout=60
+    ) as client:
+        result = [{"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [other]}}]
+        client.patch(f"/api/annotations/{answers[edited].answer_id}/", json={"result": result}).raise_for_status()
+        client.delete(f"/api/annotations/{answers[deleted].answer_id}/").raise_for_status()
+    api.label(8)
+    campaign.run()
+    known = pd.concat(
+        pd.read_parquet(campaign.folder.round(2) / name) for name in ("labelled.parquet", "audit.parquet")
+    )
+    labels = dict(zip(known["item_id"], known["label"], strict=True))
+    assert labels[edited] == other
+    assert deleted not in labels or deleted in api.answers
+    first = pd.read_parquet(campaign.folder.round(0) / "annotations.parquet").set_index("item_id")
+    assert first.loc[edited, "label"] == campaign.labels()[edited], "the record of round 0 stays as it was"
+
+
+def test_changed_experiment_is_refused_and_a_raised_budget_is_not(make_campaign):
+    campaign = make_campaign()
+    campaign.run()
+    text = campaign.file.read_text()
+    campaign.file.write_text(text.replace("seed_set_size = 10", "seed_set_size = 9"))
+    assert "seed_set_size: 10 -> 9" in campaign.run(expect=2)
+    campaign.file.write_text(text.replace("budget = 38", "budget = 50"))
+    campaign.run(expect=3)
+
+
+def test_image_that_vanished_costs_neither_the_campaign_nor_its_label(make_campaign):
+    campaign = make_campaign()
+    campaign.run()
+    campaign.label()
+    pool = pd.read_parquet(campaign.folder.pool).set_index("item_id")
+    seed = next(item_id for item_id in campaign.batch(0) if pool.loc[item_id, "split"] == "pool")
+    shutil.move(pool.loc[seed, "uri"], pool.loc[seed, "uri"] + ".away")
+    campaign.run()
+    labelled = pd.read_parquet(campaign.folder.round(1) / "labelled.parquet")
+    assert seed not in set(labelled["item_id"])
+    assert seed in set(pd.read_parquet(campaign.folder.round(0) / "annotations.parquet")["item_id"])

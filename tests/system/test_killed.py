@@ -1,0 +1,105 @@
+"""Processes killed for real, at every artefact of a round: the next run goes on as if nothing had happened."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from connectors.store import read_json
+
+ASKING = (
+    "pool.parquet",
+    "config.json",
+    "audit.parquet",
+    "labelled.parquet",
+    "member-0.pt",
+    "member-0.json",
+    "training.json",
+    "metrics.json",
+    "model.json",
+    "candidates.parquet",
+    "labelled_embeddings.parquet",
+    "part-00000.parquet",
+    "batch.parquet",
+    "confusion_matrix.png",
+    "tracked.json",
+    "pushed.json",
+)
+CLOSING = ("withdrawn.json", "annotations.parquet", "round.json")
+
+
+def run_until_killed(file: str, victim: str) -> None:
+    """Run a round; die when everything is done for `victim` and it is about to become visible."""
+    rename = Path.replace
+
+    def rename_or_die(self: Path, target: Path) -> Path:
+        if Path(target).name == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+
+    Path.replace = rename_or_die
+    from flows.round import run_round
+
+    run_round(file)
+
+
+@pytest.fixture
+def kill_at(fork):
+    """Run a campaign's round in a process of its own that is killed at an artefact."""
+
+    def kill(campaign, victim: str) -> None:
+        exit_code, message = fork(run_until_killed, str(campaign.file), victim)
+        assert exit_code == -signal.SIGKILL, f"{victim} was never written: exit code {exit_code}, {message}"
+
+    return kill
+
+
+def test_killed_campaign_asks_for_the_same_images_and_loses_no_label(make_campaign, kill_at):
+    undisturbed, killed = make_campaign(), make_campaign()
+    undisturbed.run()
+    undisturbed.label()
+    undisturbed.run()
+
+    for victim in ("pool.parquet", "config.json", "batch.parquet", "pushed.json"):
+        kill_at(killed, victim)
+    killed.run()
+    assert killed.batch(0) == undisturbed.batch(0)
+    labelled = killed.label().item_ids
+    assert sorted(labelled) == sorted(killed.batch(0))
+
+    for victim in CLOSING:
+        kill_at(killed, victim)
+    for victim in ASKING[1:]:
+        kill_at(killed, victim)
+    killed.run()
+
+    assert killed.batch(1) == undisturbed.batch(1)
+    assert killed.tool().pull(round_numbers=[0, 1]).task_ids == killed.tasks(0) | killed.tasks(1)
+    assert n_tasks(killed) == len(killed.tasks(0)) + len(killed.tasks(1)), "no task twice"
+    truth = killed.labels()
+    for campaign in (undisturbed, killed):
+        assert read_json(campaign.folder.round(0) / "round.json")["outcomes"] == {"labelled": len(labelled)}
+    metrics = [read_json(c.folder.round(1) / "metrics.json") for c in (undisturbed, killed)]
+    assert metrics[0] == metrics[1]
+    assert set(labelled) <= truth.keys()
+    check_one_run_for_each_round(killed)
+
+
+def n_tasks(campaign) -> int:
+    tool = campaign.tool()
+    return sum(tool.progress(round_number=number).n_tasks for number in (0, 1))
+
+
+def check_one_run_for_each_round(campaign) -> None:
+    client = MlflowClient(campaign.servers.mlflow_url)
+    experiment = client.get_experiment_by_name(campaign.name)
+    runs = client.search_runs([experiment.experiment_id])
+    names = sorted(run.info.run_name for run in runs)
+    assert names == [campaign.name, "member-0", "member-1", "round 0", "round 1"]
+    of_round = next(run for run in runs if run.info.run_name == "round 1")
+    for key in of_round.data.metrics:
+        if not key.startswith("system/"):
+            assert len(client.get_metric_history(of_round.info.run_id, key)) == 1, f"{key} was logged twice"
+    assert len(client.search_model_versions(f"name = '{campaign.name}'")) == 1
