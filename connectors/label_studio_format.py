@@ -25,7 +25,7 @@ def labelling_page(classes: Sequence[str]) -> str:
     """
     view = ElementTree.Element("View")
     one = {"choice": "single-radio", "required": "true", "requiredMessage": NO_CLASS}
-    choices = ElementTree.SubElement(view, "Choices", name=CONTROL, toName=OBJECT, showInline="true", **one)
+    choices = ElementTree.SubElement(view, "Choices", {"name": CONTROL, "toName": OBJECT, "showInline": "true"} | one)
     keys = hotkeys(classes)
     for label in classes:
         hotkey = {"hotkey": keys[label]} if label in keys else {}

@@ -271,6 +271,8 @@ def _prefect(server: _Server, folder: Path) -> tuple[list[str], dict[str, str]]:
     return [*program, "--host", "127.0.0.1", "--port", str(server.port)], {
         "PREFECT_HOME": str(folder),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+        "PREFECT_SERVER_UI_API_URL": f"{server.url}/api",  # else its pages ask port 4200
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }

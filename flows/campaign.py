@@ -9,7 +9,6 @@ import pandas as pd
 
 from connectors.annotation import AnnotationTool
 from connectors.label_studio import LabelStudio
-from connectors.mlflow import MLflowTracker
 from connectors.store import Campaign, RoundFolder, write_json
 from connectors.tracking import Tracker
 from deploy import servers
@@ -48,6 +47,8 @@ class OpenCampaign:
     @cached_property
     def tracker(self) -> Tracker:
         """The experiment tracker; connected to when first asked for."""
+        from connectors.mlflow import MLflowTracker  # takes seconds to load, and a run that awaits labels needs none
+
         uri = self.settings.mlflow.uri
         return MLflowTracker(uri=local_servers().mlflow_url if uri == LOCAL else uri, campaign=self.settings.name)
 

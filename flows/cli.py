@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from connectors.store import Campaign, read_json
 from deploy import servers
@@ -61,8 +62,11 @@ def up(
     """Start Label Studio, MLflow and Prefect on this machine, on SQLite, for nobody else."""
     if images_root is None:
         images_root = _images_root(campaign)
-    with console.status("starting the local servers") as status:
-        started = servers.up(home(), images_root=images_root, on_progress=status.update)
+    try:
+        with console.status("starting the local servers") as status:
+            started = servers.up(home(), images_root=images_root, on_progress=status.update)
+    except servers.ServerError as exc:
+        raise _failure(str(exc)) from exc
     print_addresses(started, console)
 
 
@@ -137,7 +141,7 @@ def status(
 
 @app.command()
 def demo(
-    anew: Annotated[bool, typer.Option(help="Put the last demo's campaign aside and start a new one.")] = False,
+    anew: Annotated[bool, typer.Option(help="Start a new campaign even where the last one is not finished.")] = False,
 ) -> None:
     """Run a whole campaign on 5,000 MNIST digits, with a simulated annotator working in Label Studio."""
     from flows.demo import run_demo
@@ -149,19 +153,25 @@ def _run_round(campaign: Path) -> "RoundOutcome":
     from connectors.annotation import AnnotationToolError, AuthenticationFailed
     from connectors.store import CampaignBusy, CampaignChanged
     from connectors.tracking import TrackerError
-    from flows.config import ConfigError
+    from flows.config import ConfigError, load_settings
+    from pipeline.models import ModelError
     from pipeline.pool import PoolError
-
-    use_prefect(servers.running(home()))
-    from flows.round import run_round
+    from pipeline.training import TrainingError
 
     try:
-        return run_round(str(campaign))
-    except (ConfigError, CampaignChanged, AuthenticationFailed, PoolError) as exc:
+        load_settings(campaign)
+        use_prefect(servers.running(home()))
+        from flows.round import run_round_of
+
+        return run_round_of(campaign)
+    except (ConfigError, CampaignChanged, AuthenticationFailed, PoolError, ModelError) as exc:
         raise _usage(str(exc)) from exc
-    except (AnnotationToolError, TrackerError, CampaignBusy) as exc:
-        errors.print(f"[red]Error:[/] {exc}", soft_wrap=True, highlight=False)
-        raise typer.Exit(EXIT_FAILURE) from exc
+    except (AnnotationToolError, TrackerError, CampaignBusy, TrainingError, servers.ServerError) as exc:
+        raise _failure(str(exc)) from exc
+    except RuntimeError as exc:
+        if "Failed to reach API" not in str(exc):
+            raise
+        raise _failure(f"Prefect does not answer: {exc}. Start it, or unset PREFECT_API_URL") from exc
 
 
 def _images_root(campaign: Path | None) -> Path:
@@ -192,8 +202,16 @@ def _campaign_folder(campaign: Path | None) -> Path:
 
 
 def _usage(message: str) -> typer.Exit:
-    errors.print(f"[red]Error:[/] {message}", soft_wrap=True, highlight=False)
-    return typer.Exit(EXIT_USAGE)
+    return _tell(message, EXIT_USAGE)
+
+
+def _failure(message: str) -> typer.Exit:
+    return _tell(message, EXIT_FAILURE)
+
+
+def _tell(message: str, exit_code: int) -> typer.Exit:
+    errors.print(f"[red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    return typer.Exit(exit_code)
 
 
 def main() -> None:

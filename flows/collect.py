@@ -12,12 +12,12 @@ from connectors.store import RoundFolder, read_json, write_json, write_table
 from flows.campaign import OpenCampaign
 from flows.learn import tracked_model
 from flows.ledger import answered_items, asked_items, known_answers
-from flows.steps import seconds_of, step, task_without_result
+from flows.steps import seconds_of, step, timed_task
 from pipeline.labels import answers_from_table, answers_to_table, reconcile
 from pipeline.types import Answer
 
 
-@task_without_result
+@timed_task
 def look(folder: RoundFolder, work: OpenCampaign) -> Progress:
     """Ask how far the annotators are with the round, and keep it for `labelcycle status`.
 

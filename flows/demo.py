@@ -102,13 +102,13 @@ def is_finished(demo: Path) -> bool:
 
 def run_to_the_end(file: Path, local: servers.Servers, truth: dict[str, str], console: Console) -> None:
     """Run rounds, and label each batch through Label Studio, until the budget is spent."""
-    from flows.round import run_round
+    from flows.round import run_round_of
 
     folder = Campaign(file.parent / "campaign")
     annotator: SimulatedAnnotator | None = None
     while True:
         started = perf_counter()
-        outcome = run_round(str(file))
+        outcome = run_round_of(file)
         console.print(f"\n{outcome.message[0].upper()}{outcome.message[1:]} ({perf_counter() - started:.1f} s).")
         console.print(rounds_table(folder, only=outcome.round_number))
         if outcome.kind == "finished":

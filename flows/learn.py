@@ -14,7 +14,7 @@ from flows.campaign import OpenCampaign
 from flows.config import ModelSettings
 from flows.ledger import known_answers
 from flows.progress import progress_bar
-from flows.steps import step, task_without_result
+from flows.steps import step, timed_task
 from pipeline.evaluation import evaluate
 from pipeline.labels import digest, labelled_set
 from pipeline.members import predict_members
@@ -22,13 +22,13 @@ from pipeline.models import Classifier, build_model, load_weights, save_weights
 from pipeline.pool import load_images
 from pipeline.randomness import derive_seed
 from pipeline.tasks import classification
-from pipeline.training import choose_device, device_name, fit
+from pipeline.training import TrainingError, choose_device, device_name, fit
 
 CHUNK = 256
 """Images that are decoded and passed through the members at a time."""
 
 
-class NothingToTrainOn(Exception):
+class NothingToTrainOn(TrainingError):
     """The round has no usable label."""
 
 
@@ -205,7 +205,7 @@ def measure(folder: RoundFolder, work: OpenCampaign) -> None:
     write_json(folder / "metrics.json", dataclasses.asdict(metrics))
 
 
-@task_without_result
+@timed_task
 def start_tracking(folder: RoundFolder, work: OpenCampaign, *, params: dict[str, Any]) -> str:
     """Find or begin the round's run in the tracker; return its id."""
     device = device_name(choose_device(work.settings.model.device))

@@ -15,7 +15,6 @@ def prepare_environment() -> None:
     """
     for name, value in {
         "OMP_WAIT_POLICY": "PASSIVE",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
@@ -24,7 +23,8 @@ def prepare_environment() -> None:
 
 
 def use_prefect(local: servers.Servers | None) -> None:
-    """Let Prefect report to the local server, unless the environment names another."""
+    """Let Prefect report to the local server, unless the environment names another; its log is in its own pages."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     if local is not None:
         os.environ.setdefault("PREFECT_API_URL", local.prefect_api_url)
 

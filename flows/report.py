@@ -16,7 +16,7 @@ STEPS = {
     "train": ("train",),
     "score": ("score_shard", "embed_labelled"),
     "LS": ("push", "look", "collect"),
-    "MLflow": ("track_model", "track_round", "close"),
+    "MLflow": ("start_tracking", "track_model", "log_summary", "close"),
 }
 """Columns of the table of rounds and the steps whose seconds they add up."""
 
@@ -166,11 +166,11 @@ def _markdown_batch(folder: RoundFolder) -> list[str]:
     ]
 
 
-def write_confusion_matrix(folder: RoundFolder, metrics: dict[str, Any], classes: Sequence[str]) -> list[Path]:
+def write_confusion_matrix(folder: RoundFolder, metrics: dict[str, Any], classes: Sequence[str]) -> None:
     """Write the confusion matrix as a table and as a picture; rows are true classes."""
     counts = pd.DataFrame(metrics["confusion"], index=list(classes), columns=list(classes))
-    table = write_atomic(folder / "confusion_matrix.csv", lambda path: counts.to_csv(path, index_label="true class"))
-    return [table, write_atomic(folder / "confusion_matrix.png", lambda path: _draw(counts, path))]
+    write_atomic(folder / "confusion_matrix.csv", lambda path: counts.to_csv(path, index_label="true class"))
+    write_atomic(folder / "confusion_matrix.png", lambda path: _draw(counts, path))
 
 
 def _draw(counts: pd.DataFrame, path: Path) -> None:

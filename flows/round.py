@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.states import Completed
 
 from connectors.store import RoundFolder, read_json, write_json, write_table
 from flows.ask import push, select, select_first
@@ -19,9 +20,22 @@ from flows.learn import gather_labels, measure, start_tracking, track_model, tra
 from flows.progress import progress_bar
 from flows.report import round_markdown, write_confusion_matrix
 from flows.score import list_candidates, may_be_asked, score_pool
-from flows.steps import seconds_of, step, task_without_result
+from flows.steps import seconds_of, step, task_without_result, timed_task
 from pipeline.labels import digest
 from pipeline.pool import index_pool
+
+ARTIFACTS = (
+    "batch.parquet",
+    "labelled.parquet",
+    "audit.parquet",
+    "metrics.json",
+    "confusion_matrix.csv",
+    "confusion_matrix.png",
+)
+"""Files of a round that the tracker keeps."""
+
+
+STATES = {"asked": "AskedForLabels", "awaiting": "AwaitingLabels", "finished": "Finished"}
 
 
 @dataclass(frozen=True)
@@ -41,16 +55,29 @@ class RoundOutcome:
 
 
 @flow(name="labelcycle-round", persist_result=False, validate_parameters=False)
-def run_round(campaign_file: str) -> RoundOutcome:
+def run_round(campaign_file: str) -> Any:
     """Advance the campaign by one round: close the open one if its labels are in, then learn and ask again.
 
     Args:
         campaign_file: path of the campaign's TOML file.
 
     Returns:
-        What happened. A round whose labels are missing is left as it is; run again later.
+        A `RoundOutcome`; in Prefect's pages it is the name of the run's last state. A round whose labels are missing
+        is left as it is; run again later.
     """
-    work = open_campaign(Path(campaign_file))
+    outcome = work_on(open_campaign(Path(campaign_file)))
+    return Completed(name=STATES[outcome.kind], message=outcome.message, data=outcome)
+
+
+def run_round_of(file: Path) -> RoundOutcome:
+    """Run the flow `run_round` here and now."""
+    flow_function: Any = run_round
+    outcome: RoundOutcome = flow_function(str(file))
+    return outcome
+
+
+def work_on(work: OpenCampaign) -> RoundOutcome:
+    """Do what can be done now; another process that works on the campaign makes this an error."""
     with work.folder.lock():
         refresh_pool(work)
         folder = current_round(work.folder)
@@ -87,7 +114,8 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
         if query_size > 0:
             score_pool(folder, work)
         select(folder, work, query_size=query_size)
-    track_round(folder, work, run_id)
+    summarise(folder, work)
+    log_summary(folder, work, run_id)
     push(folder, work)
     publish(folder, work)
     if not is_empty(folder / "batch.parquet"):
@@ -154,31 +182,26 @@ def parameters(folder: RoundFolder) -> dict[str, Any]:
     return flat
 
 
-@step("tracked.json")
-def track_round(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
-    """Log the round's metrics, its batch and its confusion matrix; the step is the number of labels used."""
+@step("summary.json")
+def summarise(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Write down the round's numbers as the tracker gets them; the step is the number of labels used."""
     metrics = read_json(folder / "metrics.json") if folder.has("metrics.json") else None
-    pool = work.pool
-    logged = {
-        "n_labels": float(labels_known_to(folder)),
-        "pool_size": float(pool["set_aside_reason"].isna().sum()),
-    }
+    n_labels = labels_known_to(folder)
+    logged: dict[str, float] = {"n_labels": n_labels, "pool_size": int(work.pool["set_aside_reason"].isna().sum())}
     logged |= {f"seconds_{name}": spent for name, spent in seconds_of(folder).items()}
-    artifacts = [folder / "batch.parquet", folder / "labelled.parquet", folder / "audit.parquet"]
     if metrics is not None:
-        names = {
-            "accuracy": "audit_accuracy",
-            "accuracy_low": "audit_accuracy_low",
-            "accuracy_high": "audit_accuracy_high",
-        }
-        scalars = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-        logged |= {names.get(name, name): float(value) for name, value in scalars.items() if name != "n"}
-        artifacts += [
-            folder / "metrics.json",
-            *write_confusion_matrix(folder, metrics, work.settings.classes),
-        ]
-    work.tracker.log_round(run_id, metrics=logged, step=labels_known_to(folder), artifacts=artifacts)
-    write_json(folder / "tracked.json", logged)
+        scalars = {name: value for name, value in metrics.items() if isinstance(value, (int, float)) and name != "n"}
+        logged |= {f"audit_{name}" if name.startswith("accuracy") else name: value for name, value in scalars.items()}
+        write_confusion_matrix(folder, metrics, work.settings.classes)
+    write_json(folder / "summary.json", {"step": n_labels, "metrics": logged})
+
+
+@timed_task
+def log_summary(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
+    """Log the summary, the batch and what it was made from; said again after a crash, it leaves one record."""
+    summary = read_json(folder / "summary.json")
+    artifacts = [folder / name for name in ARTIFACTS if folder.has(name)]
+    work.tracker.log_round(run_id, metrics=summary["metrics"], step=summary["step"], artifacts=artifacts)
 
 
 def publish(folder: RoundFolder, work: OpenCampaign) -> None:

@@ -42,6 +42,19 @@ def task_without_result(function: Callable[..., Any]) -> Any:
     return make_task(function)
 
 
+def timed_task(function: Callable[..., Any]) -> Any:
+    """A task on a round folder, its first argument, that may run again and notes the time that it takes."""
+
+    @functools.wraps(function)
+    def run(folder: RoundFolder, *args: Any, **kwargs: Any) -> Any:
+        started = perf_counter()
+        result = function(folder, *args, **kwargs)
+        add_seconds(folder, function.__name__, perf_counter() - started)
+        return result
+
+    return task_without_result(run)
+
+
 def step(artefact: str) -> Callable[[Callable[..., None]], Any]:
     """Make a function that writes `artefact` into the round folder, its first argument, a task that runs once.
 

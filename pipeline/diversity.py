@@ -3,8 +3,6 @@
 import warnings
 
 import torch
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -72,6 +70,9 @@ def kmeans(embeddings: Tensor, n_clusters: int, *, generator: torch.Generator) -
     Returns:
         `(min(n_clusters, N), D)` centroids in float32, and `(N,)` the cluster of each point.
     """
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # takes a second to load
+    from sklearn.exceptions import ConvergenceWarning
+
     points = embeddings.detach().float().cpu().numpy()
     n_clusters = min(n_clusters, len(points))
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator))

@@ -7,9 +7,8 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
-from pipeline.models import Classifier, evaluating, is_stochastic
+from pipeline.models import Classifier, evaluating, is_stochastic, is_stochastic_depth
 from pipeline.tasks import Task
 
 ALPHA = 1.7580993408473766
@@ -94,7 +93,7 @@ def draw_mask(layer: nn.Module, shape: torch.Size, generator: torch.Generator) -
 
 
 def _mask_shape(layer: nn.Module, shape: torch.Size) -> tuple[int, ...]:
-    if isinstance(layer, StochasticDepth):
+    if is_stochastic_depth(layer):
         return (1,) * len(shape)
     if isinstance(layer, nn.Dropout | nn.AlphaDropout):
         return (1, *shape[1:])

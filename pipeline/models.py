@@ -7,12 +7,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision import models as zoo
-from torchvision.ops import StochasticDepth
 
 TORCHVISION = "torchvision:"
 STOCHASTIC = (
@@ -22,7 +21,6 @@ STOCHASTIC = (
     nn.Dropout3d,
     nn.AlphaDropout,
     nn.FeatureAlphaDropout,
-    StochasticDepth,
 )
 """Layers that draw random numbers in training mode."""
 NOT_CUTTABLE = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
@@ -159,6 +157,9 @@ def build_model(
 
 def check_model_name(name: str) -> None:
     """Refuse a name that `build_model` does not know, naming those that are near."""
+    if name in MODELS:
+        return
+    zoo = _torchvision_models()
     known = [*MODELS, *(TORCHVISION + network for network in zoo.list_models(module=zoo))]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or list(MODELS)
@@ -194,7 +195,12 @@ def small_cnn(n_classes: int, image_size: int, channels: int, dropout: float) ->
 
 def is_stochastic(module: nn.Module) -> bool:
     """Whether the layer draws random numbers in training mode."""
-    return isinstance(module, STOCHASTIC) and module.p > 0
+    return (isinstance(module, STOCHASTIC) or is_stochastic_depth(module)) and float(module.p) > 0  # type: ignore[arg-type]
+
+
+def is_stochastic_depth(module: nn.Module) -> bool:
+    """Whether the layer is torchvision's `StochasticDepth`, told by its name: loading torchvision takes seconds."""
+    return type(module).__name__ == "StochasticDepth"
 
 
 @contextmanager
@@ -258,6 +264,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def _torchvision_models() -> ModuleType:
+    """torchvision's networks, loaded when first asked for: it takes seconds."""
+    from torchvision import models
+
+    return cast(ModuleType, models)
+
+
 def _torchvision_classifier(
     network: str, n_classes: int, image_size: int, channels: int, dropout: float, weights: str | None
 ) -> Classifier:
@@ -274,7 +287,7 @@ def _torchvision_classifier(
         pretrained=weights is not None,
     )
     if weights is not None:
-        preset = zoo.get_model_weights(network).DEFAULT.transforms()
+        preset = _torchvision_models().get_model_weights(network).DEFAULT.transforms()
         model.mean.copy_(torch.tensor(preset.mean).reshape(-1, 1, 1))
         model.std.copy_(torch.tensor(preset.std).reshape(-1, 1, 1))
     return model
@@ -292,6 +305,7 @@ def _torchvision_body(network: str, image_size: int, weights: str | None) -> nn.
         if weights is not None:
             _load_body(body, Path(weights))
         return body
+    zoo = _torchvision_models()
     named = zoo.get_model_weights(network)
     entry = named.__members__.get(weights.removeprefix(f"{named.__name__}."))
     if entry is None:
@@ -312,7 +326,7 @@ def _torchvision_body(network: str, image_size: int, weights: str | None) -> nn.
 
 def _draw(network: str, options: Mapping[str, Any]) -> nn.Module:
     try:
-        body: nn.Module = zoo.get_model(network, weights=None, **options)
+        body: nn.Module = _torchvision_models().get_model(network, weights=None, **options)
     except (ValueError, RuntimeError, AssertionError) as exc:
         raise ModelError(f"{TORCHVISION}{network} cannot be built with {dict(options)}: {exc}") from exc
     return body

@@ -58,6 +58,7 @@ class TestCampaign:
     servers: Servers
     token: str
     environment: dict[str, str]
+    fork: Callable[..., tuple[int | None, str]]
 
     @property
     def name(self) -> str:
@@ -68,20 +69,30 @@ class TestCampaign:
         return Campaign(self.file.parent / "campaign")
 
     def run(self, *, expect: int = 0) -> str:
-        """`labelcycle run` in a process of its own; returns what it printed."""
+        """`labelcycle run`; returns what it printed."""
         return self.command("run", str(self.file), expect=expect)
 
     def command(self, *arguments: str, expect: int = 0) -> str:
+        """Call `labelcycle` in a process of its own, from one that has everything imported."""
+        output = self.file.with_name("output.txt")
+        exit_code, _ = self.fork(_command, str(output), arguments, self.environment)
+        return self._checked(exit_code, output.read_text(), expect)
+
+    def fresh_command(self, *arguments: str, expect: int = 0) -> str:
+        """Call `labelcycle` as a person does, in a fresh process."""
         done = subprocess.run(
             [sys.executable, "-m", "flows.cli", *arguments],
             env=self.environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=300,
             check=False,
         )
-        output = done.stdout + done.stderr
-        assert done.returncode == expect, f"exit code {done.returncode}, expected {expect}:\n{output}"
+        return self._checked(done.returncode, done.stdout, expect)
+
+    def _checked(self, exit_code: int | None, output: str, expect: int) -> str:
+        assert exit_code == expect, f"exit code {exit_code}, expected {expect}:\n{output}"
         assert self.token not in output
         return output
 
@@ -115,18 +126,28 @@ class TestCampaign:
         return read_json(self.folder.round(number) / "pushed.json")["tasks"]
 
 
-@pytest.fixture
-def fork(servers, label_studio_token, servers_home, monkeypatch):
-    """Call a function in a process of its own that has everything imported; return its exit code and its error."""
-    for name, value in {
+@pytest.fixture(scope="session")
+def environment(servers, servers_home, label_studio_token) -> dict[str, str]:
+    """What a user's environment holds."""
+    return {
+        **os.environ,
         "LABELCYCLE_HOME": str(servers_home),
         "LABEL_STUDIO_API_KEY": label_studio_token,
         "PREFECT_API_URL": servers.prefect_api_url,
-        "PREFECT_LOGGING_LEVEL": "CRITICAL",
-    }.items():
-        monkeypatch.setenv(name, value)
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "COLUMNS": "200",
+    }
+
+
+@pytest.fixture(scope="session")
+def fork(environment):
+    """Call a function in a process of its own that has everything imported; return its exit code and its error."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["flows.round"])
+    processes.set_forkserver_preload(["flows.cli", "flows.round", "connectors.mlflow"])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        processes.Process(target=int).start()  # the server that forks keeps the environment of its start
 
     def call(function: Callable[..., object], *arguments: object) -> tuple[int | None, str]:
         ours, theirs = processes.Pipe()
@@ -134,7 +155,10 @@ def fork(servers, label_studio_token, servers_home, monkeypatch):
         process.start()
         theirs.close()
         process.join(timeout=180)
-        return process.exitcode, ours.recv() if process.exitcode == 0 else ""
+        try:
+            return process.exitcode, ours.recv()
+        except EOFError:  # it was killed, or left by itself with its exit code
+            return process.exitcode, ""
 
     return call
 
@@ -148,6 +172,16 @@ def _tell(connection, function, arguments) -> None:
         connection.send("")
 
 
+def _command(output: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    """Be the command `labelcycle`; its prints go to the file `output`."""
+    sys.stdout = sys.stderr = Path(output).open("w", encoding="utf-8", buffering=1)
+    os.environ.update(environment)
+    sys.argv = ["labelcycle", *arguments]
+    from flows.cli import main
+
+    main()
+
+
 @pytest.fixture(scope="session")
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Real digits, as pixels `(n, 28, 28)` and labels `(n,)`."""
@@ -159,7 +193,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def make_campaign(servers, servers_home, label_studio_token, images_root, digits):
+def make_campaign(servers, environment, fork, label_studio_token, images_root, digits):
     """Write the images and the file of a campaign; `extra` are further lines of the file."""
 
     def make(extra: str = "", *, label_studio: str = "local", **changes: int) -> TestCampaign:
@@ -175,12 +209,6 @@ def make_campaign(servers, servers_home, label_studio_token, images_root, digits
             before = next(line for line in text.splitlines() if line.startswith(f"{key} = "))
             text = text.replace(before, f"{key} = {value}")
         (folder / "campaign.toml").write_text(text, encoding="utf-8")
-        environment = {
-            **os.environ,
-            "LABELCYCLE_HOME": str(servers_home),
-            "LABEL_STUDIO_API_KEY": label_studio_token,
-            "COLUMNS": "200",
-        }
-        return TestCampaign(folder / "campaign.toml", truth, servers, label_studio_token, environment)
+        return TestCampaign(folder / "campaign.toml", truth, servers, label_studio_token, environment, fork)
 
     return make

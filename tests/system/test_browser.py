@@ -56,7 +56,7 @@ def test_person_labels_the_most_wanted_images_and_the_next_round_learns_from_the
     page.keyboard.press(disagreed)
     expect(ticked(page)).to_have_attribute("name", disagreed)
     with page.expect_response(is_next_task) as served:
-        page.get_by_role("button", name="Submit", exact=True).click()
+        page.get_by_role("button", name="Submit current annotation").click()
     check_task(page, served.value, tasks, batch.loc[1])
 
     check_that_no_class_cannot_be_submitted(page, key=batch.loc[1, "guess"])
@@ -74,6 +74,14 @@ def test_person_labels_the_most_wanted_images_and_the_next_round_learns_from_the
         assert answers.loc[item_id, "annotator"] == campaign.servers.email
         assert answers.loc[item_id, "seconds"] > 0
         assert labelled.loc[item_id, "label"] == label
+
+
+def test_pages_of_prefect_show_the_round(make_campaign, page):
+    campaign = make_campaign()
+    campaign.run()
+    page.goto(f"{campaign.servers.prefect_ui_url}/v2/artifacts/key/{campaign.name}-round-0000")
+    page.locator("a[href*='/artifacts/artifact/']").first.click()
+    expect(page.get_by_role("paragraph").filter(has_text="Asked for 22 labels")).to_be_visible()
 
 
 def log_in(page: Page, address: str, servers) -> None:

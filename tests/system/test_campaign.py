@@ -13,7 +13,7 @@ from connectors.store import read_json
 def test_campaign_runs_from_the_first_label_to_the_spent_budget(make_campaign):
     campaign = make_campaign()
     labelled = []
-    assert "Round 0 asks for 22 labels" in campaign.run()
+    assert "Round 0 asks for 22 labels" in campaign.fresh_command("run", str(campaign.file))
     assert "Round 0 awaits labels: 0 of 22 labelled" in campaign.run(expect=3)
     labelled += campaign.label(5).item_ids
     assert "5 of 22 labelled" in campaign.run(expect=3)
@@ -49,7 +49,7 @@ def test_campaign_runs_from_the_first_label_to_the_spent_budget(make_campaign):
 
 
 def check_status(campaign):
-    shown = campaign.command("status")
+    shown = campaign.fresh_command("status")
     state = json.loads(campaign.command("status", str(campaign.file), "--json"))
     metrics = read_json(campaign.folder.round(3) / "metrics.json")
     assert state["rounds_closed"] == 4

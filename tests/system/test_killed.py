@@ -24,7 +24,7 @@ ASKING = (
     "part-00000.parquet",
     "batch.parquet",
     "confusion_matrix.png",
-    "tracked.json",
+    "summary.json",
     "pushed.json",
 )
 CLOSING = ("withdrawn.json", "annotations.parquet", "round.json")

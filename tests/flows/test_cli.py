@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from connectors.store import Campaign, write_json
+from flows.campaign import open_campaign
+from flows.cli import app
+from flows.config import ConfigError
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Call `labelcycle` in an empty folder; returns exit code and output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("LABELCYCLE_HOME", raising=False)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+
+    def call(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.output
+
+    return call
+
+
+def test_init_writes_an_example_and_never_over_a_file(command):
+    assert command("init", "pets.toml")[0] == 0
+    written = Path("pets.toml").read_text()
+    exit_code, output = command("init", "pets.toml")
+    assert exit_code == 2
+    assert "exists already" in output
+    assert Path("pets.toml").read_text() == written
+
+
+@pytest.mark.parametrize("name", ["run", "serve", "status", "up"])
+def test_wrong_campaign_file_is_a_usage_error(command, name):
+    Path("bad.toml").write_text('name = "pets"\nbudgte = 3\n')
+    exit_code, output = command(name, "bad.toml")
+    assert exit_code == 2
+    assert "bad.toml, line 2: unknown key 'budgte'; did you mean 'budget'?" in output
+
+
+def test_serve_needs_a_schedule(command):
+    command("init", "pets.toml")
+    exit_code, output = command("serve", "pets.toml")
+    assert exit_code == 2
+    assert 'add for example: schedule = "*/15 * * * *"' in output
+
+
+def test_status_without_a_campaign_says_what_to_name(command):
+    assert command("status") == (2, "Error: no campaign has been run here; name one: labelcycle status campaign.toml\n")
+    command("init", "pets.toml")
+    assert "holds no campaign yet; `labelcycle run` begins one" in command("status", "pets.toml")[1]
+
+
+def test_status_reads_the_folder_alone(command, tmp_path):
+    folder = Campaign(tmp_path / "campaign")
+    settings = {
+        "name": "pets",
+        "classes": ["cat", "dog"],
+        "budget": 10,
+        "label_studio": {"url": "https://labels.example.org"},
+        "mlflow": {"uri": "sqlite:///mlflow.db"},
+    }
+    write_json(folder.path / "campaign.json", settings)
+    tasks = {f"item{number}": number for number in range(4)}
+    pushed = {"pushed_at": "2026-01-01T00:00:00+00:00", "address": "https://labels.example.org/1", "tasks": tasks}
+    write_json(folder.round(0) / "pushed.json", pushed)
+    progress = {"n_tasks": 4, "n_labelled": 3, "n_set_aside": 0, "seen_at": "2026-01-02T00:00:00+00:00"}
+    write_json(folder.round(0) / "progress.json", progress)
+    exit_code, output = command("status", str(folder.path), "--json")
+    state = json.loads(output)
+    assert exit_code == 0
+    assert (state["rounds_closed"], state["labels"], state["budget_left"]) == (0, 0, 10)
+    assert (state["awaiting"]["n_labelled"], state["awaiting"]["n_tasks"]) == (3, 4)
+    assert state["metrics"] is None
+    assert state["urls"] == {"label_studio": "https://labels.example.org/1", "mlflow": "sqlite:///mlflow.db"}
+    assert "Round 0 awaits labels: 3 of 4 labelled" in command("status", str(folder.path))[1]
+
+
+def test_run_says_that_prefect_does_not_answer(command):
+    command("init", "pets.toml")
+    exit_code, output = command("run", "pets.toml")
+    assert exit_code == 1
+    assert "Prefect does not answer" in output
+
+
+def test_run_without_servers_says_how_to_start_them(command):
+    command("init", "pets.toml")
+    with pytest.raises(ConfigError, match="start them with `labelcycle up`"):
+        _ = open_campaign(Path("pets.toml")).tool
+
+
+def test_down_says_when_nothing_runs(command):
+    assert command("down") == (0, "Nothing of ours is running.\n")
+
+
+@pytest.mark.parametrize("name", ["init", "up", "down", "run", "serve", "status", "demo"])
+def test_every_command_explains_itself(command, name):
+    exit_code, output = command(name, "--help")
+    assert exit_code == 0
+    assert f"Usage: root {name} [OPTIONS]" in output
