@@ -40,5 +40,5 @@ lock: .venv/ready ## resolve the versions again
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-header --quiet --upgrade --python-version 3.11 -o requirements.lock
 	$(BIN)/uv pip compile deploy/label-studio.in --universal --generate-hashes --no-header --quiet --upgrade --python-version 3.11 -o deploy/label-studio.lock
 
-clean: down ## remove the environments and everything the local servers and demos wrote
-	rm -rf .venv .labelcycle
+clean: down ## remove the environments; campaigns and the servers' data stay
+	rm -rf .venv .labelcycle/label-studio-venv

@@ -47,8 +47,8 @@ from pipeline.types import Answer
 
 TOKEN_VARIABLE = "LABEL_STUDIO_API_KEY"  # noqa: S105
 INSTRUCTIONS = (
-    "Choose the class that the image shows, also where the model's guess is already ticked: it may be wrong. "
-    "Skip an image that you cannot judge."
+    "Choose the class that the image shows, with the mouse or the key beside it. Where the model's guess is ticked and "
+    "you agree, press Ctrl+Enter; it may be wrong. Skip an image that you cannot judge."
 )
 SETTINGS = {
     "sampling": "Uncertainty sampling",
@@ -345,6 +345,13 @@ class LabelStudio:
     def _import_missing(self, payloads: Mapping[str, dict[str, Any]], round_number: int) -> None:
         """Import the tasks that are not there; after a failure look again before anything is sent again."""
         held = self._held(round_number)
+        unknown = _items(held) - payloads.keys()
+        if unknown:
+            raise PushMismatch(
+                f"project {self.project!r} at {self.url} holds {len(unknown)} tasks of round {round_number} that this "
+                f"campaign did not select, such as {min(unknown)}: it belongs to another campaign. Nothing was pushed; "
+                "give this campaign another project title"
+            )
         for attempt in _retrying():
             if attempt.retry_state.attempt_number > 1:
                 held = self._settled(round_number, payloads.keys())

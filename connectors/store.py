@@ -98,8 +98,6 @@ class Campaign:
     """
 
     def __init__(self, path: Path) -> None:
-        if "://" in str(path):
-            raise ValueError(f"the campaign folder must be on a disk that this machine sees, got {path}")
         self.path = path
 
     @property
@@ -117,22 +115,23 @@ class Campaign:
         names = sorted(p.name for p in folder.iterdir() if ROUND_NAME.fullmatch(p.name)) if folder.is_dir() else []
         return [RoundFolder(folder / name) for name in sorted(names, key=int)]
 
-    def claim(self, configuration: dict[str, Any], *, may_change: Collection[str]) -> None:
+    def claim(self, configuration: dict[str, Any], *, may_change: Collection[str] | None) -> None:
         """Write the configuration, or refuse one that differs from the written one in more than `may_change`.
 
-        A nested setting is named with a dot, `section.key`.
+        A nested setting is named with a dot, `section.key`; with None every setting may change. A setting that the
+        written configuration does not know is new to labelcycle, not to the campaign.
 
         Raises:
             CampaignChanged: with each changed setting, its old and its new value.
         """
         path = self.path / "campaign.json"
-        if path.exists():
+        if path.exists() and may_change is not None:
             written = read_json(path)
             before, after = _flatten(written), _flatten(configuration)
             changes = [
                 f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
                 for key in sorted(before.keys() | after.keys())
-                if key not in may_change and before.get(key) != after.get(key)
+                if key in before and key not in may_change and before[key] != after.get(key)
             ]
             if changes:
                 raise CampaignChanged(

@@ -15,7 +15,7 @@ from connectors.annotation import Task
 from connectors.store import RoundFolder, write_json, write_table
 from flows.campaign import OpenCampaign
 from flows.learn import CHUNK, NothingToTrainOn
-from flows.score import may_be_asked, read_candidates, read_labelled_embeddings, read_scores_of
+from flows.score import read_candidates, read_labelled_embeddings, read_scores_of
 from flows.steps import step
 from pipeline.pool import load_images
 from pipeline.randomness import derive_seed
@@ -60,13 +60,15 @@ def select_first(folder: RoundFolder, work: OpenCampaign) -> None:
         NothingToTrainOn: when there is no label and no seed set that could bring one.
     """
     settings = work.settings
-    audit = may_be_asked(work, split="audit")["item_id"].tolist()
-    rest = may_be_asked(work, split="pool")
-    seed_set = _select_seed_set(rest, work, folder.number)
-    if not seed_set and pd.read_parquet(folder / "labelled.parquet").empty:
+    audit = work.may_be_asked(split="audit")["item_id"].tolist()
+    rest = work.may_be_asked(split="pool")
+    size = min(settings.seed_set_size, max(0, work.budget_left() - len(audit)))
+    seed_set = _select_seed_set(rest, work, folder.number, size)
+    has_labels = not pd.read_parquet(folder / "labelled.parquet").empty
+    if not seed_set and not has_labels and not work.outstanding():
         raise NothingToTrainOn(
             f"round {folder.number}: there is no label to learn from and no image to ask for: seed_set_size is "
-            f"{settings.seed_set_size}, {len(rest)} images of the pool may be asked for"
+            f"{settings.seed_set_size}, {len(rest)} images may be asked for, {work.budget_left()} labels are left"
         )
     ids = (*seed_set, *audit)
     reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set), *["audit set"] * len(audit))
@@ -75,9 +77,9 @@ def select_first(folder: RoundFolder, work: OpenCampaign) -> None:
     write_table(folder / "batch.parquet", shuffled.assign(rank=np.arange(len(table))))
 
 
-def _select_seed_set(rest: pd.DataFrame, work: OpenCampaign, round_number: int) -> tuple[str, ...]:
+def _select_seed_set(rest: pd.DataFrame, work: OpenCampaign, round_number: int, size: int) -> tuple[str, ...]:
     settings = work.settings
-    if settings.seed_set_size == 0 or rest.empty:
+    if size == 0 or rest.empty:
         return ()
     embeddings = _pixels(rest["uri"].tolist()) if settings.cold_start == "coverage" else None
     candidates = Candidates(
@@ -86,7 +88,7 @@ def _select_seed_set(rest: pd.DataFrame, work: OpenCampaign, round_number: int) 
     return select_batch(
         candidates,
         settings.cold_start,
-        query_size=settings.seed_set_size,
+        query_size=size,
         round_number=round_number,
         seed=settings.seed,
     ).ids
@@ -117,9 +119,9 @@ def _novelty(embeddings: NDArray[np.float16], labelled: torch.Tensor) -> NDArray
     return (1 - (here @ there.T).amax(dim=1)).clamp(min=0).numpy()
 
 
-def tasks_of(folder: RoundFolder) -> list[Task]:
+def tasks_of(folder: RoundFolder, work: OpenCampaign) -> list[Task]:
     """The batch as tasks for the annotation tool; a cold start shows no guess."""
-    rows = pd.read_parquet(folder / "batch.parquet").to_dict("records")
+    rows = work.located(pd.read_parquet(folder / "batch.parquet")).to_dict("records")
     return [_task(row, folder.number) for row in rows]
 
 
@@ -143,7 +145,7 @@ def _task(row: Mapping[Hashable, Any], round_number: int) -> Task:
 @step("pushed.json")
 def push(folder: RoundFolder, work: OpenCampaign) -> None:
     """Make the batch exist in the annotation tool exactly once, prove it, and write which task is which item."""
-    tasks = tasks_of(folder)
+    tasks = tasks_of(folder, work)
     address = work.tool.prepare()
     task_ids = work.tool.push(
         tasks, round_number=folder.number, model_version=f"{work.settings.name}-round-{folder.number:04d}"

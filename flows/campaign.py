@@ -8,13 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from connectors.annotation import AnnotationTool
-from connectors.label_studio import LabelStudio
+from connectors.label_studio import INSTRUCTIONS, LabelStudio
 from connectors.store import Campaign, RoundFolder, write_json
 from connectors.tracking import Tracker
 from deploy import servers
 from flows.config import LOCAL, MAY_CHANGE, CampaignSettings, ConfigError, images_root, load_settings, resolved
 from flows.home import home
-from flows.ledger import labels_used, outstanding_tasks
+from flows.ledger import answered_items, asked_items, known_answers, labels_used, outstanding_tasks
+from pipeline.types import Split
 
 TOKEN_VARIABLE = "LABEL_STUDIO_API_KEY"  # noqa: S105 (a variable's name)
 
@@ -34,14 +35,14 @@ class OpenCampaign:
         if url == LOCAL:
             local = local_servers()
             url = local.label_studio_url
-            token = token or servers.personal_token(url, local.email, local.password)
+            token = servers.personal_token(url, local.email, local.password)
         return LabelStudio(
             url=url,
             token=token,
             project=self.settings.project,
             classes=self.settings.classes,
             images_root=images_root(self.settings.pool),
-            instructions=settings.instructions,
+            instructions=settings.instructions or INSTRUCTIONS,
         )
 
     @cached_property
@@ -64,6 +65,28 @@ class OpenCampaign:
     def labels_used(self) -> int:
         """Labels paid for so far, the audit set's included."""
         return labels_used(self.folder, classes=self.settings.classes)
+
+    def may_be_asked(self, *, split: Split) -> pd.DataFrame:
+        """The images of a split that are usable, unlabelled and not with the annotators: item_id, uri."""
+        pool = self.pool
+        known = {*asked_items(self.folder), *answered_items(known_answers(self.folder))}
+        rows = (
+            pool["set_aside_reason"].isna()
+            & (pool["split"] == split)
+            & pool["label"].isna()
+            & ~pool["item_id"].isin(list(known))
+        )
+        return pool.loc[rows, ["item_id", "uri"]].sort_values("item_id", ignore_index=True)
+
+    def can_ask(self) -> bool:
+        """Whether the budget and the pool leave anything to ask for."""
+        return self.budget_left() > 0 and not self.may_be_asked(split="pool").empty
+
+    def located(self, items: pd.DataFrame) -> pd.DataFrame:
+        """The items with the `uri` at which the pool knows them now: files may move while a round lasts."""
+        pool = self.pool
+        now = pool[pool["set_aside_reason"].isna()].set_index("item_id")["uri"]
+        return items.assign(uri=items["item_id"].map(now).fillna(items["uri"]))
 
     def budget_left(self) -> int:
         """Labels that may still be asked for."""
@@ -89,7 +112,7 @@ def open_campaign(path: Path) -> OpenCampaign:
     """Read a campaign file, claim its folder and remember it as the one that was used last."""
     settings = load_settings(path)
     folder = Campaign(settings.folder)
-    folder.claim(resolved(settings), may_change=MAY_CHANGE)
+    folder.claim(resolved(settings), may_change=MAY_CHANGE if folder.pool.exists() else None)
     write_json(home() / "last-campaign.json", {"folder": str(settings.folder), "file": str(path.resolve())})
     return OpenCampaign(settings=settings, folder=folder)
 

@@ -1,8 +1,10 @@
 """The `labelcycle` command."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,9 +14,6 @@ from connectors.store import Campaign, read_json
 from deploy import servers
 from flows.home import home
 from flows.local import prepare_environment, print_addresses, use_prefect
-
-if TYPE_CHECKING:
-    from flows.round import RoundOutcome
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -45,9 +44,9 @@ def init(
         with path.open("x", encoding="utf-8") as file:
             file.write(EXAMPLE)
     except FileExistsError:
-        raise _usage(f"{path} exists already; give another name, or move it away") from None
+        raise _tell(f"{path} exists already; give another name, or move it away") from None
     except OSError as exc:
-        raise _usage(f"{path} cannot be written: {exc.strerror}") from exc
+        raise _tell(f"{path} cannot be written: {exc.strerror}") from exc
     console.print(f"Wrote {path}. Set its name, pool and classes, then: labelcycle up {path}; labelcycle run {path}")
 
 
@@ -62,11 +61,8 @@ def up(
     """Start Label Studio, MLflow and Prefect on this machine, on SQLite, for nobody else."""
     if images_root is None:
         images_root = _images_root(campaign)
-    try:
-        with console.status("starting the local servers") as status:
-            started = servers.up(home(), images_root=images_root, on_progress=status.update)
-    except servers.ServerError as exc:
-        raise _failure(str(exc)) from exc
+    with clear_errors(), console.status("starting the local servers") as status:
+        started = servers.up(home(), images_root=images_root, on_progress=status.update)
     print_addresses(started, console)
 
 
@@ -84,7 +80,14 @@ def run(campaign: CampaignFile) -> None:
     Ends with exit code 3, and changes nothing, while labels of the open round are missing. A run that was killed
     goes on where it stood.
     """
-    outcome = _run_round(campaign)
+    use_prefect(servers.running(home()))  # before Prefect is loaded, which reads it once
+    from flows.config import load_settings
+
+    with clear_errors():
+        load_settings(campaign)
+        from flows.round import run_round_of
+
+        outcome = run_round_of(campaign)
     console.print(outcome.message[0].upper() + outcome.message[1:] + ".")
     if outcome.address:
         console.print(f"Label here: {outcome.address}", soft_wrap=True)
@@ -95,17 +98,16 @@ def run(campaign: CampaignFile) -> None:
 @app.command()
 def serve(campaign: CampaignFile) -> None:
     """Run the campaign on its schedule until stopped, one run at a time."""
-    from flows.config import ConfigError, load_settings
+    use_prefect(servers.running(home()))  # before Prefect is loaded, which reads it once
+    from flows.config import load_settings
     from flows.serve import serve_campaign
 
-    try:
+    with clear_errors():
         settings = load_settings(campaign)
-    except ConfigError as exc:
-        raise _usage(str(exc)) from exc
     if settings.schedule is None:
-        raise _usage(f'{campaign} has no schedule; add for example: schedule = "*/15 * * * *"')
-    use_prefect(servers.running(home()))
-    serve_campaign(campaign.resolve(), settings)
+        raise _tell(f'{campaign} has no schedule; add for example: schedule = "*/15 * * * *"')
+    with clear_errors():
+        serve_campaign(campaign.resolve(), settings)
 
 
 @app.command()
@@ -121,7 +123,7 @@ def status(
 
     folder = Campaign(_campaign_folder(campaign))
     if not (folder.path / "campaign.json").exists():
-        raise _usage(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
+        raise _tell(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
     state = campaign_status(folder, home())
     if as_json:
         print(json.dumps(state, indent=2))  # noqa: T201 (for programs, so without rich)
@@ -135,6 +137,9 @@ def status(
             f"labelled{seen}"
         )
     console.print(f"{state['labels']} labels collected, {state['budget_left']} of {state['budget']} left in the budget")
+    if state["set_aside"]:
+        reasons = ", ".join(f"{count} {kind}" for kind, count in state["set_aside"].items())
+        console.print(f"Files of the pool that are not used: {reasons}")
     for name, url in state["urls"].items():
         console.print(f"{name}: {url}", soft_wrap=True)
 
@@ -146,70 +151,57 @@ def demo(
     """Run a whole campaign on 5,000 MNIST digits, with a simulated annotator working in Label Studio."""
     from flows.demo import run_demo
 
-    run_demo(home(), console=console, anew=anew)
+    with clear_errors():
+        run_demo(home(), console=console, anew=anew)
 
 
-def _run_round(campaign: Path) -> "RoundOutcome":
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """End with an exit code and one clear message where something is wrong that a person can mend."""
     from connectors.annotation import AnnotationToolError, AuthenticationFailed
     from connectors.store import CampaignBusy, CampaignChanged
     from connectors.tracking import TrackerError
-    from flows.config import ConfigError, load_settings
+    from flows.config import ConfigError
     from pipeline.models import ModelError
     from pipeline.pool import PoolError
     from pipeline.training import TrainingError
 
     try:
-        load_settings(campaign)
-        use_prefect(servers.running(home()))
-        from flows.round import run_round_of
-
-        return run_round_of(campaign)
+        yield
     except (ConfigError, CampaignChanged, AuthenticationFailed, PoolError, ModelError) as exc:
-        raise _usage(str(exc)) from exc
+        raise _tell(str(exc)) from exc
     except (AnnotationToolError, TrackerError, CampaignBusy, TrainingError, servers.ServerError) as exc:
-        raise _failure(str(exc)) from exc
+        raise _tell(str(exc), EXIT_FAILURE) from exc
     except RuntimeError as exc:
         if "Failed to reach API" not in str(exc):
             raise
-        raise _failure(f"Prefect does not answer: {exc}. Start it, or unset PREFECT_API_URL") from exc
+        raise _tell(f"Prefect does not answer: {exc}. Start it, or unset PREFECT_API_URL", EXIT_FAILURE) from exc
 
 
 def _images_root(campaign: Path | None) -> Path:
     if campaign is None:
         return Path.cwd()
-    from flows.config import ConfigError, images_root, load_settings
+    from flows.config import images_root, load_settings
 
-    try:
+    with clear_errors():
         return images_root(load_settings(campaign).pool)
-    except ConfigError as exc:
-        raise _usage(str(exc)) from exc
 
 
 def _campaign_folder(campaign: Path | None) -> Path:
     if campaign is None:
         last = home() / "last-campaign.json"
         if not last.exists():
-            raise _usage("no campaign has been run here; name one: labelcycle status campaign.toml")
+            raise _tell("no campaign has been run here; name one: labelcycle status campaign.toml")
         return Path(read_json(last)["folder"])
     if campaign.is_dir():
         return campaign
-    from flows.config import ConfigError, load_settings
+    from flows.config import load_settings
 
-    try:
+    with clear_errors():
         return load_settings(campaign).folder
-    except ConfigError as exc:
-        raise _usage(str(exc)) from exc
 
 
-def _usage(message: str) -> typer.Exit:
-    return _tell(message, EXIT_USAGE)
-
-
-def _failure(message: str) -> typer.Exit:
-    return _tell(message, EXIT_FAILURE)
-
-
-def _tell(message: str, exit_code: int) -> typer.Exit:
+def _tell(message: str, exit_code: int = EXIT_USAGE) -> typer.Exit:
     errors.print(f"[red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
     return typer.Exit(exit_code)
 

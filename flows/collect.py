@@ -47,11 +47,12 @@ def may_close(
 def is_ready_to_close(folder: RoundFolder, work: OpenCampaign, progress: Progress) -> bool:
     """Whether the round may close now, by the campaign's rules.
 
-    A round that asked for nothing stays open for the late labels of earlier rounds.
+    A round that had nothing to ask for stays open while tasks of earlier rounds are out. It closes when one of them
+    is answered, so that the next round learns from it, or when there is something to ask for after all.
     """
     pushed = read_json(folder / "pushed.json")
     if not pushed["tasks"]:
-        return not work.outstanding() or work.budget_left() > 0 or bool(news(work)[0])
+        return not work.outstanding() or work.can_ask() or bool(news(work)[0])
     return may_close(
         progress,
         n_pushed=len(pushed["tasks"]),
@@ -118,9 +119,12 @@ def labels_known_to(folder: RoundFolder) -> int:
 
 
 def is_best(folder: RoundFolder, work: OpenCampaign) -> bool:
-    """Whether no earlier round has a higher audit accuracy."""
+    """Whether no earlier round has a higher audit accuracy, by the lower end of its interval.
+
+    The lower end, because early rounds may be measured on fewer images: 5 of 5 right is worth less than 190 of 200.
+    """
     if not folder.has("metrics.json") or read_json(folder / "metrics.json") is None:
         return False
     earlier = [f for f in work.folder.rounds() if f.number < folder.number and f.has("metrics.json")]
-    scores = [metrics["accuracy"] for f in earlier if (metrics := read_json(f / "metrics.json")) is not None]
-    return bool(read_json(folder / "metrics.json")["accuracy"] >= max(scores, default=0.0))
+    lows = [metrics["accuracy_low"] for f in earlier if (metrics := read_json(f / "metrics.json")) is not None]
+    return bool(read_json(folder / "metrics.json")["accuracy_low"] >= max(lows, default=0.0))

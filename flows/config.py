@@ -6,6 +6,7 @@ import tomllib
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +18,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from pipeline.registries import look_up
 
@@ -36,10 +38,12 @@ MAY_CHANGE = frozenset(
         "model.device",
         "label_studio.url",
         "label_studio.instructions",
-        "mlflow.uri",
+        "folder",
+        "pool",
     }
 )
-"""Settings that may change between rounds without mixing two experiments."""
+"""Settings that may change between rounds without mixing two experiments. Images are known by their content, so that
+pool and folder may move."""
 
 
 class ConfigError(ValueError):
@@ -83,6 +87,19 @@ def _check_model(value: str) -> str:
     return value
 
 
+def _check_no_login(value: str) -> str:
+    """An address is written to files, logs and MLflow, a password never."""
+    if "@" in urlsplit(value).netloc:
+        raise PydanticCustomError("login_in_address", "an address must not hold a login; put it into the environment")
+    return value
+
+
+def _check_on_disk(value: Any) -> Any:
+    if "://" in str(value):
+        raise ValueError("must be on a disk that this machine sees")
+    return value
+
+
 def _check_cron(value: str | None) -> str | None:
     if value is None:
         return None
@@ -101,9 +118,12 @@ Duration = Annotated[
     Field(gt=timedelta(0)),
     PlainSerializer(lambda value: f"{value.total_seconds():g}s", return_type=str),
 ]
-ClassName = Annotated[str, Field(min_length=1, pattern=r"^\S(.*\S)?$")]
+ClassName = Annotated[str, Field(min_length=1, pattern=r"^\S+( \S+)*$")]
 Size = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
+LocalPath = Annotated[Path, BeforeValidator(_check_on_disk)]
 
 
 class Settings(BaseModel):
@@ -152,26 +172,28 @@ class ModelSettings(Settings):
 class LabelStudioSettings(Settings):
     """Where people label. The token is in the environment: LABEL_STUDIO_API_KEY."""
 
-    url: str = Field(LOCAL, pattern=r"^(local|https?://\S+)$", description="'local' is the server of `labelcycle up`")
-    project: str | None = Field(
-        None, min_length=3, max_length=50, description="title; the campaign's name if not given"
+    url: Annotated[str, AfterValidator(_check_no_login)] = Field(
+        LOCAL, pattern=r"^(local|https?://\S+)$", description="'local' is the server of `labelcycle up`"
     )
-    instructions: str = "Choose the class that fits the image best. Skip an image that you cannot tell."
+    project: str | None = Field(
+        None, min_length=3, max_length=50, pattern=r"^\S(.*\S)?$", description="title; the campaign's name if not given"
+    )
+    instructions: str | None = Field(None, description="what annotators read first; our own text if not given")
 
 
 class MLflowSettings(Settings):
     """Where rounds are compared."""
 
-    uri: str = Field(LOCAL, pattern=r"^(local|sqlite:///\S+|https?://\S+|postgresql\S*://\S+|mysql\S*://\S+)$")
+    uri: Annotated[str, AfterValidator(_check_no_login)] = Field(LOCAL, pattern=r"^(local|sqlite:///\S+|https?://\S+)$")
 
 
 class CampaignSettings(Settings):
     """One campaign: a line of rounds over one pool of images."""
 
     name: str = Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    pool: Path
+    pool: LocalPath
     classes: tuple[ClassName, ...] = Field(min_length=2)
-    folder: Path
+    folder: LocalPath
     budget: Size
     audit_size: Size
     seed_set_size: int = Field(50, ge=0)
@@ -275,7 +297,8 @@ def _explain(path: Path, text: str, error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: {key!r} is missing; `labelcycle init` writes an example with every key"
     message = error["msg"].removeprefix("Value error, ")
-    given = f" (got {error['input']!r})" if location and not isinstance(error["input"], dict) else ""
+    is_shown = location and not isinstance(error["input"], dict) and error["type"] != "login_in_address"
+    given = f" (got {error['input']!r})" if is_shown else ""
     return f"{where}: {key}: {message}{given}" if key else f"{where}: {message}"
 
 

@@ -87,11 +87,11 @@ def choose_campaign(folder: Path, console: Console, *, anew: bool) -> Path:
     last = folder / f"digits-demo-{numbers[-1]}" if numbers else None
     if last is not None and not anew and not is_finished(last):
         console.print(f"Going on with the campaign {last.name}, which is not finished.")
-        return last / "campaign.toml"
+        return last / f"{last.name}.toml"
     name = f"digits-demo-{numbers[-1] + 1 if numbers else 1}"
     earlier = f" The earlier one, {last.name}, stays as it is." if last else ""
     console.print(f"Starting a new campaign, {name}.{earlier}")
-    return write_text(folder / name / "campaign.toml", CAMPAIGN.format(name=name))
+    return write_text(folder / name / f"{name}.toml", CAMPAIGN.format(name=name))
 
 
 def is_finished(demo: Path) -> bool:
@@ -137,7 +137,7 @@ def say_what_to_click(local: servers.Servers, file: Path, console: Console) -> N
             "digit with the model's guess and the reason why it was picked.\n"
             "MLflow: open the experiment and the run with the campaign's name: its charts draw accuracy over labels. "
             "Models shows the one with the alias `champion`.\n"
-            "Prefect: Runs shows each round and its steps, Artifacts a page for each round.\n\n"
+            "Prefect: Runs shows each run and its steps; a run's tab Artifacts has the page of its round.\n\n"
             f"labelcycle status {file}      where the campaign stands\n"
             "make demo                       starts a new campaign\n"
             "make down                       stops the three servers",

@@ -11,14 +11,14 @@ import torch
 from connectors.store import RoundFolder, read_json, write_atomic, write_json, write_table
 from connectors.tracking import MemberHistory, TrackedModel
 from flows.campaign import OpenCampaign
-from flows.config import ModelSettings
+from flows.config import CampaignSettings, ModelSettings
 from flows.ledger import known_answers
 from flows.progress import progress_bar
 from flows.steps import step, timed_task
 from pipeline.evaluation import evaluate
 from pipeline.labels import digest, labelled_set
-from pipeline.members import predict_members
-from pipeline.models import Classifier, build_model, load_weights, save_weights
+from pipeline.members import predict_members, stochastic_layers
+from pipeline.models import Classifier, ModelError, build_model, load_weights, save_weights
 from pipeline.pool import load_images
 from pipeline.randomness import derive_seed
 from pipeline.tasks import classification
@@ -49,7 +49,7 @@ def gather_labels(folder: RoundFolder, work: OpenCampaign) -> None:
 def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
     """Train the members that are not there yet; the description says how to build them again."""
     settings = work.settings
-    labelled = pd.read_parquet(folder / "labelled.parquet")
+    labelled = work.located(pd.read_parquet(folder / "labelled.parquet"))
     if labelled.empty:
         raise NothingToTrainOn(f"round {folder.number}: no image outside the audit set has a usable label")
     images = load_images(labelled["uri"].tolist(), size=settings.model.image_size, channels=settings.model.channels)
@@ -147,6 +147,21 @@ def new_model(settings: ModelSettings, *, n_classes: int, seed: int) -> Classifi
     return model
 
 
+def check_model(settings: CampaignSettings) -> None:
+    """Build the network once, so that wrong weights, sizes or devices are found before labels are paid for.
+
+    Raises:
+        ModelError: naming what is wrong.
+    """
+    try:
+        choose_device(settings.model.device)
+        model = new_model(settings.model, n_classes=len(settings.classes), seed=0)
+    except ValueError as exc:
+        raise ModelError(str(exc)) from exc
+    if settings.members.mc_dropout and not stochastic_layers(model):
+        raise ModelError(f"mc_dropout needs dropout, and {settings.model.name} with these settings has none")
+
+
 def describe_model(settings: ModelSettings, classes: Sequence[str]) -> dict[str, Any]:
     """What it takes to build the network again and read its output."""
     return {
@@ -178,27 +193,26 @@ def member_weights(folder: RoundFolder) -> list[Path]:
 
 
 def predict(
-    models: Sequence[Classifier], uris: Sequence[str], work: OpenCampaign, *, seed: int
+    models: Sequence[Classifier], uris: Sequence[str], work: OpenCampaign, *, mc_dropout: int, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Members' decisions `(n, U, K, C)` and embeddings `(n, D)` of a few images."""
     settings = work.settings
     images = load_images(uris, size=settings.model.image_size, channels=settings.model.channels)
-    return predict_members(models, images, task=classification, mc_dropout=settings.members.mc_dropout, seed=seed)
+    return predict_members(models, images, task=classification, mc_dropout=mc_dropout, seed=seed)
 
 
 @step("metrics.json")
 def measure(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Measure the members' mean prediction on the audit set; null where nobody has labelled any of it yet."""
-    audit = pd.read_parquet(folder / "audit.parquet")
+    """Measure the registered model, the mean of the networks, on the audit set; null where no label of it is there."""
+    audit = work.located(pd.read_parquet(folder / "audit.parquet"))
     if audit.empty:
         write_json(folder / "metrics.json", None)
         return
     models = trained_models(folder, work)
-    seed = derive_seed(work.settings.seed, folder.number, "mc_dropout")
     uris = audit["uri"].tolist()
     probs = []
     for start in range(0, len(uris), CHUNK):
-        decisions, _ = predict(models, uris[start : start + CHUNK], work, seed=seed)
+        decisions, _ = predict(models, uris[start : start + CHUNK], work, mc_dropout=0)
         probs.append(decisions[:, 0].mean(dim=1))
     targets = torch.tensor([work.settings.classes.index(label) for label in audit["label"]])
     metrics = evaluate(torch.cat(probs), targets, classes=work.settings.classes)

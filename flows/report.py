@@ -10,7 +10,7 @@ from rich.table import Table
 
 from connectors.store import Campaign, RoundFolder, read_json, write_atomic
 from deploy import servers
-from flows.ledger import labels_used
+from flows.ledger import labels_used, outstanding_tasks
 
 STEPS = {
     "train": ("train",),
@@ -26,7 +26,8 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
 
     Returns:
         `campaign`, `round_number`, `rounds_closed`, `awaiting` (None, or the labels that the open round waits for),
-        `labels`, `budget`, `budget_left`, `metrics` of the newest model on the audit set (None before there is one)
+        `labels`, `budget`, `budget_left` (labels that may still be asked for), `set_aside` (files of the pool that are
+        not used, by reason), `metrics` of the newest model on the audit set (None before there is one)
         and `urls`.
     """
     settings = read_json(folder.path / "campaign.json")
@@ -41,10 +42,18 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         "awaiting": awaited_labels(rounds[-1]) if rounds else None,
         "labels": labels,
         "budget": settings["budget"],
-        "budget_left": max(0, settings["budget"] - labels),
+        "budget_left": max(0, settings["budget"] - labels - outstanding_tasks(folder)),
+        "set_aside": set_aside_images(folder),
         "metrics": _headline(*metrics[-1]) if metrics else None,
         "urls": _addresses(rounds, settings, home),
     }
+
+
+def set_aside_images(folder: Campaign) -> dict[str, int]:
+    """How many files of the pool are not used, for each kind of reason."""
+    from pipeline.pool import set_aside_counts
+
+    return set_aside_counts(pd.read_parquet(folder.pool)) if folder.pool.exists() else {}
 
 
 def awaited_labels(folder: RoundFolder) -> dict[str, Any] | None:
@@ -52,6 +61,8 @@ def awaited_labels(folder: RoundFolder) -> dict[str, Any] | None:
     if folder.is_closed or not folder.has("pushed.json"):
         return None
     n_tasks = len(read_json(folder / "pushed.json")["tasks"])
+    if not n_tasks:
+        return None
     seen = read_json(folder / "progress.json") if folder.has("progress.json") else {}
     return {
         "round_number": folder.number,

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from connectors.store import RoundFolder, read_json, write_json, write_table
@@ -16,10 +17,10 @@ from flows.ask import push, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
 from flows.collect import close, collect, is_ready_to_close, labels_known_to, look
 from flows.config import resolved
-from flows.learn import gather_labels, measure, start_tracking, track_model, train
+from flows.learn import check_model, gather_labels, measure, start_tracking, track_model, train
 from flows.progress import progress_bar
 from flows.report import round_markdown, write_confusion_matrix
-from flows.score import list_candidates, may_be_asked, score_pool
+from flows.score import list_candidates, score_pool
 from flows.steps import seconds_of, step, task_without_result, timed_task
 from pipeline.labels import digest
 from pipeline.pool import index_pool
@@ -54,7 +55,12 @@ class RoundOutcome:
     address: str | None = None
 
 
-@flow(name="labelcycle-round", persist_result=False, validate_parameters=False)
+def _run_name() -> str:
+    """A flow run is named after its campaign file, so that people find it among others."""
+    return f"{Path(flow_run.parameters['campaign_file']).stem} at {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+@flow(name="labelcycle-round", flow_run_name=_run_name, persist_result=False, validate_parameters=False)
 def run_round(campaign_file: str) -> Any:
     """Advance the campaign by one round: close the open one if its labels are in, then learn and ask again.
 
@@ -91,11 +97,12 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
 
 
 def is_finished(work: OpenCampaign) -> bool:
-    """Whether the last round had nothing to ask for, and there still is nothing."""
-    last = work.folder.rounds()[-1:]
-    if not last or not last[0].is_closed or not is_empty(last[0] / "batch.parquet"):
+    """Whether the last round asked for nothing and brought nothing, no task is out, and there is nothing to ask for."""
+    rounds = work.folder.rounds()
+    if not rounds or not rounds[-1].is_closed:
         return False
-    return work.budget_left() == 0 or may_be_asked(work, split="pool").empty
+    came_to_nothing = is_empty(rounds[-1] / "batch.parquet") and is_empty(rounds[-1] / "annotations.parquet")
+    return came_to_nothing and not work.outstanding() and not work.can_ask()
 
 
 def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
@@ -153,8 +160,13 @@ def refresh_pool(work: OpenCampaign) -> None:
 
 @step("config.json")
 def begin(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Write what this round is made with; its query size is what the budget leaves."""
+    """Write what this round is made with; its query size is what the budget leaves.
+
+    The first round also makes sure that the model can be built: labels cost more than finding that out later.
+    """
     settings = work.settings
+    if folder.number == 0:
+        check_model(settings)
     write_json(
         folder / "config.json",
         {

@@ -12,35 +12,21 @@ from torch import Tensor
 from connectors.store import RoundFolder, write_atomic, write_table
 from flows.campaign import OpenCampaign
 from flows.learn import CHUNK, predict, trained_models
-from flows.ledger import answered_items, asked_items, known_answers
 from flows.progress import progress_bar
 from flows.steps import step
 from pipeline.models import Classifier
 from pipeline.randomness import derive_seed
 from pipeline.scoring import score_images
-from pipeline.types import Candidates, Split
+from pipeline.types import Candidates
 
 SHARD = 4096
 """Candidates in one file of scores."""
 
 
-def may_be_asked(work: OpenCampaign, *, split: Split) -> pd.DataFrame:
-    """The images of a split that are usable, unlabelled and not with the annotators: item_id, uri."""
-    pool = work.pool
-    known = {*asked_items(work.folder), *answered_items(known_answers(work.folder))}
-    rows = (
-        pool["set_aside_reason"].isna()
-        & (pool["split"] == split)
-        & pool["label"].isna()
-        & ~pool["item_id"].isin(list(known))
-    )
-    return pool.loc[rows, ["item_id", "uri"]].sort_values("item_id", ignore_index=True)
-
-
 @step("candidates.parquet")
 def list_candidates(folder: RoundFolder, work: OpenCampaign) -> None:
     """Write down the images that this round chooses from."""
-    write_table(folder / "candidates.parquet", may_be_asked(work, split="pool"))
+    write_table(folder / "candidates.parquet", work.may_be_asked(split="pool"))
 
 
 def score_pool(folder: RoundFolder, work: OpenCampaign) -> None:
@@ -65,12 +51,13 @@ def score_shard(
     n_candidates: int,
 ) -> None:
     """Write score, guess and embedding of the candidates of one shard."""
-    rows = pd.read_parquet(folder / "candidates.parquet").iloc[shard * SHARD : (shard + 1) * SHARD]
+    rows = work.located(pd.read_parquet(folder / "candidates.parquet").iloc[shard * SHARD : (shard + 1) * SHARD])
+    mc_dropout = work.settings.members.mc_dropout
     seed = derive_seed(work.settings.seed, folder.number, "mc_dropout")
     parts = []
     for start in range(0, len(rows), CHUNK):
         chunk = rows.iloc[start : start + CHUNK]
-        decisions, embeddings = predict(models, chunk["uri"].tolist(), work, seed=seed)
+        decisions, embeddings = predict(models, chunk["uri"].tolist(), work, mc_dropout=mc_dropout, seed=seed)
         parts.append(_score_chunk(chunk, decisions, embeddings, work))
         advance(shard * SHARD + start + len(chunk), n_candidates)
     table = pa.concat_tables(parts)
@@ -97,11 +84,11 @@ def _score_chunk(chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, wor
 @step("labelled_embeddings.parquet")
 def embed_labelled(folder: RoundFolder, work: OpenCampaign, models: Sequence[Classifier]) -> None:
     """Write the embeddings of the images that already have a label."""
-    labelled = pd.read_parquet(folder / "labelled.parquet")
+    labelled = work.located(pd.read_parquet(folder / "labelled.parquet"))
     uris = labelled["uri"].tolist()
     parts = []
     for start in range(0, len(uris), CHUNK):
-        _, embeddings = predict(models[:1], uris[start : start + CHUNK], work, seed=0)
+        _, embeddings = predict(models[:1], uris[start : start + CHUNK], work, mc_dropout=0)
         parts.append(
             pa.table(
                 {

@@ -210,10 +210,10 @@ def _batch(candidates: Candidates, strategy: str, chosen: Tensor, drawn: Tensor,
     positions[is_drawn], positions[~is_drawn] = drawn, chosen
     scores = candidates.scores.cpu()
     picked = scores[positions]
-    ranks = 1 + len(scores) - torch.searchsorted(scores.sort().values, picked, right=True)
+    shares = torch.searchsorted(scores.sort().values, picked) / max(len(scores), 1)
     reasons = tuple(
-        "random slice" if random_pick else f"{strategy}: score {score:.3g} (rank {rank} of {len(scores)})"
-        for random_pick, score, rank in zip(is_drawn.tolist(), picked.tolist(), ranks.tolist(), strict=True)
+        "random slice" if random_pick else f"{strategy}: score {score:.3g}, above {100 * share:.1f} % of the candidates"
+        for random_pick, score, share in zip(is_drawn.tolist(), picked.tolist(), shares.tolist(), strict=True)
     )
     ids = tuple(str(item_id) for item_id in candidates.ids[positions.numpy()])
     return Batch(ids, tuple(picked.tolist()), reasons, round_number)

@@ -1,7 +1,9 @@
 """Real servers for the tests that need them, started once for the whole run and stopped at its end."""
 
 import os
+import signal
 import socket
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ LABEL_STUDIO_VENV = Path(__file__).parent.parent / ".labelcycle" / "label-studio
 
 
 def pytest_configure(config):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the servers are stopped
     # label-studio-sdk 2.1 when it refreshes a personal access token
     config.addinivalue_line("filterwarnings", "ignore:The `parse_obj` method is deprecated")
 

@@ -86,6 +86,8 @@ def test_missing_file_says_how_to_get_one(tmp_path):
         (("ensemble = 3", "ensemble = 3\n[model]\nfreeze = true"), 9, "freeze = true keeps random weights"),
         (("ensemble = 3", 'ensemble = 3\n[mlflow]\nuri = "./mlruns"'), 10, "uri: "),
         (("ensemble = 3", 'ensemble = 3\n[label_studio]\nurl = "example.org"'), 10, "url: "),
+        (("audit_size = 20", 'audit_size = 20\nfolder = "s3://bucket/campaign"'), 6, "must be on a disk"),
+        (('"cat", "dog"', '"cat", "hot  dog"'), 3, "classes"),
         (('name = "pets"', 'name = "Pets!"'), 1, "name: String should match pattern"),
         (('"cat", "dog"', '"cat", "cat"'), None, "classes must be distinct, repeated: cat"),
         (('"cat", "dog"', '"cat", " dog"'), 3, "classes"),
@@ -101,6 +103,13 @@ def test_wrong_setting_fails_with_its_line_and_what_is_allowed(campaign, change,
         load_settings(path)
     assert message in str(caught.value)
     assert (f"{path}, line {line}: " if line else str(path)) in str(caught.value)
+
+
+def test_login_in_an_address_is_refused_and_not_repeated(campaign):
+    for section, key in (("label_studio", "url"), ("mlflow", "uri")):
+        with pytest.raises(ConfigError, match="an address must not hold a login") as caught:
+            load_settings(campaign(f'{GOOD}[{section}]\n{key} = "https://bob:hunter2@example.org"\n'))
+        assert "hunter2" not in str(caught.value)
 
 
 def test_acquisition_that_compares_members_needs_two(campaign):

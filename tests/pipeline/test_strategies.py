@@ -237,12 +237,12 @@ def test_the_random_slice_comes_evenly_from_what_the_strategy_left():
     assert scipy.stats.chisquare([counts[item_id] for item_id in left]).pvalue > 0.001
 
 
-def test_the_reason_tells_the_score_and_its_rank():
+def test_the_reason_tells_the_score_and_how_many_score_lower():
     candidates = replace(some_candidates(4), scores=torch.tensor([0.1, 0.8234, 0.5, 0.5]))
     reasons = select(candidates, "top_k", 4).reasons
-    assert reasons[0] == "top_k: score 0.823 (rank 1 of 4)"
-    assert reasons[1] == reasons[2] == "top_k: score 0.5 (rank 2 of 4)"
-    assert reasons[3] == "top_k: score 0.1 (rank 4 of 4)"
+    assert reasons[0] == "top_k: score 0.823, above 75.0 % of the candidates"
+    assert reasons[1] == reasons[2] == "top_k: score 0.5, above 25.0 % of the candidates"
+    assert reasons[3] == "top_k: score 0.1, above 0.0 % of the candidates"
 
 
 # The strategies one by one

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,12 +175,12 @@ def _tell(connection, function, arguments) -> None:
 
 def _command(output: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
     """Be the command `labelcycle`; its prints go to the file `output`."""
-    sys.stdout = sys.stderr = Path(output).open("w", encoding="utf-8", buffering=1)
     os.environ.update(environment)
     sys.argv = ["labelcycle", *arguments]
     from flows.cli import main
 
-    main()
+    with Path(output).open("w", encoding="utf-8", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+        main()
 
 
 @pytest.fixture(scope="session")

@@ -89,9 +89,9 @@ def check_mlflow(campaign):
 
 
 def check_prefect(campaign):
-    api = httpx.Client(base_url=campaign.servers.prefect_api_url, timeout=30)
     wanted = {"artifacts": {"key": {"like_": f"{campaign.name}-round"}}}
-    pages = api.post("/artifacts/latest/filter", json=wanted).raise_for_status().json()
+    address = f"{campaign.servers.prefect_api_url}/artifacts/latest/filter"
+    pages = httpx.post(address, json=wanted, timeout=30).raise_for_status().json()
     assert {page["key"] for page in pages} == {f"{campaign.name}-round-000{number}" for number in range(4)}
     assert all(page["type"] == "markdown" for page in pages)
     assert "Audit accuracy" in next(page["data"] for page in pages if page["key"].endswith("3"))
@@ -109,20 +109,14 @@ def test_round_closes_without_the_last_labels_and_late_ones_join_the_next(make_c
     campaign.run()
     first = campaign.label(17).item_ids
     campaign.run()
-    known = pd.concat(
-        pd.read_parquet(campaign.folder.round(1) / name) for name in ("labelled.parquet", "audit.parquet")
-    )
-    assert set(known["item_id"]) == set(first)
+    assert known_to(campaign, 1) == set(first)
     rest = set(campaign.tasks(0)) - set(first)
     assert len(rest) == 5
     assert not rest & set(campaign.batch(1)), "what is still out is not asked for again"
     served = campaign.label().item_ids
     assert set(served[-5:]) == rest, "the new batch is more wanted than what is left of the old one"
     campaign.run()
-    known = pd.concat(
-        pd.read_parquet(campaign.folder.round(2) / name) for name in ("labelled.parquet", "audit.parquet")
-    )
-    assert set(known["item_id"]) == {*first, *served}
+    assert known_to(campaign, 2) == {*first, *served}
 
 
 def test_round_closes_after_its_time(make_campaign):
@@ -148,23 +142,23 @@ def test_campaign_survives_skips_edits_and_deletions(make_campaign):
     assert set(known["item_id"]) == set(answers) - skipped
     assert not skipped & set(campaign.batch(1)), "a skipped image is not asked for again"
 
-    edited, deleted = sorted(set(known["item_id"]))[:2]
+    edited, deleted = (item_id for item_id in sorted(known["item_id"])[:2])
     other = str((int(campaign.labels()[edited]) + 1) % 10)
-    api = campaign.annotator()
     with httpx.Client(
         base_url=campaign.servers.label_studio_url, headers={"Authorization": f"Token {campaign.token}"}, timeout=60
     ) as client:
         result = [{"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [other]}}]
         client.patch(f"/api/annotations/{answers[edited].answer_id}/", json={"result": result}).raise_for_status()
         client.delete(f"/api/annotations/{answers[deleted].answer_id}/").raise_for_status()
-    api.label(8)
+    tool_before = set(campaign.batch(1))
+    assert tool_before <= set(campaign.annotator().label(8).item_ids)
     campaign.run()
     known = pd.concat(
         pd.read_parquet(campaign.folder.round(2) / name) for name in ("labelled.parquet", "audit.parquet")
     )
     labels = dict(zip(known["item_id"], known["label"], strict=True))
     assert labels[edited] == other
-    assert deleted not in labels or deleted in api.answers
+    assert deleted not in labels, "a withdrawn label is not learned from"
     first = pd.read_parquet(campaign.folder.round(0) / "annotations.parquet").set_index("item_id")
     assert first.loc[edited, "label"] == campaign.labels()[edited], "the record of round 0 stays as it was"
 
@@ -177,6 +171,58 @@ def test_changed_experiment_is_refused_and_a_raised_budget_is_not(make_campaign)
     assert "seed_set_size: 10 -> 9" in campaign.run(expect=2)
     campaign.file.write_text(text.replace("budget = 38", "budget = 50"))
     campaign.run(expect=3)
+    assert read_json(campaign.folder.path / "campaign.json")["budget"] == 50
+
+
+def test_late_labels_after_the_last_batch_are_learned_from(make_campaign):
+    campaign = make_campaign("close_at = 0.8", budget=22)
+    campaign.run()
+    first = campaign.label(18).item_ids
+    assert "finished after round 1: the budget is spent; 4 tasks are still open" in campaign.run()
+    late = campaign.label(1).item_ids
+    assert "3 tasks are still open" in campaign.run()
+    late += campaign.label().item_ids
+    assert len(late) == 4
+    assert "finished after round 3: the budget is spent" in campaign.run()
+    assert "finished after round 3: the budget is spent" in campaign.run()
+    assert known_to(campaign, 3) == {*first, *late}
+    text = campaign.file.read_text()
+    campaign.file.write_text(text.replace("budget = 22", "budget = 30"))
+    assert "Round 4 asks for 8 labels" in campaign.run()
+
+
+def test_pool_that_is_used_up_ends_the_campaign(make_campaign):
+    campaign = make_campaign(budget=200, seed_set_size=60, query_size=100)
+    campaign.run()
+    campaign.label()
+    assert "Round 1 asks for 8 labels" in campaign.run()
+    campaign.label()
+    assert "finished after round 2: every image of the pool has been asked for" in campaign.run()
+    assert "finished after round 2" in campaign.run()
+
+
+def test_campaign_whose_seed_set_is_skipped_asks_for_another(make_campaign):
+    campaign = make_campaign()
+    campaign.run()
+    seeds = set(campaign.batch(0))
+    campaign.annotator(skip_rate=1.0).label()
+    assert "Round 1 asks for 10 labels" in campaign.run()
+    assert not seeds & set(campaign.batch(1))
+    assert not campaign.folder.round(1).has("training.json")
+
+
+def test_model_that_cannot_be_built_is_found_before_anything_is_asked(make_campaign):
+    campaign = make_campaign()
+    text = campaign.file.read_text().replace("max_epochs = 3", "dropout = 0\nmax_epochs = 3")
+    campaign.file.write_text(text.replace("ensemble = 2", "ensemble = 2\nmc_dropout = 5"))
+    assert "mc_dropout needs dropout" in campaign.run(expect=2)
+    assert not campaign.folder.round(0).has("batch.parquet")
+
+
+def known_to(campaign, number: int) -> set[str]:
+    """Items whose labels a round was trained or measured on."""
+    names = ("labelled.parquet", "audit.parquet")
+    return {item for name in names for item in pd.read_parquet(campaign.folder.round(number) / name)["item_id"]}
 
 
 def test_image_that_vanished_costs_neither_the_campaign_nor_its_label(make_campaign):

@@ -11,6 +11,7 @@ def run_impatiently(file: str) -> None:
 
     connectors.label_studio._FIRST_WAIT_SECONDS = 0.01
     connectors.label_studio._LONGEST_WAIT_SECONDS = 0.01
+    connectors.label_studio._SETTLE_SECONDS = 0.05
     run_round(file)
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 
 import httpx
+import pytest
 
 
 def wait_for(look, *, seconds=120):
@@ -16,9 +17,15 @@ def wait_for(look, *, seconds=120):
     return found
 
 
-def test_served_campaign_runs_rounds_when_prefect_says_so(make_campaign):
+@pytest.fixture
+def api(servers):
+    """Prefect's API."""
+    with httpx.Client(base_url=servers.prefect_api_url, timeout=30) as client:
+        yield client
+
+
+def test_served_campaign_runs_rounds_when_prefect_says_so(make_campaign, api):
     campaign = make_campaign('schedule = "0 0 1 1 *"')
-    api = httpx.Client(base_url=campaign.servers.prefect_api_url, timeout=30)
     served = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "serve", str(campaign.file)],
         env=campaign.environment | {"PREFECT_API_URL": campaign.servers.prefect_api_url},
