@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check down format lock clean
+.PHONY: help install demo test check down format lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
@@ -17,11 +17,13 @@ help: ## list the commands
 	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --editable .
 	@touch $@
 
+install: .venv/ready ## make the environment, in .venv
+
 demo: .venv/ready ## run a whole campaign on 5,000 digits: servers, rounds, a simulated annotator
 	$(BIN)/labelcycle demo
 
 test: .venv/ready ## run all tests, against real servers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: .venv/ready ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -118,8 +118,8 @@ class Campaign:
     def claim(self, configuration: dict[str, Any], *, may_change: Collection[str] | None) -> None:
         """Write the configuration, or refuse one that differs from the written one in more than `may_change`.
 
-        A nested setting is named with a dot, `section.key`; with None every setting may change. A setting that the
-        written configuration does not know is new to labelcycle, not to the campaign.
+        A nested setting is named with a dot, `section.key`; with None every setting may change. A setting that
+        only one of them knows came or went with a version of labelcycle, not of the campaign.
 
         Raises:
             CampaignChanged: with each changed setting, its old and its new value.
@@ -129,9 +129,9 @@ class Campaign:
             written = read_json(path)
             before, after = _flatten(written), _flatten(configuration)
             changes = [
-                f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-                for key in sorted(before.keys() | after.keys())
-                if key in before and key not in may_change and before[key] != after.get(key)
+                f"{key}: {before[key]!r} -> {after[key]!r}"
+                for key in sorted(before.keys() & after.keys())
+                if key not in may_change and before[key] != after[key]
             ]
             if changes:
                 raise CampaignChanged(

@@ -54,31 +54,17 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
         raise NothingToTrainOn(f"round {folder.number}: no image outside the audit set has a usable label")
     images = load_images(labelled["uri"].tolist(), size=settings.model.image_size, channels=settings.model.channels)
     targets = torch.tensor([settings.classes.index(label) for label in labelled["label"]])
-    device = choose_device(settings.model.device)
     members = []
-    with (
-        work.tracker.monitor(run_id),
-        progress_bar(f"round {folder.number}: training", unit="epochs") as advance,
-    ):
+    with work.tracker.monitor(run_id), progress_bar(f"round {folder.number}: training", unit="epochs") as advance:
         for index in range(settings.members.ensemble):
-            seed = derive_seed(settings.seed, folder.number, f"member-{index}")
-            members.append(
-                _train_member(
-                    folder,
-                    settings.model,
-                    images,
-                    targets,
-                    index,
-                    seed,
-                    len(settings.classes),
-                    device,
-                    advance,
-                )
-            )
+            record = folder / "members" / f"member-{index}.json"
+            if not record.exists():
+                _train_member(record, settings, images, targets, round_number=folder.number, advance=advance)
+            members.append(read_json(record))
     write_json(
         folder / "training.json",
         {
-            "device": device_name(device),
+            "device": device_name(choose_device(settings.model.device)),
             "n_labelled": len(labelled),
             "labelled_digest": digest(labelled),
             "members": members,
@@ -88,26 +74,23 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
 
 
 def _train_member(
-    folder: RoundFolder,
-    settings: ModelSettings,
+    record: Path,
+    settings: CampaignSettings,
     images: torch.Tensor,
     targets: torch.Tensor,
-    index: int,
-    seed: int,
-    n_classes: int,
-    device: torch.device,
+    *,
+    round_number: int,
     advance: Callable[[int, int], None],
-) -> dict[str, Any]:
-    record = folder / "members" / f"member-{index}.json"
-    if record.exists():
-        done: dict[str, Any] = read_json(record)
-        return done
-    model = new_model(settings, n_classes=n_classes, seed=seed)
+) -> None:
+    """Train one member, write its weights beside `record`, and then how it went into `record`."""
+    how = settings.model
+    seed = derive_seed(settings.seed, round_number, record.stem)
+    model = new_model(how, n_classes=len(settings.classes), seed=seed)
     epochs: list[Mapping[str, float]] = []
 
     def count_epoch(row: Mapping[str, float]) -> None:
         epochs.append(row)
-        advance(len(epochs), settings.max_epochs)
+        advance(len(epochs), how.max_epochs)
 
     history = fit(
         model,
@@ -115,20 +98,18 @@ def _train_member(
         targets,
         task=classification,
         seed=seed,
-        device=device,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        max_epochs=settings.max_epochs,
-        patience=settings.patience,
-        batch_size=settings.batch_size,
-        augmentation=settings.augmentation,
-        class_balanced=settings.class_balanced,
+        device=choose_device(how.device),
+        learning_rate=how.learning_rate,
+        weight_decay=how.weight_decay,
+        max_epochs=how.max_epochs,
+        patience=how.patience,
+        batch_size=how.batch_size,
+        augmentation=how.augmentation,
+        class_balanced=how.class_balanced,
         on_epoch=count_epoch,
     )
-    write_atomic(folder / "members" / f"member-{index}.pt", lambda path: save_weights(model, path))
-    member = {"name": f"member-{index}", "seed": seed, "epochs": history}
-    write_json(record, member)
-    return member
+    write_atomic(record.with_suffix(".pt"), lambda path: save_weights(model, path))
+    write_json(record, {"name": record.stem, "seed": seed, "epochs": history})
 
 
 def new_model(settings: ModelSettings, *, n_classes: int, seed: int) -> Classifier:

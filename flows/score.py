@@ -33,11 +33,15 @@ def score_pool(folder: RoundFolder, work: OpenCampaign) -> None:
     """Score every candidate that has no score yet, and embed the labelled set."""
     models = trained_models(folder, work)
     embed_labelled(folder, work, models)
-    n_candidates = pq.read_metadata(folder / "candidates.parquet").num_rows
-    n_shards = -(-n_candidates // SHARD)
+    candidates = work.located(pd.read_parquet(folder / "candidates.parquet"))
     with progress_bar(f"round {folder.number}: scoring", unit="images") as advance:
-        for shard in range(n_shards):
-            score_shard(folder, work, models, shard=shard, advance=advance, n_candidates=n_candidates)
+        for shard, start in enumerate(range(0, len(candidates), SHARD)):
+            rows = candidates.iloc[start : start + SHARD]
+
+            def count(done: int, start: int = start) -> None:
+                advance(start + done, len(candidates))
+
+            score_shard(folder, work, models, rows, shard=shard, count=count)
 
 
 @step("scores/part-{shard:05d}.parquet")
@@ -45,13 +49,12 @@ def score_shard(
     folder: RoundFolder,
     work: OpenCampaign,
     models: Sequence[Classifier],
+    rows: pd.DataFrame,
     *,
     shard: int,
-    advance: Callable[[int, int], None],
-    n_candidates: int,
+    count: Callable[[int], None],
 ) -> None:
-    """Write score, guess and embedding of the candidates of one shard."""
-    rows = work.located(pd.read_parquet(folder / "candidates.parquet").iloc[shard * SHARD : (shard + 1) * SHARD])
+    """Write score, guess and embedding of the candidates of one shard, given as item_id and uri."""
     mc_dropout = work.settings.members.mc_dropout
     seed = derive_seed(work.settings.seed, folder.number, "mc_dropout")
     parts = []
@@ -59,7 +62,7 @@ def score_shard(
         chunk = rows.iloc[start : start + CHUNK]
         decisions, embeddings = predict(models, chunk["uri"].tolist(), work, mc_dropout=mc_dropout, seed=seed)
         parts.append(_score_chunk(chunk, decisions, embeddings, work))
-        advance(shard * SHARD + start + len(chunk), n_candidates)
+        count(start + len(chunk))
     table = pa.concat_tables(parts)
     write_atomic(folder / "scores" / f"part-{shard:05d}.parquet", lambda path: pq.write_table(table, path))
 

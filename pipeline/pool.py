@@ -150,7 +150,7 @@ def usable(pool: pd.DataFrame) -> pd.DataFrame:
 
 def set_aside_counts(pool: pd.DataFrame) -> dict[str, int]:
     """How many rows are set aside for each kind of reason, most frequent first."""
-    kinds = pool["set_aside_reason"].dropna().str.partition(":")[0]
+    kinds = pool["set_aside_reason"].dropna().str.split(":", n=1).str[0]
     return {str(kind): int(n) for kind, n in kinds.value_counts().items()}
 
 

@@ -140,6 +140,11 @@ class TestTable:
         assert (row["width"], row["height"]) == (10, 20)
 
 
+def test_a_sound_pool_has_nothing_set_aside(tmp_path):
+    fill(tmp_path, ["a.png", "b.png"])
+    assert set_aside_counts(index(tmp_path)) == {}
+
+
 class TestBrokenFiles:
     @pytest.mark.parametrize(
         ("name", "content", "reason"),
