@@ -1,6 +1,8 @@
 """The demo: a whole campaign on real digits, labelled through Label Studio by an annotator that knows the answers."""
 
+import os
 import re
+import sys
 from pathlib import Path
 from time import perf_counter
 
@@ -137,10 +139,10 @@ def say_what_to_click(local: servers.Servers, file: Path, console: Console) -> N
             "digit with the model's guess and the reason why it was picked.\n"
             "MLflow: open the experiment and the run with the campaign's name: its charts draw accuracy over labels. "
             "Models shows the one with the alias `champion`.\n"
-            "Prefect: Runs shows each run and its steps; a run's tab Artifacts has the page of its round.\n\n"
-            f"labelcycle status {file}      where the campaign stands\n"
-            "make demo                       starts a new campaign\n"
-            "make down                       stops the three servers",
+            "Prefect: Runs shows each run and its steps; a run's tab Artifacts has the page of its round.",
             title="What to look at",
         )
     )
+    command = os.path.relpath(Path(sys.executable).with_name("labelcycle"))
+    console.print(f"Where the campaign stands: {command} status {os.path.relpath(file)}", soft_wrap=True)
+    console.print("make demo starts a new campaign; make down stops the three servers.")
