@@ -22,6 +22,14 @@ from deploy.servers import Servers
 
 N_IMAGES = 80
 CLASSES = tuple("0123456789")
+PRELOADED = [
+    "flows.cli",
+    "flows.round",
+    "connectors.mlflow",
+    "torch._dynamo",  # the first optimiser loads it, which takes seconds
+    "matplotlib.backends.backend_agg",
+    "sklearn.metrics",
+]
 TEMPLATE = """\
 name = "{name}"
 pool = "images"
@@ -144,7 +152,7 @@ def environment(servers, servers_home, label_studio_token) -> dict[str, str]:
 def fork(environment):
     """Call a function in a process of its own that has everything imported; return its exit code and its error."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["flows.cli", "flows.round", "connectors.mlflow"])
+    processes.set_forkserver_preload(PRELOADED)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
