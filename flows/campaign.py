@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from connectors.annotation import AnnotationTool
-from connectors.label_studio import INSTRUCTIONS, LabelStudio
+from connectors.label_studio import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
 from connectors.store import Campaign, RoundFolder, write_json
 from connectors.tracking import Tracker
 from deploy import servers
@@ -16,8 +16,6 @@ from flows.config import LOCAL, MAY_CHANGE, CampaignSettings, ConfigError, image
 from flows.home import home
 from flows.ledger import answered_items, asked_items, known_answers, labels_used, outstanding_tasks
 from pipeline.types import Split
-
-TOKEN_VARIABLE = "LABEL_STUDIO_API_KEY"  # noqa: S105 (a variable's name)
 
 
 @dataclass(frozen=True)
