@@ -1,93 +1,209 @@
 """Spreading picks over a cloud of points: geometry only, Euclidean distance, positions in and out."""
 
-import warnings
+from collections.abc import Sequence
+from functools import reduce
 
+import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-ROWS = 4096
+ROWS = 2048
 """Points handled at a time, which bounds the memory: nothing of size N x M is ever made."""
 
 BLOCK = 512
 """Farthest points among which `k_center_greedy` looks ahead."""
 
+PROPOSALS = 256
+"""Points that `d2_sampling` proposes at a time."""
+
 LARGE = 20_000
-"""Points from which on k-means works on mini-batches."""
+"""Points among which k-means looks for its centroids: an even random sample of a larger pool."""
+
+LARGE_CLUSTER = 50
+"""The same, for each cluster."""
+
+PAIRS = 4_000_000
+"""Distances between the members of a cluster held at a time."""
+
+TOLERANCE = 1e-3
+"""Share of the inertia that another iteration of k-means must be worth."""
+
+NOISE = 2e-6
+"""Squared distance, as a share of the squared length, that is nothing but the rounding of float32."""
 
 
 def k_center_greedy(
-    embeddings: Tensor, n_picks: int, *, centres: Tensor | None = None, generator: torch.Generator
+    embeddings: Tensor,
+    n_picks: int,
+    *,
+    centres: Tensor | None = None,
+    generator: torch.Generator,
+    weights: Tensor | None = None,
+    groups: Tensor | None = None,
+    quota: Tensor | None = None,
+    min_distance: float = 0.0,
 ) -> Tensor:
     """Pick again and again the point farthest from all centres and earlier picks (Gonzalez, 1985).
 
-    Exact, up to the rounding of float32. A distance only ever shrinks: after a pick among the BLOCK farthest
-    points, one of them that is still farther than the nearest of them was at first is farther than all points
-    outside the block. So one pass over all points serves many picks.
+    Exact, up to the rounding of float32, and lazy: picks only lower what the other points are worth, so an old
+    value is an upper bound (Minoux, 1978). The points with the largest bounds are brought up to date, and picks are
+    made among these as long as the best of them is worth no less than any bound outside.
 
     Args:
         embeddings: `(N, D)`, of any floating-point type; computed in float32.
-        n_picks: how many; with fewer points, all of them are picked.
-        centres: `(M, D)` points that count as picked already. Without any, the first pick is random.
+        n_picks: how many; with fewer points, or too few that quotas and `min_distance` allow, all of these.
+        centres: `(M, D)` points that count as picked already. Without any, the first pick is random among the
+            points of the largest weight.
         generator: draws the first pick and breaks ties.
+        weights: `(N,)`, at least 0: what counts is weight times distance.
+        groups: `(N,)` int64, the group of each point; needs `quota`.
+        quota: `(G,)` int64, the most picks of each group.
+        min_distance: a point nearer than this to a centre or pick is not picked.
 
     Returns:
-        `(min(n_picks, N),)` distinct positions, farthest first.
+        `(n,)` distinct positions, n <= `min(n_picks, N)`, in the order of the picks.
 
     >>> line = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
     >>> k_center_greedy(line, 3, centres=line[:1], generator=torch.Generator()).tolist()
     [3, 2, 1]
+    >>> k_center_greedy(line, 3, centres=line[:1], generator=torch.Generator(), min_distance=2.0).tolist()
+    [3, 2]
     """
-    n_picks = min(n_picks, len(embeddings))
-    origin = embeddings.mean(dim=0, dtype=torch.float32)
-    distance = torch.full((len(embeddings),), torch.inf, device=embeddings.device)
-    if centres is not None and len(centres):
-        _shrink(distance, embeddings, centres, origin)
-    shuffled = torch.randperm(len(embeddings), generator=generator).to(embeddings.device)
-    picks = torch.empty(0, dtype=torch.long, device=embeddings.device)
-    while len(picks) < n_picks:
-        farthest = distance[shuffled].topk(min(BLOCK, len(embeddings)))
-        rows = shuffled[farthest.indices]
-        block = embeddings[rows].float() - origin
-        between = _squared(block, block)
-        new = rows[_picks_within(farthest.values.cpu(), between.cpu(), n_picks - len(picks))]
-        _shrink(distance, embeddings, embeddings[new], origin)
-        distance[new] = -1  # below every distance: never again
-        picks = torch.cat([picks, new])
-    return picks
+    device = embeddings.device
+    # All that is kept per point is in this order, which breaks the ties.
+    order = torch.randperm(len(embeddings), generator=generator).to(device)
+    scale = torch.ones(len(order), device=device) if weights is None else weights.to(device)[order].float().square()
+    group = torch.zeros_like(order) if groups is None else groups.to(device)[order]
+    room = np.array([len(order)]) if quota is None else quota.cpu().numpy().copy()
+    value = _close_full(scale.clone(), group, room)
+    picks = torch.empty(0, dtype=torch.long, device=device)
+    if min(n_picks, len(order)) < 1 or value.max() < 0:
+        return picks
+    if centres is None or not len(centres):
+        picks = value.argmax()[None]
+        centres = embeddings[order[picks]]
+        value[picks] = -1
+        room[int(group[picks])] -= 1
+    origin = _origin(embeddings)
+    nearest = _nearest_centre(embeddings, centres, origin)[order]
+    value = torch.where(value < 0, value, _worth(nearest, scale, min_distance))
+    seen = torch.full_like(order, len(picks), dtype=torch.int32)
+    width = BLOCK
+    while len(picks) < min(n_picks, len(order)):
+        _close_full(value, group, room)
+        bounds, highest = value.topk(min(width, len(order)))
+        if bounds[0] < 0:
+            break
+        stale = highest[seen[highest] < len(picks)]
+        for start in range(0, len(stale), ROWS):
+            some = stale[start : start + ROWS]
+            unseen = order[picks[int(seen[some].min()) :]]
+            nearest = _nearest_centre(embeddings[order[some]], embeddings[unseen], origin)
+            value[some] = torch.minimum(value[some], _worth(nearest, scale[some], min_distance))
+            seen[some] = len(picks)
+        best = value[highest].topk(min(BLOCK, len(highest)))
+        block = highest[best.indices]
+        points = [embeddings[order[block]].float() - origin]
+        after = _worth(_squared(points, points), scale[block], min_distance).fill_diagonal_(-1)
+        new = _picks_within(
+            best.values.cpu().numpy(),
+            after.cpu().numpy(),
+            group[block].cpu().numpy(),
+            room,
+            outside=max(float(bounds[-1]), float(best.values[-1]), 0.0),
+            limit=n_picks - len(picks),
+        )
+        picks = torch.cat([picks, block[new]])
+        value[block[new]] = -1  # below every value: never again
+        width = max(BLOCK, width // 2) if new else 2 * width
+    return order[picks]
+
+
+def d2_sampling(factors: Sequence[Tensor], n_picks: int, *, generator: torch.Generator) -> Tensor:
+    """Draw points with odds of their squared distance to the nearest pick so far: k-means++ seeding.
+
+    The points are the Kronecker products of the factors' rows, never made: their inner products are the products of
+    the factors' (Ash et al., 2020, arXiv 1906.03671; Arthur & Vassilvitskii, 2007). The first pick is the longest.
+    Exactly distributed, though many draws share a pass over all points: a point drawn with odds of an older, larger
+    distance is taken with probability new / old.
+
+    Args:
+        factors: one or more `(N, D_f)`, of any floating-point type; computed in float32.
+        n_picks: how many; with fewer points, all of them are picked.
+
+    Returns:
+        `(min(n_picks, N),)` distinct positions in the order of the draws. Points that equal a pick come last.
+
+    >>> line = torch.tensor([[9.0], [9.0], [0.0]])
+    >>> d2_sampling([line], 3, generator=torch.Generator()).tolist()
+    [0, 2, 1]
+    """
+    if min(n_picks, len(factors[0])) < 1:
+        return torch.empty(0, dtype=torch.long, device=factors[0].device)
+    lengths = [_lengths(_float(factors, slice(i, i + ROWS))) for i in range(0, len(factors[0]), ROWS)]
+    return _d2_sampling(factors, int(torch.cat(lengths).argmax()), n_picks, generator)
 
 
 def kmeans(embeddings: Tensor, n_clusters: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Group points around centroids: k-means++, then Lloyd (Arthur & Vassilvitskii, 2007), by scikit-learn.
+    """Group points around centroids: k-means++, then Lloyd (Arthur & Vassilvitskii, 2007).
 
-    From LARGE points on in mini-batches (Sculley, 2010). Duplicates can leave clusters empty.
+    The centroids come from an even random sample where there are many points. Duplicates can leave clusters empty.
 
     Args:
-        embeddings: `(N, D)`, N >= 1, of any floating-point type.
+        embeddings: `(N, D)`, N >= 1, of any floating-point type; computed in float32.
         n_clusters: how many; at most N are made.
-        generator: seeds the start.
+        generator: draws the sample and the start.
 
     Returns:
-        `(min(n_clusters, N), D)` centroids in float32, and `(N,)` the cluster of each point.
+        `(min(n_clusters, N), D)` centroids in float32, and `(N,)` the cluster of each point, that of the nearest.
     """
-    from sklearn.cluster import KMeans, MiniBatchKMeans  # takes a second to load
-    from sklearn.exceptions import ConvergenceWarning
+    n_clusters = min(n_clusters, len(embeddings))
+    origin = _origin(embeddings)
+    sample = torch.randperm(len(embeddings), generator=generator)[: max(LARGE, LARGE_CLUSTER * n_clusters)]
+    points = embeddings[sample.to(embeddings.device)].float() - origin
+    centroids = points[_d2_sampling([points], 0, n_clusters, generator)]
+    before = torch.inf
+    while True:
+        clusters, squared = _assign(points, centroids, torch.zeros_like(origin))
+        inertia = float(squared.sum(dtype=torch.float64))
+        if not inertia < (1 - TOLERANCE) * before:
+            break
+        before = inertia
+        sizes = clusters.bincount(minlength=n_clusters)
+        means = embedding_bag(clusters.argsort(stable=True), points, sizes.cumsum(0) - sizes, mode="mean")
+        centroids = torch.where(sizes[:, None] > 0, means, centroids)
+    return centroids + origin, _assign(embeddings, centroids, origin)[0]
 
-    points = embeddings.detach().float().cpu().numpy()
-    n_clusters = min(n_clusters, len(points))
-    seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
-    if len(points) < LARGE:
-        model = KMeans(n_clusters, n_init=1, random_state=seed)
-    else:
-        model = MiniBatchKMeans(n_clusters, n_init=1, random_state=seed, batch_size=max(ROWS, 4 * n_clusters))
-    # One thread: with several, the order of the sums depends on the machine, and with it the batch.
-    with threadpool_limits(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters
-        model.fit(points)
-    return (
-        torch.from_numpy(model.cluster_centers_).to(embeddings.device, torch.float32),
-        torch.from_numpy(model.labels_).to(embeddings.device, torch.long),
-    )
+
+def typicality(embeddings: Tensor, clusters: Tensor, *, n_neighbours: int = 20) -> Tensor:
+    """Return how densely a point's own cluster surrounds it (Hacohen et al., 2022, arXiv 2202.02794).
+
+    Args:
+        embeddings: `(N, D)`, of any floating-point type; computed in float32.
+        clusters: `(N,)` int64, the cluster of each point.
+        n_neighbours: nearest members of the cluster, or all of a smaller one.
+
+    Returns:
+        `(N,)` the inverse of the mean distance to these neighbours, higher is more typical: 0 for a point alone in
+        its cluster, infinite for one whose neighbours all equal it.
+
+    >>> typicality(torch.tensor([[0.0], [1.0], [3.0], [9.0]]), torch.tensor([0, 0, 0, 1]), n_neighbours=1)
+    tensor([1.0000, 1.0000, 0.5000, 0.0000])
+    """
+    distance = torch.full((len(embeddings),), torch.inf, device=embeddings.device)
+    sizes = clusters.unique(return_counts=True)[1].tolist()
+    for members in clusters.argsort(stable=True).split(sizes):
+        points = embeddings[members].float()
+        points = points - points.mean(dim=0)
+        step = max(1, PAIRS // len(members))
+        for start in range(0, len(members) if len(members) > 1 else 0, step):
+            squared = _squared([points[start : start + step]], [points])
+            squared.diagonal(start).fill_(torch.inf)
+            neighbours = squared.topk(min(n_neighbours, len(members) - 1), largest=False).values
+            distance[members[start : start + step]] = neighbours.sqrt().mean(dim=1)
+    return 1 / distance
 
 
 def nearest_to_centroids(embeddings: Tensor, centroids: Tensor) -> Tensor:
@@ -102,7 +218,7 @@ def nearest_to_centroids(embeddings: Tensor, centroids: Tensor) -> Tensor:
     """
     if len(centroids) > len(embeddings):
         raise ValueError(f"{len(centroids)} centroids need as many points, got {len(embeddings)}")
-    origin = embeddings.mean(dim=0, dtype=torch.float32)
+    origin = _origin(embeddings)
     targets = centroids.float() - origin
     taken: list[int] = []
     for centroid, position in enumerate(_nearest(embeddings, targets, origin).tolist()):
@@ -115,50 +231,162 @@ def nearest_to_centroids(embeddings: Tensor, centroids: Tensor) -> Tensor:
     return torch.tensor(taken, dtype=torch.long, device=embeddings.device)
 
 
+def _d2_sampling(factors: Sequence[Tensor], first: int, n_picks: int, generator: torch.Generator) -> Tensor:
+    """Go on from a first pick, as `d2_sampling` says."""
+    device = factors[0].device
+    n_picks = min(n_picks, len(factors[0]))
+    distance = torch.full((len(factors[0]),), torch.inf, device=device)
+    picks = torch.tensor([first], device=device)
+    n_seen = 0
+    while len(picks) < n_picks:
+        _shrink(distance, factors, _float(factors, picks[n_seen:]))
+        distance[picks] = 0
+        n_seen = len(picks)
+        mass = distance.cumsum(0, dtype=torch.float64)  # float32 cannot add up millions
+        if not mass[-1] > 0:
+            rest = torch.ones(len(distance), dtype=torch.bool, device=device)
+            rest[picks] = False
+            return torch.cat([picks, rest.nonzero().flatten()])[:n_picks]
+        useful = True
+        while useful and len(picks) < n_picks:
+            levels = torch.rand(2, PROPOSALS, dtype=torch.float64, generator=generator).to(device)
+            proposals = torch.searchsorted(mass, levels[0] * mass[-1], right=True)
+            points = _float(factors, proposals)
+            current = distance[proposals]
+            thresholds = levels[1] * current
+            if len(picks) > n_seen:
+                _shrink(current, points, _float(factors, picks[n_seen:]))
+            taken = _accepted(current.cpu().numpy(), _squared(points, points).cpu().numpy(), thresholds.cpu().numpy())
+            picks = torch.cat([picks, proposals[taken[: n_picks - len(picks)]]])
+            useful = len(taken) > PROPOSALS // 16
+    return picks
+
+
+def _accepted(current: NDArray[np.float32], between: NDArray[np.float32], thresholds: NDArray[np.float64]) -> list[int]:
+    """Return which proposals to take: in their order, where the distance is still above the threshold.
+
+    Args:
+        current: `(P,)` squared distance to the nearest pick.
+        between: `(P, P)` squared distance between the proposals.
+        thresholds: `(P,)` even in [0, 1) times the distance that a point was proposed by.
+    """
+    taken: list[int] = []
+    waiting = current > thresholds
+    while waiting.any():
+        taken.append(int(waiting.argmax()))
+        current = np.minimum(current, between[taken[-1]])
+        waiting &= current > thresholds
+        waiting[: taken[-1] + 1] = False
+    return taken
+
+
+def _assign(embeddings: Tensor, centroids: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `(N,)` the nearest of the centroids, which are relative to `origin`, and the squared distance to it."""
+    clusters, squared = [], []
+    lengths = centroids.square().sum(dim=1)
+    for some in embeddings.split(ROWS):
+        points = some.float() - origin
+        least = torch.addmm(lengths, points, centroids.T, alpha=-2).min(dim=1)
+        clusters.append(least.indices)
+        squared.append((least.values + points.square().sum(dim=1)).clamp_min_(0))
+    return torch.cat(clusters), torch.cat(squared)
+
+
 def _nearest(points: Tensor, targets: Tensor, origin: Tensor) -> Tensor:
     """Return `(K,)` the position nearest to each of `(K, D)` targets; these are relative to `origin`."""
     best = torch.full((len(targets),), torch.inf, device=points.device)
     positions = torch.zeros(len(targets), dtype=torch.long, device=points.device)
     for start in range(0, len(points), ROWS):
-        distance, rows = _squared(points[start : start + ROWS].float() - origin, targets).min(dim=0)
+        distance, rows = _squared([points[start : start + ROWS].float() - origin], [targets]).min(dim=0)
         closer = distance < best
         best = torch.where(closer, distance, best)
         positions = torch.where(closer, rows + start, positions)
     return positions
 
 
-def _shrink(distance: Tensor, points: Tensor, centres: Tensor, origin: Tensor) -> None:
-    """Lower `(N,)` squared distances in place where one of the centres is nearer."""
-    for some in torch.split(centres, ROWS):
-        targets = some.float() - origin
-        for start in range(0, len(points), ROWS):
-            rows = slice(start, start + ROWS)
-            nearest = _squared(points[rows].float() - origin, targets).amin(dim=1)
-            distance[rows] = torch.minimum(distance[rows], nearest)
+def _nearest_centre(embeddings: Tensor, centres: Tensor, origin: Tensor) -> Tensor:
+    """Return `(N,)` squared distances of `(N, D)` points to the nearest of `(M, D)` centres."""
+    distance = torch.full((len(embeddings),), torch.inf, device=embeddings.device)
+    for start in range(0, len(embeddings), ROWS):
+        points = [embeddings[start : start + ROWS].float() - origin]
+        for some in centres.split(ROWS):
+            _shrink(distance[start : start + ROWS], points, [some.float() - origin])
+    return distance
 
 
-def _squared(points: Tensor, centres: Tensor) -> Tensor:
-    """Return `(N, M)` squared distances; both are relative to the mean, where the products round least."""
-    lengths = centres.square().sum(dim=1)
-    products = torch.addmm(lengths, points, centres.T, alpha=-2)
-    return products.add_(points.square().sum(dim=1, keepdim=True)).clamp_min_(0)
+def _shrink(distance: Tensor, factors: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Lower `(N,)` squared distances in place where one of the `(M, D_f)` targets is nearer."""
+    lengths = _lengths(targets)
+    for start in range(0, len(distance), ROWS):
+        rows = slice(start, start + ROWS)
+        points = _float(factors, rows)
+        own = _lengths(points)
+        nearest = _products(points, [-2 * targets[0], *targets[1:]]).add_(lengths).amin(dim=1).add_(own)
+        nearest.masked_fill_(nearest <= NOISE * own, 0)
+        distance[rows] = torch.minimum(distance[rows], nearest)
 
 
-def _picks_within(distance: Tensor, between: Tensor, limit: int) -> list[int]:
-    """Go on greedily inside a block, as long as no point outside of it can be farther.
+def _squared(points: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Return `(N, M)` squared distances between Kronecker products of rows, 0 where only rounding is left."""
+    lengths = _lengths(points)[:, None]
+    squared = _products(points, targets).mul_(-2).add_(_lengths(targets)).add_(lengths)
+    return squared.masked_fill_(squared <= NOISE * lengths, 0)
+
+
+def _products(points: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Return `(N, M)` inner products of the Kronecker products of rows."""
+    return reduce(Tensor.mul_, [some @ others.T for some, others in zip(points, targets, strict=True)])
+
+
+def _lengths(points: Sequence[Tensor]) -> Tensor:
+    """Return `(N,)` squared lengths of the Kronecker products of rows."""
+    return reduce(torch.mul, [some.square().sum(dim=1) for some in points])
+
+
+def _float(factors: Sequence[Tensor], rows: Tensor | slice) -> list[Tensor]:
+    """Return some rows of each factor in float32."""
+    return [factor[rows].float() for factor in factors]
+
+
+def _origin(embeddings: Tensor) -> Tensor:
+    """Return `(D,)` about the mean: relative to it the products round least."""
+    return embeddings[:: max(1, len(embeddings) // ROWS)].float().mean(dim=0)
+
+
+def _worth(squared: Tensor, scale: Tensor, min_distance: float) -> Tensor:
+    """Return what points are worth at these squared distances from a pick, -1 where they are too near to it."""
+    return (scale * squared).masked_fill_(squared < min_distance**2, -1)
+
+
+def _close_full(value: Tensor, group: Tensor, room: NDArray[np.int64]) -> Tensor:
+    """Set the value of all points in groups without room to -1, in place."""
+    return value.masked_fill_(torch.from_numpy(room < 1).to(value.device)[group], -1) if (room < 1).any() else value
+
+
+def _picks_within(
+    value: NDArray[np.float32],
+    after: NDArray[np.float32],
+    group: NDArray[np.int64],
+    room: NDArray[np.int64],
+    *,
+    outside: float,
+    limit: int,
+) -> list[int]:
+    """Go on greedily inside a block, as long as no point outside of it can be worth more.
 
     Args:
-        distance: `(B,)` squared, largest first.
-        between: `(B, B)` squared.
+        value: `(B,)`.
+        after: `(B, B)` the most that a point is worth (second axis) once another is picked.
+        group: `(B,)`.
+        room: `(G,)` picks left in each group; changed in place.
+        outside: the most that a point outside is worth.
         limit: the most picks to make.
     """
-    outside = distance[-1]
     picks: list[int] = []
-    while len(picks) < limit:
-        best = int(distance.argmax())
-        if picks and not distance[best] > outside:
-            break
+    while len(picks) < limit and value[best := int(value.argmax())] >= outside:
         picks.append(best)
-        distance = torch.minimum(distance, between[best])
-        distance[best] = -1
+        value = np.minimum(value, after[best])
+        room[group[best]] -= 1
+        if not room[group[best]]:
+            value[group == group[best]] = -1
     return picks

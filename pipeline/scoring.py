@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-from pipeline.acquisition import ACQUISITIONS, check_probs
+from pipeline.acquisition import check_probs, score_all
 from pipeline.registries import look_up
 
 
@@ -13,7 +13,7 @@ def score_images(decisions: Tensor, acquisition: str, *, reduce: str) -> Tensor:
 
     Args:
         decisions: `(n, U, K, C)` class probabilities of U decisions by K members; checked here.
-        acquisition: a name in `ACQUISITIONS`.
+        acquisition: a name in `ACQUISITIONS`, or "aleatoric" or "epistemic".
         reduce: a name in `REDUCTIONS`: how the scores of the U decisions become one.
 
     Returns:
@@ -27,16 +27,15 @@ def score_images(decisions: Tensor, acquisition: str, *, reduce: str) -> Tensor:
 
 
 def score_columns(decisions: Tensor, acquisitions: Iterable[str], *, reduce: str) -> dict[str, Tensor]:
-    """Return `(n,)` scores for each name in `acquisitions`; the decisions are checked once.
+    """Return `(n,)` scores for each name in `acquisitions`; the decisions are checked and read once for all.
 
     Args: as in `score_images`.
     """
     reduction = look_up(REDUCTIONS, reduce, "reduction")
-    functions = {name: look_up(ACQUISITIONS, name, "acquisition function") for name in acquisitions}
     if decisions.ndim != 4 or decisions.shape[1] < 1:
         raise ValueError(f"decisions must be (n, U, K, C) with U >= 1, got {tuple(decisions.shape)}")
-    probs = check_probs(decisions)
-    return {name: reduction(function(probs)) for name, function in functions.items()}
+    scores = score_all(check_probs(decisions), acquisitions)
+    return {name: reduction(of_decisions) for name, of_decisions in scores.items()}
 
 
 def mean(scores: Tensor) -> Tensor:

@@ -1,23 +1,44 @@
 """Query strategies: which candidates to ask for next.
 
 A strategy's positional parameters name the columns of `Candidates` that it reads; only these are computed.
-Its keywords are `query_size`, `generator` and options with defaults. It returns `min(query_size, N)` distinct
-positions, most wanted first. Rows come in a seeded random order, so it may break ties by position.
+One with a default may be missing. Its keywords are `query_size`, `generator` and options with defaults. It returns
+`min(query_size, N)` distinct positions, most wanted first, alone or with a note for the reason of each pick. Rows
+come in a seeded random order, so it may break ties by position.
 """
 
+import heapq
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize, one_hot
 
-from pipeline.diversity import k_center_greedy, kmeans, nearest_to_centroids
+from pipeline import information
+from pipeline.acquisition import bald, margin
+from pipeline.covering import facility_location, herd
+from pipeline.diversity import d2_sampling, k_center_greedy, kmeans, nearest_to_centroids, typicality
 from pipeline.randomness import seeded_generator
 from pipeline.registries import look_up
 from pipeline.types import Batch, Candidates
+
+MOST_CLUSTERS = 500
+"""Clusters of `typiclust`."""
+
+MOST_REFERENCES = 10_000
+"""Images that a covering is measured on; more cost time and change the picks little."""
+
+MOST_JOINT = 2000
+"""Images among which `batch_bald` looks."""
+
+LARGEST_TREE = 5000
+"""Images that `cluster_margin` clusters, which takes time and memory of their square."""
+
+TINY = 1e-12
+"""Stands for a length of zero where something is divided by it."""
 
 
 def select_batch(
@@ -28,6 +49,9 @@ def select_batch(
     round_number: int,
     seed: int,
     random_slice: float = 0.0,
+    sub_pool: int | None = None,
+    prefilter: float | None = None,
+    class_balanced: bool = False,
     **options: object,
 ) -> Batch:
     """Choose what this round asks for.
@@ -41,25 +65,37 @@ def select_batch(
         seed: of the campaign.
         random_slice: share of the batch in [0, 1] that is drawn evenly from what the strategy leaves; it is
             spread through the batch.
+        sub_pool: the strategy sees at most this many candidates, drawn evenly (but never fewer than the batch
+            needs); None is what `SUB_POOL` says, or all of them where there is a prefilter.
+        prefilter: of these it sees the `prefilter * query_size` with the highest scores, at least 1; None: all.
+        class_balanced: ask for each predicted class apart, for as many as make the labels most even; needs
+            `guesses` and `labelled_targets`.
         options: keywords of the strategy.
     """
-    query = look_up(STRATEGIES, strategy, "strategy")
+    look_up(STRATEGIES, strategy, "strategy")
     check_options(strategy, options)
     if query_size < 1:
         raise ValueError(f"query_size must be at least 1, got {query_size}")
     if not 0 <= random_slice <= 1:
         raise ValueError(f"random_slice must be in [0, 1], got {random_slice}")
+    if sub_pool is not None and sub_pool < 1:
+        raise ValueError(f"sub_pool must be at least 1, got {sub_pool}")
+    if prefilter is not None and not prefilter >= 1:
+        raise ValueError(f"prefilter must be at least 1, got {prefilter}")
+    if sub_pool is None and prefilter is None:
+        sub_pool = SUB_POOL.get(strategy)
     order = _seeded_order(candidates.ids, seeded_generator(seed, round_number, "order"))
-    columns = _columns(candidates, strategy, order)
     size = min(query_size, len(order))
     n_random = round(random_slice * size)
-    chosen = torch.empty(0, dtype=torch.long)
-    if size > n_random:
-        generator = seeded_generator(seed, round_number, "strategy")
-        chosen = query(*columns, query_size=size - n_random, generator=generator, **options).cpu()
-    _check_positions(chosen, strategy, size - n_random, len(order))
-    drawn = _draw_from_the_rest(chosen, len(order), n_random, seeded_generator(seed, round_number, "random slice"))
-    return _batch(candidates, strategy, order[chosen], order[drawn], round_number)
+    seen = order if sub_pool is None else order[: max(sub_pool, size)]
+    if prefilter is not None:
+        best = candidates.scores[seen.to(candidates.scores.device)].argsort(descending=True, stable=True)
+        seen = seen[best[: math.ceil(prefilter * query_size)].sort().values.cpu()]
+    generator = seeded_generator(seed, round_number, "strategy")
+    ask = _ask_each_class if class_balanced else _ask
+    chosen, notes = ask(candidates, strategy, seen, size - n_random, generator, options)
+    drawn = _draw_from_the_rest(order, chosen, n_random, seeded_generator(seed, round_number, "random slice"))
+    return _batch(candidates, strategy, chosen, notes, drawn, round_number)
 
 
 def columns_of(strategy: str) -> tuple[str, ...]:
@@ -68,14 +104,13 @@ def columns_of(strategy: str) -> tuple[str, ...]:
     >>> columns_of("k_center")
     ('embeddings', 'labelled_embeddings')
     """
-    parameters = inspect.signature(look_up(STRATEGIES, strategy, "strategy")).parameters.values()
-    return tuple(parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY)
+    return tuple(p.name for p in _parameters(strategy) if p.kind is not p.KEYWORD_ONLY)
 
 
 def check_options(strategy: str, options: Iterable[str]) -> None:
     """Refuse the name of an option that the strategy does not have."""
-    parameters = inspect.signature(look_up(STRATEGIES, strategy, "strategy")).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.default is not parameter.empty]
+    keywords = [p for p in _parameters(strategy) if p.kind is p.KEYWORD_ONLY]
+    known = [keyword.name for keyword in keywords if keyword.default is not keyword.empty]
     for name in options:
         if name not in known:
             has = f"its options are: {', '.join(known)}" if known else "it has no options"
@@ -112,11 +147,50 @@ def power(scores: Tensor, *, query_size: int, generator: torch.Generator, beta: 
     """
     if not beta > 0:
         raise ValueError(f"beta must be above 0, got {beta}")
-    if (scores < 0).any():
-        raise ValueError(f"strategy 'power' needs scores of at least 0, got {scores.min():.6g}")
+    _check_no_negative(scores, "power")
     noise = torch.empty(len(scores), dtype=torch.float64).exponential_(generator=generator)
     gumbel = -noise.log()
     return top_k(beta * scores.cpu().double().log() + gumbel, query_size=query_size, generator=generator)
+
+
+def anti(scores: Tensor, *, query_size: int, generator: torch.Generator) -> Tensor:
+    """Take the least informative, which must lose against every other strategy: a check, not a choice.
+
+    Args:
+        scores: `(N,)`, higher is more informative.
+        generator: not used: nothing is left to chance.
+    """
+    return scores.argsort(stable=True)[:query_size]
+
+
+def falcun(probs: Tensor, *, query_size: int, generator: torch.Generator, gamma: float = 10.0) -> Tensor:
+    """Draw what is uncertain and predicted unlike all that is drawn already (FALCUN; Gilhuber et al., 2024).
+
+    The odds are `(uncertainty + distance) ** gamma`. The uncertainty is the margin score of the mean prediction.
+    The distance is that to the nearest draw, the sum of the absolute differences of the class probabilities; it
+    starts as the uncertainty, never grows, and is scaled to [0, 1] over what is left at each draw.
+
+    Args:
+        probs: `(N, K, C)`.
+        gamma: at least 0; 0 is random, infinitely large takes the best each time.
+    """
+    if not gamma >= 0:
+        raise ValueError(f"gamma must be at least 0, got {gamma}")
+    mean, uncertainty = _mean_of_members(probs), margin(probs).double()
+    distance = uncertainty.clone()
+    left = torch.ones(len(probs), dtype=torch.bool, device=probs.device)
+    chances = torch.rand(min(query_size, len(probs)), generator=generator, dtype=torch.float64).tolist()
+    picks: list[int] = []
+    for chance in chances:
+        low, high = distance[left].aminmax()
+        relevance = uncertainty + (distance - low) / (high - low).clamp_min(TINY)
+        # The largest becomes 1, so that no power overflows, and not all powers underflow.
+        odds = torch.where(left, (relevance / relevance[left].max().clamp_min(TINY)) ** gamma, 0.0)
+        odds = odds if odds.any() else left.double()
+        picks.append(_draw(odds, chance))
+        left[picks[-1]] = False
+        distance = torch.minimum(distance, (mean - mean[picks[-1]]).abs().sum(dim=1))
+    return torch.tensor(picks, dtype=torch.long, device=probs.device)
 
 
 def k_center(embeddings: Tensor, labelled_embeddings: Tensor, *, query_size: int, generator: torch.Generator) -> Tensor:
@@ -129,13 +203,104 @@ def k_center(embeddings: Tensor, labelled_embeddings: Tensor, *, query_size: int
     return k_center_greedy(embeddings, query_size, centres=labelled_embeddings, generator=generator)
 
 
+def weighted_k_center(
+    scores: Tensor,
+    embeddings: Tensor,
+    labelled_embeddings: Tensor,
+    guesses: Tensor | None = None,
+    *,
+    query_size: int,
+    generator: torch.Generator,
+    strength: float = 1.0,
+    max_class_share: float = 1.0,
+    min_distance: float = 0.0,
+) -> Tensor:
+    """Take again and again the largest `scores ** strength` times distance to all that is labelled or picked.
+
+    The weighted greedy pass of selection engines such as lightly-mundig, with their limits on one class and on
+    near-duplicates; without scores it is `k_center`. The limits can leave the batch short.
+
+    Args:
+        scores: `(N,)`, at least 0.
+        embeddings: `(N, D)`.
+        labelled_embeddings: `(M, D)`.
+        guesses: `(N,)` predicted classes, only needed for `max_class_share`.
+        strength: of the scores against the distance, at least 0; 0 is `k_center`.
+        max_class_share: at most this share of the batch is of one predicted class, in (0, 1].
+        min_distance: nothing is picked that is nearer than this to a labelled image or an earlier pick.
+    """
+    _check_no_negative(scores, "weighted_k_center")
+    if not strength >= 0:
+        raise ValueError(f"strength must be at least 0, got {strength}")
+    if not 0 < max_class_share <= 1:
+        raise ValueError(f"max_class_share must be in (0, 1], got {max_class_share}")
+    if not min_distance >= 0:
+        raise ValueError(f"min_distance must be at least 0, got {min_distance}")
+    quota = None
+    if max_class_share < 1:
+        if guesses is None:
+            raise ValueError("option 'max_class_share' needs guesses, which scoring did not compute")
+        n_classes = int(guesses.max()) + 1
+        quota = torch.full((n_classes,), math.ceil(max_class_share * query_size), device=guesses.device)
+    return k_center_greedy(
+        embeddings,
+        query_size,
+        centres=labelled_embeddings,
+        generator=generator,
+        weights=scores.float() ** strength,
+        groups=guesses if quota is not None else None,
+        quota=quota,
+        min_distance=min_distance,
+    )
+
+
+def novel(
+    embeddings: Tensor,
+    labelled_embeddings: Tensor,
+    labelled_targets: Tensor,
+    *,
+    query_size: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Take what is farthest from the mean of every labelled class: unlike all that is known.
+
+    Args:
+        embeddings: `(N, D)`.
+        labelled_embeddings: `(M, D)`; with M = 0 the distance is that to the mean of the pool.
+        labelled_targets: `(M,)` class indices.
+        generator: not used: nothing is left to chance.
+    """
+    distance = _distance_to_class_means(embeddings, labelled_embeddings, labelled_targets)
+    return top_k(distance, query_size=query_size, generator=generator)
+
+
+def typical(
+    embeddings: Tensor,
+    labelled_embeddings: Tensor,
+    labelled_targets: Tensor,
+    *,
+    query_size: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Take what is nearest to the mean of a labelled class: the plainest examples, the opposite of `novel`.
+
+    Args:
+        embeddings: `(N, D)`.
+        labelled_embeddings: `(M, D)`; with M = 0 the distance is that to the mean of the pool.
+        labelled_targets: `(M,)` class indices.
+        generator: not used: nothing is left to chance.
+    """
+    distance = _distance_to_class_means(embeddings, labelled_embeddings, labelled_targets)
+    return top_k(-distance, query_size=query_size, generator=generator)
+
+
 def top_k_diverse(
     scores: Tensor,
     embeddings: Tensor,
     *,
     query_size: int,
     generator: torch.Generator,
-    prefilter: int = 10,
+    shortlist: float = 10,
 ) -> Tensor:
     """Cluster the most informative and take the most informative of each cluster (after Zhdanov, 2019).
 
@@ -144,15 +309,55 @@ def top_k_diverse(
     Args:
         scores: `(N,)`, higher is more informative.
         embeddings: `(N, D)`.
-        prefilter: how many times `query_size` enter the clustering, at least 1; with 1 this is `top_k`.
+        shortlist: how many times `query_size` enter the clustering, at least 1; with 1 this is `top_k`.
     """
-    if prefilter < 1:
-        raise ValueError(f"prefilter must be at least 1, got {prefilter}")
-    shortlist = top_k(scores, query_size=math.ceil(prefilter * query_size), generator=generator)
-    _, clusters = kmeans(embeddings[shortlist], query_size, generator=generator)
-    later = torch.ones(len(shortlist), dtype=torch.bool)
+    rows = _shortlist(scores, shortlist, query_size, generator)
+    _, clusters = kmeans(embeddings[rows], query_size, generator=generator)
+    later = torch.ones(len(rows), dtype=torch.bool)
     later[np.unique(clusters.cpu().numpy(), return_index=True)[1]] = False
-    return shortlist[later.to(shortlist.device).to(torch.uint8).argsort(stable=True)[:query_size]]
+    return rows[later.to(rows.device).to(torch.uint8).argsort(stable=True)[:query_size]]
+
+
+def cluster_margin(
+    scores: Tensor, embeddings: Tensor, *, query_size: int, generator: torch.Generator, shortlist: float = 10
+) -> Tensor:
+    """Cluster the most informative and draw from each cluster in turn, the smallest first (Citovsky et al., 2021).
+
+    The clusters come from average linkage, which leaves a rare kind of image a cluster of its own. They are made
+    of the shortlist, at most `LARGEST_TREE` images of it, and there are as many as images wanted.
+
+    Args:
+        scores: `(N,)`, higher is more informative; the paper's is the margin.
+        embeddings: `(N, D)`.
+        shortlist: how many times `query_size` enter the clustering, at least 1; with 1 this is `top_k`.
+    """
+    from sklearn.cluster import AgglomerativeClustering  # takes a second to load
+
+    rows = _shortlist(scores, shortlist, query_size, generator)[: max(LARGEST_TREE, query_size)]
+    if len(rows) <= query_size:
+        return rows
+    tree = AgglomerativeClustering(query_size, linkage="average")
+    clusters = torch.from_numpy(tree.fit_predict(embeddings[rows].float().cpu().numpy()))
+    shuffled = torch.randperm(len(rows), generator=generator)
+    smallest_first = clusters.bincount().argsort(stable=True).argsort()
+    turns = _take_turns(smallest_first[clusters[shuffled]])
+    return rows[shuffled[turns[:query_size]].to(rows.device)]
+
+
+def suggestive(
+    scores: Tensor, embeddings: Tensor, *, query_size: int, generator: torch.Generator, shortlist: float = 10
+) -> Tensor:
+    """Of the most informative take those that stand for all candidates (suggestive annotation; Yang et al., 2017).
+
+    A candidate is stood for by the most similar pick, by cosine: see `covering.facility_location`.
+
+    Args:
+        scores: `(N,)`, higher is more informative; the paper's is the variance.
+        embeddings: `(N, D)`.
+        shortlist: how many times `query_size` may be picked from, at least 1; with 1 this is `top_k`'s choice.
+    """
+    rows = _shortlist(scores, shortlist, query_size, generator)
+    return facility_location(embeddings, query_size, candidates=rows, references=_even_rows(embeddings))
 
 
 def coverage(embeddings: Tensor, *, query_size: int, generator: torch.Generator) -> Tensor:
@@ -168,40 +373,364 @@ def coverage(embeddings: Tensor, *, query_size: int, generator: torch.Generator)
     return nearest_to_centroids(embeddings, centres)[sizes.argsort(descending=True, stable=True)]
 
 
+def typiclust(
+    embeddings: Tensor, labelled_embeddings: Tensor, *, query_size: int, generator: torch.Generator
+) -> Tensor:
+    """Cluster all images and take the most typical of the clusters with the fewest labels (Hacohen et al., 2022).
+
+    There are as many clusters as labels after this batch, at most `MOST_CLUSTERS`, on the unit sphere. Among
+    those with equally few labels the largest comes first; clusters of fewer than 5 images come last. An image is
+    typical where it lies dense: see `diversity.typicality`.
+
+    Args:
+        embeddings: `(N, D)`.
+        labelled_embeddings: `(M, D)`.
+    """
+    n, n_labelled = len(embeddings), len(labelled_embeddings)
+    rows = normalize(torch.cat([embeddings, labelled_embeddings.to(embeddings.dtype)]).float(), dim=1)
+    centroids, clusters = kmeans(rows, min(n_labelled + query_size, MOST_CLUSTERS), generator=generator)
+    sizes = clusters.bincount(minlength=len(centroids)).tolist()
+    labels = clusters[n:].bincount(minlength=len(centroids)).tolist()
+    here = clusters[:n].unique().tolist()
+    here.sort(key=lambda cluster: (sizes[cluster] < 5, labels[cluster], -sizes[cluster], cluster))
+    place = torch.full((len(centroids),), len(here), device=embeddings.device)
+    place[here] = torch.arange(len(here), device=embeddings.device)
+    places = place[clusters[:n]]
+    # Only these clusters are drawn from: one place each, and all of them where there are too few.
+    asked = (places < query_size).nonzero().flatten()
+    typical_first = asked[typicality(rows[asked], places[asked]).argsort(descending=True, stable=True)]
+    return typical_first[_take_turns(places[typical_first])[:query_size]]
+
+
+def max_herding(
+    embeddings: Tensor, labelled_embeddings: Tensor, *, query_size: int, generator: torch.Generator
+) -> Tensor:
+    """Cover the pool: each pick adds most to how near every image has a label (MaxHerding; Bae et al., 2024).
+
+    On the unit sphere and with a kernel of radius 1; see `covering.herd`.
+
+    Args:
+        embeddings: `(N, D)`.
+        labelled_embeddings: `(M, D)`.
+    """
+    rows, labelled = _on_the_sphere(embeddings), _on_the_sphere(labelled_embeddings)
+    references = _even_rows(embeddings)
+    return herd(rows, query_size, centres=labelled, radius=1.0, generator=generator, references=references)
+
+
+def uherding(
+    scores: Tensor,
+    embeddings: Tensor,
+    labelled_embeddings: Tensor,
+    *,
+    query_size: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Cover what is uncertain: `max_herding` weighted by the scores (UHerding; Bae et al., 2025).
+
+    The radius is the smallest distance between labelled images. It shrinks as labels come in, and so the
+    strategy goes over from covering the pool to taking the most uncertain. Without labels all weights are 1.
+
+    Args:
+        scores: `(N,)`, at least 0; the paper's is the margin, which is in [0, 1].
+        embeddings: `(N, D)`.
+        labelled_embeddings: `(M, D)`.
+    """
+    _check_no_negative(scores, "uherding")
+    rows, labelled = _on_the_sphere(embeddings), _on_the_sphere(labelled_embeddings)
+    return herd(
+        rows,
+        query_size,
+        centres=labelled,
+        weights=scores.float() if len(labelled) else None,
+        radius=_smallest_distance(labelled),
+        generator=generator,
+        references=_even_rows(embeddings),
+    )
+
+
+def badge(probs: Tensor, embeddings: Tensor, *, query_size: int, generator: torch.Generator) -> Tensor:
+    """Draw gradients that are long and far apart (BADGE; Ash et al., 2020).
+
+    The gradient is that of the loss at the last layer, were the prediction right: the outer product of the error
+    that this makes of the mean prediction, and the embedding. It is never computed: see `diversity.d2_sampling`.
+
+    Args:
+        probs: `(N, K, C)`.
+        embeddings: `(N, D)`.
+    """
+    mean = _mean_of_members(probs)
+    error = mean - one_hot(mean.argmax(dim=1), mean.shape[1])
+    return d2_sampling([error, embeddings], query_size, generator=generator)
+
+
+def batch_bald(probs: Tensor, *, query_size: int, generator: torch.Generator, n_configurations: int = 10_000) -> Tensor:
+    """Take what tells most about the model jointly (BatchBALD; Kirsch et al., 2019); for small batches.
+
+    Looks at the `MOST_JOINT` images with the highest BALD. See `information.batch_bald`.
+
+    Args:
+        probs: `(N, K, C)`, K >= 2.
+        n_configurations: joint labels that the entropy is computed from; fewer are faster and noisier.
+    """
+    _check_several_members(probs, "batch_bald")
+    rows = top_k(bald(probs), query_size=max(MOST_JOINT, query_size), generator=generator).sort().values
+    picks = information.batch_bald(probs[rows], query_size, generator=generator, n_configurations=n_configurations)
+    return rows[picks]
+
+
+def bait(
+    embeddings: Tensor,
+    probs: Tensor,
+    labelled_embeddings: Tensor,
+    labelled_probs: Tensor,
+    *,
+    query_size: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Take what leaves the last layer least in doubt over the whole pool (BAIT; Ash et al., 2021).
+
+    In its fast form, where a prediction is the most likely class against the rest (Huseljic et al., 2024): see
+    `information.bait`. The embeddings are divided by their mean length, because the prior that it starts from
+    has a fixed scale: without this, long embeddings would make it count for nothing and short ones for all.
+
+    Args:
+        embeddings: `(N, D)`.
+        probs: `(N, K, C)`.
+        labelled_embeddings: `(M, D)`.
+        labelled_probs: `(M, K, C)`.
+        generator: not used: nothing is left to chance.
+    """
+    length = embeddings.float().norm(dim=1).mean().clamp_min(TINY)
+    return information.bait(
+        embeddings.float() / length,
+        _mean_of_members(probs).amax(dim=1),
+        labelled_embeddings.float() / length,
+        _mean_of_members(labelled_probs).amax(dim=1),
+        query_size,
+    )
+
+
+def drop_query(probs: Tensor, embeddings: Tensor, *, query_size: int, generator: torch.Generator) -> Tensor:
+    """Cluster what the members do not agree on and take the middle of each cluster (DropQuery; Gupte et al., 2024).
+
+    Agreed on is what more than half of the members predict as their mean does; where too little is left, what all
+    of them do. The rest of the batch is random. The paper's members are passes with dropout on the embedding.
+
+    Args:
+        probs: `(N, K, C)`, K >= 2.
+        embeddings: `(N, D)`, clustered on the unit sphere.
+    """
+    _check_several_members(probs, "drop_query")
+    differ = (probs.argmax(dim=2) != _mean_of_members(probs).argmax(dim=1, keepdim=True)).float().mean(dim=1)
+    open_ones = (differ >= 0.5).nonzero().flatten()
+    if len(open_ones) < query_size:
+        open_ones = (differ > 0).nonzero().flatten()
+    shuffled = torch.randperm(len(probs), generator=generator).to(probs.device)
+    if len(open_ones) == 0:
+        return shuffled[:query_size]
+    rows = _on_the_sphere(embeddings[open_ones])
+    centroids, _ = kmeans(rows, query_size, generator=generator)
+    picks = open_ones[nearest_to_centroids(rows, centroids)]
+    others = shuffled[~torch.isin(shuffled, picks)]
+    return torch.cat([picks, others[: query_size - len(picks)]])
+
+
+def _shortlist(scores: Tensor, shortlist: float, query_size: int, generator: torch.Generator) -> Tensor:
+    """Return the positions of the `shortlist * query_size` highest scores, highest first."""
+    if not shortlist >= 1:
+        raise ValueError(f"shortlist must be at least 1, got {shortlist}")
+    return top_k(scores, query_size=math.ceil(shortlist * query_size), generator=generator)
+
+
+def _check_no_negative(scores: Tensor, strategy: str) -> None:
+    if (scores < 0).any():
+        raise ValueError(f"strategy {strategy!r} needs scores of at least 0, got {scores.min():.6g}")
+
+
+def _check_several_members(probs: Tensor, strategy: str) -> None:
+    if probs.shape[1] < 2:
+        raise ValueError(f"strategy {strategy!r} needs the probabilities of at least 2 members, got {probs.shape[1]}")
+
+
+def _mean_of_members(probs: Tensor) -> Tensor:
+    """Return `(N, C)`, at least in float32."""
+    return probs.float().mean(dim=1)
+
+
+def _draw(odds: Tensor, chance: float) -> int:
+    """Return the position that a number drawn evenly from [0, 1) falls on; `torch.multinomial` ends at 2**24 odds."""
+    cumulative = odds.cumsum(dim=0)
+    total = float(cumulative[-1])
+    return int(torch.searchsorted(cumulative, min(chance * total, math.nextafter(total, 0)), right=True))
+
+
+def _take_turns(groups: Tensor) -> Tensor:
+    """Return the positions in the order in which groups take turns: the first of each, then the second of each.
+
+    Args:
+        groups: `(N,)`; within a turn the lowest comes first, within a group the lowest position.
+
+    >>> _take_turns(torch.tensor([1, 1, 0, 1, 0])).tolist()
+    [2, 0, 4, 1, 3]
+    """
+    by_group = groups.argsort(stable=True)
+    sizes = groups.bincount()
+    turns = torch.empty_like(groups)
+    turns[by_group] = torch.arange(len(groups), device=groups.device) - (sizes.cumsum(0) - sizes)[groups[by_group]]
+    return (turns * len(sizes) + groups).argsort()
+
+
+def _on_the_sphere(embeddings: Tensor) -> Tensor:
+    """Return `(N, D)` in float32, each row of length 1, or 0 where it was 0."""
+    return normalize(embeddings.float(), dim=1)
+
+
+def _even_rows(embeddings: Tensor) -> Tensor:
+    """Return the positions of at most `MOST_REFERENCES` rows, evenly spread."""
+    n = min(len(embeddings), MOST_REFERENCES)
+    return torch.arange(n, device=embeddings.device) * len(embeddings) // max(n, 1)
+
+
+def _smallest_distance(rows: Tensor) -> float:
+    """Return the smallest distance between rows that are not duplicates; 1 where there are no two of them."""
+    smallest = torch.inf
+    points = rows.double()  # in float32 the products of near duplicates round to distances of about 1e-3
+    for some in points.split(1024):
+        distance = torch.cdist(some, points)
+        apart = distance[distance > 1e-6]
+        smallest = min(smallest, float(apart.min()) if len(apart) else torch.inf)
+    return smallest if smallest < torch.inf else 1.0
+
+
+def _distance_to_class_means(embeddings: Tensor, labelled_embeddings: Tensor, labelled_targets: Tensor) -> Tensor:
+    """Return `(N,)` the distance to the nearest class mean; to the mean of the embeddings where nothing is labelled."""
+    origin = embeddings.mean(dim=0, dtype=torch.float32)
+    means = torch.zeros_like(origin)[None]
+    if len(labelled_embeddings):
+        _, classes, counts = labelled_targets.unique(return_inverse=True, return_counts=True)
+        members = one_hot(classes).T.float() / counts[:, None]
+        means = members @ (labelled_embeddings.float() - origin)
+    return torch.cat([torch.cdist(some.float() - origin, means).amin(dim=1) for some in embeddings.split(4096)])
+
+
 def _seeded_order(ids: NDArray[np.str_], generator: torch.Generator) -> Tensor:
     """Return a random order that depends on the ids and the seed, not on the order the ids came in."""
     by_id = torch.from_numpy(np.argsort(ids))
     return by_id[torch.randperm(len(ids), generator=generator)]
 
 
-def _columns(candidates: Candidates, strategy: str, order: Tensor) -> list[Tensor]:
-    """Return the columns that a strategy reads, those of the candidates in `order`."""
+def _parameters(strategy: str) -> list[inspect.Parameter]:
+    return list(inspect.signature(look_up(STRATEGIES, strategy, "strategy")).parameters.values())
+
+
+def _columns(candidates: Candidates, strategy: str, rows: Tensor) -> list[Tensor | None]:
+    """Return the columns that a strategy reads, those of the candidates in `rows`; None for an optional one."""
     columns = []
-    for name in columns_of(strategy):
-        values = getattr(candidates, name)
-        if values is None:
-            raise ValueError(f"strategy {strategy!r} needs {name}, which scoring did not compute")
-        columns.append(values if name == "labelled_embeddings" else values[order.to(values.device)])
+    for parameter in _parameters(strategy):
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            continue
+        values = getattr(candidates, parameter.name)
+        if values is None and parameter.default is parameter.empty:
+            raise ValueError(f"strategy {strategy!r} needs {parameter.name}, which scoring did not compute")
+        of_candidates = values is not None and not parameter.name.startswith("labelled_")
+        columns.append(values[rows.to(values.device)] if of_candidates else values)
     return columns
+
+
+def _ask(
+    candidates: Candidates,
+    strategy: str,
+    rows: Tensor,
+    size: int,
+    generator: torch.Generator,
+    options: Mapping[str, object],
+) -> tuple[Tensor, list[str]]:
+    """Return `(size,)` of the rows, and a note on each; what the strategy leaves open is filled by score."""
+    columns = _columns(candidates, strategy, rows)
+    if size == 0:
+        return rows[:0], []
+    answer = STRATEGIES[strategy](*columns, query_size=size, generator=generator, **options)
+    positions, note = answer if isinstance(answer, tuple) else (answer, "")
+    positions = positions.cpu()
+    _check_positions(positions, strategy, size, len(rows))
+    left = torch.ones(len(rows), dtype=torch.bool)
+    left[positions] = False
+    rest = rows[left]
+    scores = candidates.scores[rest.to(candidates.scores.device)]
+    filling = rest[top_k(scores, query_size=size - len(positions), generator=generator).cpu()]
+    return torch.cat([rows[positions], filling]), [note] * len(positions) + ["filled by score"] * len(filling)
+
+
+def _ask_each_class(
+    candidates: Candidates,
+    strategy: str,
+    rows: Tensor,
+    size: int,
+    generator: torch.Generator,
+    options: Mapping[str, object],
+) -> tuple[Tensor, list[str]]:
+    """Ask as `_ask` for each predicted class apart, and let the classes take turns, the most wanted first."""
+    if candidates.guesses is None or candidates.labelled_targets is None:
+        raise ValueError("a class-balanced batch needs guesses and labelled_targets, which scoring did not compute")
+    guesses, labels = candidates.guesses.cpu()[rows], candidates.labelled_targets.cpu()
+    n_classes = 1 + max((int(column.max()) for column in (guesses, labels) if len(column)), default=-1)
+    available = guesses.bincount(minlength=n_classes)
+    turns = _even_turns(labels.bincount(minlength=n_classes).tolist(), available.tolist(), size, generator)
+    chosen, notes = torch.empty(size, dtype=torch.long), [""] * size
+    for guess in turns.unique().tolist():
+        places = (turns == guess).nonzero().flatten()
+        of_class = rows[guesses == guess]
+        chosen[places], told = _ask(candidates, strategy, of_class, len(places), generator, options)
+        for place, note in zip(places.tolist(), told, strict=True):
+            notes[place] = note
+    return chosen, notes
+
+
+def _even_turns(n_labels: Sequence[int], available: Sequence[int], size: int, generator: torch.Generator) -> Tensor:
+    """Return `(size,)` classes: each turn is for the class with the fewest labels so far that has any left.
+
+    Args:
+        n_labels: `(C,)` labels there are of each class.
+        available: `(C,)` candidates of each class, at least `size` in all.
+        generator: decides which of the classes with equally many labels comes first.
+    """
+    lots = torch.randperm(len(n_labels), generator=generator).tolist()
+    waiting = [(n, lot, guess) for guess, (n, lot) in enumerate(zip(n_labels, lots, strict=True)) if available[guess]]
+    heapq.heapify(waiting)
+    left = list(available)
+    turns = []
+    for _ in range(size):
+        n, lot, guess = waiting[0]
+        turns.append(guess)
+        left[guess] -= 1
+        if left[guess]:
+            heapq.heapreplace(waiting, (n + 1, lot, guess))
+        else:
+            heapq.heappop(waiting)
+    return torch.tensor(turns, dtype=torch.long)
 
 
 def _check_positions(positions: Tensor, strategy: str, wanted: int, n_candidates: int) -> None:
     """Refuse what a strategy must never return, before it costs anybody's time."""
     got = positions.tolist()
     in_range = all(0 <= position < n_candidates for position in got)
-    if len(got) != wanted or len(set(got)) != wanted or not in_range:
+    enough = len(got) == wanted or (strategy in MAY_FALL_SHORT and len(got) < wanted)
+    if not enough or len(set(got)) != len(got) or not in_range:
         raise RuntimeError(
             f"strategy {strategy!r} must return {wanted} distinct positions below {n_candidates}, got {got}"
         )
 
 
-def _draw_from_the_rest(chosen: Tensor, n_candidates: int, n_draws: int, generator: torch.Generator) -> Tensor:
-    """Return `(n_draws,)` positions, each of those not chosen equally likely."""
-    shuffled = torch.randperm(n_candidates, generator=generator)
+def _draw_from_the_rest(order: Tensor, chosen: Tensor, n_draws: int, generator: torch.Generator) -> Tensor:
+    """Return `(n_draws,)` of `order`, each of those not chosen equally likely."""
+    shuffled = order[torch.randperm(len(order), generator=generator)]
     return shuffled[~torch.isin(shuffled, chosen)][:n_draws]
 
 
-def _batch(candidates: Candidates, strategy: str, chosen: Tensor, drawn: Tensor, round_number: int) -> Batch:
+def _batch(
+    candidates: Candidates, strategy: str, chosen: Tensor, notes: list[str], drawn: Tensor, round_number: int
+) -> Batch:
     """Spread what was drawn evenly through what was chosen, and say why each is there."""
     size = len(chosen) + len(drawn)
     is_drawn = torch.zeros(size, dtype=torch.bool)
@@ -211,19 +740,48 @@ def _batch(candidates: Candidates, strategy: str, chosen: Tensor, drawn: Tensor,
     scores = candidates.scores.cpu()
     picked = scores[positions]
     shares = torch.searchsorted(scores.sort().values, picked) / max(len(scores), 1)
+    note = iter(notes)
     reasons = tuple(
-        "random slice" if random_pick else f"{strategy}: score {score:.3g}, above {100 * share:.1f} % of the candidates"
+        "random slice" if random_pick else _reason(strategy, score, share, next(note))
         for random_pick, score, share in zip(is_drawn.tolist(), picked.tolist(), shares.tolist(), strict=True)
     )
     ids = tuple(str(item_id) for item_id in candidates.ids[positions.numpy()])
     return Batch(ids, tuple(picked.tolist()), reasons, round_number)
 
 
-STRATEGIES: dict[str, Callable[..., Tensor]] = {
+def _reason(strategy: str, score: float, share: float, note: str) -> str:
+    told = f"{strategy}: score {score:.3g}, above {100 * share:.1f} % of the candidates"
+    return f"{told}; {note}" if note else told
+
+
+STRATEGIES: dict[str, Callable[..., Tensor | tuple[Tensor, str]]] = {
+    "anti": anti,
+    "badge": badge,
+    "bait": bait,
+    "batch_bald": batch_bald,
+    "cluster_margin": cluster_margin,
     "coverage": coverage,
+    "drop_query": drop_query,
+    "falcun": falcun,
     "k_center": k_center,
+    "max_herding": max_herding,
+    "novel": novel,
     "power": power,
     "random": random,
+    "suggestive": suggestive,
     "top_k": top_k,
     "top_k_diverse": top_k_diverse,
+    "typical": typical,
+    "typiclust": typiclust,
+    "uherding": uherding,
+    "weighted_k_center": weighted_k_center,
 }
+
+SUB_POOL = {"max_herding": 20_000, "typiclust": 50_000, "uherding": 20_000}
+"""Candidates that a strategy sees unless the caller says otherwise, for those that cost more than linear time."""
+
+MAY_FALL_SHORT = frozenset({"weighted_k_center"})
+"""Strategies whose options can rule out so much that they return fewer positions than asked for."""
+
+SANITY = frozenset({"anti"})
+"""Not for campaigns: a strategy that must lose, which shows in tests and replays that the others are no accident."""

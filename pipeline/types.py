@@ -110,6 +110,9 @@ class Candidates:
         embeddings: `(N, D)`, None where scoring did not compute them.
         labelled_embeddings: `(M, D)` of the images that already have a label.
         probs: `(N, K, C)` class probabilities of the members, None where the strategy does not need them.
+        guesses: `(N,)` int64, index of the class that the model predicts.
+        labelled_probs: `(M, K, C)` class probabilities of the images that already have a label.
+        labelled_targets: `(M,)` int64, index of the class of each labelled image.
     """
 
     ids: NDArray[np.str_]
@@ -117,11 +120,14 @@ class Candidates:
     embeddings: Tensor | None = None
     labelled_embeddings: Tensor | None = None
     probs: Tensor | None = None
+    guesses: Tensor | None = None
+    labelled_probs: Tensor | None = None
+    labelled_targets: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(np.unique(self.ids)) != len(self.ids):
             raise ValueError("candidates must have distinct ids")
-        for name in ("scores", "embeddings", "probs"):
+        for name in ("scores", "embeddings", "probs", "guesses"):
             values = getattr(self, name)
             if values is None:
                 continue
@@ -131,8 +137,20 @@ class Candidates:
             if not finite.all():
                 row = int((~finite).nonzero()[0, 0])
                 raise ValueError(f"candidates: {name} of item {self.ids[row]} is not finite")
-        if self.labelled_embeddings is not None and not torch.isfinite(self.labelled_embeddings).all():
-            raise ValueError("candidates: labelled_embeddings are not finite")
+        n_labelled = None
+        for name in ("labelled_embeddings", "labelled_probs", "labelled_targets"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            n_labelled = len(values) if n_labelled is None else n_labelled
+            if len(values) != n_labelled:
+                raise ValueError(f"candidates: {n_labelled} labelled images but {len(values)} rows of {name}")
+            if not torch.isfinite(values).all():
+                raise ValueError(f"candidates: {name} are not finite")
+        for name in ("guesses", "labelled_targets"):
+            values = getattr(self, name)
+            if values is not None and (values.dtype != torch.int64 or (len(values) and values.min() < 0)):
+                raise ValueError(f"candidates: {name} must be int64 and at least 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from pipeline.acquisition import (
     ACQUISITIONS,
+    CPU_VALUES,
     NEEDS_MEMBERS,
     bald,
     check_probs,
     entropy,
     margin,
+    score_all,
     uncertainty_split,
     variation_ratio,
 )
@@ -231,6 +233,52 @@ def test_entropy_breaks_ties_of_the_variation_ratio_and_never_outweighs_a_vote()
     scores = variation_ratio(torch.tensor([all_agree_surely, a_lonely_voice, all_agree_barely]))
     assert scores.argsort(descending=True).tolist() == [1, 2, 0]
     assert ((scores * 10 + 1e-5).floor() / 10).tolist() == pytest.approx([0, 0.1, 0])
+
+
+@every
+@pytest.mark.parametrize("n_over", [-1, 0, 1])
+def test_many_images_score_as_each_of_them_does(name, n_over):
+    n = 2 * CPU_VALUES // 40 + n_over
+    some = some_probs(101, 4, 10, dtype=torch.float32)
+    rows = torch.arange(n) % 101
+    torch.testing.assert_close(ACQUISITIONS[name](some[rows]), ACQUISITIONS[name](some)[rows], atol=1e-6, rtol=0)
+
+
+def test_all_scores_together_equal_each_alone():
+    probs = some_probs(30, 4, 5, 6, dtype=torch.float32)
+    together = score_all(probs, ACQUISITIONS)
+    assert list(together) == list(ACQUISITIONS)
+    for name, scores in together.items():
+        assert torch.equal(scores, ACQUISITIONS[name](probs))
+
+
+@every
+def test_the_number_of_threads_changes_no_bit(name):
+    probs = some_probs(30_000, 5, 10, dtype=torch.float32)
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = ACQUISITIONS[name](probs)
+        torch.set_num_threads(3)
+        assert torch.equal(ACQUISITIONS[name](probs), alone)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@every
+def test_members_and_classes_may_be_stored_the_other_way_round(name):
+    probs = some_probs(50, 5, 4)
+    stored = probs.transpose(1, 2).contiguous()
+    torch.testing.assert_close(ACQUISITIONS[name](stored.transpose(1, 2)), ACQUISITIONS[name](probs))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@every
+def test_a_gpu_gives_the_same_scores(name):
+    probs = some_probs(1000, 5, 10, dtype=torch.float32)
+    scores = ACQUISITIONS[name](probs.cuda())
+    assert scores.is_cuda
+    torch.testing.assert_close(scores.cpu(), ACQUISITIONS[name](probs), atol=1e-5, rtol=0)
 
 
 @every

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import scipy.spatial.distance
+import scipy.stats
 import torch
+from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin
 from torch import Tensor
 
 from pipeline import diversity
-from pipeline.diversity import k_center_greedy, kmeans, nearest_to_centroids
+from pipeline.diversity import d2_sampling, k_center_greedy, kmeans, nearest_to_centroids, typicality
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -23,13 +25,20 @@ def some_clusters(n_clusters: int = 5, n_each: int = 20) -> Tensor:
     return corners.repeat_interleave(n_each, dim=0) + some_points(n_clusters * n_each)
 
 
-def slow_k_center(points: Tensor, n_picks: int, centres: Tensor) -> list[int]:
+def slow_k_center(points: Tensor, n_picks: int, centres: Tensor, weights=None, groups=None, quota=None, nearest=0.0):
     """The definition, with the whole distance matrix again for every pick."""
     points, covered, picks = points.double().numpy(), list(centres.double().numpy()), []
+    weights = np.ones(len(points)) if weights is None else weights.double().numpy()
+    groups, room = (np.zeros(len(points), int), [n_picks]) if groups is None else (groups.numpy(), quota.tolist())
     for _ in range(n_picks):
         distance = scipy.spatial.distance.cdist(points, covered).min(axis=1)
-        distance[picks] = -1
-        picks.append(int(distance.argmax()))
+        value = weights * distance
+        value[picks] = -1
+        value[(distance < nearest) | (np.array(room)[groups] < 1)] = -1
+        if value.max() < 0:
+            break
+        picks.append(int(value.argmax()))
+        room[groups[picks[-1]]] -= 1
         covered.append(points[picks[-1]])
     return picks
 
@@ -96,6 +105,81 @@ def test_k_center_computes_in_single_precision(dtype):
     assert picks.tolist() == slow_k_center(points, 40, points[:3])
 
 
+@pytest.mark.parametrize("block", [2, 40])
+@pytest.mark.parametrize("n_features", [1, 2, 6])
+def test_k_center_is_exact_where_old_bounds_say_little(monkeypatch, block, n_features):
+    monkeypatch.setattr(diversity, "BLOCK", block)
+    points = torch.rand(400, n_features, generator=seeded())
+    picks = k_center_greedy(points, 100, centres=points[:2], generator=seeded())
+    assert picks.tolist() == slow_k_center(points, 100, points[:2])
+
+
+@pytest.mark.parametrize("block", [3, 1000])
+@pytest.mark.parametrize("nearest", [0.0, 1.5])
+@pytest.mark.parametrize("with_quota", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_k_center_heeds_weights_quotas_and_near_duplicates(monkeypatch, block, nearest, with_quota, weighted):
+    monkeypatch.setattr(diversity, "BLOCK", block)
+    points, centres = some_points(300), some_points(4, seed=2)
+    weights = torch.rand(300, generator=seeded(3)) if weighted else None
+    groups = torch.randint(4, (300,), generator=seeded(4)) if with_quota else None
+    quota = torch.tensor([5, 0, 30, 8]) if with_quota else None
+    options = {"weights": weights, "groups": groups, "quota": quota}
+    picks = k_center_greedy(points, 60, centres=centres, generator=seeded(), min_distance=nearest, **options)
+    assert picks.tolist() == slow_k_center(points, 60, centres, **options, nearest=nearest)
+    if with_quota:
+        assert (groups[picks].bincount(minlength=4) <= quota).all()
+        assert quota.tolist() == [5, 0, 30, 8]  # the caller's own
+    if nearest:
+        others = torch.cat([points[picks], centres])
+        assert torch.cdist(points[picks], others).fill_diagonal_(9).amin() >= nearest
+
+
+def test_k_center_without_centres_begins_with_the_largest_weight_that_a_quota_allows():
+    points, weights = some_points(50), torch.arange(50.0)
+    options = {"weights": weights, "groups": torch.arange(50) // 25, "quota": torch.tensor([3, 0])}
+    picks = k_center_greedy(points, 9, generator=seeded(), **options).tolist()
+    assert picks[0] == 24
+    assert picks[1:] == slow_k_center(points[:24], 2, points[24:25], weights=weights[:24])
+    assert not len(k_center_greedy(points, 9, generator=seeded(), groups=torch.zeros(50).long(), quota=torch.zeros(1)))
+
+
+def test_k_center_passes_over_near_duplicates():
+    points = some_clusters()
+    picks = k_center_greedy(points, 50, generator=seeded(), min_distance=50)
+    assert sorted((picks // 20).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_k_center_finds_duplicates_to_be_at_no_distance_at_all():
+    points = torch.cat([some_points(40, 64) + 5] * 2)
+    picks = k_center_greedy(points, 80, generator=seeded(), min_distance=1e-6)
+    assert sorted((picks % 40).tolist()) == list(range(40))
+
+
+@pytest.mark.parametrize("pick", [k_center_greedy, lambda points, *a, **k: d2_sampling([points], *a, **k)])
+def test_nothing_as_large_as_the_points_is_made(monkeypatch, pick):
+    monkeypatch.setattr(diversity, "ROWS", 256)
+    points = some_points(30_000, 32).half()
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        pick(points, 60, generator=seeded())
+    largest = max(event.cpu_memory_usage for event in profile.function_events)
+    assert 0 < largest < 1.2e6 < points.nbytes  # BLOCK x BLOCK in float32 is 1.05e6
+
+
+def test_picks_do_not_depend_on_the_number_of_threads():
+    points, threads = some_points(6000, 64), torch.get_num_threads()
+    runs = []
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            centroids, clusters = kmeans(points, 40, generator=seeded())
+            picks = k_center_greedy(points, 40, generator=seeded())
+            runs.append((picks, d2_sampling([points], 40, generator=seeded()), clusters, centroids))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
 @pytest.mark.parametrize(("n", "n_picks", "wanted"), [(5, 9, 5), (1, 1, 1), (1, 4, 1), (0, 3, 0), (5, 0, 0)])
 def test_k_center_takes_what_is_left(n, n_picks, wanted):
     picks = k_center_greedy(some_points(n), n_picks, generator=seeded())
@@ -115,15 +199,85 @@ def test_k_center_leaves_its_input_alone():
     assert torch.equal(points, before)
 
 
+def slow_d2_odds(points: Tensor, picks: list[int]) -> np.ndarray:
+    """The odds of the next draw by the definition."""
+    distance = scipy.spatial.distance.cdist(points.double(), points[picks].double(), "sqeuclidean").min(axis=1)
+    return distance / distance.sum()
+
+
+@pytest.mark.parametrize("proposals", [2, 256])  # many passes over all points, or a single one
+def test_d2_sampling_draws_with_the_odds_of_the_textbook(monkeypatch, proposals):
+    monkeypatch.setattr(diversity, "PROPOSALS", proposals)
+    factors = [some_points(6, 2), some_points(6, 3, seed=5)]
+    points = torch.stack([torch.kron(*rows) for rows in zip(*factors, strict=True)])
+    first = int(points.norm(dim=1).argmax())
+    generator, n_runs = seeded(), 1500
+    counts: dict[tuple[int, ...], int] = {}
+    for _ in range(n_runs):
+        draw = tuple(d2_sampling(factors, 3, generator=generator).tolist())
+        counts[draw] = counts.get(draw, 0) + 1
+    odds = {
+        (first, i, j): slow_d2_odds(points, [first])[i] * slow_d2_odds(points, [first, i])[j]
+        for i in range(6)
+        for j in range(6)
+        if len({first, i, j}) == 3
+    }
+    assert set(counts) <= set(odds)
+    observed = [counts.get(draw, 0) for draw in odds]
+    assert scipy.stats.chisquare(observed, n_runs * np.array(list(odds.values()))).pvalue > 0.01
+
+
+def test_d2_sampling_goes_on_exactly_in_later_draws(monkeypatch):
+    monkeypatch.setattr(diversity, "PROPOSALS", 40)
+    points = torch.cat([0.1 * some_points(30, 4), some_points(10, 4, seed=3)])
+    generator, statistic = seeded(), []
+    for _ in range(300):
+        picks = d2_sampling([points], 9, generator=generator).tolist()
+        for n in (2, 5, 8):  # where in the odds a draw falls is even in [0, 1], if the odds are right
+            odds = slow_d2_odds(points, picks[:n])
+            statistic.append(odds[: picks[n]].sum() + odds[picks[n]] * torch.rand(1, generator=generator).item())
+    assert scipy.stats.kstest(statistic, "uniform").pvalue > 0.01
+
+
+def test_d2_sampling_begins_with_the_longest_and_repeats_itself():
+    factors = [some_points(300, 3), some_points(300, 8, seed=2)]
+    runs = [d2_sampling(factors, 200, generator=seeded(seed)) for seed in (0, 0, 1)]
+    assert runs[0][0] == (factors[0].norm(dim=1) * factors[1].norm(dim=1)).argmax()
+    assert len(runs[0].unique()) == 200
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_d2_sampling_takes_no_duplicate_while_others_remain():
+    points = torch.cat([some_points(15, 64)] * 4 + [torch.zeros(3, 64)])
+    picks = d2_sampling([points], 63, generator=seeded()).tolist()
+    kinds = [15 if pick >= 60 else pick % 15 for pick in picks]
+    assert sorted(kinds[:16]) == list(range(16))
+    assert picks[16:] == sorted(set(range(63)) - set(picks[:16]))
+
+
+@pytest.mark.parametrize(("n", "n_picks", "wanted"), [(5, 9, 5), (1, 4, 1), (0, 3, 0), (5, 0, 0)])
+def test_d2_sampling_takes_what_is_left(n, n_picks, wanted):
+    for points in (some_points(n), torch.zeros(n, 6), some_points(n).half()):
+        picks = d2_sampling([points], n_picks, generator=seeded())
+        assert len(picks) == len(set(picks.tolist())) == wanted
+
+
+def test_d2_sampling_takes_one_point_of_each_cluster():
+    picks = d2_sampling([some_clusters()], 5, generator=seeded())
+    assert sorted((picks // 20).tolist()) == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("large", [10, 1000])
 def test_kmeans_finds_clusters_that_are_far_apart(monkeypatch, large):
     monkeypatch.setattr(diversity, "LARGE", large)
+    monkeypatch.setattr(diversity, "LARGE_CLUSTER", 8)
     points = some_clusters()
     centroids, clusters = kmeans(points, 5, generator=seeded())
     for members in clusters.view(5, 20):
         assert len(members.unique()) == 1
     assert len(clusters.unique()) == 5
-    if large == 1000:  # mini-batches stop near the mean, not on it
+    if large == 1000:  # those of a sample are near the mean, not on it
         means = torch.stack([points[clusters == c].mean(dim=0) for c in range(5)])
         torch.testing.assert_close(centroids, means, atol=1e-4, rtol=0)
 
@@ -131,9 +285,17 @@ def test_kmeans_finds_clusters_that_are_far_apart(monkeypatch, large):
 @pytest.mark.parametrize("large", [10, 1000])
 def test_kmeans_gives_each_point_its_nearest_centroid(monkeypatch, large):
     monkeypatch.setattr(diversity, "LARGE", large)
+    monkeypatch.setattr(diversity, "LARGE_CLUSTER", 5)
     points = some_points(300)
     centroids, clusters = kmeans(points, 12, generator=seeded())
     np.testing.assert_array_equal(clusters.numpy(), pairwise_distances_argmin(points, centroids))
+
+
+def test_kmeans_clusters_as_tightly_as_a_library():
+    points = some_points(1000)
+    centroids, clusters = kmeans(points, 30, generator=seeded())
+    library = KMeans(30, n_init=1, random_state=0).fit(points.numpy())
+    assert (points - centroids[clusters]).square().sum() < 1.03 * library.inertia_
 
 
 def test_kmeans_repeats_itself_with_the_same_seed():
@@ -178,3 +340,31 @@ def test_a_point_that_is_taken_goes_to_no_other_centroid():
 def test_more_centroids_than_points_are_refused():
     with pytest.raises(ValueError, match="5 centroids need as many points, got 2"):
         nearest_to_centroids(some_points(2), some_points(5))
+
+
+@pytest.mark.parametrize("pairs", [100, 4_000_000])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_typicality_equals_that_of_a_loop(monkeypatch, pairs, dtype):
+    monkeypatch.setattr(diversity, "PAIRS", pairs)
+    points, clusters = some_points(120).to(dtype), torch.randint(4, (120,), generator=seeded()) * 7
+    clusters[:5] = 3  # fewer than n_neighbours
+    found = typicality(points, clusters, n_neighbours=10)
+    for position in range(120):
+        others = (clusters == clusters[position]).numpy()
+        others[position] = False
+        point = points[position, None].double()
+        distance = np.sort(scipy.spatial.distance.cdist(point, points.double()[others])[0])[:10]
+        assert found[position].item() == pytest.approx(1 / distance.mean(), rel=1e-4)
+
+
+def test_typicality_is_nothing_alone_and_boundless_among_duplicates():
+    points = torch.cat([some_points(1, 64), 3 + some_points(1, 64, seed=2).repeat(4, 1)])
+    assert typicality(points, torch.tensor([0, 1, 1, 1, 1])).tolist() == [0, *[torch.inf] * 4]
+    assert typicality(points[:0], torch.zeros(0).long()).shape == (0,)
+
+
+def test_typicality_is_highest_in_the_middle():
+    points = some_points(400)
+    found = typicality(points, torch.zeros(400, dtype=torch.long))
+    lengths = points.norm(dim=1)
+    assert scipy.stats.spearmanr(found, lengths).statistic < -0.9

@@ -49,10 +49,16 @@ def test_one_decision_is_its_own_score(reduce):
 
 def test_columns_are_the_scores_by_name():
     decisions = some_decisions()
-    columns = score_columns(decisions, ["bald", "margin"], reduce="mean")
-    assert list(columns) == ["bald", "margin"]
+    names = ["bald", "margin", "aleatoric", "epistemic"]
+    columns = score_columns(decisions, names, reduce="mean")
+    assert list(columns) == names
     for name, scores in columns.items():
         assert torch.equal(scores, score_images(decisions, name, reduce="mean"))
+
+
+def test_the_parts_of_the_uncertainty_are_columns_that_add_up():
+    columns = score_columns(some_decisions(), ["entropy", "aleatoric", "epistemic"], reduce="mean")
+    torch.testing.assert_close(columns["aleatoric"] + columns["epistemic"], columns["entropy"])
 
 
 def test_no_images_give_no_scores():

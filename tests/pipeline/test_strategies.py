@@ -1,16 +1,26 @@
+import inspect
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields, replace
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pytest
+import scipy.cluster.hierarchy
 import scipy.stats
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, one_hot
 
-from pipeline.acquisition import margin
+from pipeline import strategies
+from pipeline.acquisition import bald, margin
+from pipeline.diversity import kmeans
 from pipeline.strategies import (
+    MAY_FALL_SHORT,
+    SANITY,
     STRATEGIES,
+    SUB_POOL,
     check_options,
     columns_of,
     power,
@@ -21,6 +31,11 @@ from pipeline.strategies import (
 from pipeline.types import Batch, Candidates
 
 every = pytest.mark.parametrize("strategy", STRATEGIES)
+
+DIVERSE = [
+    "badge", "batch_bald", "cluster_margin", "coverage", "drop_query", "k_center", "max_herding", "suggestive",
+    "top_k_diverse", "typiclust", "uherding", "weighted_k_center",
+]  # fmt: skip
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -35,12 +50,26 @@ def some_candidates(n: int = 60, n_features: int = 6, n_labelled: int = 8) -> Ca
         embeddings=torch.randn(n, n_features, generator=generator),
         labelled_embeddings=torch.randn(n_labelled, n_features, generator=generator),
         probs=torch.randn(n, 3, 4, generator=generator).softmax(dim=-1),
+        guesses=torch.randint(4, (n,), generator=generator),
+        labelled_probs=torch.randn(n_labelled, 3, 4, generator=generator).softmax(dim=-1),
+        labelled_targets=torch.randint(4, (n_labelled,), generator=generator),
     )
 
 
+def without_labels(candidates: Candidates) -> Candidates:
+    names = ("labelled_embeddings", "labelled_probs", "labelled_targets")
+    return replace(candidates, **{name: getattr(candidates, name)[:0] for name in names})
+
+
+def required(strategy: str) -> list[str]:
+    parameters = inspect.signature(STRATEGIES[strategy]).parameters
+    return [name for name in columns_of(strategy) if parameters[name].default is inspect.Parameter.empty]
+
+
 def in_order(candidates: Candidates, order: Tensor) -> Candidates:
-    columns = {name: getattr(candidates, name)[order] for name in ("scores", "embeddings", "probs")}
-    return replace(candidates, ids=candidates.ids[order.numpy()], **columns)
+    columns = {name: getattr(candidates, name) for name in ("scores", "embeddings", "probs", "guesses")}
+    ordered = {name: column[order] for name, column in columns.items() if column is not None}
+    return replace(candidates, ids=candidates.ids[order.numpy()], **ordered)
 
 
 def select(candidates: Candidates, strategy: str, query_size: int = 10, **changes) -> Batch:
@@ -98,9 +127,33 @@ def test_the_seed_and_the_round_break_ties(strategy, change):
         some_candidates(),
         scores=torch.full((60,), 0.5),
         embeddings=torch.ones(60, 6),
-        labelled_embeddings=torch.ones(1, 6),
+        probs=torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.3, 0.7]]).expand(60, 3, 2),
+        guesses=torch.zeros(60, dtype=torch.long),
+        labelled_embeddings=torch.ones(8, 6),
     )
     assert set(select(same, strategy).ids) != set(select(same, strategy, **change).ids)
+
+
+@every
+def test_takes_a_pool_of_one_image_many_times_over(strategy):
+    candidates = some_candidates()
+    columns = {name: getattr(candidates, name)[:1] for name in ("scores", "embeddings", "probs", "guesses")}
+    repeated = {name: column.repeat(60, *[1] * (column.ndim - 1)) for name, column in columns.items()}
+    copies = replace(candidates, **repeated)
+    assert len(set(select(copies, strategy, 45).ids)) == 45
+
+
+@every
+def test_selects_where_all_labels_and_guesses_are_of_one_class(strategy):
+    candidates = some_candidates()
+    one = replace(
+        candidates,
+        probs=torch.tensor([0.0, 1.0]).expand(60, 3, 2),
+        labelled_probs=torch.tensor([0.0, 1.0]).expand(8, 3, 2),
+        guesses=torch.ones(60, dtype=torch.long),
+        labelled_targets=torch.ones(8, dtype=torch.long),
+    )
+    assert len(select(one, strategy).ids) == 10
 
 
 @every
@@ -115,14 +168,14 @@ def test_duplicates_in_the_pool_are_asked_for_once_each(strategy):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_takes_embeddings_and_scores_of_any_floating_point_type(strategy, dtype):
     candidates = some_candidates()
-    columns = {name: getattr(candidates, name).to(dtype) for name in ("scores", "embeddings")}
-    labelled = candidates.labelled_embeddings.to(dtype)
-    assert len(select(replace(candidates, labelled_embeddings=labelled, **columns), strategy).ids) == 10
+    names = ("scores", "embeddings", "probs", "labelled_embeddings", "labelled_probs")
+    columns = {name: getattr(candidates, name).to(dtype) for name in names}
+    assert len(select(replace(candidates, **columns), strategy).ids) == 10
 
 
 @every
 def test_selects_before_the_first_label(strategy):
-    candidates = replace(some_candidates(), labelled_embeddings=torch.empty(0, 6))
+    candidates = without_labels(some_candidates())
     assert len(select(candidates, strategy).ids) == 10
 
 
@@ -153,7 +206,7 @@ def test_reads_columns_that_candidates_have(strategy):
 
 @every
 def test_says_which_column_is_missing(strategy):
-    for name in set(columns_of(strategy)) - {"scores"}:
+    for name in set(required(strategy)) - {"scores"}:
         with pytest.raises(ValueError) as error:  # noqa: PT011
             select(replace(some_candidates(), **{name: None}), strategy)
         assert str(error.value) == f"strategy {strategy!r} needs {name}, which scoring did not compute"
@@ -161,9 +214,35 @@ def test_says_which_column_is_missing(strategy):
 
 @every
 def test_works_without_the_columns_that_it_does_not_read(strategy):
-    unread = {"embeddings", "labelled_embeddings", "probs"} - set(columns_of(strategy))
+    unread = {field.name for field in fields(Candidates)} - {"ids", "scores"} - set(required(strategy))
     batch = select(replace(some_candidates(), **dict.fromkeys(unread)), strategy)
     assert batch == select(some_candidates(), strategy)
+
+
+@every
+def test_balances_the_classes_and_keeps_the_contract(strategy):
+    batch = select(some_candidates(), strategy, class_balanced=True, random_slice=0.2)
+    assert len(set(batch.ids)) == 10
+
+
+@pytest.mark.parametrize("strategy", DIVERSE)
+@pytest.mark.parametrize("seed", range(5))
+def test_takes_one_of_each_of_five_heaps_of_copies(strategy, seed):
+    heaps = torch.arange(100) % 5
+    bits = (torch.arange(32) >> torch.arange(5)[:, None]) & 1  # each heap tells a bit of which member is right
+    candidates = Candidates(
+        ids=np.array([f"{heap}-{i:03d}" for i, heap in enumerate(heaps)]),
+        scores=torch.full((100,), 0.5),
+        embeddings=10 * torch.eye(5, 6)[heaps] + 1,
+        probs=(one_hot(bits, 2) * 0.96 + 0.02)[heaps],
+        labelled_embeddings=torch.empty(0, 6),
+    )
+    assert {item_id[0] for item_id in select(candidates, strategy, 5, seed=seed).ids} == set("01234")
+
+
+def test_only_the_check_of_the_others_is_kept_out_of_campaigns():
+    assert set(SUB_POOL) | MAY_FALL_SHORT | SANITY <= set(STRATEGIES)
+    assert sorted(SANITY) == ["anti"]
 
 
 @pytest.mark.parametrize("name", ["scores", "embeddings", "probs"])
@@ -174,9 +253,30 @@ def test_a_value_that_is_not_finite_names_the_item(name):
         replace(some_candidates(), **{name: values})
 
 
-def test_labelled_embeddings_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="labelled_embeddings are not finite"):
-        replace(some_candidates(), labelled_embeddings=torch.tensor([[torch.inf] * 6]))
+@pytest.mark.parametrize("name", ["labelled_embeddings", "labelled_probs"])
+def test_labelled_rows_that_are_not_finite_are_refused(name):
+    values = getattr(some_candidates(), name).clone()
+    values[3] = torch.inf
+    with pytest.raises(ValueError, match=f"{name} are not finite"):
+        replace(some_candidates(), **{name: values})
+
+
+@pytest.mark.parametrize("name", ["labelled_probs", "labelled_targets"])
+def test_labelled_columns_must_have_the_same_rows(name):
+    with pytest.raises(ValueError, match=f"candidates: 8 labelled images but 7 rows of {name}"):
+        replace(some_candidates(), **{name: getattr(some_candidates(), name)[1:]})
+
+
+def test_there_must_be_a_guess_for_each_candidate():
+    with pytest.raises(ValueError, match="candidates: 60 ids but 59 rows of guesses"):
+        replace(some_candidates(), guesses=torch.zeros(59, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", ["guesses", "labelled_targets"])
+@pytest.mark.parametrize("change", [lambda column: column.float(), lambda column: column - 9])
+def test_classes_are_given_by_their_index(name, change):
+    with pytest.raises(ValueError, match=f"candidates: {name} must be int64 and at least 0"):
+        replace(some_candidates(), **{name: change(getattr(some_candidates(), name))})
 
 
 @pytest.mark.parametrize("positions", [[0, 0, 1], [0, 1], [0, 1, 2, 3], [0, 1, 60], [-1, 0, 1]])
@@ -190,7 +290,7 @@ def test_a_strategy_that_breaks_the_contract_is_caught(monkeypatch, positions):
 
 
 def test_a_wrong_name_gets_the_nearest_one():
-    with pytest.raises(ValueError, match=r"unknown strategy 'topk', did you mean 'top_k'\?.*coverage, k_center"):
+    with pytest.raises(ValueError, match=r"unknown strategy 'topk', did you mean 'top_k'\?.*coverage, drop_query"):
         select(some_candidates(), "topk")
     with pytest.raises(ValueError, match="unknown strategy 'kcenter', did you mean 'k_center'"):
         columns_of("kcenter")
@@ -201,7 +301,7 @@ def test_an_unknown_option_gets_the_options_there_are():
         select(some_candidates(), "power", temperature=2)
     with pytest.raises(ValueError, match="'top_k' has no option 'generator'; it has no options"):
         select(some_candidates(), "top_k", generator=seeded())
-    check_options("top_k_diverse", {"prefilter": 3})
+    check_options("top_k_diverse", {"shortlist": 3})
 
 
 @pytest.mark.parametrize("query_size", [0, -1])
@@ -245,7 +345,154 @@ def test_the_reason_tells_the_score_and_how_many_score_lower():
     assert reasons[3] == "top_k: score 0.1, above 0.0 % of the candidates"
 
 
+def test_a_note_of_the_strategy_goes_into_each_reason(monkeypatch):
+    candidates = replace(some_candidates(4), scores=torch.tensor([0.1, 0.8, 0.5, 0.2]))
+    monkeypatch.setitem(
+        STRATEGIES, "noted", lambda scores, *, query_size, generator: (torch.arange(query_size), "few labels")
+    )
+    reasons = select(candidates, "noted", 4, random_slice=0.25).reasons
+    assert reasons[2] == "random slice"
+    assert all(reason.endswith(" of the candidates; few labels") for i, reason in enumerate(reasons) if i != 2)
+
+
+def test_what_a_strategy_may_leave_open_is_filled_by_score(monkeypatch):
+    candidates = some_candidates()
+    best = top_k(candidates.scores, query_size=3, generator=seeded())
+    monkeypatch.setitem(STRATEGIES, "short", lambda scores, *, query_size, generator: scores.argsort()[:2])
+    monkeypatch.setattr(strategies, "MAY_FALL_SHORT", {"short"})
+    batch = select(candidates, "short", 5)
+    assert batch.ids[2:] == tuple(candidates.ids[best])
+    assert ["filled by score" in reason for reason in batch.reasons] == [False, False, True, True, True]
+
+
+def seen_by_a_strategy(monkeypatch, candidates: Candidates, query_size: int = 4, **options) -> Tensor:
+    """The scores of what a strategy was shown, of candidates whose scores are all different."""
+    shown = []
+
+    def spy(scores: Tensor, *, query_size: int, generator: torch.Generator) -> Tensor:
+        shown.append(scores)
+        return torch.arange(min(query_size, len(scores)))
+
+    monkeypatch.setitem(STRATEGIES, "spy", spy)
+    select(candidates, "spy", query_size, **options)
+    return torch.cat(shown)
+
+
+def test_a_strategy_sees_no_more_than_the_sub_pool(monkeypatch):
+    candidates = some_candidates()
+    assert len(seen_by_a_strategy(monkeypatch, candidates)) == 60
+    assert len(seen_by_a_strategy(monkeypatch, candidates, sub_pool=7)) == 7
+    assert len(seen_by_a_strategy(monkeypatch, candidates, sub_pool=99)) == 60
+    assert len(seen_by_a_strategy(monkeypatch, candidates, sub_pool=1)) == 4
+
+
+def test_the_sub_pool_is_drawn_evenly():
+    candidates = replace(some_candidates(12), scores=torch.arange(12.0))
+    best = Counter(select(candidates, "top_k", 1, sub_pool=4, seed=seed).scores[0] for seed in range(2000))
+    odds = [math.comb(rank, 3) / math.comb(12, 4) for rank in range(3, 12)]  # that `rank` is the largest of 4 of 12
+    observed = [best[rank] for rank in range(3, 12)]
+    assert scipy.stats.chisquare(observed, [2000 * odd for odd in odds]).pvalue > 0.001
+
+
+def test_costly_strategies_have_a_sub_pool_unless_the_caller_says_otherwise(monkeypatch):
+    candidates = some_candidates()
+    monkeypatch.setitem(SUB_POOL, "spy", 9)
+    assert len(seen_by_a_strategy(monkeypatch, candidates)) == 9
+    assert len(seen_by_a_strategy(monkeypatch, candidates, sub_pool=30)) == 30
+    assert len(seen_by_a_strategy(monkeypatch, candidates, prefilter=5)) == 20
+
+
+def test_the_prefilter_leaves_the_highest_scores(monkeypatch):
+    candidates = some_candidates()
+    highest = candidates.scores.sort(descending=True).values
+    seen = seen_by_a_strategy(monkeypatch, candidates, 4, prefilter=2.1)
+    assert torch.equal(seen.sort(descending=True).values, highest[:9])
+    assert not torch.equal(seen, highest[:9])  # in random order: nothing is told by the position
+    assert len(seen_by_a_strategy(monkeypatch, candidates, 4, prefilter=99)) == 60
+    assert set(select(candidates, "random", prefilter=1).ids) == set(select(candidates, "top_k").ids)
+
+
+def test_the_prefilter_looks_into_the_sub_pool(monkeypatch):
+    candidates = some_candidates()
+    pool = seen_by_a_strategy(monkeypatch, candidates, 4, sub_pool=20)
+    seen = seen_by_a_strategy(monkeypatch, candidates, 4, sub_pool=20, prefilter=2)
+    assert torch.equal(seen.sort().values, pool.sort().values[-8:])
+
+
+@pytest.mark.parametrize(("option", "value"), [("sub_pool", 0), ("prefilter", 0.9), ("prefilter", math.nan)])
+def test_sub_pool_and_prefilter_leave_something(option, value):
+    with pytest.raises(ValueError, match=f"{option} must be at least 1, got {value}"):
+        select(some_candidates(), "top_k", **{option: value})
+
+
+def labels_of(n_labels: list[int]) -> dict[str, Tensor]:
+    targets = torch.arange(len(n_labels)).repeat_interleave(torch.tensor(n_labels))
+    return {"labelled_targets": targets, "labelled_embeddings": None, "labelled_probs": None}
+
+
+@pytest.mark.parametrize(
+    ("n_labels", "available", "wanted"),
+    [
+        ([0, 0, 0], [9, 9, 9], [3, 3, 3]),
+        ([5, 1, 0], [9, 9, 9], [0, 4, 5]),
+        ([9, 9, 0], [9, 9, 2], [3, 4, 2]),
+        ([1, 0, 7], [1, 3, 9], [1, 3, 5]),
+        ([4, 4], [9, 9, 9], [2, 2, 5]),
+    ],
+)
+def test_a_class_balanced_batch_makes_the_labels_as_even_as_they_can_be(n_labels, available, wanted):
+    guesses = torch.arange(len(available)).repeat_interleave(torch.tensor(available))
+    candidates = replace(some_candidates(len(guesses)), guesses=guesses, **labels_of(n_labels))
+    batch = select(candidates, "top_k", 9, class_balanced=True)
+    guess_of = dict(zip(candidates.ids, guesses.tolist(), strict=True))
+    counts = Counter(guess_of[item_id] for item_id in batch.ids)
+    got = [counts[c] for c in range(len(available))]
+    spread = sorted(labels + more for labels, more in zip([*n_labels, 0], got, strict=False))
+    assert spread == sorted(labels + more for labels, more in zip([*n_labels, 0], wanted, strict=False))
+    assert sum(got) == 9
+    assert all(n <= there for n, there in zip(got, available, strict=True))
+
+
+def test_a_class_balanced_batch_begins_with_the_class_with_the_fewest_labels_and_takes_the_best_of_each():
+    guesses = torch.arange(60) % 3
+    candidates = replace(some_candidates(), guesses=guesses, **labels_of([6, 4, 0]))
+    best = {c: [i for i in candidates.scores.argsort(descending=True).tolist() if guesses[i] == c] for c in range(3)}
+    wanted = [*best[2][:4], best[1][0], best[2][4], best[2][5], best[1][1]]
+    ids = select(candidates, "top_k", 8, class_balanced=True).ids
+    assert set(ids[4:6]) == set(candidates.ids[wanted[4:6]])  # 4 labels each: a tie
+    assert set(ids[6:8]) == set(candidates.ids[wanted[6:8]])
+    assert ids[:4] == tuple(candidates.ids[wanted[:4]])
+
+
+@pytest.mark.parametrize("name", ["guesses", "labelled_targets"])
+def test_a_class_balanced_batch_needs_to_know_the_classes(name):
+    with pytest.raises(ValueError, match="a class-balanced batch needs guesses and labelled_targets, which scoring"):
+        select(replace(some_candidates(), **{name: None}), "top_k", class_balanced=True)
+
+
+def test_classes_with_equally_many_labels_come_first_equally_often():
+    candidates = replace(some_candidates(), guesses=torch.arange(60) % 3, **labels_of([0]))
+    guess_of = dict(zip(candidates.ids, candidates.guesses.tolist(), strict=True))
+    first = Counter(
+        guess_of[select(candidates, "top_k", 1, class_balanced=True, seed=seed).ids[0]] for seed in range(300)
+    )
+    assert scipy.stats.chisquare([first[c] for c in range(3)]).pvalue > 0.001
+
+
 # The strategies one by one
+
+
+def pick(strategy: str, candidates: Candidates, query_size: int, seed: int = 0, **options) -> list[int]:
+    columns = [getattr(candidates, name) for name in columns_of(strategy)]
+    return STRATEGIES[strategy](*columns, query_size=query_size, generator=seeded(seed), **options).tolist()
+
+
+def greedily(objective: Callable[[list[int]], float], choices: list[int], n_picks: int) -> list[int]:
+    """Textbook greedy: take again and again what makes the objective of all picks the largest."""
+    picks: list[int] = []
+    for _ in range(n_picks):
+        picks.append(max((i for i in choices if i not in picks), key=lambda i: objective([*picks, i])))
+    return picks
 
 
 def test_top_k_takes_the_highest_scores_first():
@@ -316,33 +563,33 @@ def clusters_of_candidates() -> Candidates:
 
 
 def test_top_k_diverse_takes_the_most_informative_of_each_cluster():
-    batch = select(clusters_of_candidates(), "top_k_diverse", 5, prefilter=20)
+    batch = select(clusters_of_candidates(), "top_k_diverse", 5, shortlist=20)
     assert batch.ids == ("0-000", "1-020", "2-040", "3-060", "4-080")
 
 
-def test_top_k_diverse_looks_no_further_than_its_prefilter():
-    batch = select(clusters_of_candidates(), "top_k_diverse", 5, prefilter=4)
+def test_top_k_diverse_looks_no_further_than_its_shortlist():
+    batch = select(clusters_of_candidates(), "top_k_diverse", 5, shortlist=4)
     assert all(item_id.startswith("0-") for item_id in batch.ids)
-    wide = select(clusters_of_candidates(), "top_k_diverse", 5, prefilter=8)
+    wide = select(clusters_of_candidates(), "top_k_diverse", 5, shortlist=8)
     assert {item_id[0] for item_id in wide.ids} == {"0", "1"}
 
 
 def test_top_k_diverse_without_a_choice_is_top_k():
     candidates = some_candidates()
-    assert select(candidates, "top_k_diverse", prefilter=1).ids == select(candidates, "top_k").ids
+    assert select(candidates, "top_k_diverse", shortlist=1).ids == select(candidates, "top_k").ids
 
 
 def test_top_k_diverse_fills_up_by_score_where_duplicates_leave_few_clusters():
     candidates = clusters_of_candidates()
     copies = replace(candidates, embeddings=candidates.embeddings[torch.arange(100) // 50 * 50])
-    batch = select(copies, "top_k_diverse", 5, prefilter=20)
+    batch = select(copies, "top_k_diverse", 5, shortlist=20)
     assert batch.ids == ("0-000", "2-050", "0-001", "0-002", "0-003")
 
 
-def test_top_k_diverse_refuses_a_prefilter_smaller_than_the_batch():
+def test_top_k_diverse_refuses_a_shortlist_smaller_than_the_batch():
     columns = some_candidates().scores, some_candidates().embeddings
-    with pytest.raises(ValueError, match="prefilter must be at least 1, got 0"):
-        top_k_diverse(*columns, query_size=5, generator=seeded(), prefilter=0)
+    with pytest.raises(ValueError, match="shortlist must be at least 1, got 0"):
+        top_k_diverse(*columns, query_size=5, generator=seeded(), shortlist=0)
 
 
 def test_k_center_keeps_away_from_what_is_labelled():
@@ -364,3 +611,320 @@ def test_coverage_begins_with_the_largest_cluster(seed):
     rows = torch.cat([torch.arange(3), torch.arange(20, 40), torch.arange(40, 49)])
     fewer = in_order(replace(candidates, probs=torch.zeros(100, 1)), rows)
     assert [item_id[0] for item_id in select(fewer, "coverage", 3, seed=seed).ids] == ["1", "2", "0"]
+
+
+def test_anti_takes_the_lowest_scores_first():
+    candidates = some_candidates()
+    assert pick("anti", candidates, 10) == candidates.scores.argsort()[:10].tolist()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 10.0])
+def test_falcun_draws_with_the_published_odds(gamma):
+    probs = torch.tensor([[0.4, 0.35, 0.25], [0.36, 0.34, 0.3], [0.3, 0.3, 0.4], [0.5, 0.1, 0.4]], dtype=torch.float64)
+    candidates = replace(some_candidates(4), probs=probs[:, None])
+    wanted = {}
+    unsure = np.array([1 - np.diff(np.sort(row)[-2:])[0] for row in probs.numpy()])
+
+    def odds(distance: np.ndarray, left: list[int]) -> dict[int, float]:
+        low, high = min(distance[i] for i in left), max(distance[i] for i in left)
+        each = {i: (unsure[i] + (distance[i] - low) / (high - low)) ** gamma for i in left}
+        return {i: value / sum(each.values()) for i, value in each.items()}
+
+    for first, first_odds in odds(unsure, [0, 1, 2, 3]).items():
+        distance = np.minimum(unsure, np.abs(probs.numpy() - probs[first].numpy()).sum(axis=1))
+        for second, second_odds in odds(distance, [i for i in range(4) if i != first]).items():
+            wanted[first, second] = 1200 * first_odds * second_odds
+    counts = Counter(tuple(pick("falcun", candidates, 2, seed, gamma=gamma)) for seed in range(1200))
+    likely = [pair for pair, n in wanted.items() if n > 5]
+    expected = np.array([wanted[pair] for pair in likely])
+    observed = np.array([counts[pair] for pair in likely])
+    assert observed.sum() > 1150
+    assert scipy.stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 0.001
+
+
+def test_falcun_with_a_large_gamma_goes_on_where_the_prediction_is_new():
+    probs = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.499, 0.001], [0.02, 0.5, 0.48], [0.9, 0.1, 0.0]])
+    assert pick("falcun", replace(some_candidates(4), probs=probs[:, None]), 3, gamma=1e5) == [0, 2, 3]
+
+
+def test_falcun_refuses_odds_that_favour_the_certain():
+    with pytest.raises(ValueError, match="gamma must be at least 0, got -1"):
+        pick("falcun", some_candidates(), 3, gamma=-1)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize(("share", "apart"), [(1.0, 0.0), (0.3, 0.0), (1.0, 2.0)])
+def test_weighted_k_center_is_the_greedy_of_score_times_distance_within_its_limits(strength, share, apart):
+    candidates = some_candidates()
+    points, taken = candidates.embeddings.double(), candidates.labelled_embeddings.double()
+    wanted: list[int] = []
+    for _ in range(10):
+        distance = (points[:, None] - taken).norm(dim=2).amin(dim=1)
+        value = candidates.scores.double() ** strength * distance
+        mine = Counter(candidates.guesses[wanted].tolist())
+        full = torch.tensor([mine[guess] >= math.ceil(10 * share) for guess in candidates.guesses.tolist()])
+        value[full | (distance < apart)] = -1
+        value[wanted] = -1
+        if value.max() < 0:
+            break
+        wanted.append(int(value.argmax()))
+        taken = torch.cat([taken, points[wanted[-1:]]])
+    limits = {"strength": strength, "max_class_share": share, "min_distance": apart}
+    assert pick("weighted_k_center", candidates, 10, **limits) == wanted
+
+
+def test_weighted_k_center_fills_by_score_what_its_limits_leave_open():
+    candidates = some_candidates()
+    batch = select(candidates, "weighted_k_center", min_distance=3.0)
+    filled = ["filled by score" in reason for reason in batch.reasons]
+    assert 0 < sum(filled) < 10
+    assert filled == sorted(filled)
+    assert list(batch.scores[filled.index(True) :]) == sorted(batch.scores[filled.index(True) :], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"strength": -1}, "strength must be at least 0, got -1"),
+        ({"max_class_share": 0}, r"max_class_share must be in \(0, 1\], got 0"),
+        ({"min_distance": math.nan}, "min_distance must be at least 0, got nan"),
+    ],
+)
+def test_weighted_k_center_refuses_limits_that_mean_nothing(options, error):
+    with pytest.raises(ValueError, match=error):
+        pick("weighted_k_center", some_candidates(), 3, **options)
+
+
+def test_weighted_k_center_needs_guesses_only_for_its_limit_on_a_class():
+    candidates = replace(some_candidates(), guesses=None)
+    assert len(pick("weighted_k_center", candidates, 5)) == 5
+    with pytest.raises(ValueError, match="option 'max_class_share' needs guesses, which scoring did not compute"):
+        pick("weighted_k_center", candidates, 5, max_class_share=0.5)
+
+
+@pytest.mark.parametrize("strategy", ["weighted_k_center", "uherding"])
+def test_weights_below_zero_are_refused(strategy):
+    candidates = replace(some_candidates(2), scores=torch.tensor([1.0, -0.5]))
+    with pytest.raises(ValueError, match=rf"strategy '{strategy}' needs scores of at least 0, got -0\.5"):
+        pick(strategy, candidates, 1)
+
+
+@pytest.mark.parametrize("n_labelled", [8, 0])
+def test_novel_is_far_from_every_class_mean_and_typical_near_to_one(n_labelled):
+    candidates = some_candidates() if n_labelled else without_labels(some_candidates())
+    points, targets = candidates.labelled_embeddings.double(), candidates.labelled_targets
+    means = [points[targets == c].mean(dim=0) for c in targets.unique()] or [candidates.embeddings.double().mean(dim=0)]
+    distance = torch.tensor([min((row - mean).norm() for mean in means) for row in candidates.embeddings.double()])
+    assert pick("novel", candidates, 60) == distance.argsort(descending=True).tolist()
+    assert pick("typical", candidates, 60) == distance.argsort().tolist()
+
+
+def test_cluster_margin_draws_from_the_clusters_of_the_shortlist_the_smallest_first():
+    candidates = some_candidates()
+    rows = candidates.scores.argsort(descending=True)[:30]
+    tree = scipy.cluster.hierarchy.linkage(candidates.embeddings[rows].double().numpy(), "average")
+    clusters = scipy.cluster.hierarchy.fcluster(tree, 6, "maxclust")
+    cluster_of = dict(zip(rows.tolist(), clusters.tolist(), strict=True))
+    sizes = Counter(clusters.tolist())
+    drawn = [[cluster_of[i] for i in pick("cluster_margin", candidates, 6, seed, shortlist=5)] for seed in range(20)]
+    assert all(len(set(batch)) == 6 for batch in drawn)
+    assert all([sizes[c] for c in batch] == sorted(sizes.values()) for batch in drawn)
+    assert len({tuple(pick("cluster_margin", candidates, 6, seed, shortlist=5)) for seed in range(20)}) > 10
+
+
+def test_cluster_margin_leaves_a_rare_kind_of_image_its_place():
+    embeddings = torch.cat([torch.randn(57, 2, generator=seeded()), torch.tensor([[50.0, 0], [0, 50], [50, 50]])])
+    assert set(pick("cluster_margin", replace(some_candidates(), embeddings=embeddings), 4, shortlist=15)[:3]) == {
+        57,
+        58,
+        59,
+    }
+
+
+@pytest.mark.parametrize("query_size", [4, 25])
+@pytest.mark.parametrize("n_labelled", [0, 8])
+def test_typiclust_takes_the_densest_of_the_clusters_with_the_fewest_labels(query_size, n_labelled):
+    candidates = some_candidates(n_labelled=n_labelled)
+    points = normalize(torch.cat([candidates.embeddings, candidates.labelled_embeddings]), dim=1)
+    clusters = kmeans(points, n_labelled + query_size, generator=seeded())[1].tolist()
+
+    def typicality(i: int) -> float:
+        others = [j for j in range(60) if clusters[j] == clusters[i] and j != i]
+        near = sorted(float((points[i] - points[j]).double().norm()) for j in others)[:20]
+        return len(near) / sum(near) if near else 0.0
+
+    sizes, labels = Counter(clusters), Counter(clusters[60:])
+    order = sorted(set(clusters[:60]), key=lambda c: (sizes[c] < 5, labels[c], -sizes[c], c))
+    members = {c: sorted((i for i in range(60) if clusters[i] == c), key=typicality, reverse=True) for c in order}
+    turns = [members[c][turn] for turn in range(60) for c in order if turn < len(members[c])]
+    picks = pick("typiclust", candidates, query_size)
+    assert [clusters[i] for i in picks] == [clusters[i] for i in turns[:query_size]]
+    assert [typicality(i) for i in picks] == pytest.approx([typicality(i) for i in turns[:query_size]], rel=1e-4)
+
+
+def test_typiclust_takes_a_few_outliers_last():
+    heaps = torch.tensor([0] * 20 + [1] * 30 + [2] * 4)
+    embeddings = torch.eye(3, 6)[heaps] + 0.05 * torch.randn(54, 6, generator=seeded())
+    candidates = replace(some_candidates(54), embeddings=embeddings)
+    labelled = replace(
+        candidates, labelled_embeddings=torch.eye(2, 6), labelled_probs=None, labelled_targets=torch.arange(2)
+    )
+    assert [int(heaps[i]) for i in pick("typiclust", labelled, 1)] == [1]
+    assert [int(heaps[i]) for i in pick("typiclust", without_labels(candidates), 3)] == [1, 0, 2]
+
+
+@pytest.mark.parametrize("n_labelled", [0, 1, 8])
+@pytest.mark.parametrize("strategy", ["max_herding", "uherding"])
+def test_herding_is_the_greedy_of_weighted_coverage(strategy, n_labelled):
+    candidates = some_candidates(n_labelled=n_labelled)
+    points = normalize(candidates.embeddings.double(), dim=1)
+    labelled = normalize(candidates.labelled_embeddings.double(), dim=1)
+    if n_labelled:
+        labelled = torch.cat([labelled, labelled[:1]])  # a copy says nothing about the radius
+        candidates = replace(candidates, **{"labelled_probs": None, "labelled_targets": None})
+        candidates = replace(candidates, labelled_embeddings=labelled.float())
+    uncertain = strategy == "uherding"
+    weights = candidates.scores.double() if uncertain and n_labelled else torch.ones(60).double()
+    pairs = [float((a - b).norm()) for a, b in product(labelled, labelled) if not torch.equal(a, b)]
+    radius = min(pairs) if uncertain and pairs else 1.0
+
+    def coverage(picks: list[int]) -> float:
+        centres = torch.cat([labelled, points[picks]])
+        distance = (points[:, None] - centres).norm(dim=2)
+        return float((weights * (-((distance / radius) ** 2)).exp().amax(dim=1)).sum())
+
+    assert pick(strategy, candidates, 8) == greedily(coverage, list(range(60)), 8)
+
+
+def test_herding_of_a_large_pool_is_measured_on_an_even_part_of_it(monkeypatch):
+    monkeypatch.setattr(strategies, "MOST_REFERENCES", 20)
+    calls = []
+    monkeypatch.setattr(strategies, "herd", lambda rows, n, **given: calls.append(given) or torch.arange(n))
+    pick("max_herding", some_candidates(), 3)
+    pick("uherding", some_candidates(), 3)
+    assert [call["references"].tolist() for call in calls] == [list(range(0, 60, 3))] * 2
+
+
+def gradients(candidates: Candidates) -> Tensor:
+    mean = candidates.probs.double().mean(dim=1)
+    error = mean - one_hot(mean.argmax(dim=1), mean.shape[1])
+    return torch.einsum("nc,nd->ncd", error, candidates.embeddings.double()).flatten(1)
+
+
+def test_badge_draws_by_squared_distance_between_the_gradients():
+    candidates = replace(some_candidates(7), probs=torch.randn(7, 3, 4, generator=seeded(3)).mul(4).softmax(dim=-1))
+    rows = gradients(candidates)
+    longest = int(rows.norm(dim=1).argmax())
+    odds = (rows - rows[longest]).square().sum(dim=1)
+    batches = [pick("badge", candidates, 2, seed) for seed in range(600)]
+    assert {batch[0] for batch in batches} == {longest}
+    counts = Counter(batch[1] for batch in batches)
+    others = [i for i in range(7) if i != longest]
+    expected = (600 * odds / odds.sum())[others].numpy()
+    assert scipy.stats.chisquare([counts[i] for i in others], expected).pvalue > 0.001
+
+
+def test_batch_bald_is_the_greedy_of_the_joint_information():
+    probs = torch.randn(7, 5, 3, generator=seeded(4)).mul(3).softmax(dim=-1).double()
+    entropies = torch.special.entr(probs).sum(dim=2).mean(dim=1)
+
+    def information(picks: list[int]) -> float:
+        joint = [probs[picks, :, list(labels)].prod(dim=0).mean() for labels in product(range(3), repeat=len(picks))]
+        return float(torch.special.entr(torch.stack(joint)).sum() - entropies[picks].sum())
+
+    candidates = replace(some_candidates(7), probs=probs)
+    assert pick("batch_bald", candidates, 3) == greedily(information, list(range(7)), 3)
+
+
+def test_batch_bald_looks_among_the_highest_bald(monkeypatch):
+    monkeypatch.setattr(strategies, "MOST_JOINT", 8)
+    candidates = some_candidates()
+    best = bald(candidates.probs).argsort(descending=True)[:8]
+    assert set(pick("batch_bald", candidates, 5)) <= set(best.tolist())
+    assert set(pick("batch_bald", candidates, 8)) == set(best.tolist())
+
+
+@pytest.mark.parametrize("strategy", ["batch_bald", "drop_query"])
+def test_what_lives_on_disagreement_needs_several_members(strategy):
+    candidates = replace(some_candidates(), probs=some_candidates().probs[:, :1])
+    with pytest.raises(ValueError, match=f"'{strategy}' needs the probabilities of at least 2 members, got 1"):
+        pick(strategy, candidates, 3)
+
+
+def test_suggestive_stands_for_all_candidates_with_its_shortlist():
+    candidates = some_candidates()
+    points = normalize(candidates.embeddings.double(), dim=1)
+    alike = (points @ points.T).clamp(min=0)
+    rows = candidates.scores.argsort(descending=True)[:20].tolist()
+    wanted = greedily(lambda picks: float(alike[picks].amax(dim=0).sum()), rows, 5)
+    assert pick("suggestive", candidates, 5, shortlist=4) == wanted
+
+
+@pytest.mark.parametrize("strategy", ["suggestive", "cluster_margin"])
+def test_a_shortlist_of_the_batch_is_the_choice_of_top_k(strategy):
+    candidates = some_candidates()
+    assert set(pick(strategy, candidates, 10, shortlist=1)) == set(pick("top_k", candidates, 10))
+    with pytest.raises(ValueError, match="shortlist must be at least 1, got nan"):
+        pick(strategy, candidates, 10, shortlist=math.nan)
+
+
+def test_bait_leaves_the_least_doubt_over_the_pool():
+    candidates = some_candidates(12, n_features=2, n_labelled=3)
+    length = candidates.embeddings.norm(dim=1).mean()
+
+    def information(probs: Tensor, embeddings: Tensor) -> Tensor:
+        confidence = probs.mean(dim=1).amax(dim=1).double()
+        rows = (embeddings / length).double()
+        return torch.einsum("n,nd,ne->nde", confidence * (1 - confidence), rows, rows)
+
+    pool = information(candidates.probs, candidates.embeddings)
+    known = information(candidates.labelled_probs, candidates.labelled_embeddings).sum(dim=0)
+
+    def certainty(picks: list[int]) -> float:
+        inverse = torch.linalg.inv(torch.eye(2).double() + known + pool[picks].sum(dim=0))
+        return -float((inverse @ (pool.sum(dim=0) + known)).trace())
+
+    wanted = greedily(certainty, list(range(12)), 6)
+    while len(wanted) > 3:
+        wanted.remove(max(wanted, key=lambda i: certainty([j for j in wanted if j != i])))
+    assert pick("bait", candidates, 3) == wanted
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_bait_does_not_mind_the_scale_of_the_embeddings(scale):
+    candidates = some_candidates()
+    scaled = replace(
+        candidates,
+        embeddings=scale * candidates.embeddings,
+        labelled_embeddings=scale * candidates.labelled_embeddings,
+    )
+    assert pick("bait", scaled, 10) == pick("bait", candidates, 10)
+
+
+def votes(*rows: str) -> Tensor:
+    """Probabilities of members that vote for the classes written as digits."""
+    return torch.eye(3)[torch.tensor([[int(vote) for vote in row] for row in rows])] * 0.9 + 1 / 30
+
+
+def test_drop_query_takes_what_half_of_the_members_do_not_agree_on():
+    candidates = replace(some_candidates(60), probs=votes(*["0000"] * 30, *["0012"] * 10, *["0001"] * 20))
+    assert set(pick("drop_query", candidates, 10)) == set(range(30, 40))
+    assert set(pick("drop_query", candidates, 5)) < set(range(30, 40))
+    assert set(pick("drop_query", candidates, 25)) <= set(range(30, 60))
+
+
+def test_drop_query_takes_the_middle_of_clusters():
+    candidates = replace(clusters_of_candidates(), probs=votes(*["01"] * 100))
+    points = normalize(candidates.embeddings, dim=1).view(5, 20, 6)
+    middle = (points - points.mean(dim=1, keepdim=True)).norm(dim=2).argmin(dim=1)
+    assert set(pick("drop_query", candidates, 5)) == {20 * c + m for c, m in enumerate(middle.tolist())}
+
+
+def test_drop_query_tops_up_at_random():
+    candidates = replace(some_candidates(60), probs=votes(*["00"] * 57, *["01"] * 3))
+    batches = [pick("drop_query", candidates, 6, seed) for seed in range(200)]
+    assert all(set(batch[:3]) == {57, 58, 59} for batch in batches)
+    counts = Counter(i for batch in batches for i in batch[3:])
+    assert scipy.stats.chisquare([counts[i] for i in range(57)]).pvalue > 0.001
+    agreed = replace(candidates, probs=votes(*["00"] * 60))
+    assert len({tuple(pick("drop_query", agreed, 6, seed)) for seed in range(20)}) == 20
