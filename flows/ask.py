@@ -14,16 +14,44 @@ from torch.nn.functional import normalize
 from connectors.annotation import Task
 from connectors.store import RoundFolder, write_json, write_table
 from flows.campaign import OpenCampaign
+from flows.config import CampaignSettings, ConfigError
 from flows.learn import CHUNK, NothingToTrainOn
 from flows.score import read_candidates, read_labelled_embeddings, read_scores_of
 from flows.steps import step
 from pipeline.pool import load_images
 from pipeline.randomness import derive_seed
-from pipeline.strategies import columns_of, select_batch
+from pipeline.strategies import select_batch
 from pipeline.types import Batch, Candidates, Region
 
 EMBEDDING_SIDE = 16
-"""For the coverage cold start an image is described by its pixels at this side, before any model exists."""
+"""For a cold start that is not random, an image is described by its pixels at this side, before any model exists."""
+
+
+def check_strategy(settings: CampaignSettings) -> None:
+    """Try the strategy's options on a few made-up candidates, before labels are paid for.
+
+    Raises:
+        ConfigError: naming what is wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n, n_members, n_classes = 64, settings.members.n_members, len(settings.classes)
+    probs = torch.rand(n, n_members, n_classes, generator=generator).softmax(dim=2)
+    embeddings = torch.rand(n, 8, generator=generator)
+    labelled = slice(8)
+    candidates = Candidates(
+        ids=np.arange(n).astype(np.str_),
+        scores=torch.rand(n, generator=generator),
+        embeddings=embeddings,
+        probs=probs,
+        guesses=probs.mean(dim=1).argmax(dim=1),
+        labelled_embeddings=embeddings[labelled],
+        labelled_probs=probs[labelled],
+        labelled_targets=torch.arange(n)[labelled] % n_classes,
+    )
+    try:
+        select_from(candidates, settings, query_size=4, round_number=0)
+    except (TypeError, ValueError) as exc:
+        raise ConfigError(f"strategy = {settings.strategy!r} with {settings.strategy_options}: {exc}") from exc
 
 
 @step("batch.parquet")
@@ -34,22 +62,34 @@ def select(folder: RoundFolder, work: OpenCampaign, *, query_size: int) -> None:
     if n_candidates == 0 or query_size == 0:
         write_table(folder / "batch.parquet", _batch_table(Batch((), (), (), folder.number), work))
         return
-    batch = select_batch(
-        read_candidates(folder, columns=columns_of(settings.strategy)),
-        settings.strategy,
-        query_size=query_size,
-        round_number=folder.number,
-        seed=settings.seed,
-        random_slice=settings.random_slice,
-    )
+    candidates = read_candidates(folder, settings)
+    batch = select_from(candidates, settings, query_size=query_size, round_number=folder.number)
     table = _batch_table(batch, work)
     scored = read_scores_of(folder, batch.ids).loc[list(batch.ids)]
     table["guess"] = scored["guess"].to_numpy()
     table["guess_probability"] = scored["guess_probability"].to_numpy()
     table["uncertainty"] = scored["entropy"].to_numpy() / np.log(len(settings.classes))
+    for part in scored.columns.intersection(["aleatoric", "epistemic"]):
+        table[part] = scored[part].to_numpy()
     table["confused_classes"] = (scored["guess"] + " / " + scored["runner_up"]).to_numpy()
     table["novelty"] = _novelty(np.stack(scored["embedding"].to_list()), read_labelled_embeddings(folder))
     write_table(folder / "batch.parquet", table)
+
+
+def select_from(candidates: Candidates, settings: CampaignSettings, *, query_size: int, round_number: int) -> Batch:
+    """Choose a batch as the campaign says."""
+    return select_batch(
+        candidates,
+        settings.strategy,
+        query_size=query_size,
+        round_number=round_number,
+        seed=settings.seed,
+        random_slice=settings.random_slice,
+        sub_pool=settings.sub_pool,
+        prefilter=settings.prefilter,
+        class_balanced=settings.balance_classes,
+        **settings.strategy_options,
+    )
 
 
 @step("batch.parquet")
@@ -81,9 +121,12 @@ def _select_seed_set(rest: pd.DataFrame, work: OpenCampaign, round_number: int, 
     settings = work.settings
     if size == 0 or rest.empty:
         return ()
-    embeddings = _pixels(rest["uri"].tolist()) if settings.cold_start == "coverage" else None
+    embeddings = None if settings.cold_start == "random" else _pixels(rest["uri"].tolist())
     candidates = Candidates(
-        ids=rest["item_id"].to_numpy(dtype=np.str_), scores=torch.zeros(len(rest)), embeddings=embeddings
+        ids=rest["item_id"].to_numpy(dtype=np.str_),
+        scores=torch.zeros(len(rest)),
+        embeddings=embeddings,
+        labelled_embeddings=None if embeddings is None else embeddings[:0],
     )
     return select_batch(
         candidates,

@@ -15,6 +15,7 @@ from deploy import servers
 from flows.config import LOCAL, MAY_CHANGE, CampaignSettings, ConfigError, images_root, load_settings, resolved
 from flows.home import home
 from flows.ledger import answered_items, asked_items, known_answers, labels_used, outstanding_tasks
+from flows.outlook import outlook
 from pipeline.types import Split
 
 
@@ -76,9 +77,18 @@ class OpenCampaign:
         )
         return pool.loc[rows, ["item_id", "uri"]].sort_values("item_id", ignore_index=True)
 
+    def reason_to_stop(self) -> str | None:
+        """Why nothing more is to be asked for, by the stopping rules, the budget and the pool; None to go on."""
+        stop: str | None = outlook(self.folder, resolved(self.settings))["stop"]
+        if stop is not None:
+            return stop
+        if self.budget_left() == 0:
+            return "the budget is spent"
+        return "every image of the pool has been asked for" if self.may_be_asked(split="pool").empty else None
+
     def can_ask(self) -> bool:
-        """Whether the budget and the pool leave anything to ask for."""
-        return self.budget_left() > 0 and not self.may_be_asked(split="pool").empty
+        """Whether the stopping rules, the budget and the pool leave anything to ask for."""
+        return self.reason_to_stop() is None
 
     def located(self, items: pd.DataFrame) -> pd.DataFrame:
         """The items with the `uri` at which the pool knows them now: files may move while a round lasts."""

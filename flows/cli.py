@@ -118,8 +118,8 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Tell where a campaign stands, from its folder alone: round, labels, budget, metrics, addresses."""
-    from flows.report import campaign_status, rounds_table
+    """Tell where a campaign stands, from its folder alone: round, labels, budget, metrics, forecast, addresses."""
+    from flows.report import campaign_status, rounds_table, stopping_text
 
     folder = Campaign(_campaign_folder(campaign))
     if not (folder.path / "campaign.json").exists():
@@ -137,6 +137,9 @@ def status(
             f"labelled{seen}"
         )
     console.print(f"{state['labels']} labels collected, {state['budget_left']} of {state['budget']} left in the budget")
+    if state["forecast"]:
+        console.print(f"By the learning curve {state['forecast']['text']} of audit accuracy")
+    console.print(stopping_text(state["stops_when"]) + (f"; met: {state['stop']}" if state["stop"] else ""))
     if state["set_aside"]:
         reasons = ", ".join(f"{count} {kind}" for kind, count in state["set_aside"].items())
         console.print(f"Files of the pool that are not used: {reasons}")
@@ -153,6 +156,91 @@ def demo(
 
     with clear_errors():
         run_demo(home(), console=console, anew=anew)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="Folder of the replay. A replay that was stopped goes on from it.")],
+    images: Annotated[Path | None, typer.Option(help="Folder that the files of the labels lie in.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV with the columns file,label.")] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Ready-made features, .npy or .parquet, a row for each row of the labels; no images needed."),
+    ] = None,
+    campaign: Annotated[
+        Path | None, typer.Option(help="Take images, labels, classes, model and strategy from this campaign's file.")
+    ] = None,
+    strategies: Annotated[
+        str | None,
+        typer.Option(
+            help="Arms to compare, with commas: a strategy (k_center), an acquisition function (entropy: the top k by "
+            "it), or both (power:bald). Default: random,margin,auto, or random and the campaign's own."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Repetitions, each with its own start and test images for all arms.")] = 10,
+    query_size: Annotated[int | None, typer.Option(help="Labels asked for in a round; 30 by default.")] = None,
+    rounds: Annotated[int, typer.Option(help="Queries after the start; the curves have a point more.")] = 12,
+    start: Annotated[int | None, typer.Option(help="Random labels before the first query; query size if open.")] = None,
+    test_size: Annotated[float, typer.Option(help="Images to test on, never asked for: a number, or a share.")] = 0.25,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="pixels (default): logistic regression on small images. torchvision:NAME with --weights: on that "
+            "network's features. small_cnn, or a network without --weights: trained anew in each round."
+        ),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="A torchvision weight name (DEFAULT), or a file.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels; 28, or 224 for torchvision.")] = None,
+    members: Annotated[int | None, typer.Option(help="Networks trained in each round, as an ensemble.")] = None,
+    mc_dropout: Annotated[
+        int | None,
+        typer.Option(help="Members by dropout: passes of each network, or of a linear head's features; 0 is off."),
+    ] = None,
+    l2: Annotated[float, typer.Option(help="Penalty of the logistic regression: scikit-learn's 1 / C.")] = 0.1,
+    sub_pool: Annotated[int | None, typer.Option(help="Select from a random draw of so many candidates.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; as many as there are cores by default.")] = None,
+    mlflow: Annotated[str | None, typer.Option(help="Log to this MLflow too: an address, or local.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed; the others follow.")] = 0,
+) -> None:
+    """Replay query strategies on data that is labelled already: which one would have saved the most labels?
+
+    Every arm starts from the same random labels, asks round after round for labels that are hidden from it, and is
+    measured on the same test images. Needs no server. In OUT: report.html to look at, summary.json, curves.parquet.
+
+    labelcycle simulate --images photos --labels labels.csv --strategies random,margin,k_center --out replay
+    """
+    from flows.replay_report import summary_table
+    from flows.simulate import Options
+    from flows.simulate import simulate as replay
+
+    options = Options(
+        out=out,
+        images=images,
+        labels=labels,
+        features=features,
+        campaign=campaign,
+        strategies=strategies,
+        seeds=seeds,
+        seed=seed,
+        query_size=query_size,
+        rounds=rounds,
+        start=start,
+        test_size=test_size,
+        model=model,
+        weights=weights,
+        image_size=image_size,
+        members=members,
+        mc_dropout=mc_dropout,
+        l2=l2,
+        sub_pool=sub_pool,
+        workers=workers,
+        mlflow=mlflow,
+    )
+    with clear_errors():
+        summary = replay(options)
+    console.print(summary_table(summary))
+    console.print(summary["verdict"])
+    console.print(f"Look at it: {out / 'report.html'}", soft_wrap=True)
 
 
 @contextmanager

@@ -28,10 +28,15 @@ LOCAL = "local"
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 SECONDS_OF_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
+COMPARES_MEMBERS = frozenset({"batch_bald", "drop_query"})
+"""Query strategies that make no sense with a single member."""
+
 MAY_CHANGE = frozenset(
     {
         "budget",
         "query_size",
+        "target_accuracy",
+        "min_gain",
         "close_at",
         "close_after",
         "schedule",
@@ -67,9 +72,9 @@ def _check_acquisition(value: str) -> str:
 
 
 def _check_strategy(value: str) -> str:
-    from pipeline.strategies import STRATEGIES
+    from pipeline.strategies import SANITY, STRATEGIES
 
-    look_up(STRATEGIES, value, "query strategy")
+    look_up({name: ask for name, ask in STRATEGIES.items() if name not in SANITY}, value, "query strategy")
     return value
 
 
@@ -124,6 +129,11 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 LocalPath = Annotated[Path, BeforeValidator(_check_on_disk)]
+Options = Annotated[
+    dict[str, Any],
+    # As one value: an option that comes or goes changes the experiment, a key that does is another version's.
+    PlainSerializer(lambda value: sorted(value.items()), when_used="json"),
+]
 
 
 class Settings(BaseModel):
@@ -144,6 +154,18 @@ class MemberSettings(Settings):
         return self.ensemble * max(1, self.mc_dropout)
 
 
+class PseudoLabelSettings(Settings):
+    """Labels that the model gives itself for one training of a round (CEAL: Wang et al., 2017); off by default."""
+
+    threshold: float = Field(0.0, ge=0, description="candidates of less entropy, in nats, count as sure; 0 is off")
+    decay: float = Field(0.0, ge=0, description="taken off the threshold for each round that has passed")
+    max_count: Size = Field(1000, description="never more than this, and never more than there are labels")
+
+    def threshold_in(self, round_number: int) -> float:
+        """Entropy below which a candidate counts as sure in a round, in nats; 0 when there is no such candidate."""
+        return max(0.0, self.threshold - self.decay * round_number)
+
+
 class ModelSettings(Settings):
     """The network and how it is trained."""
 
@@ -161,6 +183,7 @@ class ModelSettings(Settings):
     patience: int = Field(5, ge=1, description="epochs without improvement before training stops")
     batch_size: int = Field(32, ge=2, le=65536)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    pseudo_labels: PseudoLabelSettings = PseudoLabelSettings()
 
     @model_validator(mode="after")
     def _check_freeze(self) -> Self:
@@ -199,9 +222,15 @@ class CampaignSettings(Settings):
     seed_set_size: int = Field(50, ge=0)
     query_size: Size = 100
     random_slice: float = Field(0.1, ge=0, lt=1)
-    cold_start: Literal["random", "coverage"] = "random"
+    target_accuracy: float | None = Field(None, gt=0, lt=1, description="stop when the audit interval is above it")
+    min_gain: float | None = Field(None, gt=0, lt=1, description="stop when the next query_size labels bring less")
+    cold_start: Literal["random", "coverage", "typiclust", "max_herding"] = "random"
     acquisition: Annotated[str, AfterValidator(_check_acquisition)] = "margin"
     strategy: Annotated[str, AfterValidator(_check_strategy)] = "power"
+    strategy_options: Options = Field({}, description="keywords of the strategy")
+    sub_pool: Size | None = Field(None, description="the strategy sees a random part of this many candidates")
+    prefilter: float | None = Field(None, ge=1, description="and of these the best by score, times query_size")
+    balance_classes: bool = Field(False, description="ask for as many of each guessed class as makes labels even")
     close_at: Share = 1.0
     close_after: Duration | None = None
     schedule: Annotated[str | None, AfterValidator(_check_cron)] = None
@@ -233,14 +262,23 @@ class CampaignSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        from pipeline.strategies import check_options
+
+        check_options(self.strategy, self.strategy_options)
+        return self
+
+    @model_validator(mode="after")
     def _check_members(self) -> Self:
         from pipeline.acquisition import NEEDS_MEMBERS
 
-        if self.acquisition in NEEDS_MEMBERS and self.members.n_members < 2:
-            raise ValueError(
-                f"acquisition = {self.acquisition!r} measures how members disagree and needs at least two: "
-                "set ensemble or mc_dropout in [members]"
-            )
+        for key, needing in (("acquisition", NEEDS_MEMBERS), ("strategy", COMPARES_MEMBERS)):
+            name = getattr(self, key)
+            if name in needing and self.members.n_members < 2:
+                raise ValueError(
+                    f"{key} = {name!r} measures how members disagree and needs at least two: "
+                    "set ensemble or mc_dropout in [members]"
+                )
         return self
 
 
@@ -310,19 +348,17 @@ def _known_keys(section: list[str]) -> list[str]:
 
 
 def _line_of(text: str, location: list[str]) -> int | None:
-    """The line that sets a key: `location` is (key,) or (section, key); tables may be written either way."""
-    if not location:
-        return None
-    section = ""
-    found = None
+    """The line that sets a key, else the one that opens its table; `location` is (key,), (table, key) and so on."""
+    table: list[str] = []
+    found, depth = None, 0
     for number, line in enumerate(text.splitlines(), start=1):
         header = re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line)
         if header:
-            section = header[1].strip("\"'")
-            if location[0] == section and (found is None or len(location) == 1):
-                found = number
+            table = re.split(r"\s*\.\s*", header[1].strip("\"'"))
+            if table == location[: len(table)] and len(table) > depth:
+                found, depth = number, len(table)
             continue
         key = re.match(r"\s*[\"']?([^=\"']+?)[\"']?\s*=", line)
-        if key and [*([section] if section else []), *re.split(r"\s*\.\s*", key[1])] == location:
+        if key and [*table, *re.split(r"\s*\.\s*", key[1])] == location:
             return number
     return found

@@ -13,10 +13,20 @@ audit_size = 200                 # random images, labelled once, never trained o
 seed_set_size = 50               # first labels, before there is a model
 query_size = 100                 # labels asked for in each later round
 
-# cold_start = "random"          # how the seed set is chosen: random, or coverage (spread over the pool)
+# target_accuracy = 0.95         # stop early: the lower end of the audit interval is at least this
+# min_gain = 0.005               # stop early: the next query_size labels are worth less, 0.005 is half a point
+
+# cold_start = "random"          # how the seed set is chosen: random, or spread over the pool by coverage,
+                                 # typiclust or max_herding
 # acquisition = "margin"         # entropy, margin, least_confidence, variance, mean_std,
                                  # variation_ratio, bald (the last four need at least two members)
-# strategy = "power"             # random, top_k, power, k_center, top_k_diverse, coverage
+# strategy = "power"             # by score: top_k, power; by place: k_center, novel, typical, coverage, typiclust,
+                                 # max_herding; by both: weighted_k_center, top_k_diverse, cluster_margin, uherding,
+                                 # badge, suggestive, bait, falcun; by members: batch_bald, drop_query; and random
+# strategy_options = {}          # keywords of the strategy, for example { beta = 2.0 } of power
+# sub_pool = 10000               # the strategy sees at most this many candidates, drawn at random
+# prefilter = 10                 # and of these the best by score: this many times query_size
+# balance_classes = false        # ask for as many of each guessed class as makes the labels even
 # random_slice = 0.1             # share of each batch drawn at random: keeps exploring
 # close_at = 1.0                 # close a round when this share of it is answered; late labels join the next round
 # close_after = "3d"             # or when this much time has passed: s, m, h, d, w
@@ -39,6 +49,11 @@ image_size = 224                 # pixels; images are resized to this square
 # patience = 5                   # epochs without improvement before training stops
 # batch_size = 32
 # device = "auto"                # auto, cpu, cuda, mps
+
+# [model.pseudo_labels]          # train once more each round on what the model is sure of; these labels are not kept
+# threshold = 0.0                # sure is an entropy below this, in nats; 0 is off, 0.005 to 0.05 is usual
+# decay = 0.0                    # what each round takes off the threshold
+# max_count = 1000               # at most this many, and never more than there are labels
 
 [members]                        # whose disagreement is the uncertainty
 ensemble = 3                     # networks trained from different seeds

@@ -1,10 +1,12 @@
 """The first half of a round: which labels there are, the model they make, and how good it is."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -15,11 +17,13 @@ from flows.config import CampaignSettings, ModelSettings
 from flows.ledger import known_answers
 from flows.progress import progress_bar
 from flows.steps import step, timed_task
+from pipeline.acquisition import entropy
 from pipeline.evaluation import evaluate
 from pipeline.labels import digest, labelled_set
 from pipeline.members import predict_members, stochastic_layers
 from pipeline.models import Classifier, ModelError, build_model, load_weights, save_weights
 from pipeline.pool import load_images
+from pipeline.pseudo_labels import choose_confident
 from pipeline.randomness import derive_seed
 from pipeline.tasks import classification
 from pipeline.training import TrainingError, choose_device, device_name, fit
@@ -52,25 +56,82 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
     labelled = work.located(pd.read_parquet(folder / "labelled.parquet"))
     if labelled.empty:
         raise NothingToTrainOn(f"round {folder.number}: no image outside the audit set has a usable label")
-    images = load_images(labelled["uri"].tolist(), size=settings.model.image_size, channels=settings.model.channels)
-    targets = torch.tensor([settings.classes.index(label) for label in labelled["label"]])
-    members = []
-    with work.tracker.monitor(run_id), progress_bar(f"round {folder.number}: training", unit="epochs") as advance:
-        for index in range(settings.members.ensemble):
-            record = folder / "members" / f"member-{index}.json"
-            if not record.exists():
-                _train_member(record, settings, images, targets, round_number=folder.number, advance=advance)
-            members.append(read_json(record))
+    how = settings.model.pseudo_labels
+    threshold = how.threshold_in(folder.number)
+    items, scratch = labelled[["uri", "label"]], folder / "members" / "before-pseudo-labels"
+    with work.tracker.monitor(run_id):
+        if threshold > 0:
+            sure = _pseudo_labelled(folder, work, scratch, items, max_count=min(how.max_count, len(labelled)))
+            items = pd.concat([items, work.located(sure)[["uri", "label"]]], ignore_index=True)
+        members = _train_members(folder, work, folder / "members", items)
+    shutil.rmtree(scratch, ignore_errors=True)
     write_json(
         folder / "training.json",
         {
             "device": device_name(choose_device(settings.model.device)),
             "n_labelled": len(labelled),
             "labelled_digest": digest(labelled),
-            "members": members,
+            "n_pseudo_labels": len(items) - len(labelled),
+            "pseudo_label_threshold": threshold,
+            "members": [read_json(record) for record in members],
             "model": describe_model(settings.model, settings.classes),
         },
     )
+
+
+def _train_members(folder: RoundFolder, work: OpenCampaign, target: Path, items: pd.DataFrame) -> list[Path]:
+    """Train every member that has no record in `target` yet, on items given as uri and label; return the records."""
+    settings = work.settings
+    records = [target / f"member-{index}.json" for index in range(settings.members.ensemble)]
+    missing = [record for record in records if not record.exists()]
+    if missing:
+        images = load_images(items["uri"].tolist(), size=settings.model.image_size, channels=settings.model.channels)
+        targets = class_indices(items["label"].tolist(), settings.classes)
+        with progress_bar(f"round {folder.number}: training", unit="epochs") as advance:
+            for record in missing:
+                _train_member(record, settings, images, targets, round_number=folder.number, advance=advance)
+    return records
+
+
+def _pseudo_labelled(
+    folder: RoundFolder, work: OpenCampaign, scratch: Path, items: pd.DataFrame, *, max_count: int
+) -> pd.DataFrame:
+    """Train on the labels alone, and return the candidates that the members are sure of, with their guess as label.
+
+    The choice is in a file of its own while the round trains, so that a run that goes on after a crash goes on with the
+    same; then it is thrown away with the members that made it.
+    """
+    chosen = scratch / "pseudo_labels.parquet"
+    if not chosen.exists():
+        records = _train_members(folder, work, scratch, items)
+        models = load_members([record.with_suffix(".pt") for record in records], work)
+        candidates = work.located(pd.read_parquet(folder / "candidates.parquet"))
+        entropies, guesses = _predict_candidates(models, candidates["uri"].tolist(), work)
+        threshold = work.settings.model.pseudo_labels.threshold_in(folder.number)
+        sure = choose_confident(entropies, guesses, threshold=threshold, max_count=max_count)
+        labels = np.array(work.settings.classes)[guesses[sure].numpy()]
+        write_table(chosen, candidates.iloc[sure.numpy()][["item_id", "uri"]].assign(label=labels))
+    return pd.read_parquet(chosen)
+
+
+def _predict_candidates(
+    models: Sequence[Classifier], uris: Sequence[str], work: OpenCampaign
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entropy of the mean of the networks, in nats, and likeliest class `(N,)` each; images are held in parts."""
+    entropies, guesses = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
+    with progress_bar("looking for pseudo-labels", unit="images") as advance:
+        for start in range(0, len(uris), CHUNK):
+            decisions, _ = predict(models, uris[start : start + CHUNK], work, mc_dropout=0)
+            entropies.append(entropy(decisions[:, 0]))
+            guesses.append(decisions[:, 0].mean(dim=1).argmax(dim=1))
+            advance(min(start + CHUNK, len(uris)), len(uris))
+    return torch.cat(entropies), torch.cat(guesses)
+
+
+def class_indices(names: Sequence[str], classes: Sequence[str]) -> torch.Tensor:
+    """Class index `(n,)` of each name."""
+    index = {name: position for position, name in enumerate(classes)}
+    return torch.tensor([index[name] for name in names], dtype=torch.long)
 
 
 def _train_member(
@@ -157,9 +218,14 @@ def describe_model(settings: ModelSettings, classes: Sequence[str]) -> dict[str,
 
 def trained_models(folder: RoundFolder, work: OpenCampaign) -> list[Classifier]:
     """The members of a round, on the campaign's device, ready to predict."""
+    return load_members(member_weights(folder), work)
+
+
+def load_members(weights: Sequence[Path], work: OpenCampaign) -> list[Classifier]:
+    """The networks whose weights are given, on the campaign's device, ready to predict."""
     device = choose_device(work.settings.model.device)
     models = []
-    for path in member_weights(folder):
+    for path in weights:
         settings = work.settings.model.model_copy(update={"weights": None})
         model = new_model(settings, n_classes=len(work.settings.classes), seed=0)
         load_weights(model, path)
@@ -195,7 +261,7 @@ def measure(folder: RoundFolder, work: OpenCampaign) -> None:
     for start in range(0, len(uris), CHUNK):
         decisions, _ = predict(models, uris[start : start + CHUNK], work, mc_dropout=0)
         probs.append(decisions[:, 0].mean(dim=1))
-    targets = torch.tensor([work.settings.classes.index(label) for label in audit["label"]])
+    targets = class_indices(audit["label"].tolist(), work.settings.classes)
     metrics = evaluate(torch.cat(probs), targets, classes=work.settings.classes)
     write_json(folder / "metrics.json", dataclasses.asdict(metrics))
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from connectors.store import Campaign, RoundFolder, read_json, write_atomic
 from deploy import servers
 from flows.ledger import labels_used, outstanding_tasks
+from flows.outlook import metrics_of, outlook
 
 STEPS = {
     "train": ("train",),
@@ -27,13 +28,16 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
     Returns:
         `campaign`, `round_number`, `rounds_closed`, `awaiting` (None, or the labels that the open round waits for),
         `labels`, `budget`, `budget_left` (labels that may still be asked for), `set_aside` (files of the pool that are
-        not used, by reason), `metrics` of the newest model on the audit set (None before there is one)
+        not used, by reason), `metrics` of the newest model on the audit set (None before there is one), `forecast`,
+        `no_forecast` and `stop` (see `outlook`), `stops_when` (of each stopping rule its `limit` and where it is `now`)
         and `urls`.
     """
     settings = read_json(folder.path / "campaign.json")
     rounds = folder.rounds()
-    metrics = [(f.number, m) for f in rounds if f.has("metrics.json") and (m := read_json(f / "metrics.json"))]
+    metrics = [(f.number, m) for f in rounds if (m := metrics_of(f)) is not None]
     labels = labels_used(folder, classes=settings["classes"])
+    headline = _headline(*metrics[-1]) if metrics else None
+    ahead = outlook(folder, settings)
     return {
         "campaign": settings["name"],
         "folder": str(folder.path),
@@ -44,7 +48,9 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         "budget": settings["budget"],
         "budget_left": max(0, settings["budget"] - labels - outstanding_tasks(folder)),
         "set_aside": set_aside_images(folder),
-        "metrics": _headline(*metrics[-1]) if metrics else None,
+        "metrics": headline,
+        **ahead,
+        "stops_when": _stopping_rules(settings, labels, headline, ahead["forecast"]),
         "urls": _addresses(rounds, settings, home),
     }
 
@@ -85,6 +91,38 @@ def _headline(round_number: int, metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _stopping_rules(
+    settings: dict[str, Any], labels: int, headline: dict[str, Any] | None, forecast: dict[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """The rules that the campaign has; `now` is None where it is not known yet."""
+    rules = {"budget": {"limit": settings["budget"], "now": labels}}
+    if settings.get("target_accuracy") is not None:
+        now = headline and headline["audit_accuracy_low"]
+        rules["target_accuracy"] = {"limit": settings["target_accuracy"], "now": now}
+    if settings.get("min_gain") is not None:
+        rules["min_gain"] = {"limit": settings["min_gain"], "now": forecast and forecast["gain_high"]}
+    return rules
+
+
+def stopping_text(rules: dict[str, dict[str, Any]]) -> str:
+    """What stops the campaign, for people to read."""
+
+    def now(name: str, text: str) -> str:
+        value = rules[name]["now"]
+        return "not known yet" if value is None else text.format(100 * value)
+
+    told = [f"{rules['budget']['limit']} labels are paid for ({rules['budget']['now']} now)"]
+    if "target_accuracy" in rules:
+        limit = 100 * rules["target_accuracy"]["limit"]
+        told.append(f"the audit accuracy is surely {limit:g} % ({now('target_accuracy', 'at least {:.1f} % now')})")
+    if "min_gain" in rules:
+        limit = 100 * rules["min_gain"]["limit"]
+        told.append(
+            f"the next labels are surely worth less than {limit:.2f} points ({now('min_gain', 'up to {:.1f} now')})"
+        )
+    return "Stops when " + ", or when ".join(told)
+
+
 def _addresses(rounds: Sequence[RoundFolder], settings: dict[str, Any], home: Path) -> dict[str, str]:
     pushed = [read_json(f / "pushed.json") for f in rounds if f.has("pushed.json")]
     running = servers.running(home)
@@ -109,7 +147,7 @@ def rounds_table(folder: Campaign, *, only: int | None = None) -> Table:
 
 
 def _round_row(folder: RoundFolder) -> list[str]:
-    metrics = read_json(folder / "metrics.json") if folder.has("metrics.json") else None
+    metrics = metrics_of(folder)
     seconds = read_json(folder / "seconds.json") if folder.has("seconds.json") else {}
     asked = len(read_json(folder / "pushed.json")["tasks"]) if folder.has("pushed.json") else 0
     return [
@@ -133,7 +171,7 @@ def _count(folder: RoundFolder, *names: str) -> int:
 
 def round_markdown(folder: RoundFolder, campaign: str) -> str:
     """A round as a page for Prefect: state, metrics, the first of the batch, seconds."""
-    metrics = read_json(folder / "metrics.json") if folder.has("metrics.json") else None
+    metrics = metrics_of(folder)
     state = "closed" if folder.is_closed else "awaiting labels"
     lines = [f"# {campaign}, round {folder.number}: {state}", ""]
     if metrics:
@@ -141,6 +179,7 @@ def round_markdown(folder: RoundFolder, campaign: str) -> str:
             f"Audit accuracy **{accuracy_text(metrics)}** on {metrics['n']} images, "
             f"NLL {metrics['nll']:.3f}, ECE {metrics['ece']:.3f}, from {_count(folder, 'labelled.parquet')} labels.",
             "",
+            *_markdown_outlook(folder),
         ]
     if folder.has("pushed.json"):
         pushed = read_json(folder / "pushed.json")
@@ -159,6 +198,13 @@ def round_markdown(folder: RoundFolder, campaign: str) -> str:
         *(f"| {name} | {spent:.2f} |" for name, spent in seconds.items()),
     ]
     return "\n".join(lines)
+
+
+def _markdown_outlook(folder: RoundFolder) -> list[str]:
+    seen = read_json(folder / "outlook.json") if folder.has("outlook.json") else {}
+    told = [seen["forecast"]["text"]] if seen.get("forecast") else []
+    told += [f"it is time to stop: {seen['stop']}"] if seen.get("stop") else []
+    return [f"{sentence[0].upper()}{sentence[1:]}.\n" for sentence in told]
 
 
 def _markdown_batch(folder: RoundFolder) -> list[str]:

@@ -13,11 +13,12 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from connectors.store import RoundFolder, read_json, write_json, write_table
-from flows.ask import push, select, select_first
+from flows.ask import check_strategy, push, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
 from flows.collect import close, collect, is_ready_to_close, labels_known_to, look
 from flows.config import resolved
 from flows.learn import check_model, gather_labels, measure, start_tracking, track_model, train
+from flows.outlook import metrics_of, outlook
 from flows.progress import progress_bar
 from flows.report import round_markdown, write_confusion_matrix
 from flows.score import list_candidates, score_pool
@@ -44,7 +45,8 @@ class RoundOutcome:
     """How one run of the loop ended.
 
     Attributes:
-        kind: "asked" a new batch is with the annotators; "awaiting" labels are missing; "finished" the budget is spent.
+        kind: "asked" a new batch is with the annotators; "awaiting" labels are missing; "finished" nothing more
+            is to be asked for.
         message: for people.
         address: where people label.
     """
@@ -113,11 +115,12 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
     if folder.number == 0 or is_empty(folder / "labelled.parquet"):
         select_first(folder, work)
     else:
+        list_candidates(folder, work)
         train(folder, work, run_id)
         measure(folder, work)
         track_model(folder, work, run_id)
-        list_candidates(folder, work)
-        query_size = read_json(folder / "config.json")["query_size"]
+        look_ahead(folder, work)
+        query_size = size_of_query(folder)
         if query_size > 0:
             score_pool(folder, work)
         select(folder, work, query_size=query_size)
@@ -162,11 +165,13 @@ def refresh_pool(work: OpenCampaign) -> None:
 def begin(folder: RoundFolder, work: OpenCampaign) -> None:
     """Write what this round is made with; its query size is what the budget leaves.
 
-    The first round also makes sure that the model can be built: labels cost more than finding that out later.
+    The first round also makes sure that the model can be built and the strategy called: labels cost more than finding
+    that out later.
     """
     settings = work.settings
     if folder.number == 0:
         check_model(settings)
+        check_strategy(settings)
     write_json(
         folder / "config.json",
         {
@@ -178,6 +183,18 @@ def begin(folder: RoundFolder, work: OpenCampaign) -> None:
     )
 
 
+@step("outlook.json")
+def look_ahead(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Write down what the next labels are worth, and whether a stopping rule says not to ask for them."""
+    write_json(folder / "outlook.json", outlook(work.folder, resolved(work.settings)))
+
+
+def size_of_query(folder: RoundFolder) -> int:
+    """How many labels the round asks for: what the budget left when it began, or none where a rule says stop."""
+    size: int = read_json(folder / "config.json")["query_size"]
+    return size if read_json(folder / "outlook.json")["stop"] is None else 0
+
+
 def is_empty(table: Path) -> bool:
     """Whether an artefact is a table without rows: no label to learn from, or nothing to ask for."""
     return bool(pq.read_metadata(table).num_rows == 0)
@@ -185,19 +202,31 @@ def is_empty(table: Path) -> bool:
 
 def parameters(folder: RoundFolder) -> dict[str, Any]:
     """What the tracker remembers of how a round was made; nested settings get dotted names."""
-    settings = read_json(folder / "config.json")["settings"]
     labelled = pd.read_parquet(folder / "labelled.parquet")
-    flat: dict[str, Any] = {"round_number": folder.number, "labelled_digest": digest(labelled)}
-    for key, value in settings.items():
-        nested = {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-        flat |= {name: inner if isinstance(inner, (int, float)) else str(inner) for name, inner in nested.items()}
+    settings = flatten(read_json(folder / "config.json")["settings"])
+    return {
+        "round_number": folder.number,
+        "labelled_digest": digest(labelled),
+        **{name: value if isinstance(value, (int, float)) else str(value) for name, value in settings.items()},
+    }
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted names.
+
+    >>> flatten({"name": "pets", "model": {"channels": 3}})
+    {'name': 'pets', 'model.channels': 3}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
 @step("summary.json")
 def summarise(folder: RoundFolder, work: OpenCampaign) -> None:
     """Write down the round's numbers as the tracker gets them; the step is the number of labels used."""
-    metrics = read_json(folder / "metrics.json") if folder.has("metrics.json") else None
+    metrics = metrics_of(folder)
     n_labels = labels_known_to(folder)
     logged: dict[str, float] = {"n_labels": n_labels, "pool_size": int(work.pool["set_aside_reason"].isna().sum())}
     logged |= {f"seconds_{name}": spent for name, spent in seconds_of(folder).items()}
@@ -205,6 +234,11 @@ def summarise(folder: RoundFolder, work: OpenCampaign) -> None:
         scalars = {name: value for name, value in metrics.items() if isinstance(value, (int, float)) and name != "n"}
         logged |= {f"audit_{name}" if name.startswith("accuracy") else name: value for name, value in scalars.items()}
         write_confusion_matrix(folder, metrics, work.settings.classes)
+    if folder.has("outlook.json") and (expected := read_json(folder / "outlook.json")["forecast"]) is not None:
+        logged |= {f"forecast_{name}": expected[name] for name in ("gain", "gain_low", "gain_high")}
+    if work.settings.model.pseudo_labels.threshold > 0 and folder.has("training.json"):
+        training = read_json(folder / "training.json")
+        logged |= {name: training[name] for name in ("n_pseudo_labels", "pseudo_label_threshold")}
     write_json(folder / "summary.json", {"step": n_labels, "metrics": logged})
 
 
@@ -245,6 +279,6 @@ def asked(folder: RoundFolder) -> RoundOutcome:
 def finished(work: OpenCampaign) -> RoundOutcome:
     """The outcome of a run that has nothing more to ask for."""
     last = work.folder.rounds()[-1].number
-    why = "the budget is spent" if work.budget_left() == 0 else "every image of the pool has been asked for"
+    why = work.reason_to_stop() or "nothing is left to ask for"
     late = f"; {work.outstanding()} tasks are still open" if work.outstanding() else ""
     return RoundOutcome("finished", last, f"the campaign is finished after round {last}: {why}{late}")

@@ -65,6 +65,7 @@ def test_status_reads_the_folder_alone(command, tmp_path):
         "name": "pets",
         "classes": ["cat", "dog"],
         "budget": 10,
+        "query_size": 4,
         "label_studio": {"url": "https://labels.example.org"},
         "mlflow": {"uri": "sqlite:///mlflow.db"},
     }

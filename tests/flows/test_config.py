@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import ConfigError, load_settings, resolved
+from connectors.store import Campaign, CampaignChanged
+from flows.config import COMPARES_MEMBERS, MAY_CHANGE, ConfigError, PseudoLabelSettings, load_settings, resolved
 from flows.example import EXAMPLE
 
 GOOD = """\
@@ -35,12 +36,14 @@ def test_example_that_init_writes_is_a_valid_campaign(campaign):
 
 
 def test_defaults_that_the_example_shows_are_the_defaults(campaign):
+    without_default = (
+        *("weights", "instructions", "close_after", "schedule", "project"),
+        *("target_accuracy", "min_gain", "sub_pool", "prefilter"),
+    )
     shown = "\n".join(
-        line.removeprefix("# ") if line.startswith("# ") and " = " in line.split("#")[1] else line
+        line.removeprefix("# ") if line.startswith("# [") or (line.startswith("# ") and " = " in line[1:]) else line
         for line in EXAMPLE.splitlines()
-        if not line.startswith(
-            ("# labelcycle", "# Relative", "# weights", "# instructions", "# close_after", "# schedule", "# project")
-        )
+        if not line.startswith(("# labelcycle", "# Relative", *(f"# {name} =" for name in without_default)))
     )
     assert shown.count("\n# ") == 0
     assert resolved(load_settings(campaign(shown))) == resolved(load_settings(campaign(EXAMPLE)))
@@ -80,6 +83,27 @@ def test_missing_file_says_how_to_get_one(tmp_path):
         (("audit_size = 20", 'audit_size = 20\nschedule = "often"'), 6, "a cron line of five fields"),
         (("audit_size = 20", 'audit_size = 20\nstrategy = "topk"'), 6, "did you mean 'top_k'"),
         (("audit_size = 20", 'audit_size = 20\nacquisition = "entropie"'), 6, "did you mean 'entropy'"),
+        (("audit_size = 20", 'audit_size = 20\nstrategy = "anti"'), 6, "strategy: unknown query strategy 'anti'"),
+        (("audit_size = 20", "audit_size = 20\nsub_pool = 0"), 6, "sub_pool: Input should be greater"),
+        (("audit_size = 20", "audit_size = 20\nprefilter = 0.5"), 6, "prefilter: Input should be greater"),
+        (("audit_size = 20", "audit_size = 20\ntarget_accuracy = 95"), 6, "target_accuracy: Input should be less"),
+        (("audit_size = 20", "audit_size = 20\nmin_gain = 0"), 6, "min_gain: Input should be greater"),
+        (("audit_size = 20", 'audit_size = 20\ncold_start = "power"'), 6, "'coverage', 'typiclust' or 'max_herding'"),
+        (
+            ("audit_size = 20", "audit_size = 20\nstrategy_options = { gamma = 2 }"),
+            None,
+            "strategy 'power' has no option 'gamma'; its options are: beta",
+        ),
+        (
+            ("ensemble = 3", "ensemble = 3\n[model.pseudo_labels]\nthreshold = -1"),
+            10,
+            "model.pseudo_labels.threshold: Input should be greater",
+        ),
+        (
+            ("ensemble = 3", "ensemble = 3\n[model.pseudo_labels]\ntreshold = 1"),
+            10,
+            "unknown key 'model.pseudo_labels.treshold'; did you mean 'threshold'",
+        ),
         (("ensemble = 3", 'ensemble = 3\n[model]\nname = "torchvision:resnet81"'), 10, "resnet18"),
         (("ensemble = 3", 'ensemble = 3\n[model]\naugmentation = "digts"'), 10, "did you mean 'digits'"),
         (("ensemble = 3", "ensemble = 3\n[model]\nchannels = 2"), 10, "channels: Input should be 1 or 3"),
@@ -119,6 +143,38 @@ def test_acquisition_that_compares_members_needs_two(campaign):
     with pytest.raises(ConfigError, match="needs at least two"):
         load_settings(campaign(text))
     assert load_settings(campaign(text + "mc_dropout = 20")).members.n_members == 20
+
+
+@pytest.mark.parametrize("strategy", sorted(COMPARES_MEMBERS))
+def test_strategy_that_compares_members_needs_two(campaign, strategy):
+    text = GOOD.replace("ensemble = 3", "ensemble = 1").replace(
+        "audit_size = 20", f'audit_size = 20\nstrategy = "{strategy}"'
+    )
+    with pytest.raises(ConfigError, match=f"strategy = '{strategy}' measures how members disagree"):
+        load_settings(campaign(text))
+
+
+def test_changed_option_of_the_strategy_is_another_experiment(campaign, tmp_path):
+    folder = Campaign(tmp_path / "campaign")
+    texts = [GOOD, *(GOOD.replace("\n\n", f"\nstrategy_options = {{ beta = {beta} }}\n\n") for beta in (2.0, 3.0))]
+    for _ in range(2):
+        folder.claim(resolved(load_settings(campaign(texts[1]))), may_change=MAY_CHANGE)
+    for text in (texts[0], texts[2]):
+        with pytest.raises(CampaignChanged, match="strategy_options"):
+            folder.claim(resolved(load_settings(campaign(text))), may_change=MAY_CHANGE)
+
+
+def test_stopping_rules_may_be_raised(campaign, tmp_path):
+    folder = Campaign(tmp_path / "campaign")
+    for rules in ("", "target_accuracy = 0.9\nmin_gain = 0.01", "target_accuracy = 0.95"):
+        text = GOOD.replace("\n\n", f"\n{rules}\n\n")
+        folder.claim(resolved(load_settings(campaign(text))), may_change=MAY_CHANGE)
+
+
+def test_threshold_of_pseudo_labels_decays_to_nothing():
+    how = PseudoLabelSettings(threshold=0.05, decay=0.02)
+    assert [how.threshold_in(number) for number in (0, 1, 2, 3)] == pytest.approx([0.05, 0.03, 0.01, 0.0])
+    assert PseudoLabelSettings().threshold_in(0) == 0
 
 
 def test_every_error_of_a_file_is_told_at_once(campaign):

@@ -1,0 +1,98 @@
+"""A small campaign on disk, half of whose images have a label, for steps that need no server."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from connectors.store import Campaign, RoundFolder, write_table
+from flows.campaign import OpenCampaign
+from flows.config import load_settings
+from flows.learn import gather_labels
+from flows.score import list_candidates
+from pipeline.pool import index_pool
+
+CLASSES = ("left", "middle", "right")
+TEMPLATE = """\
+name = "stripes"
+pool = "images.csv"
+classes = ["left", "middle", "right"]
+folder = "{folder}"
+budget = 100
+audit_size = 6
+seed_set_size = 10
+query_size = 5
+{extra}
+
+[model]
+name = "small_cnn"
+image_size = 12
+channels = 1
+augmentation = "none"
+max_epochs = 2
+{model}
+
+[members]
+ensemble = 2
+"""
+
+
+class Untracked:
+    """A tracker that keeps nothing."""
+
+    def monitor(self, _run_id):
+        return nullcontext()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small networks gain nothing from threads, and lose much where other programs want the processor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def striped_images(tmp_path_factory) -> Path:
+    """60 noisy images whose class is where a bright stripe is; the manifest tells the class of 24."""
+    folder = tmp_path_factory.mktemp("stripes")
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        image = draw.integers(0, 40, size=(12, 12), dtype=np.uint8)
+        place = number % len(CLASSES)
+        image[:, 4 * place : 4 * place + 3] += 180
+        Image.fromarray(image).save(folder / f"{number:02d}.png")
+        rows.append({"uri": f"{number:02d}.png", "label": CLASSES[place] if number < 24 else None})
+    pd.DataFrame(rows).to_csv(folder / "images.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def make_work(striped_images, tmp_path):
+    """Open a campaign with more lines in its file."""
+
+    def make(extra: str = "", *, model: str = "", name: str = "campaign") -> OpenCampaign:
+        file = striped_images / "campaign.toml"
+        file.write_text(TEMPLATE.format(folder=tmp_path / name, extra=extra, model=model))
+        settings = load_settings(file)
+        work = OpenCampaign(settings, Campaign(settings.folder))
+        work.__dict__["tracker"] = Untracked()
+        pool = index_pool(settings.pool, None, audit_size=settings.audit_size, seed=0, classes=settings.classes)
+        write_table(work.folder.pool, pool)
+        return work
+
+    return make
+
+
+def ready_round(work: OpenCampaign, number: int = 1) -> RoundFolder:
+    """A round that knows its labels and its candidates."""
+    folder = work.folder.round(number)
+    gather_labels.fn(folder, work)
+    list_candidates.fn(folder, work)
+    return folder

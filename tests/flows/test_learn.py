@@ -1,0 +1,109 @@
+import pandas as pd
+import pytest
+import torch
+
+from connectors.store import read_json
+from flows import learn
+from flows.learn import member_weights, train, trained_models
+from flows.round import summarise
+from tests.flows.conftest import ready_round
+
+PSEUDO = "\n[model.pseudo_labels]\nthreshold = 2.0\ndecay = 0.5\nmax_count = 12\n"
+
+
+def weights(folder):
+    return [torch.load(path, weights_only=True) for path in member_weights(folder)]
+
+
+def are_same(some, others):
+    return all(torch.equal(a[name], b[name]) for a, b in zip(some, others, strict=True) for name in a)
+
+
+def trained_round(work, number=1):
+    folder = ready_round(work, number)
+    train.fn(folder, work, "run")
+    return folder
+
+
+def pseudo_metrics(folder, work):
+    """What the tracker gets to see of pseudo-labels."""
+    summarise.fn(folder, work)
+    return {key: value for key, value in read_json(folder / "summary.json")["metrics"].items() if "pseudo" in key}
+
+
+def test_pseudo_labels_change_the_training_and_leave_only_a_count(make_work):
+    plain = trained_round(make_work(name="plain"))
+    work = make_work(model=PSEUDO, name="pseudo")
+    folder = trained_round(work)
+    record = read_json(folder / "training.json")
+    assert (record["n_pseudo_labels"], record["pseudo_label_threshold"]) == (12, 1.5)
+    assert record["n_labelled"] == 24
+    assert record["labelled_digest"] == read_json(plain / "training.json")["labelled_digest"]
+    assert len(pd.read_parquet(folder / "labelled.parquet")) == 24
+    assert not are_same(weights(folder), weights(plain))
+    candidates = set(pd.read_parquet(folder / "candidates.parquet")["item_id"])
+    text = "".join(path.read_text() for path in folder.path.rglob("*.json"))
+    assert not [item_id for item_id in candidates if item_id in text]
+    assert {path.name for path in folder.path.rglob("*") if path.is_file()} == {
+        *("audit.parquet", "labelled.parquet", "candidates.parquet", "training.json", "seconds.json"),
+        *(f"member-{index}.{kind}" for index in (0, 1) for kind in ("json", "pt")),
+    }
+    assert work.labels_used() == 0, "the manifest's labels cost nothing, and neither do pseudo-labels"
+    assert len(trained_models(folder, work)) == 2
+    assert pseudo_metrics(folder, work) == {"n_pseudo_labels": 12, "pseudo_label_threshold": 1.5}
+    assert pseudo_metrics(plain, make_work(name="plain")) == {}
+
+
+def test_members_are_told_the_labels_and_what_the_model_guesses(make_work, monkeypatch):
+    told = []
+    fit = learn.fit
+
+    def watch(model, images, targets, **how):
+        told.append(targets.tolist())
+        return fit(model, images, targets, **how)
+
+    monkeypatch.setattr(learn, "fit", watch)
+    work = make_work(model=PSEUDO + "\n")
+    folder = ready_round(work)
+    train.fn(folder, work, "run")
+    labels = [work.settings.classes.index(label) for label in pd.read_parquet(folder / "labelled.parquet")["label"]]
+    assert told[:2] == [labels, labels], "first on labels alone"
+    assert [len(targets) for targets in told[2:]] == [36, 36]
+    assert all(targets[:24] == labels for targets in told[2:])
+
+
+def test_there_are_never_more_pseudo_labels_than_labels(make_work):
+    model = PSEUDO.replace("max_count = 12", "max_count = 1000")
+    assert read_json(trained_round(make_work(model=model)) / "training.json")["n_pseudo_labels"] == 24
+
+
+def test_threshold_that_has_decayed_away_trains_on_labels_alone(make_work):
+    folder = trained_round(make_work(model=PSEUDO, name="pseudo"), number=4)
+    plain = trained_round(make_work(name="plain"), number=4)
+    record = read_json(folder / "training.json")
+    assert (record["n_pseudo_labels"], record["pseudo_label_threshold"]) == (0, 0.0)
+    assert are_same(weights(folder), weights(plain))
+
+
+@pytest.mark.parametrize("n_fits", [1, 3])
+def test_killed_training_goes_on_to_the_same_members(make_work, monkeypatch, n_fits):
+    whole = trained_round(make_work(model=PSEUDO, name="whole"))
+    work = make_work(model=PSEUDO, name="killed")
+    folder = ready_round(work)
+    fit = learn.fit
+    done = []
+
+    def fit_until_killed(*data, **how):
+        if len(done) == n_fits:
+            raise KeyboardInterrupt
+        done.append(1)
+        return fit(*data, **how)
+
+    monkeypatch.setattr(learn, "fit", fit_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.fn(folder, work, "run")
+    monkeypatch.setattr(learn, "fit", fit)
+    train.fn(folder, work, "run")
+    assert are_same(weights(folder), weights(whole))
+    records = [read_json(f / "training.json") for f in (folder, whole)]
+    assert records[0] == records[1]
