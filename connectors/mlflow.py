@@ -40,6 +40,7 @@ from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerErr
 
 CHAMPION = "champion"
 KIND, ROUND, MEMBER, PARENT = "labelcycle.kind", "labelcycle.round", "labelcycle.member", "mlflow.parentRunId"
+REPLAY, ARM = "labelcycle.replay", "labelcycle.arm"
 SECONDS_TO_ANSWER = 5
 SECONDS_BETWEEN_SAMPLES = 5
 WORTH_A_RETRY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
@@ -167,6 +168,42 @@ class MLflowTracker(Tracker):
                 client.set_registered_model_alias(self._model_name, CHAMPION, champion.version)
             self._end(client.get_run(run_id))
             self._end(self._campaign_run())
+
+    def log_replay(
+        self,
+        replay_id: str,
+        *,
+        params: Mapping[str, str | int | float | bool],
+        curves: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]],
+        artifacts: Sequence[Path],
+    ) -> str:
+        """Log a replay on labelled data as one run, with a run nested in it for each arm; return its id.
+
+        Args:
+            replay_id: hash of the numbers: the same ones are logged once, other ones are another replay.
+            curves: arm -> its mean curve, as (labels, metrics) points.
+        """
+        with self._talk() as client:
+            replay = self._find_or_create(
+                {KIND: "replay", REPLAY: replay_id}, name=f"replay {replay_id[:8]}", parent=None
+            )
+            self._log_params(replay, params)
+            for arm, points in curves.items():
+                tags = {KIND: "arm", ARM: arm, PARENT: replay.info.run_id}
+                run = self._find_or_create(tags, name=arm, parent=replay)
+                self._log_metrics(
+                    run,
+                    [
+                        Metric(_metric_name(name), value, run.info.start_time + n_labels, n_labels)
+                        for n_labels, metrics in points
+                        for name, value in metrics.items()
+                    ],
+                )
+                self._end(run)
+            for path in artifacts:
+                client.log_artifact(replay.info.run_id, str(path))
+            self._end(replay)
+            return str(replay.info.run_id)
 
     @contextmanager
     def monitor(self, run_id: str) -> Iterator[None]:

@@ -239,6 +239,25 @@ def test_the_campaign_draws_its_learning_curve_with_a_point_for_each_round(uri, 
     assert history(uri, runs["round 2"], "accuracy") == [(200, 0.8)]
 
 
+def test_a_replay_has_a_run_for_each_arm_with_its_mean_curve(uri, campaign, files):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    curves = {
+        "random": [(20, {"accuracy": 0.5, "nll": 1.5}), (40, {"accuracy": 0.6, "nll": 1.25})],
+        "power:bald": [(20, {"accuracy": 0.5, "nll": 1.5}), (40, {"accuracy": 0.75, "nll": 1.0})],
+    }
+    for replay_id in ("first", "first", "other"):
+        run_id = tracker.log_replay(replay_id, params={"seeds": 3}, curves=curves, artifacts=[files / "confusion.csv"])
+    client = MlflowClient(uri, uri)
+    found = client.search_runs([client.get_experiment_by_name(campaign).experiment_id])
+    assert len(found) == 2 * 3, "what is logged again is found again"
+    newest = [run for run in found if run_id in (run.info.run_id, run.data.tags.get("mlflow.parentRunId"))]
+    runs = {run.info.run_name: run for run in newest}
+    assert set(runs) == {"replay other", "random", "power:bald"}
+    assert history(uri, runs["power:bald"], "accuracy") == [(20, 0.5), (40, 0.75)]
+    assert runs["replay other"].data.params == {"seeds": "3"}
+    assert {run.info.status for run in found} == {"FINISHED"}
+
+
 def test_a_campaign_runs_while_a_round_does(uri, campaign):
     tracker = MLflowTracker(uri=uri, campaign=campaign)
     tracker.finish_round(tracker.start_round(1, params={}), champion=None)

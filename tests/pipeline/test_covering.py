@@ -45,7 +45,7 @@ def test_herding_equals_the_textbook(monkeypatch, cells, n_centres, weighted, so
     weights = torch.rand(90, generator=seeded(3)) if weighted else None
     references = torch.randperm(90, generator=seeded(4))[:50] if some_references else None
     options = {"centres": centres, "weights": weights, "references": references}
-    picks = herd(points, 20, radius=2.5, generator=seeded(), **options)
+    picks = herd(points, 20, radius=2.5, **options)
     together = torch.cat([points, centres]).double().numpy()
     kernel = np.vstack([rbf_kernel(together, points.double().numpy(), gamma=1 / 2.5**2), np.zeros(90)])
     counts = np.ones(90) if weights is None else weights.double().numpy()
@@ -71,7 +71,7 @@ def test_greedy_covers_almost_as_much_as_the_best_of_all_batches():
     points = some_points(14, 2)
     kernel = rbf_kernel(points.numpy(), gamma=1)
     best = max(coverage(kernel, np.ones(14), list(batch)) for batch in combinations(range(14), 4))
-    picks = herd(points, 4, radius=1, generator=seeded()).tolist()
+    picks = herd(points, 4, radius=1).tolist()
     assert (1 - 1 / np.e) * best <= coverage(kernel, np.ones(14), picks) <= best + 1e-6
 
 
@@ -89,9 +89,9 @@ def test_few_candidates_are_looked_at_again():
 
 def test_one_point_of_each_cluster_is_enough():
     points = 100 * torch.eye(5, 6).repeat_interleave(20, dim=0) + some_points(100)
-    picks = herd(points, 5, radius=10, generator=seeded())
+    picks = herd(points, 5, radius=10)
     assert sorted((picks // 20).tolist()) == [0, 1, 2, 3, 4]
-    picks = herd(points, 3, centres=points[[0, 45]], radius=10, generator=seeded())
+    picks = herd(points, 3, centres=points[[0, 45]], radius=10)
     assert sorted((picks // 20).tolist()) == [1, 3, 4]
     picks = facility_location(points, 5, candidates=torch.arange(100))
     assert sorted((picks // 20).tolist()) == [0, 1, 2, 3, 4]
@@ -99,13 +99,13 @@ def test_one_point_of_each_cluster_is_enough():
 
 def test_with_a_small_radius_the_weights_decide():
     weights = torch.rand(60, generator=seeded())
-    picks = herd(some_points(60), 60, weights=weights, radius=1e-2, generator=seeded())
+    picks = herd(some_points(60), 60, weights=weights, radius=1e-2)
     assert picks.tolist() == weights.argsort(descending=True).tolist()
 
 
 def test_of_equals_the_lowest_comes_first_and_nothing_twice():
     points = torch.ones(40, 3)
-    assert herd(points, 40, radius=1, generator=seeded()).tolist() == list(range(40))
+    assert herd(points, 40, radius=1).tolist() == list(range(40))
     candidates = torch.tensor([9, 4, 30])
     assert facility_location(points, 3, candidates=candidates).tolist() == [9, 4, 30]
 
@@ -115,7 +115,7 @@ def test_of_equals_the_lowest_comes_first_and_nothing_twice():
 def test_takes_what_is_left(n, n_picks, wanted, dtype):
     points = some_points(n).to(dtype)
     for picks in (
-        herd(points, n_picks, radius=1, centres=points[:1], generator=seeded()),
+        herd(points, n_picks, radius=1, centres=points[:1]),
         facility_location(points, n_picks, candidates=torch.arange(n)),
     ):
         assert len(picks) == len(set(picks.tolist())) == wanted
@@ -124,7 +124,7 @@ def test_takes_what_is_left(n, n_picks, wanted, dtype):
 def test_half_precision_is_computed_in_single_precision():
     points = some_points(200).half()
     for picks, wanted in (
-        (herd(points, 30, radius=2, generator=seeded()), herd(points.float(), 30, radius=2, generator=seeded())),
+        (herd(points, 30, radius=2), herd(points.float(), 30, radius=2)),
         (
             facility_location(points, 30, candidates=torch.arange(200)),
             facility_location(points.float(), 30, candidates=torch.arange(200)),
@@ -135,4 +135,4 @@ def test_half_precision_is_computed_in_single_precision():
 
 def test_a_radius_of_nothing_is_refused():
     with pytest.raises(ValueError, match="radius must be above 0, got 0"):
-        herd(some_points(3), 1, radius=0, generator=seeded())
+        herd(some_points(3), 1, radius=0)

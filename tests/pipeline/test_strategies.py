@@ -33,7 +33,7 @@ from pipeline.types import Batch, Candidates
 every = pytest.mark.parametrize("strategy", STRATEGIES)
 
 DIVERSE = [
-    "badge", "batch_bald", "cluster_margin", "coverage", "drop_query", "k_center", "max_herding", "suggestive",
+    "auto", "badge", "batch_bald", "cluster_margin", "coverage", "drop_query", "k_center", "max_herding", "suggestive",
     "top_k_diverse", "typiclust", "uherding", "weighted_k_center",
 ]  # fmt: skip
 
@@ -96,7 +96,8 @@ def test_asks_for_distinct_candidates_and_takes_what_is_left_of_a_small_pool(
 @pytest.mark.parametrize(("n", "query_size"), [(60, 10), (7, 10), (1, 1)])
 def test_keeps_the_contract_on_its_own(strategy, n, query_size):
     columns = [getattr(some_candidates(n), name) for name in columns_of(strategy)]
-    positions = STRATEGIES[strategy](*columns, query_size=query_size, generator=seeded())
+    answer = STRATEGIES[strategy](*columns, query_size=query_size, generator=seeded())
+    positions = answer[0] if isinstance(answer, tuple) else answer
     assert positions.dtype == torch.long
     assert len(set(positions.tolist())) == len(positions) == min(n, query_size)
     assert 0 <= positions.min() <= positions.max() < n
@@ -130,6 +131,7 @@ def test_the_seed_and_the_round_break_ties(strategy, change):
         probs=torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.3, 0.7]]).expand(60, 3, 2),
         guesses=torch.zeros(60, dtype=torch.long),
         labelled_embeddings=torch.ones(8, 6),
+        labelled_targets=torch.zeros(8, dtype=torch.long),
     )
     assert set(select(same, strategy).ids) != set(select(same, strategy, **change).ids)
 
@@ -236,6 +238,7 @@ def test_takes_one_of_each_of_five_heaps_of_copies(strategy, seed):
         embeddings=10 * torch.eye(5, 6)[heaps] + 1,
         probs=(one_hot(bits, 2) * 0.96 + 0.02)[heaps],
         labelled_embeddings=torch.empty(0, 6),
+        labelled_targets=torch.empty(0, dtype=torch.long),
     )
     assert {item_id[0] for item_id in select(candidates, strategy, 5, seed=seed).ids} == set("01234")
 
@@ -484,7 +487,8 @@ def test_classes_with_equally_many_labels_come_first_equally_often():
 
 def pick(strategy: str, candidates: Candidates, query_size: int, seed: int = 0, **options) -> list[int]:
     columns = [getattr(candidates, name) for name in columns_of(strategy)]
-    return STRATEGIES[strategy](*columns, query_size=query_size, generator=seeded(seed), **options).tolist()
+    answer = STRATEGIES[strategy](*columns, query_size=query_size, generator=seeded(seed), **options)
+    return (answer[0] if isinstance(answer, tuple) else answer).tolist()
 
 
 def greedily(objective: Callable[[list[int]], float], choices: list[int], n_picks: int) -> list[int]:
@@ -796,13 +800,59 @@ def test_herding_is_the_greedy_of_weighted_coverage(strategy, n_labelled):
     assert pick(strategy, candidates, 8) == greedily(coverage, list(range(60)), 8)
 
 
+@pytest.mark.parametrize("n_labelled", [0, 7, 8, 30])
+def test_auto_is_the_greedy_of_its_coverage_and_says_which(n_labelled):
+    candidates = some_candidates(n_labelled=n_labelled)
+    points = normalize(candidates.embeddings.double(), dim=1).numpy()
+    labelled = normalize(candidates.labelled_embeddings.double(), dim=1).numpy()
+    alike = np.sqrt(candidates.probs.double().numpy().mean(axis=1))
+    sure = np.eye(4)[candidates.labelled_targets.numpy()]
+    weights = candidates.scores.double().numpy()
+    few = n_labelled < 2 * 4
+    radius = 1.0
+    if n_labelled:
+        nearest = [min(np.linalg.norm(a - b) for j, b in enumerate(labelled) if i != j) for i, a in enumerate(labelled)]
+        radius = np.quantile(nearest, 0.25)
+
+    def coverage(picks: list[int]) -> float:
+        total = 0.0
+        for y in range(60):
+            kernels = [0.0]
+            for x, affinity in [*zip(labelled, sure, strict=True), *((points[i], alike[i]) for i in picks)]:
+                near = math.exp(-(np.linalg.norm(x - points[y]) ** 2) / radius**2)
+                kernels.append(near if few else near * float(affinity @ alike[y]))
+            total += max(kernels) * (1 if few else weights[y])
+        return total
+
+    assert pick("auto", candidates, 6) == greedily(coverage, list(range(60)), 6)
+    aim = "covers the whole pool" if few else "covers what is uncertain"
+    compared = f"{n_labelled} labels are {'fewer than' if few else 'at least'} 2 for each of 4 classes"
+    assert all(f"; {aim}: {compared}" in reason for reason in select(candidates, "auto").reasons)
+
+
+def test_a_label_of_another_class_settles_nothing_for_auto():
+    here, there = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    candidates = Candidates(
+        ids=np.array(["a", "b"]),
+        scores=torch.full((2,), 0.5),
+        embeddings=torch.cat([here, there]),
+        probs=torch.tensor([[[0.9, 0.1]], [[0.9, 0.1]]]),
+        labelled_embeddings=torch.cat([here, there, 0.9 * here + there, here + 0.9 * there]),
+        labelled_targets=torch.tensor([1, 0, 0, 0]),
+    )
+    assert select(candidates, "auto", 1).ids == ("a",)
+    swapped = replace(candidates, labelled_targets=torch.tensor([0, 1, 0, 0]))
+    assert select(swapped, "auto", 1).ids == ("b",)
+
+
 def test_herding_of_a_large_pool_is_measured_on_an_even_part_of_it(monkeypatch):
     monkeypatch.setattr(strategies, "MOST_REFERENCES", 20)
     calls = []
     monkeypatch.setattr(strategies, "herd", lambda rows, n, **given: calls.append(given) or torch.arange(n))
     pick("max_herding", some_candidates(), 3)
     pick("uherding", some_candidates(), 3)
-    assert [call["references"].tolist() for call in calls] == [list(range(0, 60, 3))] * 2
+    pick("auto", some_candidates(), 3)
+    assert [call["references"].tolist() for call in calls] == [list(range(0, 60, 3))] * 3
 
 
 def gradients(candidates: Candidates) -> Tensor:

@@ -1,0 +1,139 @@
+"""What a replay reads: labels, images or ready-made features, or all of a campaign; wrong input is told first."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from connectors.store import Campaign
+from flows.config import CampaignSettings, ConfigError
+from flows.ledger import known_answers
+from pipeline.labels import labelled_set
+from pipeline.pool import index_pool, usable
+
+
+class ReplayError(ConfigError):
+    """What the replay was asked for cannot be done; the message says what to change."""
+
+
+def read_labels(path: Path, *, images: Path | None) -> pd.DataFrame:
+    """`file`, `label` and `uri` of a labels file, in its order; without `images` the files need not be there.
+
+    Raises:
+        ReplayError: naming the file, the row (counted from 1 below the header) and what is wrong there.
+    """
+    try:
+        # A class may be called "NA" or "1": only an empty field is missing, and nothing is a number.
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except FileNotFoundError as exc:
+        raise ReplayError(f"{path}: no such labels file; it is a CSV with the columns file,label") from exc
+    except (OSError, ValueError) as exc:
+        raise ReplayError(f"{path}: cannot be read as CSV: {exc}") from exc
+    for column in ("file", "label"):
+        if column not in rows:
+            raise ReplayError(
+                f"{path}: needs a column {column!r}, has {', '.join(map(str, rows.columns))}; "
+                "the first line must read file,label"
+            )
+    rows = rows[["file", "label"]]
+    _refuse(path, rows, rows["file"] == "", "has no file")
+    _refuse(path, rows, rows["label"] == "", "has no label: add one, or delete the row")
+    _refuse(path, rows, rows["file"].duplicated(), "names a file for the second time: delete one of the two rows")
+    if images is None:
+        return rows.assign(uri=rows["file"])
+    if not images.is_dir():
+        raise ReplayError(f"{images}: no such folder of images")
+    rows = rows.assign(uri=[str(images / file) for file in rows["file"]])
+    missing = np.array([not Path(uri).is_file() for uri in rows["uri"]], dtype=bool)
+    _refuse(path, rows, pd.Series(missing), f"names a file that is not in {images}")
+    return rows
+
+
+def read_campaign_labels(settings: CampaignSettings) -> pd.DataFrame:
+    """`file`, `label` and `uri` of the images that a campaign has labels for, from its folder and its manifest."""
+    folder = Campaign(settings.folder)
+    if folder.pool.exists():
+        pool = pd.read_parquet(folder.pool)
+    else:
+        pool = index_pool(settings.pool, None, audit_size=0, seed=settings.seed, classes=settings.classes)
+    given = pool[pool["label"].notna()]
+    labels = labelled_set(
+        known_answers(folder),
+        prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),
+        classes=settings.classes,
+    )
+    table = usable(pool)[["item_id", "uri"]].merge(labels[["item_id", "label"]], on="item_id")
+    if table.empty:
+        raise ReplayError(
+            f"campaign {settings.name!r} has no labels yet: run it first, give its manifest a column label, or name "
+            "a labels file with --labels"
+        )
+    gone = [uri for uri in table["uri"] if not Path(uri).is_file()]
+    if gone:
+        raise ReplayError(f"{gone[0]}: is not there, and {len(gone) - 1} more labelled images; bring the files back")
+    return table.rename(columns={"item_id": "file"})
+
+
+def read_features(path: Path, n_rows: int) -> NDArray[np.float32]:
+    """Ready-made features `(n_rows, D)`: a .npy array, or a .parquet of D columns or of one column of lists."""
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path)
+        elif path.suffix == ".parquet":
+            values = _matrix(pd.read_parquet(path))
+        else:
+            raise ReplayError(f"{path}: features are a .npy or a .parquet file")
+        features = np.require(values, np.float32, ["C", "W"])
+    except FileNotFoundError as exc:
+        raise ReplayError(f"{path}: no such features file") from exc
+    except (OSError, TypeError, ValueError) as exc:
+        if isinstance(exc, ReplayError):
+            raise
+        raise ReplayError(f"{path}: cannot be read as a table of numbers: {exc}") from exc
+    if features.ndim != 2 or len(features) != n_rows:
+        raise ReplayError(
+            f"{path}: wanted one row of features for each of the {n_rows} rows of the labels file, in its order; "
+            f"got the shape {features.shape}"
+        )
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise ReplayError(f"{path}: row {int((~finite).argmax()) + 1} holds a value that is not finite")
+    return features
+
+
+def count_classes(labels: pd.Series, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes, sorted, or those of a campaign in its order; fewer than two with labels are refused."""
+    present = sorted(labels.unique())
+    if len(present) < 2:
+        raise ReplayError(f"there is nothing to learn: all {len(labels)} labels are {present[0]!r}")
+    unknown = sorted(set(present) - set(classes)) if classes else []
+    if unknown:
+        raise ReplayError(f"the labels {', '.join(unknown)} are not among the campaign's classes")
+    return tuple(classes or present)
+
+
+def digest_of(rows: pd.DataFrame, features: NDArray[np.float32] | None) -> str:
+    """Hash of which file has which label in which order, and of the features or the files' sizes; 32 hex digits."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for file, label, uri in rows[["file", "label", "uri"]].itertuples(index=False):
+        size = Path(uri).stat().st_size if features is None else 0
+        hashed.update(f"{file}\0{label}\0{size}\n".encode())
+    if features is not None:
+        hashed.update(features.data)
+    return hashed.hexdigest()
+
+
+def _matrix(table: pd.DataFrame) -> Any:
+    if table.shape[1] == 1 and pd.api.types.is_object_dtype(table.iloc[:, 0]):
+        return np.stack(table.iloc[:, 0].to_list())
+    return table.to_numpy()
+
+
+def _refuse(path: Path, rows: pd.DataFrame, wrong: "pd.Series[bool]", what: str) -> None:
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise ReplayError(f"{path}: row {row + 1} ({', '.join(map(repr, rows.iloc[row][['file', 'label']]))}) {what}")

@@ -1,0 +1,374 @@
+"""Replay strategies on labelled data, `labelcycle simulate`.
+
+A replay's folder holds everything, so a killed one goes on where it stood, and more seeds, arms or rounds add to it:
+
+| file | |
+|---|---|
+| `replay.json` | the resolved settings, with a digest of the data |
+| `labels.parquet` | file, label, uri, in the order of the labels file |
+| `features.npy` or `images.npy` | what models read, computed once |
+| `runs/ARM-SEED.parquet` | the rounds of one arm at one seed, with what each picked |
+| `runs/full-data-SEED.json` | accuracy with all labels |
+| `curves.parquet`, `summary.json`, `report.html` | what came out |
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from connectors.store import Campaign, CampaignChanged, read_json, write_atomic, write_json, write_table, write_text
+from flows.config import COMPARES_MEMBERS, LOCAL, CampaignSettings, MemberSettings, ModelSettings, load_settings
+from flows.progress import progress_bar
+from flows.replay_input import ReplayError, count_classes, digest_of, read_campaign_labels, read_features, read_labels
+from flows.replay_runs import CHUNK, FULL_DATA, Job, Replay, ReplaySettings, new_network, run_jobs
+from pipeline.acquisition import NEEDS_MEMBERS
+from pipeline.members import stochastic_layers
+from pipeline.models import MODELS, ModelError, check_model_name
+from pipeline.pool import load_images
+from pipeline.replay import CONTROL, DEFAULT_ACQUISITION, parse_arm, summarise
+from pipeline.training import choose_device
+
+PIXELS, FEATURES = "pixels", "features"
+SMALL_SIDE, NETWORK_SIDE = 28, 224
+"""Side of the images in pixels, for the pixels themselves and small networks, and for torchvision's."""
+GREY = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})
+"""Pillow's modes of images without colour."""
+MAY_CHANGE = frozenset({"arms", "seeds", "rounds"})
+"""Settings that add to a replay without mixing two."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person asked for; None is what was left open."""
+
+    out: Path
+    images: Path | None = None
+    labels: Path | None = None
+    features: Path | None = None
+    campaign: Path | None = None
+    strategies: str | None = None
+    seeds: int = 10
+    seed: int = 0
+    query_size: int | None = None
+    rounds: int = 12
+    start: int | None = None
+    test_size: float = 0.25
+    model: str | None = None
+    weights: str | None = None
+    image_size: int | None = None
+    members: int | None = None
+    mc_dropout: int | None = None
+    l2: float = 0.1
+    sub_pool: int | None = None
+    workers: int | None = None
+    mlflow: str | None = None
+
+
+def simulate(options: Options) -> dict[str, Any]:
+    """Replay, or go on with a replay, and write what came out; return the summary.
+
+    Raises:
+        ReplayError: the options or the data are wrong.
+        CampaignChanged: the folder holds a replay with other settings.
+        CampaignBusy: another process works on the folder.
+    """
+    _check_folder(options.out)
+    campaign = load_settings(options.campaign) if options.campaign else None
+    rows = _read_rows(options, campaign)
+    features = read_features(options.features, len(rows)) if options.features else None
+    settings = _resolve(options, campaign, rows, features)
+    replay = Replay(options.out)
+    with Campaign(options.out).lock():
+        _claim(options.out, settings)
+        if not (options.out / "labels.parquet").exists():
+            write_table(options.out / "labels.parquet", rows)
+        if not replay.data_path.exists():
+            _write_data(replay, features)
+        run_jobs(replay, workers=options.workers or os.cpu_count() or 1)
+        summary = write_results(replay)
+        if options.mlflow is not None:
+            _track(replay, summary, options.mlflow)
+    return summary
+
+
+def write_results(replay: Replay) -> dict[str, Any]:
+    """Write the curves, the summary and the page of a replay whose runs are done; return the summary."""
+    from flows.replay_report import report_page
+
+    settings = replay.settings
+    curves = replay.curves()
+    full = {seed: float(read_json(replay.path(Job(FULL_DATA, seed)))["accuracy"]) for seed in settings.seeds}
+    last = curves[curves["round"] == settings.rounds]
+    summary = summarise(curves, full) | {
+        "class_balance": {
+            "classes": list(settings.classes),
+            "data": torch.bincount(replay.targets, minlength=len(settings.classes)).tolist(),
+            "labelled": {
+                name: np.mean(last.loc[last["strategy"] == name, "class_histogram"].to_list(), axis=0).tolist()
+                for name in settings.arms
+            },
+        },
+        "settings": settings.model_dump(mode="json"),
+    }
+    write_table(replay.folder / "curves.parquet", curves)
+    write_json(replay.folder / "summary.json", summary)
+    write_text(replay.folder / "report.html", report_page(summary))
+    return summary
+
+
+# Settings: what was asked for, and what follows from it.
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder with files that are no replay's."""
+    if out.exists() and not out.is_dir():
+        raise ReplayError(f"--out {out} is a file; name a folder")
+    others = sorted(path.name for path in out.glob("*") if not path.name.startswith("campaign.lock"))
+    if others and not (out / "replay.json").exists():
+        raise ReplayError(f"--out {out} holds other files ({', '.join(others[:3])}); name a new folder")
+
+
+def _read_rows(options: Options, campaign: CampaignSettings | None) -> pd.DataFrame:
+    if options.labels is not None:
+        if options.images is None and options.features is None:
+            raise ReplayError("--labels needs --images, the folder of the files, or --features, one row for each file")
+        return read_labels(options.labels, images=None if options.features else options.images)
+    if campaign is None:
+        raise ReplayError("name the labels with --labels FILE.csv (columns file,label), or a campaign with --campaign")
+    return read_campaign_labels(campaign)
+
+
+def _resolve(
+    options: Options, campaign: CampaignSettings | None, rows: pd.DataFrame, features: NDArray[np.float32] | None
+) -> ReplaySettings:
+    classes = count_classes(rows["label"], campaign.classes if campaign else None)
+    for name in ("seeds", "rounds", "start", "query_size", "members", "workers", "sub_pool", "image_size"):
+        value, least = getattr(options, name), 2 if name == "rounds" else 1
+        if value is not None and value < least:
+            raise ReplayError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if not options.l2 > 0:
+        raise ReplayError(f"--l2 must be above 0, got {options.l2:g}")
+    query_size = options.query_size or (campaign.query_size if campaign else 30)
+    start = options.start or query_size
+    settings = ReplaySettings(
+        arms=_arms(options, campaign),
+        seeds=tuple(range(options.seed, options.seed + options.seeds)),
+        query_size=query_size,
+        rounds=options.rounds,
+        start=start,
+        test_size=_test_size(options.test_size, len(rows)),
+        classes=classes,
+        **_model(options, campaign, rows),
+        l2=options.l2,
+        sub_pool=options.sub_pool,
+        data=digest_of(rows, features),
+    )
+    wanted = start + options.rounds * query_size + settings.test_size
+    if wanted > len(rows):
+        raise ReplayError(
+            f"{len(rows)} labelled images are too few: start {start} + {options.rounds} rounds x {query_size} + "
+            f"{settings.test_size} to test on = {wanted}; lower --rounds, --query-size, --start or --test-size"
+        )
+    if settings.is_linear and options.members and options.members > 1:
+        raise ReplayError("--members are networks, and a linear head is one model: use --mc-dropout")
+    _check_members(settings)
+    return settings
+
+
+def _arms(options: Options, campaign: CampaignSettings | None) -> tuple[str, ...]:
+    default = f"{CONTROL},margin,auto"
+    if campaign is not None:
+        acquisition = "" if campaign.acquisition == DEFAULT_ACQUISITION else f":{campaign.acquisition}"
+        default = f"{CONTROL},{campaign.strategy}{acquisition}"
+    names = [name.strip() for name in (options.strategies or default).split(",") if name.strip()]
+    if not names:
+        raise ReplayError("--strategies names no arm; for example --strategies random,margin,auto")
+    try:
+        return tuple(dict.fromkeys(parse_arm(name).name for name in names))
+    except ValueError as exc:
+        raise ReplayError(f"--strategies: {exc}") from exc
+
+
+def _test_size(asked: float, n: int) -> int:
+    """Images to test on, from a number or a share below 1."""
+    size = round(asked * n) if 0 < asked < 1 else int(asked)
+    if size < 1 or size >= n or (asked >= 1 and asked != size):
+        raise ReplayError(f"--test-size must be a share below 1 or a number of images below {n}, got {asked:g}")
+    return size
+
+
+def _model(options: Options, campaign: CampaignSettings | None, rows: pd.DataFrame) -> dict[str, Any]:
+    """The settings that say what models read and are."""
+    members = MemberSettings(ensemble=options.members or 1, mc_dropout=options.mc_dropout or 0)
+    if options.features is not None:
+        if options.model or options.weights:
+            raise ReplayError("--features are what a model reads already: leave --model and --weights out")
+        return {"model": FEATURES, "image_size": None, "channels": None, "network": None, "members": members}
+    if options.model is None and campaign is not None:
+        network = campaign.model
+        if options.weights:
+            network = network.model_copy(update={"weights": options.weights, "freeze": True})
+        if options.image_size:
+            network = network.model_copy(update={"image_size": options.image_size})
+        members = MemberSettings(
+            ensemble=options.members or campaign.members.ensemble,
+            mc_dropout=campaign.members.mc_dropout if options.mc_dropout is None else options.mc_dropout,
+        )
+    else:
+        name = options.model or PIXELS
+        side = options.image_size or (SMALL_SIDE if name == PIXELS or name in MODELS else NETWORK_SIDE)
+        channels = 1 if _is_grey(rows["uri"].tolist()) else 3
+        if name == PIXELS:
+            if options.weights:
+                raise ReplayError("--weights are for a network: name it too, for example --model torchvision:resnet18")
+            return {"model": PIXELS, "image_size": side, "channels": channels, "network": None, "members": members}
+        check_model_name(name)
+        network = ModelSettings.model_validate(
+            {
+                "name": name,
+                "image_size": side,
+                "channels": channels,
+                "weights": options.weights,
+                "freeze": options.weights is not None,
+                "augmentation": "none",
+            }
+        )
+    _check_network(network, members)
+    return {
+        "model": network.name,
+        "image_size": network.image_size,
+        "channels": network.channels,
+        "network": network,
+        "members": members,
+    }
+
+
+def _is_grey(uris: Sequence[str]) -> bool:
+    """Whether no image has colour, by the files' headers; a file that is no image is told when it is read."""
+    from PIL import Image
+
+    try:
+        for uri in uris:
+            with Image.open(uri) as image:
+                if image.mode not in GREY:
+                    return False
+    except OSError as exc:
+        raise ReplayError(f"{uri}: cannot be read as an image: {exc}") from exc
+    return True
+
+
+def _check_network(network: ModelSettings, members: MemberSettings) -> None:
+    choose_device(network.device)
+    model = new_network(network, n_classes=2, seed=0)
+    if members.mc_dropout and not stochastic_layers(model) and not network.freeze:
+        raise ModelError(f"--mc-dropout needs dropout, and {network.name} has none")
+
+
+def _check_members(settings: ReplaySettings) -> None:
+    if settings.n_members > 1:
+        return
+    for name in settings.arms:
+        arm = parse_arm(name)
+        # A strategy that is not told which scores to read has the margin, which one member is enough for.
+        if arm.acquisition in NEEDS_MEMBERS or arm.strategy in COMPARES_MEMBERS:
+            asked = "--mc-dropout" if settings.is_linear else "--members or --mc-dropout"
+            raise ReplayError(f"arm {name!r} measures how members disagree: set {asked} to at least 2")
+
+
+def _claim(folder: Path, settings: ReplaySettings) -> None:
+    """Write the settings, or refuse those that would mix two replays in one folder."""
+    path, wanted = folder / "replay.json", settings.model_dump(mode="json")
+    if path.exists():
+        written = read_json(path)
+        keys = sorted((written.keys() | wanted.keys()) - MAY_CHANGE)
+        changes = [
+            f"{key}: {written.get(key)!r} -> {wanted.get(key)!r}" for key in keys if written.get(key) != wanted.get(key)
+        ]
+        if changes:
+            raise CampaignChanged(
+                f"{folder} holds another replay: {'; '.join(changes)}. Give another --out, or set the values back; "
+                "strategies, seeds and rounds may change."
+            )
+    write_json(path, wanted)
+
+
+# Data: what models read, computed once.
+
+
+def _write_data(replay: Replay, features: NDArray[np.float32] | None) -> None:
+    settings = replay.settings
+    if features is not None:
+        write_atomic(replay.data_path, partial(_save_chunks, [torch.from_numpy(features)], len(features)))
+        return
+    uris = replay.labels["uri"].tolist()
+    with progress_bar("reading images", unit="images") as advance:
+        chunks = _read_chunks(settings, uris, advance)
+        write_atomic(replay.data_path, partial(_save_chunks, chunks, len(uris)))
+
+
+def _read_chunks(
+    settings: ReplaySettings, uris: Sequence[str], advance: Callable[[int, int], None]
+) -> Iterator[Tensor]:
+    """Chunks of the images, or of their features where the head is linear."""
+    side, channels = settings.image_size or SMALL_SIDE, settings.channels or 3
+    trunk = None
+    if settings.is_linear and settings.network is not None:
+        device = choose_device(settings.network.device)
+        trunk = new_network(settings.network, n_classes=len(settings.classes), seed=0).to(device)
+    for start in range(0, len(uris), CHUNK):
+        images = load_images(uris[start : start + CHUNK], size=side, channels=channels)
+        if trunk is not None:
+            yield trunk.embed(images.to(trunk.mean.device)).float().cpu()
+        else:
+            yield images.flatten(1) / 255 if settings.is_linear else images
+        advance(min(start + CHUNK, len(uris)), len(uris))
+
+
+def _save_chunks(chunks: Iterable[Tensor], n_rows: int, path: Path) -> None:
+    """Write chunks one after another as one array, which is never in memory as a whole."""
+    with path.open("wb") as file:
+        for number, chunk in enumerate(chunks):
+            values = np.ascontiguousarray(chunk.numpy())
+            if number == 0:
+                form = {"descr": values.dtype.str, "fortran_order": False, "shape": (n_rows, *values.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, form)  # type: ignore[no-untyped-call]
+            file.write(values.data)
+
+
+def _track(replay: Replay, summary: dict[str, Any], uri: str) -> None:
+    from connectors.mlflow import MLflowTracker  # takes seconds to load
+
+    if uri == LOCAL:
+        from flows.campaign import local_servers
+
+        uri = local_servers().mlflow_url
+    settings = replay.settings
+    params = {
+        name: ",".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in settings.model_dump(mode="json").items()
+        if not isinstance(value, dict) and value is not None
+    }
+    means = {
+        name: [
+            (n, {metric: curves[name][point]["mean"] for metric, curves in summary["curves"].items()})
+            for point, n in enumerate(summary["n_labels"])
+        ]
+        for name in settings.arms
+    }
+    digest = hashlib.blake2b(repr((params, means)).encode(), digest_size=8).hexdigest()
+    MLflowTracker(uri=uri, campaign=f"replay {replay.folder.name}").log_replay(
+        digest,
+        params=params,
+        curves=means,
+        artifacts=[replay.folder / name for name in ("summary.json", "report.html", "curves.parquet")],
+    )
