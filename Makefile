@@ -1,9 +1,10 @@
-# Everything runs in .venv, made by uv from requirements.lock; Label Studio has an environment of its own.
+# Everything runs in .venv, made by uv from requirements.lock; Label Studio and the peers of the benchmarks have environments of their own.
 PYTHON ?= python3
 BIN := .venv/bin
+BENCH := .venv-bench/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check down format lock clean
+.PHONY: help install demo test check bench down format lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
@@ -31,6 +32,15 @@ check: .venv/ready ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.venv-bench/ready: benchmarks/requirements.lock | .venv/ready
+	@test -x $(BENCH)/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-bench
+	$(BIN)/uv pip sync --quiet --python $(BENCH)/python benchmarks/requirements.lock
+	@touch $@
+
+bench: .venv-bench/ready ## measure beside the peers: all, or MODULE=selection; JSON=OUT writes the numbers, ARGS=--quick tries it
+	@for module in $(or $(MODULE),selection scoring); do \
+		$(BENCH)/python -m benchmarks.$$module $(if $(JSON),--json $(if $(MODULE),$(JSON),$(basename $(JSON))-$$module.json)) $(ARGS) || exit; done
+
 down: .venv/ready ## stop the local servers
 	$(BIN)/labelcycle down
 
@@ -40,7 +50,9 @@ format: .venv/ready ## format the code and mend what the linter can
 
 lock: .venv/ready ## resolve the versions again
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-header --quiet --upgrade --python-version 3.11 -o requirements.lock
+	cp requirements.lock benchmarks/requirements.lock # its versions come first
+	$(BIN)/uv pip compile pyproject.toml --extra bench --universal --generate-hashes --no-header --quiet --python-version 3.11 -o benchmarks/requirements.lock
 	$(BIN)/uv pip compile deploy/label-studio.in --universal --generate-hashes --no-header --quiet --upgrade --python-version 3.11 -o deploy/label-studio.lock
 
 clean: down ## remove the environments; campaigns and the servers' data stay
-	rm -rf .venv .labelcycle/label-studio-venv
+	rm -rf .venv .venv-bench .labelcycle/label-studio-venv

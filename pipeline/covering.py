@@ -23,8 +23,9 @@ def herd(
     centres: Tensor | None = None,
     weights: Tensor | None = None,
     radius: float,
-    generator: torch.Generator,
     references: Tensor | None = None,
+    affinity: Tensor | None = None,
+    centre_affinity: Tensor | None = None,
 ) -> Tensor:
     """Pick again and again what raises the generalised coverage most.
 
@@ -37,19 +38,23 @@ def herd(
         centres: `(M, D)` points that cover from the start.
         weights: `(N,)`, at least 0, how much it counts to cover each point; by default 1.
         radius: above 0, in the unit of the embeddings: how far a point covers.
-        generator: not used: nothing is left to chance.
         references: `(R,)` positions of the points to be covered; by default all.
+        affinity: `(N, C)`, at least 0: what a point covers another is multiplied by the inner product of their rows.
+        centre_affinity: `(M, C)`, the same of the centres; both or neither.
 
     Returns:
         `(min(n_picks, N),)` distinct positions in the order of the picks; of equals the lowest.
 
     >>> line = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
-    >>> herd(line, 2, radius=2.0, generator=torch.Generator()).tolist()
+    >>> herd(line, 2, radius=2.0).tolist()
     [1, 3]
     """
     if not radius > 0:
         raise ValueError(f"radius must be above 0, got {radius}")
+    if centres is not None and (affinity is None) != (centre_affinity is None):
+        raise ValueError("affinity and centre_affinity go together")
     wanted = slice(None) if references is None else references
+    alike_targets = affinity[wanted].float() if affinity is not None else torch.empty(0)
     origin = embeddings[wanted].float().mean(dim=0)
     targets = (embeddings[wanted].float() - origin) / radius
     once, lengths = torch.ones(len(targets), device=targets.device), targets.square().sum(dim=1)
@@ -57,18 +62,26 @@ def herd(
     # One product gives minus the squared distance: (x, 1, -|x|^2) . (2 y, -|y|^2, 1).
     factors = torch.cat([2 * targets, -lengths[:, None], once[:, None]], dim=1)
 
-    def similarities(points: Tensor) -> Tensor:
+    def similarities(points: Tensor, alike: Tensor | None) -> Tensor:
         points = (points.float() - origin) / radius
         lengths = points.square().sum(dim=1, keepdim=True)
         minus_squared = torch.cat([points, torch.ones_like(lengths), -lengths], dim=1) @ factors.T
-        return hardshrink(minus_squared, noise).exp_()
+        near = hardshrink(minus_squared, noise).exp_()
+        return near if alike is None else near.mul_(alike.float() @ alike_targets.T)
 
     covered = torch.zeros_like(once)
-    step = max(1, CELLS // max(1, len(targets)))
-    for some in centres.split(step) if centres is not None and len(centres) else ():
-        covered = torch.maximum(covered, similarities(some).amax(dim=0))
+    if centres is not None and len(centres):
+        for rows in torch.arange(len(centres)).split(max(1, CELLS // max(1, len(targets)))):
+            near = similarities(centres[rows], centre_affinity[rows] if centre_affinity is not None else None)
+            covered = torch.maximum(covered, near.amax(dim=0))
     counts = once if weights is None else weights[wanted].to(once)
-    return _cover(lambda rows: similarities(embeddings[rows]), covered, counts, len(embeddings), n_picks)
+    return _cover(
+        lambda rows: similarities(embeddings[rows], affinity[rows] if affinity is not None else None),
+        covered,
+        counts,
+        len(embeddings),
+        n_picks,
+    )
 
 
 def facility_location(
