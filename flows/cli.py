@@ -162,7 +162,10 @@ def demo(
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder of the replay. A replay that was stopped goes on from it.")],
     images: Annotated[Path | None, typer.Option(help="Folder that the files of the labels lie in.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="CSV with the columns file,label.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="CSV with the columns file,label; a third, split, may mark rows as test or pool."),
+    ] = None,
     features: Annotated[
         Path | None,
         typer.Option(help="Ready-made features, .npy or .parquet, a row for each row of the labels; no images needed."),

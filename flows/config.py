@@ -226,7 +226,7 @@ class CampaignSettings(Settings):
     min_gain: float | None = Field(None, gt=0, lt=1, description="stop when the next query_size labels bring less")
     cold_start: Literal["random", "coverage", "typiclust", "max_herding"] = "random"
     acquisition: Annotated[str, AfterValidator(_check_acquisition)] = "margin"
-    strategy: Annotated[str, AfterValidator(_check_strategy)] = "power"
+    strategy: Annotated[str, AfterValidator(_check_strategy)] = "auto"
     strategy_options: Options = Field({}, description="keywords of the strategy")
     sub_pool: Size | None = Field(None, description="the strategy sees a random part of this many candidates")
     prefilter: float | None = Field(None, ge=1, description="and of these the best by score, times query_size")

@@ -20,9 +20,10 @@ query_size = 100                 # labels asked for in each later round
                                  # typiclust or max_herding
 # acquisition = "margin"         # entropy, margin, least_confidence, variance, mean_std,
                                  # variation_ratio, bald (the last four need at least two members)
-# strategy = "power"             # by score: top_k, power; by place: k_center, novel, typical, coverage, typiclust,
-                                 # max_herding; by both: weighted_k_center, top_k_diverse, cluster_margin, uherding,
-                                 # badge, suggestive, bait, falcun; by members: batch_bald, drop_query; and random
+# strategy = "auto"              # covers the pool while labels are few, then what is uncertain. Others by score: top_k,
+                                 # power; by place: k_center, novel, typical, coverage, typiclust, max_herding; by
+                                 # both: uherding, badge, falcun, bait, suggestive, weighted_k_center, top_k_diverse,
+                                 # cluster_margin; by members: batch_bald, drop_query; and random
 # strategy_options = {}          # keywords of the strategy, for example { beta = 2.0 } of power
 # sub_pool = 10000               # the strategy sees at most this many candidates, drawn at random
 # prefilter = 10                 # and of these the best by score: this many times query_size

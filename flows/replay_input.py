@@ -21,7 +21,10 @@ class ReplayError(ConfigError):
 
 
 def read_labels(path: Path, *, images: Path | None) -> pd.DataFrame:
-    """`file`, `label` and `uri` of a labels file, in its order; without `images` the files need not be there.
+    """`file`, `label`, `uri` and `is_test` of a labels file, in its order.
+
+    A column `split` may say which images are only tested on, "test"; the others are "pool". Without `images` the files
+    need not be there.
 
     Raises:
         ReplayError: naming the file, the row (counted from 1 below the header) and what is wrong there.
@@ -39,7 +42,9 @@ def read_labels(path: Path, *, images: Path | None) -> pd.DataFrame:
                 f"{path}: needs a column {column!r}, has {', '.join(map(str, rows.columns))}; "
                 "the first line must read file,label"
             )
-    rows = rows[["file", "label"]]
+    split = rows["split"] if "split" in rows else pd.Series("pool", index=rows.index)
+    _refuse(path, rows, ~split.isin(["pool", "test"]), "has a split that is neither pool nor test")
+    rows = rows[["file", "label"]].assign(is_test=split == "test")
     _refuse(path, rows, rows["file"] == "", "has no file")
     _refuse(path, rows, rows["label"] == "", "has no label: add one, or delete the row")
     _refuse(path, rows, rows["file"].duplicated(), "names a file for the second time: delete one of the two rows")
@@ -54,7 +59,7 @@ def read_labels(path: Path, *, images: Path | None) -> pd.DataFrame:
 
 
 def read_campaign_labels(settings: CampaignSettings) -> pd.DataFrame:
-    """`file`, `label` and `uri` of the images that a campaign has labels for, from its folder and its manifest."""
+    """The same four columns for the images that a campaign has labels for, from its folder and its manifest."""
     folder = Campaign(settings.folder)
     if folder.pool.exists():
         pool = pd.read_parquet(folder.pool)
@@ -75,7 +80,7 @@ def read_campaign_labels(settings: CampaignSettings) -> pd.DataFrame:
     gone = [uri for uri in table["uri"] if not Path(uri).is_file()]
     if gone:
         raise ReplayError(f"{gone[0]}: is not there, and {len(gone) - 1} more labelled images; bring the files back")
-    return table.rename(columns={"item_id": "file"})
+    return table.rename(columns={"item_id": "file"}).assign(is_test=False)
 
 
 def read_features(path: Path, n_rows: int) -> NDArray[np.float32]:
@@ -117,11 +122,11 @@ def count_classes(labels: pd.Series, classes: Sequence[str] | None) -> tuple[str
 
 
 def digest_of(rows: pd.DataFrame, features: NDArray[np.float32] | None) -> str:
-    """Hash of which file has which label in which order, and of the features or the files' sizes; 32 hex digits."""
+    """Hash of the files, labels and parts in their order, and of the features or the files' sizes; 32 hex digits."""
     hashed = hashlib.blake2b(digest_size=16)
-    for file, label, uri in rows[["file", "label", "uri"]].itertuples(index=False):
+    for file, label, uri, is_test in rows[["file", "label", "uri", "is_test"]].itertuples(index=False):
         size = Path(uri).stat().st_size if features is None else 0
-        hashed.update(f"{file}\0{label}\0{size}\n".encode())
+        hashed.update(f"{file}\0{label}\0{size}\0{is_test}\n".encode())
     if features is not None:
         hashed.update(features.data)
     return hashed.hexdigest()

@@ -28,7 +28,7 @@ from flows.config import MemberSettings, ModelSettings, Settings
 from pipeline.evaluation import evaluate
 from pipeline.members import predict_members
 from pipeline.models import Classifier, build_model
-from pipeline.randomness import derive_seed
+from pipeline.randomness import derive_seed, seeded_generator
 from pipeline.replay import SECONDS, Arm, Split, draw_split, linear_head, parse_arm
 from pipeline.scoring import score_images
 from pipeline.strategies import columns_of, select_batch
@@ -106,7 +106,7 @@ class Replay:
 
     @cached_property
     def labels(self) -> pd.DataFrame:
-        """file, label, uri."""
+        """file, label, uri, is_test."""
         return pd.read_parquet(self.folder / "labels.parquet")
 
     @cached_property
@@ -128,7 +128,14 @@ class Replay:
     def split(self, seed: int) -> Split:
         """The images of one seed, the same for every arm."""
         settings = self.settings
-        return draw_split(self.targets, test_size=settings.test_size, start=settings.start, seed=seed)
+        test = torch.from_numpy(np.flatnonzero(self.labels["is_test"]))
+        return draw_split(
+            self.targets,
+            test_size=settings.test_size,
+            start=settings.start,
+            seed=seed,
+            test=test if len(test) else None,
+        )
 
     def path(self, job: Job) -> Path:
         """The file of a run."""
@@ -195,7 +202,7 @@ def run(replay: Replay, job: Job, report: Report) -> None:
             "picks": None,
         }
         if round_number < settings.rounds:
-            rest = split.rest[~torch.isin(split.rest, labelled)]
+            rest = _candidate_rows(settings, split.rest, labelled, seed=job.seed, round_number=round_number)
             begun = time.perf_counter()
             candidates = _candidates(replay, arm, learnt, labelled, rest)
             scored = time.perf_counter()
@@ -298,6 +305,16 @@ def _train_networks(replay: Replay, labelled: Tensor, *, seed: int, round_number
     return models
 
 
+def _candidate_rows(
+    settings: ReplaySettings, rest: Tensor, labelled: Tensor, *, seed: int, round_number: int
+) -> Tensor:
+    """What may be asked for, or the sub-pool of it, which all arms draw in the same order."""
+    if settings.sub_pool is not None:
+        rest = rest[torch.randperm(len(rest), generator=seeded_generator(seed, round_number, "sub-pool"))]
+    rest = rest[~torch.isin(rest, labelled)]
+    return rest if settings.sub_pool is None else rest[: max(settings.sub_pool, settings.query_size)].sort().values
+
+
 def _candidates(replay: Replay, arm: Arm, learnt: Learnt, labelled: Tensor, rest: Tensor) -> Candidates:
     """The candidates with those columns that the strategy reads; their ids are their rows."""
     ids = np.array([f"{row:09d}" for row in rest.tolist()], dtype=np.str_)
@@ -323,7 +340,6 @@ def _select(settings: ReplaySettings, arm: Arm, candidates: Candidates, *, seed:
         query_size=settings.query_size,
         round_number=round_number,
         seed=seed,
-        sub_pool=settings.sub_pool,
     )
     return torch.tensor([int(item_id) for item_id in batch.ids])
 

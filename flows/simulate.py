@@ -5,7 +5,7 @@ A replay's folder holds everything, so a killed one goes on where it stood, and 
 | file | |
 |---|---|
 | `replay.json` | the resolved settings, with a digest of the data |
-| `labels.parquet` | file, label, uri, in the order of the labels file |
+| `labels.parquet` | file, label, uri, is_test, in the order of the labels file |
 | `features.npy` or `images.npy` | what models read, computed once |
 | `runs/ARM-SEED.parquet` | the rounds of one arm at one seed, with what each picked |
 | `runs/full-data-SEED.json` | accuracy with all labels |
@@ -166,7 +166,7 @@ def _resolve(
         query_size=query_size,
         rounds=options.rounds,
         start=start,
-        test_size=_test_size(options.test_size, len(rows)),
+        test_size=int(rows["is_test"].sum()) or _test_size(options.test_size, len(rows)),
         classes=classes,
         **_model(options, campaign, rows),
         l2=options.l2,

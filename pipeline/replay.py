@@ -77,26 +77,30 @@ Arm(name='entropy', strategy='top_k', acquisition='entropy'), ('power', 'bald'))
     return Arm(name, name, DEFAULT_ACQUISITION)
 
 
-def draw_split(targets: Tensor, *, test_size: int, start: int, seed: int) -> Split:
+def draw_split(targets: Tensor, *, test_size: int, start: int, seed: int, test: Tensor | None = None) -> Split:
     """Draw the images of one seed: the test images by class where every class can give one, the start evenly.
 
     Args:
         targets: `(N,)` class indices.
         test_size: images in the test set, at least 1.
         start: images labelled before the first query; `test_size + start` is at most N.
+        test: positions of the test set where it is not to be drawn.
     """
     from sklearn.model_selection import train_test_split
 
     n = len(targets)
     if min(test_size, start) < 1 or test_size + start > n:
         raise ValueError(f"{n} images cannot give {test_size} to test on and {start} to start with")
-    counts = targets.unique(return_counts=True)[1]
-    by_class = counts.min() >= 2 and min(test_size, n - test_size) >= len(counts)
-    pool, test = train_test_split(
-        np.arange(n), test_size=test_size, random_state=seed, stratify=targets.numpy() if by_class else None
-    )
-    shuffled = torch.from_numpy(pool)[torch.randperm(len(pool), generator=seeded_generator(seed, 0, "start"))]
-    return Split(torch.from_numpy(test).sort().values, shuffled[:start], shuffled[start:].sort().values)
+    if test is None:
+        counts = targets.unique(return_counts=True)[1]
+        by_class = counts.min() >= 2 and min(test_size, n - test_size) >= len(counts)
+        _, drawn = train_test_split(
+            np.arange(n), test_size=test_size, random_state=seed, stratify=targets.numpy() if by_class else None
+        )
+        test = torch.from_numpy(drawn)
+    pool = torch.arange(n)[~torch.isin(torch.arange(n), test)]
+    shuffled = pool[torch.randperm(len(pool), generator=seeded_generator(seed, 0, "start"))]
+    return Split(test.sort().values, shuffled[:start], shuffled[start:].sort().values)
 
 
 def linear_head(features: Tensor, targets: Tensor, *, n_classes: int, l2: float) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from flows.cli import app
 from flows.replay_input import ReplayError
 from flows.replay_runs import Replay
 from flows.simulate import Options, simulate
+from pipeline.strategies import select_batch
 
 SECONDS = ["seconds_select", "seconds_train", "seconds_score"]
 N = 300
@@ -97,6 +98,31 @@ def test_arms_share_start_and_test_images_at_each_seed(replayed):
     random, margin = first.iloc[:3].reset_index(drop=True), first.iloc[3:].reset_index(drop=True)
     assert random.equals(margin)
     assert random["class_histogram"].nunique() == 3, "and seeds do not"
+
+
+def test_images_marked_for_the_test_are_the_test_set_of_every_seed(digits, tmp_path):
+    table = pd.read_csv(digits / "labels.csv", dtype=str)
+    table["split"] = np.where(np.arange(N) % 4 == 1, "test", "pool")
+    table.to_csv(tmp_path / "marked.csv", index=False)
+    simulate(options_of(digits, tmp_path / "out", labels=tmp_path / "marked.csv", seeds=2, rounds=2))
+    for seed in (0, 1):
+        replay = Replay(tmp_path / "out")
+        assert replay.split(seed).test.tolist() == list(range(1, N, 4))
+        picks = pd.read_parquet(tmp_path / "out" / "runs" / f"margin-{seed}.parquet")["picks"].dropna()
+        assert not set(np.concatenate(picks.to_list())) & set(range(1, N, 4))
+    assert not torch.equal(replay.split(0).start, replay.split(1).start)
+
+
+def test_a_sub_pool_is_all_that_is_scored_and_asked_from(digits, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        "flows.replay_runs.select_batch",
+        lambda candidates, *args, **given: (
+            sizes.append(len(candidates.ids)) or select_batch(candidates, *args, **given)
+        ),
+    )
+    simulate(options_of(digits, tmp_path / "out", strategies="random,margin", seeds=1, sub_pool=50))
+    assert sizes == [50] * 6
 
 
 def test_margin_takes_the_smallest_gaps(digits, replayed):
@@ -340,6 +366,7 @@ def test_wrong_options_are_refused_and_leave_nothing_behind(digits, tmp_path, ch
         ("file,label\n000.png,1\n,2\n", "row 2 .* has no file"),
         ("file,label\n000.png,1\n000.png,2\n", "row 2 .* names a file for the second time"),
         ("file,label\n000.png,1\nnot there.png,2\n", "row 2 .* names a file that is not in"),
+        ("file,label,split\n000.png,1,pool\n001.png,2,train\n", "row 2 .* has a split that is neither pool nor test"),
         ("file,label\n000.png,1\n001.png,1\n", "nothing to learn: all 2 labels are '1'"),
         ("", "cannot be read as CSV"),
     ],

@@ -76,7 +76,7 @@ def check_mlflow(campaign):
     history = client.get_metric_history(runs["3"].info.run_id, "audit_accuracy")
     assert [(point.step, point.value) for point in history] == [(38, metrics["accuracy"])]
     assert runs["3"].info.status == "FINISHED"
-    assert runs["3"].data.params["strategy"] == "power"
+    assert runs["3"].data.params["strategy"] == "auto"
     assert runs["3"].data.tags["device"]
     artifacts = {file.path for file in client.list_artifacts(runs["3"].info.run_id)}
     assert {"batch.parquet", "confusion_matrix.png", "confusion_matrix.csv"} <= artifacts
