@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,30 +130,6 @@ def variation_ratio(probs: Tensor) -> Tensor:
     return _score(probs, "variation_ratio")
 
 
-class UncertaintySplit(NamedTuple):
-    """Uncertainty and its two parts, each `(...)` in nats; `total = aleatoric + epistemic` up to rounding.
-
-    Attributes:
-        total: entropy of the mean prediction.
-        aleatoric: mean entropy of the members: doubt that they share, which more labels do not remove.
-        epistemic: mutual information between label and model: doubt that more labels remove.
-    """
-
-    total: Tensor
-    aleatoric: Tensor
-    epistemic: Tensor
-
-
-def uncertainty_split(probs: Tensor) -> UncertaintySplit:
-    """Split uncertainty into what is in the image and what the members disagree on (Depeweg et al., 2018).
-
-    Args:
-        probs: `(..., K, C)` class probabilities of K members; with K = 1 all of it counts as aleatoric.
-    """
-    parts = score_all(probs, ["entropy", "aleatoric", "epistemic"])
-    return UncertaintySplit(parts["entropy"], parts["aleatoric"], parts["epistemic"])
-
-
 def bald(probs: Tensor) -> Tensor:
     """Mutual information between label and model: what the members disagree on (Houlsby et al., 2011).
 
@@ -172,7 +147,8 @@ def score_all(probs: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
 
     Args:
         probs: `(..., K, C)` class probabilities of K members.
-        names: of `ACQUISITIONS`, or of a part of the uncertainty: "aleatoric", "epistemic" (see `UncertaintySplit`).
+        names: of `ACQUISITIONS`, or of a part of the entropy (Depeweg et al., 2018): "aleatoric", the mean entropy of
+            the members, doubt that they share and more labels do not remove; "epistemic", the rest, which is BALD.
 
     >>> score_all(torch.tensor([[0.5, 0.5], [0.5, 0.5]]), ["entropy", "epistemic"])
     {'entropy': tensor(0.6931), 'epistemic': tensor(0.)}

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink, normalize
 
+from pipeline.diversity import NOISE
+
 CELLS = 1 << 20
 """Similarities held at a time, which bounds the memory: nothing of size N x R is ever made."""
 
 WIDTH = 32
 """Candidates whose gain is brought up to date at first, twice as many each time that this settles nothing."""
-
-NOISE = 2e-6
-"""Squared distance, as a share of the largest squared length, that is nothing but the rounding of float32."""
 
 
 def herd(
@@ -30,7 +29,8 @@ def herd(
     """Pick again and again what raises the generalised coverage most.
 
     The coverage is `sum_y w(y) max_x exp(-|x - y|^2 / radius^2)`, x over centres and picks: MaxHerding (Bae et al.,
-    2024, arXiv 2407.12212), with weights UHerding (Bae et al., 2025, arXiv 2412.20644).
+    2024, arXiv 2407.12212), with weights UHerding (Bae et al., 2025, arXiv 2412.20644). Points nearer to each other
+    than `sqrt(NOISE)`, 0.14 %, of the longest distance of a point from the mean count as the same.
 
     Args:
         embeddings: `(N, D)`, of any floating-point type; computed in float32.

@@ -31,7 +31,11 @@ TOLERANCE = 1e-3
 """Share of the inertia that another iteration of k-means must be worth."""
 
 NOISE = 2e-6
-"""Squared distance, as a share of the squared length, that is nothing but the rounding of float32."""
+"""Squared distance, as a share of the squared length, that is nothing but the rounding of float32.
+
+Lengths are from the mean of the points, so what is nearer to a point than `sqrt(NOISE)`, 0.14 %, of its distance from
+the mean counts as equal to it.
+"""
 
 
 def k_center_greedy(
@@ -47,7 +51,8 @@ def k_center_greedy(
 ) -> Tensor:
     """Pick again and again the point farthest from all centres and earlier picks (Gonzalez, 1985).
 
-    Exact, up to the rounding of float32, and lazy: picks only lower what the other points are worth, so an old
+    Exact, up to the rounding of float32 (see `NOISE`: what is nearer than 0.14 % of its distance from the mean to a
+    pick counts as its duplicate), and lazy: picks only lower what the other points are worth, so an old
     value is an upper bound (Minoux, 1978). The points with the largest bounds are brought up to date, and picks are
     made among these as long as the best of them is worth no less than any bound outside.
 
@@ -60,7 +65,7 @@ def k_center_greedy(
         weights: `(N,)`, at least 0: what counts is weight times distance.
         groups: `(N,)` int64, the group of each point; needs `quota`.
         quota: `(G,)` int64, the most picks of each group.
-        min_distance: a point nearer than this to a centre or pick is not picked.
+        min_distance: a point nearer than this to a centre or pick is not picked; no finer than `NOISE`.
 
     Returns:
         `(n,)` distinct positions, n <= `min(n_picks, N)`, in the order of the picks.
@@ -126,8 +131,8 @@ def d2_sampling(factors: Sequence[Tensor], n_picks: int, *, generator: torch.Gen
 
     The points are the Kronecker products of the factors' rows, never made: their inner products are the products of
     the factors' (Ash et al., 2020, arXiv 1906.03671; Arthur & Vassilvitskii, 2007). The first pick is the longest.
-    Exactly distributed, though many draws share a pass over all points: a point drawn with odds of an older, larger
-    distance is taken with probability new / old.
+    Exactly distributed, up to `NOISE` (from the origin, not the mean), though many draws share a pass over all points:
+    a point drawn with odds of an older, larger distance is taken with probability new / old.
 
     Args:
         factors: one or more `(N, D_f)`, of any floating-point type; computed in float32.
@@ -207,7 +212,10 @@ def typicality(embeddings: Tensor, clusters: Tensor, *, n_neighbours: int = 20) 
 
 
 def nearest_to_centroids(embeddings: Tensor, centroids: Tensor) -> Tensor:
-    """Find for each centroid the point nearest to it that no earlier centroid has taken.
+    """Find for each centroid the point nearest to it; no point is found twice.
+
+    Of several centroids with the same nearest point the first has it. After all these, each of the others gets the
+    nearest that is left, in their order.
 
     Args:
         embeddings: `(N, D)`, of any floating-point type.
@@ -220,15 +228,16 @@ def nearest_to_centroids(embeddings: Tensor, centroids: Tensor) -> Tensor:
         raise ValueError(f"{len(centroids)} centroids need as many points, got {len(embeddings)}")
     origin = _origin(embeddings)
     targets = centroids.float() - origin
-    taken: list[int] = []
-    for centroid, position in enumerate(_nearest(embeddings, targets, origin).tolist()):
-        if position in taken:
-            free = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.device)
-            free[taken] = False
-            rows = free.nonzero().flatten()
-            position = int(rows[_nearest(embeddings[rows], targets[centroid, None], origin)])
-        taken.append(position)
-    return torch.tensor(taken, dtype=torch.long, device=embeddings.device)
+    found = _nearest(embeddings, targets, origin)
+    owners = np.unique(found.cpu().numpy(), return_index=True)[1]
+    clashing = np.setdiff1d(np.arange(len(found)), owners)
+    taken = set(found[owners].tolist())
+    # Others take fewer points than there are centroids: of so many nearest ones, one is left.
+    choices = _nearest_few(embeddings, targets[clashing], origin, len(found))
+    for centroid, positions in zip(clashing, choices.tolist(), strict=True):
+        found[centroid] = next(position for position in positions if position not in taken)
+        taken.add(int(found[centroid]))
+    return found
 
 
 def _d2_sampling(factors: Sequence[Tensor], first: int, n_picks: int, generator: torch.Generator) -> Tensor:
@@ -301,6 +310,19 @@ def _nearest(points: Tensor, targets: Tensor, origin: Tensor) -> Tensor:
         closer = distance < best
         best = torch.where(closer, distance, best)
         positions = torch.where(closer, rows + start, positions)
+    return positions
+
+
+def _nearest_few(points: Tensor, targets: Tensor, origin: Tensor, n_nearest: int) -> Tensor:
+    """Return `(K, n_nearest)` the positions nearest to each of `(K, D)` targets, of equals the lowest first."""
+    least = torch.empty(len(targets), 0, device=points.device)
+    positions = torch.empty(len(targets), 0, dtype=torch.long, device=points.device)
+    for start in range(0, len(points) if len(targets) else 0, ROWS):
+        squared = _squared([points[start : start + ROWS].float() - origin], [targets]).T
+        rows = torch.arange(start, start + squared.shape[1], device=points.device).expand(len(targets), -1)
+        least, kept = torch.cat([least, squared], dim=1).sort(dim=1, stable=True)
+        least = least[:, :n_nearest]
+        positions = torch.cat([positions, rows], dim=1).gather(1, kept[:, :n_nearest])
     return positions
 
 

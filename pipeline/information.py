@@ -13,6 +13,9 @@ BLOCK = 32
 VALUES = 2**18
 """Numbers handled at a time, which bounds the memory and fits the cache of a CPU."""
 
+CONFIGURATIONS = 256
+"""The most combinations of labels handled at a time: with a block of candidates they fit the cache of a CPU."""
+
 ROUNDING = 1e-6
 """What is nearer than this counts as equal, and the lowest position wins: sums depend on the machine."""
 
@@ -54,27 +57,6 @@ def batch_bald(probs: Tensor, n_picks: int, *, generator: torch.Generator, n_con
         gains[picks[-1]] = -torch.inf
         configurations = _with_label(configurations, probs[picks[-1]], n_configurations, generator)
     return torch.tensor(picks, dtype=torch.long, device=probs.device)
-
-
-def joint_entropy(probs: Tensor, *, generator: torch.Generator, n_configurations: int = 10_000) -> Tensor:
-    """Entropy of the labels of several images together, where only the model ties them (Kirsch et al., 2019).
-
-    The sum of the entropy of each label given those before it; exact while all configurations are kept.
-
-    Args:
-        probs: `(b, K, C)` class probabilities; member k is the same draw of the model for all images.
-        generator: draws which configurations are kept.
-        n_configurations: the most combinations of labels that are kept.
-
-    Returns:
-        `()` in nats, in `[0, b log C]`, float64.
-    """
-    configurations = _no_labels(probs)
-    total = torch.zeros((), dtype=torch.float64, device=probs.device)
-    for image in probs:
-        total += _conditional_entropy(image[None], configurations)[0]
-        configurations = _with_label(configurations, image, n_configurations, generator)
-    return total
 
 
 def bait(
@@ -153,15 +135,19 @@ def _with_label(
 
 
 def _conditional_entropy(probs: Tensor, configurations: _Configurations) -> Tensor:
-    """Return `(B,)` the entropy of each image's label, `(B, K, C)`, given the labels of the configurations; nats."""
+    """Return `(B,)` the entropy of each image's label, `(B, K, C)`, given the labels of the configurations; nats.
+
+    The sums over configurations are in float64: in float32 they differ by more than `ROUNDING` from one size of block
+    or number of threads to another.
+    """
     probs = probs if probs.dtype == torch.float64 else probs.float()
     by_member = probs.transpose(0, 1).flatten(1)
     tiny = torch.finfo(probs.dtype).tiny
-    n_rows = max(1, VALUES // by_member.shape[1])
+    n_rows = max(1, min(CONFIGURATIONS, VALUES // by_member.shape[1]))
     total = torch.zeros(by_member.shape[1], dtype=torch.float64, device=probs.device)
-    for weights, members in zip(*(part.to(probs.dtype).split(n_rows) for part in configurations), strict=True):
-        mixed = members @ by_member
-        total -= weights @ mixed.clamp_min(tiny).log_().mul_(mixed)
+    for weights, members in zip(*(part.split(n_rows) for part in configurations), strict=True):
+        mixed = members.to(probs.dtype) @ by_member
+        total -= weights @ mixed.clamp_min(tiny).log_().mul_(mixed).double()
     return total.view(len(probs), -1).sum(dim=1)
 
 

@@ -1,14 +1,16 @@
 """Labels that the model gives itself for one training: which of its guesses are sure enough (CEAL)."""
 
-import torch
 from torch import Tensor
+
+from pipeline.strategies import take_turns
 
 
 def choose_confident(entropies: Tensor, guesses: Tensor, *, threshold: float, max_count: int) -> Tensor:
-    """Return the surest candidates, as many of each guessed class as there are (Wang et al., 2017, section III-C).
+    """Return the candidates whose prediction is sure: an entropy below a threshold (Wang et al., 2017, section III-C).
 
-    The classes take turns, each with its surest, so that an easy class does not crowd out the others; one that has
-    no more leaves its turn to the rest.
+    The rest is ours, not the paper's, which takes all that are sure: at most `max_count`, and the guessed classes take
+    turns, each with its surest, so that an easy class does not crowd out the others; one that has no more leaves its
+    turn to the rest.
 
     Args:
         entropies: `(N,)` of the mean prediction, in nats.
@@ -19,6 +21,7 @@ def choose_confident(entropies: Tensor, guesses: Tensor, *, threshold: float, ma
     Returns:
         `(n,)` distinct positions, n <= max_count, each class from its surest on; ties go to the lower position.
 
+    >>> import torch
     >>> choose_confident(torch.tensor([0.3, 0.1, 0.2, 0.9]), torch.tensor([0, 0, 1, 1]), threshold=0.5, max_count=2)
     tensor([1, 2])
     """
@@ -28,15 +31,4 @@ def choose_confident(entropies: Tensor, guesses: Tensor, *, threshold: float, ma
         raise ValueError(f"max_count must be at least 0, got {max_count}")
     sure = (entropies < threshold).nonzero().flatten()
     sure = sure[entropies[sure].argsort(stable=True)]
-    turns = _turns(guesses[sure])
-    return sure[turns.argsort(stable=True)[:max_count]]
-
-
-def _turns(guesses: Tensor) -> Tensor:
-    """Return `(n,)` how many of the same class come before each position."""
-    by_class = guesses.argsort(stable=True)
-    counts = guesses.bincount()
-    starts = (counts.cumsum(0) - counts)[guesses[by_class]]
-    turns = torch.empty_like(guesses)
-    turns[by_class] = torch.arange(len(guesses), device=guesses.device) - starts
-    return turns
+    return sure[take_turns(guesses[sure])[:max_count]]

@@ -3,7 +3,7 @@
 A strategy's positional parameters name the columns of `Candidates` that it reads; only these are computed.
 One with a default may be missing. Its keywords are `query_size`, `generator` and options with defaults. It returns
 `min(query_size, N)` distinct positions, most wanted first, alone or with a note for the reason of each pick. Rows
-come in a seeded random order, so it may break ties by position.
+come in a seeded random order, so it may break ties by position. They may be the caller's own memory: it writes to none.
 """
 
 import heapq
@@ -37,6 +37,12 @@ MOST_JOINT = 2000
 FEW_LABELS = 2
 """Labels for each class below which `auto` does not ask the model."""
 
+MOST_COMPARED = 2000
+"""Labelled images that are compared with all others to find how far apart the labelled ones are."""
+
+WIDE_ENOUGH = 25
+"""Images that `drop_query` clusters at least, for each one asked for, as long as the members differ on so many."""
+
 LARGEST_TREE = 5000
 """Images that `cluster_margin` clusters, which takes time and memory of their square."""
 
@@ -59,7 +65,8 @@ def select_batch(
 ) -> Batch:
     """Choose what this round asks for.
 
-    The same candidates and seed give the same batch, in whatever order they come; the seed breaks ties.
+    The same candidates and seed give the same batch, in whatever order they come; the seed breaks ties. What the
+    strategy reads is copied, unless the candidates come in `seeded_order` already.
 
     Args:
         candidates: everything that may be asked for; a pool smaller than the batch is taken whole.
@@ -67,12 +74,13 @@ def select_batch(
         query_size: images in the batch, at least 1.
         seed: of the campaign.
         random_slice: share of the batch in [0, 1] that is drawn evenly from what the strategy leaves; it is
-            spread through the batch.
+            spread through the batch. What is no whole number of images is rounded by lot: a tenth of 5 images is
+            one image in every other round.
         sub_pool: the strategy sees at most this many candidates, drawn evenly (but never fewer than the batch
             needs); None is what `SUB_POOL` says, or all of them where there is a prefilter.
         prefilter: of these it sees the `prefilter * query_size` with the highest scores, at least 1; None: all.
         class_balanced: ask for each predicted class apart, for as many as make the labels most even; needs
-            `guesses` and `labelled_targets`.
+            `guesses` and `labelled_targets`, and leaves no room for the option `max_class_share`.
         options: keywords of the strategy.
     """
     look_up(STRATEGIES, strategy, "strategy")
@@ -87,9 +95,12 @@ def select_batch(
         raise ValueError(f"prefilter must be at least 1, got {prefilter}")
     if sub_pool is None and prefilter is None:
         sub_pool = SUB_POOL.get(strategy)
-    order = _seeded_order(candidates.ids, seeded_generator(seed, round_number, "order"))
+    if class_balanced and "max_class_share" in options:
+        raise ValueError("a class-balanced batch decides how many of each class it has: it takes no max_class_share")
+    order = seeded_order(candidates.ids, round_number=round_number, seed=seed)
     size = min(query_size, len(order))
-    n_random = round(random_slice * size)
+    by_lot = seeded_generator(seed, round_number, "random slice")
+    n_random = min(size, int(random_slice * size + float(torch.rand((), generator=by_lot, dtype=torch.float64))))
     seen = order if sub_pool is None else order[: max(sub_pool, size)]
     if prefilter is not None:
         best = candidates.scores[seen.to(candidates.scores.device)].argsort(descending=True, stable=True)
@@ -97,8 +108,17 @@ def select_batch(
     generator = seeded_generator(seed, round_number, "strategy")
     ask = _ask_each_class if class_balanced else _ask
     chosen, notes = ask(candidates, strategy, seen, size - n_random, generator, options)
-    drawn = _draw_from_the_rest(order, chosen, n_random, seeded_generator(seed, round_number, "random slice"))
+    drawn = _draw_from_the_rest(order, chosen, n_random, by_lot)
     return _batch(candidates, strategy, chosen, notes, drawn, round_number)
+
+
+def seeded_order(ids: NDArray[np.str_], *, round_number: int, seed: int) -> Tensor:
+    """Return `(N,)` positions: the random order in which `select_batch` shows candidates to a strategy.
+
+    It depends on the ids and the seed, not on the order the ids come in.
+    """
+    by_id = torch.from_numpy(np.argsort(ids))
+    return by_id[torch.randperm(len(ids), generator=seeded_generator(seed, round_number, "order"))]
 
 
 def columns_of(strategy: str) -> tuple[str, ...]:
@@ -146,10 +166,10 @@ def power(scores: Tensor, *, query_size: int, generator: torch.Generator, beta: 
 
     Args:
         scores: `(N,)`, at least 0; images with a score of 0 come last.
-        beta: above 0; near 0 is random, infinitely large is `top_k`.
+        beta: above 0 and finite; near 0 is random, very large is `top_k`.
     """
-    if not beta > 0:
-        raise ValueError(f"beta must be above 0, got {beta}")
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta must be above 0 and finite, got {beta}")
     _check_no_negative(scores, "power")
     noise = torch.empty(len(scores), dtype=torch.float64).exponential_(generator=generator)
     gumbel = -noise.log()
@@ -221,7 +241,8 @@ def weighted_k_center(
     """Take again and again the largest `scores ** strength` times distance to all that is labelled or picked.
 
     The weighted greedy pass of selection engines such as lightly-mundig, with their limits on one class and on
-    near-duplicates; without scores it is `k_center`. The limits can leave the batch short.
+    near-duplicates; without scores it is `k_center`. Where the limits leave too little, fewer are returned, and
+    `select_batch` fills the batch with the highest scores, which the limits do not bind.
 
     Args:
         scores: `(N,)`, at least 0.
@@ -229,7 +250,7 @@ def weighted_k_center(
         labelled_embeddings: `(M, D)`.
         guesses: `(N,)` predicted classes, only needed for `max_class_share`.
         strength: of the scores against the distance, at least 0; 0 is `k_center`.
-        max_class_share: at most this share of the batch is of one predicted class, in (0, 1].
+        max_class_share: at most this share of the batch, but at least one image, is of one predicted class; in (0, 1].
         min_distance: nothing is picked that is nearer than this to a labelled image or an earlier pick.
     """
     _check_no_negative(scores, "weighted_k_center")
@@ -244,7 +265,8 @@ def weighted_k_center(
         if guesses is None:
             raise ValueError("option 'max_class_share' needs guesses, which scoring did not compute")
         n_classes = int(guesses.max()) + 1
-        quota = torch.full((n_classes,), math.ceil(max_class_share * query_size), device=guesses.device)
+        most = max(1, math.floor(max_class_share * query_size + 1e-9))  # 0.29 * 100 rounds to less than 29
+        quota = torch.full((n_classes,), most, device=guesses.device)
     return k_center_greedy(
         embeddings,
         query_size,
@@ -327,7 +349,8 @@ def cluster_margin(
     """Cluster the most informative and draw from each cluster in turn, the smallest first (Citovsky et al., 2021).
 
     The clusters come from average linkage, which leaves a rare kind of image a cluster of its own. They are made
-    of the shortlist, at most `LARGEST_TREE` images of it, and there are as many as images wanted.
+    of the shortlist, at most `LARGEST_TREE` images of it, and there are half as many as images wanted: with as many,
+    each would get one turn, and outliers, each a cluster of its own, would fill the batch.
 
     Args:
         scores: `(N,)`, higher is more informative; the paper's is the margin.
@@ -339,12 +362,13 @@ def cluster_margin(
     rows = _shortlist(scores, shortlist, query_size, generator)[: max(LARGEST_TREE, query_size)]
     if len(rows) <= query_size:
         return rows
-    tree = AgglomerativeClustering(query_size, linkage="average")
+    tree = AgglomerativeClustering(math.ceil(query_size / 2), linkage="average")
     clusters = torch.from_numpy(tree.fit_predict(embeddings[rows].float().cpu().numpy()))
     shuffled = torch.randperm(len(rows), generator=generator)
-    smallest_first = clusters.bincount().argsort(stable=True).argsort()
-    turns = _take_turns(smallest_first[clusters[shuffled]])
-    return rows[shuffled[turns[:query_size]].to(rows.device)]
+    places = clusters.bincount().argsort(stable=True).argsort()[clusters]
+    smallest_first = shuffled[places[shuffled].argsort(stable=True)]
+    turns = take_turns(places[smallest_first])
+    return rows[smallest_first[turns[:query_size]].to(rows.device)]
 
 
 def suggestive(
@@ -360,7 +384,9 @@ def suggestive(
         shortlist: how many times `query_size` may be picked from, at least 1; with 1 this is `top_k`'s choice.
     """
     rows = _shortlist(scores, shortlist, query_size, generator)
-    return facility_location(embeddings, query_size, candidates=rows, references=_even_rows(embeddings))
+    return facility_location(
+        embeddings, query_size, candidates=rows, references=_even_rows(embeddings, MOST_REFERENCES)
+    )
 
 
 def coverage(embeddings: Tensor, *, query_size: int, generator: torch.Generator) -> Tensor:
@@ -402,7 +428,8 @@ def typiclust(
     # Only these clusters are drawn from: one place each, and all of them where there are too few.
     asked = (places < query_size).nonzero().flatten()
     typical_first = asked[typicality(rows[asked], places[asked]).argsort(descending=True, stable=True)]
-    return typical_first[_take_turns(places[typical_first])[:query_size]]
+    in_place = typical_first[places[typical_first].argsort(stable=True)]
+    return in_place[take_turns(places[in_place])[:query_size]]
 
 
 def max_herding(
@@ -417,7 +444,7 @@ def max_herding(
         labelled_embeddings: `(M, D)`.
     """
     rows, labelled = _on_the_sphere(embeddings), _on_the_sphere(labelled_embeddings)
-    references = _even_rows(embeddings)
+    references = _even_rows(embeddings, MOST_REFERENCES)
     return herd(rows, query_size, centres=labelled, radius=1.0, references=references)
 
 
@@ -431,8 +458,8 @@ def uherding(
 ) -> Tensor:
     """Cover what is uncertain: `max_herding` weighted by the scores (UHerding; Bae et al., 2025).
 
-    The radius is the smallest distance between labelled images. It shrinks as labels come in, and so the
-    strategy goes over from covering the pool to taking the most uncertain. Without labels all weights are 1.
+    The radius is the smallest distance between labelled images (see `MOST_COMPARED`). It shrinks as labels come in,
+    and so the strategy goes over from covering the pool to taking the most uncertain. Without labels all weights are 1.
 
     Args:
         scores: `(N,)`, at least 0; the paper's is the margin, which is in [0, 1].
@@ -447,7 +474,7 @@ def uherding(
         centres=labelled,
         weights=scores.float() if len(labelled) else None,
         radius=_distance_between(labelled, share=0),
-        references=_even_rows(embeddings),
+        references=_even_rows(embeddings, MOST_REFERENCES),
     )
 
 
@@ -467,8 +494,8 @@ def auto(
     `max_herding`. Then images count by their score, as in `uherding`, and one covers another only as far as both are
     predicted alike: the kernel is multiplied by the Bhattacharyya coefficient of the two predictions, a labelled image
     counting as sure of its label. So a label is worth most where the model wavers between classes that no label near by
-    has settled. The radius is the distance that a quarter of the labelled images have a labelled neighbour within; it
-    shrinks as labels come in.
+    has settled. The radius is the distance that a quarter of the labelled images (see `MOST_COMPARED`) have a labelled
+    neighbour within; it shrinks as labels come in.
 
     The kernel and the rule were chosen on MNIST digits (pixels, principal components and an imbalanced part of them,
     logistic regression, 10 to 300 labels): docs/decisions/0005.
@@ -490,7 +517,7 @@ def auto(
         centres=labelled,
         weights=None if few else scores.float(),
         radius=_distance_between(labelled, share=0.25),
-        references=_even_rows(embeddings),
+        references=_even_rows(embeddings, MOST_REFERENCES),
         affinity=None if few else _mean_of_members(probs).sqrt(),
         centre_affinity=None if few else one_hot(labelled_targets, n_classes).float(),
     )
@@ -564,8 +591,9 @@ def bait(
 def drop_query(probs: Tensor, embeddings: Tensor, *, query_size: int, generator: torch.Generator) -> Tensor:
     """Cluster what the members do not agree on and take the middle of each cluster (DropQuery; Gupte et al., 2024).
 
-    Agreed on is what more than half of the members predict as their mean does; where too little is left, what all
-    of them do. The rest of the batch is random. The paper's members are passes with dropout on the embedding.
+    Clustered is what more than half of the members predict unlike their mean; where this is less than `WIDE_ENOUGH`
+    times the batch, so many of what any member does, those first on which most do. The rest of the batch is random.
+    The paper's members are three passes with dropout on the embedding, compared with the pass without it.
 
     Args:
         probs: `(N, K, C)`, K >= 2.
@@ -573,9 +601,8 @@ def drop_query(probs: Tensor, embeddings: Tensor, *, query_size: int, generator:
     """
     _check_several_members(probs, "drop_query")
     differ = (probs.argmax(dim=2) != _mean_of_members(probs).argmax(dim=1, keepdim=True)).float().mean(dim=1)
-    open_ones = (differ >= 0.5).nonzero().flatten()
-    if len(open_ones) < query_size:
-        open_ones = (differ > 0).nonzero().flatten()
+    n_open = max(int((differ > 0.5).sum()), min(int((differ > 0).sum()), WIDE_ENOUGH * query_size))
+    open_ones = top_k(differ, query_size=n_open, generator=generator)
     shuffled = torch.randperm(len(probs), generator=generator).to(probs.device)
     if len(open_ones) == 0:
         return shuffled[:query_size]
@@ -615,20 +642,20 @@ def _draw(odds: Tensor, chance: float) -> int:
     return int(torch.searchsorted(cumulative, min(chance * total, math.nextafter(total, 0)), right=True))
 
 
-def _take_turns(groups: Tensor) -> Tensor:
+def take_turns(groups: Tensor) -> Tensor:
     """Return the positions in the order in which groups take turns: the first of each, then the second of each.
 
     Args:
-        groups: `(N,)`; within a turn the lowest comes first, within a group the lowest position.
+        groups: `(N,)` int64, at least 0; within a turn the lowest position comes first.
 
-    >>> _take_turns(torch.tensor([1, 1, 0, 1, 0])).tolist()
-    [2, 0, 4, 1, 3]
+    >>> take_turns(torch.tensor([1, 1, 0, 1, 0])).tolist()
+    [0, 2, 1, 4, 3]
     """
     by_group = groups.argsort(stable=True)
     sizes = groups.bincount()
     turns = torch.empty_like(groups)
     turns[by_group] = torch.arange(len(groups), device=groups.device) - (sizes.cumsum(0) - sizes)[groups[by_group]]
-    return (turns * len(sizes) + groups).argsort()
+    return turns.argsort(stable=True)
 
 
 def _on_the_sphere(embeddings: Tensor) -> Tensor:
@@ -636,23 +663,25 @@ def _on_the_sphere(embeddings: Tensor) -> Tensor:
     return normalize(embeddings.float(), dim=1)
 
 
-def _even_rows(embeddings: Tensor) -> Tensor:
-    """Return the positions of at most `MOST_REFERENCES` rows, evenly spread."""
-    n = min(len(embeddings), MOST_REFERENCES)
+def _even_rows(embeddings: Tensor, most: int) -> Tensor:
+    """Return the positions of at most so many rows, evenly spread."""
+    n = min(len(embeddings), most)
     return torch.arange(n, device=embeddings.device) * len(embeddings) // max(n, 1)
 
 
 def _distance_between(rows: Tensor, *, share: float) -> float:
-    """Return the distance within which a share of the rows have another that is no duplicate; 1 where none has."""
+    """Return the distance within which a share of the rows have another that is no duplicate; 1 where none has.
+
+    The share is that of at most `MOST_COMPARED` rows, evenly spread; the others are sought among all.
+    """
     if len(rows) < 2:
         return 1.0
-    nearest = []
-    points = rows.double()  # in float32 the products of near duplicates round to distances of about 1e-3
-    for some in points.split(1024):
-        distance = torch.cdist(some, points)
-        nearest.append(distance.masked_fill_(distance <= 1e-6, torch.inf).amin(dim=1))
-    apart = torch.cat(nearest)
-    apart = apart[apart < torch.inf]
+    asked = rows[_even_rows(rows, MOST_COMPARED)].double()  # float32 rounds small distances to multiples of about 1e-3
+    nearest = torch.full((len(asked),), torch.inf, dtype=torch.float64, device=rows.device)
+    for some in rows.split(1024):
+        distance = torch.cdist(asked, some.double())
+        nearest = torch.minimum(nearest, distance.masked_fill_(distance <= 1e-6, torch.inf).amin(dim=1))
+    apart = nearest[nearest < torch.inf]
     return float(apart.quantile(share)) if len(apart) else 1.0
 
 
@@ -667,18 +696,13 @@ def _distance_to_class_means(embeddings: Tensor, labelled_embeddings: Tensor, la
     return torch.cat([torch.cdist(some.float() - origin, means).amin(dim=1) for some in embeddings.split(4096)])
 
 
-def _seeded_order(ids: NDArray[np.str_], generator: torch.Generator) -> Tensor:
-    """Return a random order that depends on the ids and the seed, not on the order the ids came in."""
-    by_id = torch.from_numpy(np.argsort(ids))
-    return by_id[torch.randperm(len(ids), generator=generator)]
-
-
 def _parameters(strategy: str) -> list[inspect.Parameter]:
     return list(inspect.signature(look_up(STRATEGIES, strategy, "strategy")).parameters.values())
 
 
 def _columns(candidates: Candidates, strategy: str, rows: Tensor) -> list[Tensor | None]:
     """Return the columns that a strategy reads, those of the candidates in `rows`; None for an optional one."""
+    in_order = torch.equal(rows, torch.arange(len(rows)))  # then a view does, and a large pool is held once
     columns = []
     for parameter in _parameters(strategy):
         if parameter.kind is parameter.KEYWORD_ONLY:
@@ -686,8 +710,9 @@ def _columns(candidates: Candidates, strategy: str, rows: Tensor) -> list[Tensor
         values = getattr(candidates, parameter.name)
         if values is None and parameter.default is parameter.empty:
             raise ValueError(f"strategy {strategy!r} needs {parameter.name}, which scoring did not compute")
-        of_candidates = values is not None and not parameter.name.startswith("labelled_")
-        columns.append(values[rows.to(values.device)] if of_candidates else values)
+        if values is not None and not parameter.name.startswith("labelled_"):
+            values = values[: len(rows)] if in_order else values[rows.to(values.device)]
+        columns.append(values)
     return columns
 
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 Split = Literal["pool", "audit"]
 RegionKind = Literal["image", "box", "polygon", "mask"]
+CHECKED = 2**20
+"""Values of a column looked at together, so that checking a column takes no memory of its size."""
+
 Outcome = Literal["labelled", "skipped", "empty", "invalid", "deleted"]
 """What came of asking an annotator: see `Answer`."""
 
@@ -125,7 +128,7 @@ class Candidates:
     labelled_targets: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if len(np.unique(self.ids)) != len(self.ids):
+        if len(set(self.ids.tolist())) != len(self.ids):
             raise ValueError("candidates must have distinct ids")
         for name in ("scores", "embeddings", "probs", "guesses"):
             values = getattr(self, name)
@@ -133,9 +136,8 @@ class Candidates:
                 continue
             if len(values) != len(self.ids):
                 raise ValueError(f"candidates: {len(self.ids)} ids but {len(values)} rows of {name}")
-            finite = torch.isfinite(values).unsqueeze(1).flatten(1).all(dim=1)
-            if not finite.all():
-                row = int((~finite).nonzero()[0, 0])
+            row = _first_not_finite(values)
+            if row is not None:
                 raise ValueError(f"candidates: {name} of item {self.ids[row]} is not finite")
         n_labelled = None
         for name in ("labelled_embeddings", "labelled_probs", "labelled_targets"):
@@ -145,12 +147,22 @@ class Candidates:
             n_labelled = len(values) if n_labelled is None else n_labelled
             if len(values) != n_labelled:
                 raise ValueError(f"candidates: {n_labelled} labelled images but {len(values)} rows of {name}")
-            if not torch.isfinite(values).all():
+            if _first_not_finite(values) is not None:
                 raise ValueError(f"candidates: {name} are not finite")
         for name in ("guesses", "labelled_targets"):
             values = getattr(self, name)
             if values is not None and (values.dtype != torch.int64 or (len(values) and values.min() < 0)):
                 raise ValueError(f"candidates: {name} must be int64 and at least 0")
+
+
+def _first_not_finite(values: Tensor) -> int | None:
+    """Return the first row of `(N, ...)` with a value that is not finite, None where there is none."""
+    n_rows = max(1, CHECKED // max(1, values[:1].numel()))
+    for start in range(0, len(values), n_rows):
+        finite = torch.isfinite(values[start : start + n_rows])
+        if not finite.all():
+            return start + int((~finite).nonzero()[0, 0])
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from pipeline.acquisition import (
     entropy,
     margin,
     score_all,
-    uncertainty_split,
     variation_ratio,
 )
 
@@ -221,9 +220,10 @@ def test_bald_is_largest_where_sure_members_contradict_each_other():
 
 def test_the_parts_of_the_uncertainty_add_up():
     probs = some_probs(100, 5, 4)
-    split = uncertainty_split(probs)
-    torch.testing.assert_close(split.total, split.aleatoric + split.epistemic)
-    torch.testing.assert_close(split.aleatoric, torch.distributions.Categorical(probs).entropy().mean(dim=-1))
+    parts = score_all(probs, ["entropy", "aleatoric", "epistemic"])
+    torch.testing.assert_close(parts["entropy"], parts["aleatoric"] + parts["epistemic"])
+    torch.testing.assert_close(parts["aleatoric"], torch.distributions.Categorical(probs).entropy().mean(dim=-1))
+    assert torch.equal(parts["epistemic"], bald(probs))
 
 
 def test_entropy_breaks_ties_of_the_variation_ratio_and_never_outweighs_a_vote():

@@ -337,6 +337,30 @@ def test_a_point_that_is_taken_goes_to_no_other_centroid():
     assert nearest_to_centroids(points[:3] * 0, torch.zeros(3, 1)).unique().tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("n_centroids", [30, 60])
+def test_centroids_that_want_the_same_point_look_again_in_their_order(monkeypatch, n_centroids):
+    monkeypatch.setattr(diversity, "ROWS", 25)
+    points, centroids = some_points(60, 2), some_points(n_centroids, 2, seed=5)
+    distance = scipy.spatial.distance.cdist(centroids.double(), points.double())
+    wanted: list[int | None] = [None] * n_centroids
+    for centroid, position in enumerate(distance.argmin(axis=1)):
+        wanted[centroid] = None if position in wanted else int(position)
+    for centroid in [c for c, position in enumerate(wanted) if position is None]:
+        wanted[centroid] = next(int(p) for p in distance[centroid].argsort() if p not in wanted)
+    found = nearest_to_centroids(points, centroids).tolist()
+    assert found == wanted
+    assert found != distance.argmin(axis=1).tolist()
+
+
+def test_clashes_take_no_copy_of_the_points(monkeypatch):
+    monkeypatch.setattr(diversity, "ROWS", 256)
+    points = some_points(10, 32).repeat(3000, 1)
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        nearest_to_centroids(points, points[:20])
+    largest = max(event.cpu_memory_usage for event in profile.function_events)
+    assert 0 < largest < 200_000 < points.nbytes // 10
+
+
 def test_more_centroids_than_points_are_refused():
     with pytest.raises(ValueError, match="5 centroids need as many points, got 2"):
         nearest_to_centroids(some_points(2), some_points(5))

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline import information
 from pipeline.acquisition import bald
-from pipeline.information import bait, batch_bald, joint_entropy
+from pipeline.information import bait, batch_bald
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -15,6 +16,16 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def some_probs(n: int, n_members: int, n_classes: int, *, seed: int = 0, sharpness: float = 2.0) -> Tensor:
     return (sharpness * torch.randn(n, n_members, n_classes, generator=seeded(seed))).softmax(dim=-1)
+
+
+def joint_entropy(probs: Tensor, *, generator: torch.Generator, n_configurations: int = 10_000) -> Tensor:
+    """Entropy of the labels of several images together: of each given those before it, by the steps of BatchBALD."""
+    configurations = information._no_labels(probs)
+    total = torch.zeros((), dtype=torch.float64)
+    for image in probs:
+        total += information._conditional_entropy(image[None], configurations)[0]
+        configurations = information._with_label(configurations, image, n_configurations, generator)
+    return total
 
 
 def textbook_joint_entropy(images: list[list[list[float]]]) -> float:
@@ -139,15 +150,35 @@ def test_batch_bald_takes_what_is_left_of_a_small_pool():
 
 
 def test_batch_bald_is_the_same_for_the_same_seed_and_any_number_of_threads():
-    probs = some_probs(300, 8, 5)
+    probs = some_probs(2000, 8, 5)
     n_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = batch_bald(probs, 10, generator=seeded(), n_configurations=500)
-        torch.set_num_threads(3)
-        assert torch.equal(batch_bald(probs, 10, generator=seeded(), n_configurations=500), alone)
+        alone = batch_bald(probs, 30, generator=seeded(), n_configurations=3000)
+        torch.set_num_threads(2)
+        assert torch.equal(batch_bald(probs, 30, generator=seeded(), n_configurations=3000), alone)
     finally:
         torch.set_num_threads(n_threads)
+
+
+def test_gains_hang_on_no_size_of_block_and_no_number_of_threads():
+    probs = some_probs(100, 8, 5)
+    configurations = information._no_labels(probs)
+    for image in probs[:8]:
+        configurations = information._with_label(configurations, image, 10_000, seeded())
+    n_threads, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for size in (1, 7, 32, 100):
+                blocks = probs.split(size)
+                found.append(torch.cat([information._conditional_entropy(block, configurations) for block in blocks]))
+    finally:
+        torch.set_num_threads(n_threads)
+    assert len(configurations.weights) > 5000
+    exact = information._conditional_entropy(probs.double(), configurations)
+    assert max(float((entropies - found[0]).abs().max()) for entropies in found) < information.ROUNDING / 10
+    assert float((found[0] - exact).abs().max()) < information.ROUNDING / 10
 
 
 def test_batch_bald_takes_half_precision_and_exact_zeros():

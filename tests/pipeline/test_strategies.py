@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from pipeline import strategies
+from pipeline import strategies, types
 from pipeline.acquisition import bald, margin
 from pipeline.diversity import kmeans
 from pipeline.strategies import (
@@ -24,6 +24,7 @@ from pipeline.strategies import (
     check_options,
     columns_of,
     power,
+    seeded_order,
     select_batch,
     top_k,
     top_k_diverse,
@@ -33,7 +34,7 @@ from pipeline.types import Batch, Candidates
 every = pytest.mark.parametrize("strategy", STRATEGIES)
 
 DIVERSE = [
-    "auto", "badge", "batch_bald", "cluster_margin", "coverage", "drop_query", "k_center", "max_herding", "suggestive",
+    "auto", "badge", "batch_bald", "coverage", "drop_query", "k_center", "max_herding", "suggestive",
     "top_k_diverse", "typiclust", "uherding", "weighted_k_center",
 ]  # fmt: skip
 
@@ -142,7 +143,7 @@ def test_takes_a_pool_of_one_image_many_times_over(strategy):
     columns = {name: getattr(candidates, name)[:1] for name in ("scores", "embeddings", "probs", "guesses")}
     repeated = {name: column.repeat(60, *[1] * (column.ndim - 1)) for name, column in columns.items()}
     copies = replace(candidates, **repeated)
-    assert len(set(select(copies, strategy, 45).ids)) == 45
+    assert len(set(pick(strategy, copies, 45))) == 45
 
 
 @every
@@ -155,15 +156,7 @@ def test_selects_where_all_labels_and_guesses_are_of_one_class(strategy):
         guesses=torch.ones(60, dtype=torch.long),
         labelled_targets=torch.ones(8, dtype=torch.long),
     )
-    assert len(select(one, strategy).ids) == 10
-
-
-@every
-def test_duplicates_in_the_pool_are_asked_for_once_each(strategy):
-    candidates = some_candidates()
-    twice = replace(candidates, embeddings=candidates.embeddings[torch.arange(60) // 20], scores=torch.full((60,), 0.5))
-    batch = select(twice, strategy, 45)
-    assert len(set(batch.ids)) == 45
+    assert len(set(pick(strategy, one, 10))) == 10
 
 
 @every
@@ -172,20 +165,20 @@ def test_takes_embeddings_and_scores_of_any_floating_point_type(strategy, dtype)
     candidates = some_candidates()
     names = ("scores", "embeddings", "probs", "labelled_embeddings", "labelled_probs")
     columns = {name: getattr(candidates, name).to(dtype) for name in names}
-    assert len(select(replace(candidates, **columns), strategy).ids) == 10
+    assert len(set(pick(strategy, replace(candidates, **columns), 10))) == 10
 
 
 @every
 def test_selects_before_the_first_label(strategy):
     candidates = without_labels(some_candidates())
-    assert len(select(candidates, strategy).ids) == 10
+    assert len(set(pick(strategy, candidates, 10))) == 10
 
 
 @every
 def test_leaves_the_candidates_as_they_are(strategy):
     candidates = some_candidates()
     before = {name: getattr(candidates, name).clone() for name in columns_of(strategy)}
-    select(candidates, strategy)
+    pick(strategy, candidates, 10)
     for name, column in before.items():
         assert torch.equal(getattr(candidates, name), column)
 
@@ -243,6 +236,22 @@ def test_takes_one_of_each_of_five_heaps_of_copies(strategy, seed):
     assert {item_id[0] for item_id in select(candidates, strategy, 5, seed=seed).ids} == set("01234")
 
 
+@pytest.mark.parametrize("strategy", ["auto", "k_center", "max_herding", "typiclust", "uherding", "weighted_k_center"])
+@pytest.mark.parametrize("seed", range(3))
+def test_duplicates_of_what_is_labelled_come_after_everything_new(strategy, seed):
+    axes = 10 * torch.eye(8)
+    heaps = torch.cat([torch.arange(90) % 3, torch.arange(3, 8).repeat_interleave(5)])
+    candidates = Candidates(
+        ids=np.array([f"{heap}-{i:03d}" for i, heap in enumerate(heaps)]),
+        scores=torch.full((115,), 0.5),
+        embeddings=axes[heaps],
+        probs=torch.full((115, 1, 2), 0.5),
+        labelled_embeddings=axes[:3],
+        labelled_targets=torch.tensor([0, 1, 1]),
+    )
+    assert {item_id[0] for item_id in select(candidates, strategy, 5, seed=seed).ids} == set("34567")
+
+
 def test_only_the_check_of_the_others_is_kept_out_of_campaigns():
     assert set(SUB_POOL) | MAY_FALL_SHORT | SANITY <= set(STRATEGIES)
     assert sorted(SANITY) == ["anti"]
@@ -254,6 +263,23 @@ def test_a_value_that_is_not_finite_names_the_item(name):
     values[17] = torch.nan
     with pytest.raises(ValueError, match=f"{name} of item item-0017 is not finite"):
         replace(some_candidates(), **{name: values})
+
+
+def test_the_row_is_named_however_many_are_checked_together(monkeypatch):
+    monkeypatch.setattr(types, "CHECKED", 40)
+    values = some_candidates().embeddings.clone()
+    values[[41, 59], 3] = torch.inf
+    with pytest.raises(ValueError, match="embeddings of item item-0041 is not finite"):
+        replace(some_candidates(), embeddings=values)
+
+
+def test_checking_takes_little_memory(monkeypatch):
+    monkeypatch.setattr(types, "CHECKED", 2**12)
+    candidates = some_candidates(5000, n_features=64)
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        replace(candidates)
+    largest = max(event.cpu_memory_usage for event in profile.function_events)
+    assert 0 < largest < 50_000 < candidates.embeddings.nbytes // 4
 
 
 @pytest.mark.parametrize("name", ["labelled_embeddings", "labelled_probs"])
@@ -311,6 +337,21 @@ def test_an_unknown_option_gets_the_options_there_are():
 def test_a_batch_holds_at_least_one(query_size):
     with pytest.raises(ValueError, match=f"query_size must be at least 1, got {query_size}"):
         select(some_candidates(), "top_k", query_size)
+
+
+@pytest.mark.parametrize(("share", "query_size"), [(0.1, 5), (0.25, 10), (0.1, 1), (0.3, 10)])
+def test_the_random_slice_is_its_share_of_the_batch_over_many_rounds(share, query_size):
+    sizes = Counter(
+        select(some_candidates(), "top_k", query_size, random_slice=share, round_number=number).reasons.count(
+            "random slice"
+        )
+        for number in range(400)
+    )
+    whole, part = divmod(share * query_size, 1)
+    assert set(sizes) <= {whole, whole + 1}
+    assert scipy.stats.binomtest(sizes[whole + 1], 400, part).pvalue > 0.001
+    again = select(some_candidates(), "top_k", query_size, random_slice=share)
+    assert select(some_candidates(), "top_k", query_size, random_slice=share) == again
 
 
 @pytest.mark.parametrize("random_slice", [-0.1, 1.1, float("nan")])
@@ -379,6 +420,18 @@ def seen_by_a_strategy(monkeypatch, candidates: Candidates, query_size: int = 4,
     monkeypatch.setitem(STRATEGIES, "spy", spy)
     select(candidates, "spy", query_size, **options)
     return torch.cat(shown)
+
+
+@pytest.mark.parametrize("sub_pool", [None, 20])
+def test_candidates_in_the_seeded_order_are_not_copied(monkeypatch, sub_pool):
+    candidates = some_candidates()
+    ordered = in_order(candidates, seeded_order(candidates.ids, round_number=2, seed=5))
+    shown = seen_by_a_strategy(monkeypatch, ordered, sub_pool=sub_pool)
+    assert torch.equal(shown, seen_by_a_strategy(monkeypatch, candidates, sub_pool=sub_pool))
+    monkeypatch.setattr(torch, "cat", lambda shown: shown[0])
+    shown = seen_by_a_strategy(monkeypatch, ordered, sub_pool=sub_pool)
+    assert shown.data_ptr() == ordered.scores.data_ptr()
+    assert len(shown) == (sub_pool or 60)
 
 
 def test_a_strategy_sees_no_more_than_the_sub_pool(monkeypatch):
@@ -473,6 +526,12 @@ def test_a_class_balanced_batch_needs_to_know_the_classes(name):
         select(replace(some_candidates(), **{name: None}), "top_k", class_balanced=True)
 
 
+def test_a_class_balanced_batch_takes_no_limit_on_a_class():
+    with pytest.raises(ValueError, match="decides how many of each class it has: it takes no max_class_share"):
+        select(some_candidates(), "weighted_k_center", class_balanced=True, max_class_share=0.5)
+    assert len(select(some_candidates(), "weighted_k_center", class_balanced=True, min_distance=0.1).ids) == 10
+
+
 def test_classes_with_equally_many_labels_come_first_equally_often():
     candidates = replace(some_candidates(), guesses=torch.arange(60) % 3, **labels_of([0]))
     guess_of = dict(zip(candidates.ids, candidates.guesses.tolist(), strict=True))
@@ -553,8 +612,9 @@ def test_power_takes_scores_of_zero_last():
 def test_power_refuses_what_has_no_odds():
     with pytest.raises(ValueError, match=r"needs scores of at least 0, got -0\.5"):
         power(torch.tensor([1.0, -0.5]), query_size=1, generator=seeded())
-    with pytest.raises(ValueError, match="beta must be above 0, got 0"):
-        power(torch.tensor([1.0, 0.5]), query_size=1, generator=seeded(), beta=0)
+    for beta in (0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"beta must be above 0 and finite, got {beta}"):
+            power(torch.tensor([1.0, 0.5]), query_size=1, generator=seeded(), beta=beta)
 
 
 def clusters_of_candidates() -> Candidates:
@@ -657,7 +717,7 @@ def test_falcun_refuses_odds_that_favour_the_certain():
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0, 2.5])
-@pytest.mark.parametrize(("share", "apart"), [(1.0, 0.0), (0.3, 0.0), (1.0, 2.0)])
+@pytest.mark.parametrize(("share", "apart"), [(1.0, 0.0), (0.3, 0.0), (0.37, 0.0), (0.01, 0.0), (1.0, 2.0)])
 def test_weighted_k_center_is_the_greedy_of_score_times_distance_within_its_limits(strength, share, apart):
     candidates = some_candidates()
     points, taken = candidates.embeddings.double(), candidates.labelled_embeddings.double()
@@ -666,7 +726,7 @@ def test_weighted_k_center_is_the_greedy_of_score_times_distance_within_its_limi
         distance = (points[:, None] - taken).norm(dim=2).amin(dim=1)
         value = candidates.scores.double() ** strength * distance
         mine = Counter(candidates.guesses[wanted].tolist())
-        full = torch.tensor([mine[guess] >= math.ceil(10 * share) for guess in candidates.guesses.tolist()])
+        full = torch.tensor([mine[guess] >= max(1, int(10 * share)) for guess in candidates.guesses.tolist()])
         value[full | (distance < apart)] = -1
         value[wanted] = -1
         if value.max() < 0:
@@ -675,6 +735,13 @@ def test_weighted_k_center_is_the_greedy_of_score_times_distance_within_its_limi
         taken = torch.cat([taken, points[wanted[-1:]]])
     limits = {"strength": strength, "max_class_share": share, "min_distance": apart}
     assert pick("weighted_k_center", candidates, 10, **limits) == wanted
+
+
+def test_a_share_of_a_class_that_is_a_whole_number_is_not_rounded_down():
+    assert 0.29 * 100 < 29
+    candidates = replace(some_candidates(200), guesses=torch.arange(200) % 2)
+    picks = pick("weighted_k_center", candidates, 100, max_class_share=0.29)
+    assert candidates.guesses[picks].bincount().tolist() == [29, 29]
 
 
 def test_weighted_k_center_fills_by_score_what_its_limits_leave_open():
@@ -727,22 +794,40 @@ def test_cluster_margin_draws_from_the_clusters_of_the_shortlist_the_smallest_fi
     candidates = some_candidates()
     rows = candidates.scores.argsort(descending=True)[:30]
     tree = scipy.cluster.hierarchy.linkage(candidates.embeddings[rows].double().numpy(), "average")
-    clusters = scipy.cluster.hierarchy.fcluster(tree, 6, "maxclust")
+    clusters = scipy.cluster.hierarchy.fcluster(tree, 3, "maxclust")  # half of what is asked for
     cluster_of = dict(zip(rows.tolist(), clusters.tolist(), strict=True))
     sizes = Counter(clusters.tolist())
-    drawn = [[cluster_of[i] for i in pick("cluster_margin", candidates, 6, seed, shortlist=5)] for seed in range(20)]
-    assert all(len(set(batch)) == 6 for batch in drawn)
-    assert all([sizes[c] for c in batch] == sorted(sizes.values()) for batch in drawn)
-    assert len({tuple(pick("cluster_margin", candidates, 6, seed, shortlist=5)) for seed in range(20)}) > 10
+    left, wanted = dict(sizes), []
+    while len(wanted) < 6:
+        wanted += [size for c, size in sorted(sizes.items(), key=lambda item: item[1]) if left[c] > 0]
+        left = {c: n - 1 for c, n in left.items()}
+    batches = [pick("cluster_margin", candidates, 6, seed, shortlist=5) for seed in range(20)]
+    assert all([sizes[cluster_of[i]] for i in batch] == wanted[:6] for batch in batches)
+    assert len({tuple(batch) for batch in batches}) > 10
 
 
 def test_cluster_margin_leaves_a_rare_kind_of_image_its_place():
     embeddings = torch.cat([torch.randn(57, 2, generator=seeded()), torch.tensor([[50.0, 0], [0, 50], [50, 50]])])
-    assert set(pick("cluster_margin", replace(some_candidates(), embeddings=embeddings), 4, shortlist=15)[:3]) == {
-        57,
-        58,
-        59,
-    }
+    picks = pick("cluster_margin", replace(some_candidates(), embeddings=embeddings), 8, shortlist=8)
+    assert set(picks[:3]) == {57, 58, 59}
+    assert max(picks[3:]) < 57
+
+
+def test_outliers_do_not_fill_the_batch_of_cluster_margin():
+    blobs = torch.tensor([[0.0, 0], [100, 0]]).repeat_interleave(46, dim=0) + torch.randn(92, 2, generator=seeded())
+    far, turn = torch.arange(15.0, 31, 2), torch.arange(8) * math.pi / 4
+    outliers = far[:, None] * torch.stack([turn.cos(), turn.sin()], dim=1) + torch.tensor([[0.0, 0], [100, 0]] * 4)
+    embeddings = torch.cat([blobs, outliers])
+    tree = scipy.cluster.hierarchy.linkage(embeddings.double().numpy(), "average")
+    assert sorted(np.bincount(scipy.cluster.hierarchy.fcluster(tree, 10, "maxclust"))[1:]) == [1] * 8 + [46] * 2
+    picks = pick("cluster_margin", replace(some_candidates(100), embeddings=embeddings), 10)
+    kinds = Counter("blob" if i < 92 else "outlier" for i in picks)
+    assert 1 <= kinds["outlier"] <= 5
+
+
+def test_cluster_margin_asks_as_often_for_each_of_five_heaps_of_copies():
+    candidates = replace(some_candidates(100), embeddings=10 * torch.eye(5, 6)[torch.arange(100) % 5])
+    assert sorted(i % 5 for i in pick("cluster_margin", candidates, 10)) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 @pytest.mark.parametrize("query_size", [4, 25])
@@ -849,10 +934,16 @@ def test_herding_of_a_large_pool_is_measured_on_an_even_part_of_it(monkeypatch):
     monkeypatch.setattr(strategies, "MOST_REFERENCES", 20)
     calls = []
     monkeypatch.setattr(strategies, "herd", lambda rows, n, **given: calls.append(given) or torch.arange(n))
+    monkeypatch.setattr(strategies, "MOST_COMPARED", 4)
     pick("max_herding", some_candidates(), 3)
     pick("uherding", some_candidates(), 3)
     pick("auto", some_candidates(), 3)
     assert [call["references"].tolist() for call in calls] == [list(range(0, 60, 3))] * 3
+    labelled = normalize(some_candidates().labelled_embeddings.double(), dim=1)
+    nearest = (labelled[::2, None] - labelled).norm(dim=2)
+    nearest = nearest[nearest > 0].view(4, 7).amin(dim=1)
+    wanted = [1.0, nearest.min(), nearest.quantile(0.25)]
+    assert [call["radius"] for call in calls] == pytest.approx([float(radius) for radius in wanted])
 
 
 def gradients(candidates: Candidates) -> Tensor:
@@ -953,14 +1044,29 @@ def test_bait_does_not_mind_the_scale_of_the_embeddings(scale):
 
 def votes(*rows: str) -> Tensor:
     """Probabilities of members that vote for the classes written as digits."""
-    return torch.eye(3)[torch.tensor([[int(vote) for vote in row] for row in rows])] * 0.9 + 1 / 30
+    return torch.eye(4)[torch.tensor([[int(vote) for vote in row] for row in rows])] * 0.9 + 1 / 40
 
 
-def test_drop_query_takes_what_half_of_the_members_do_not_agree_on():
-    candidates = replace(some_candidates(60), probs=votes(*["0000"] * 30, *["0012"] * 10, *["0001"] * 20))
-    assert set(pick("drop_query", candidates, 10)) == set(range(30, 40))
-    assert set(pick("drop_query", candidates, 5)) < set(range(30, 40))
-    assert set(pick("drop_query", candidates, 25)) <= set(range(30, 60))
+@pytest.mark.parametrize(
+    ("kinds", "query_size", "clustered"),
+    [
+        (["0000"] * 30 + ["0123"] * 30 + ["0012"] * 20, 1, slice(30, 60)),  # half is not more than half
+        (["000"] * 30 + ["012"] * 30 + ["001"] * 20, 1, slice(30, 60)),
+        (["0000"] * 30 + ["0123"] * 3 + ["0012"] * 22 + ["0001"] * 20, 1, slice(30, 55)),  # 25 for each, those first
+        (["0000"] * 30 + ["0123"] * 3 + ["0012"] * 22 + ["0001"] * 20, 2, slice(30, 75)),  # on which most differ
+        (["0000"] * 30 + ["0123"] * 30 + ["0012"] * 20, 2, slice(30, 80)),
+    ],
+)
+def test_drop_query_clusters_what_most_members_do_not_agree_on(monkeypatch, kinds, query_size, clustered):
+    candidates = replace(some_candidates(len(kinds)), probs=votes(*kinds))
+    seen = []
+    monkeypatch.setattr(
+        strategies, "kmeans", lambda rows, *args, **given: seen.append(rows) or kmeans(rows, *args, **given)
+    )
+    picks = pick("drop_query", candidates, query_size)
+    wanted = normalize(candidates.embeddings[clustered], dim=1)
+    assert sorted(seen[0].tolist()) == sorted(wanted.tolist())
+    assert all(clustered.start <= i < clustered.stop for i in picks)
 
 
 def test_drop_query_takes_the_middle_of_clusters():
