@@ -1,7 +1,8 @@
 """How a benchmark measures: side by side in one process, median of several runs, memory in a process of its own.
 
 A benchmark is a list of cases; a case is some work on some inputs, done by us and by its peers. Times and
-quality come from alternating runs, so that what else the machine does meets all of them alike.
+quality come from alternating runs, so that what else the machine does meets all of them alike. What fails is said
+in its row and stops nothing; the rows are written after every case.
 """
 
 import argparse
@@ -13,8 +14,8 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,12 +27,10 @@ from rich.table import Table
 from pipeline.training import device_name
 
 RUNS = 5
-"""Timed runs of each contender, after one to warm up."""
+"""Timed runs of each contender."""
 
-SLOW_S = 30.0
-"""A first run longer than this counts as a run already, and the rest is cut down to what fits into BUDGET_S."""
-
-BUDGET_S = 120.0
+BUDGET_S = 30.0
+"""No contender starts a run that would take it beyond this many seconds, but everybody runs once."""
 
 FILE_WIDTH = 180
 """Characters in a line of the table, where it does not go to a terminal."""
@@ -53,15 +52,22 @@ class Contender:
         work: what is timed: (inputs, seed) -> result. A function of a module, so that a new process finds it.
         package: whose version is named, None for code of our own.
         prepare: what comes before every run and is not timed: inputs -> what `work` is given.
+        runs: most timed runs.
+        device: "cpu" or "cuda", whose memory is measured.
     """
 
     name: str
     work: Callable[[Any, int], Any]
     package: str | None = None
     prepare: Callable[[Any], Any] = as_they_are
+    runs: int = RUNS
+    device: str = "cpu"
 
     def __str__(self) -> str:
-        return f"{self.name} {version(self.package)}" if self.package else self.name
+        try:
+            return f"{self.name} {version(self.package)}" if self.package else self.name
+        except PackageNotFoundError:
+            return f"{self.name} (not installed)"
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Case:
     Attributes:
         name: for the command line.
         work: what is done, for people; the inputs say of themselves how large they are.
-        inputs: makes them; `small` makes ones that take no time.
+        inputs: makes them; `small` makes ones that take no time, to warm up and to try everything.
         quality: (inputs, result) -> a number, None where every right result is the same.
         quality_of: what that number is, and which direction is better.
         note: (inputs, our result, our seconds, our peak in MB or None) -> what else is to be said of ours.
@@ -96,11 +102,12 @@ class Row:
         ours_s, peer_s: seconds, the median of `ours_runs` and `peer_runs` runs.
         quality_ours, quality_peer: means over the runs, of what `quality` says.
         peak_mb, peak_mb_peer: most memory held beyond the inputs, in 10^6 bytes.
+        error: who failed and how; what was measured before that is kept.
         setting: data, seeds, processor and versions.
     """
 
     work: str
-    ours_s: float
+    ours_s: float | None = None
     peer: str | None = None
     peer_s: float | None = None
     ratio: float | None = None
@@ -109,23 +116,25 @@ class Row:
     quality_peer: float | None = None
     peak_mb: float | None = None
     peak_mb_peer: float | None = None
-    ours_runs: int = 1
+    ours_runs: int = 0
     peer_runs: int = 0
     note: str = ""
+    error: str = ""
     setting: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Runs:
-    """The timed runs of one contender, seeds 0, 1, 2 and so on."""
+    """The timed runs of one contender, seeds 0, 1, 2 and so on, until one fails."""
 
-    seconds: list[float]
-    results: list[Any]
+    seconds: list[float] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
+    error: str = ""
 
     @property
-    def median(self) -> float:
+    def median(self) -> float | None:
         """Seconds."""
-        return statistics.median(self.seconds)
+        return statistics.median(self.seconds) if self.seconds else None
 
 
 def measure(case: Case, *, quick: bool = False) -> list[Row]:
@@ -138,15 +147,9 @@ def measure(case: Case, *, quick: bool = False) -> list[Row]:
         case = replace(case, inputs=case.small)
     inputs = case.inputs()
     contenders = (case.ours, *case.peers)
-    runs = side_by_side(contenders, inputs, runs=1 if quick else RUNS)
-    peaks = [
-        None if quick or run.median > BUDGET_S else peak_mb(case, who)
-        for who, run in zip(contenders, runs, strict=True)
-    ]
-    qualities = [
-        statistics.fmean(case.quality(inputs, result) for result in run.results) if case.quality else None
-        for run in runs
-    ]
+    runs = side_by_side(contenders, inputs, case.small(), runs=1 if quick else RUNS)
+    qualities = [_quality(case, inputs, run) for run in runs]
+    peaks = [None if quick else _peak(case, who, run) for who, run in zip(contenders, runs, strict=True)]
     ours = runs[0]
     row = Row(
         work=f"{case.work}: {inputs}",
@@ -155,7 +158,8 @@ def measure(case: Case, *, quick: bool = False) -> list[Row]:
         quality_ours=qualities[0],
         peak_mb=peaks[0],
         ours_runs=len(ours.seconds),
-        note=case.note(inputs, ours.results[0], ours.median, peaks[0]) if case.note else "",
+        note=_note(case, inputs, ours, peaks[0]),
+        error=_said(case.ours, ours),
     )
     if not case.peers:
         return [row]
@@ -164,38 +168,79 @@ def measure(case: Case, *, quick: bool = False) -> list[Row]:
             row,
             peer=str(who),
             peer_s=run.median,
-            ratio=run.median / ours.median,
+            ratio=run.median / ours.median if run.median and ours.median else None,
             quality_peer=quality,
             peak_mb_peer=peak,
             peer_runs=len(run.seconds),
+            error="; ".join(filter(None, (row.error, _said(who, run)))),
         )
         for who, run, quality, peak in zip(case.peers, runs[1:], qualities[1:], peaks[1:], strict=True)
     ]
 
 
 def side_by_side(
-    contenders: Sequence[Contender], inputs: Any, *, runs: int, clock: Callable[[], float] = perf_counter
+    contenders: Sequence[Contender], inputs: Any, small: Any, *, runs: int, clock: Callable[[], float] = perf_counter
 ) -> list[Runs]:
-    """Time the contenders in turn, again and again; the slow ones fewer times.
+    """Time the contenders in turn, again and again; the slow ones fewer times, and none that failed.
 
     Args:
-        runs: timed runs of each, after one that is not counted; of a slow one the first is counted too.
+        small: inputs that everybody works on first, so that no import or first call is timed.
+        runs: timed runs of each.
         clock: seconds.
     """
-    measured = []
-    planned = []
-    for who in contenders:
-        seconds, result = _timed(who, inputs, 0, clock)
-        is_slow = seconds > SLOW_S
-        measured.append(Runs([seconds] if is_slow else [], [result] if is_slow else []))
-        planned.append(min(runs, max(1, int(BUDGET_S // seconds))) if is_slow else runs)
-    for _ in range(runs):
-        for who, so_far, limit in zip(contenders, measured, planned, strict=True):
-            if len(so_far.seconds) < limit:
-                seconds, result = _timed(who, inputs, len(so_far.seconds), clock)
-                so_far.seconds.append(seconds)
+    measured = [Runs() for _ in contenders]
+    for turn in range(-1, runs):
+        for who, so_far in zip(contenders, measured, strict=True):
+            seconds = so_far.seconds
+            if so_far.error or turn >= who.runs or (seconds and sum(seconds) + seconds[-1] > BUDGET_S):
+                continue
+            try:
+                took, result = _timed(who, small if turn < 0 else inputs, max(turn, 0), clock)
+            except Exception as exc:
+                so_far.error = _told(exc)
+                continue
+            if turn >= 0:
+                seconds.append(took)
                 so_far.results.append(result)
     return measured
+
+
+def _quality(case: Case, inputs: Any, run: Runs) -> float | None:
+    if not case.quality or not run.results:
+        return None
+    try:
+        return statistics.fmean(case.quality(inputs, result) for result in run.results)
+    except Exception as exc:
+        run.error = run.error or _told(exc)
+        return None
+
+
+def _peak(case: Case, who: Contender, run: Runs) -> float | None:
+    if run.error or run.median is None or run.median > BUDGET_S:
+        return None
+    try:
+        return peak_mb(case, who)
+    except Exception as exc:
+        run.error = _told(exc)
+        return None
+
+
+def _note(case: Case, inputs: Any, ours: Runs, peak: float | None) -> str:
+    if not case.note or ours.median is None:
+        return ""
+    try:
+        return case.note(inputs, ours.results[0], ours.median, peak)
+    except Exception as exc:
+        ours.error = ours.error or _told(exc)
+        return ""
+
+
+def _told(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {exc}"
+
+
+def _said(who: Contender, run: Runs) -> str:
+    return run.error and f"{who.name}: {run.error}"
 
 
 def _timed(who: Contender, inputs: Any, seed: int, clock: Callable[[], float]) -> tuple[float, Any]:
@@ -209,9 +254,9 @@ def peak_mb(case: Case, who: Contender) -> float | None:
     """Return the most memory that the work holds beyond its inputs, in 10^6 bytes; None where Linux does not tell.
 
     Measured in a fresh process, which has done the work on small inputs before: what the libraries load is
-    not counted.
+    not counted. On a GPU it is what torch allocates there.
     """
-    if not RESET_HIGH_WATER.exists():
+    if who.device == "cpu" and not RESET_HIGH_WATER.exists():
         return None
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(_peak_here, who, case.small, case.inputs).result()
@@ -221,6 +266,11 @@ def _peak_here(who: Contender, small: Callable[[], Any], full: Callable[[], Any]
     who.work(who.prepare(small()), 0)
     inputs = who.prepare(full())
     gc.collect()
+    if who.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        who.work(inputs, 0)
+        return (torch.cuda.max_memory_allocated() - held) / 1e6
     RESET_HIGH_WATER.write_text("5")  # else what it took to build the inputs would hide what the work takes
     before = _high_water()
     who.work(inputs, 0)
@@ -247,36 +297,63 @@ def setting(data: str) -> str:
     return f"{data}; seeds 0, 1, ... of the runs; {processor}; Python {platform.python_version()}, {packages}"
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """Read the command line that all benchmarks share."""
+def arguments(description: str | None, names: Sequence[str]) -> argparse.Namespace:
+    """Read the command line that all benchmarks share.
+
+    Args:
+        names: what may be asked for.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows there")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="run the cases with these names")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"run only {', '.join(names)}")
     parser.add_argument("--quick", action="store_true", help="small inputs, one run: shows that everything runs")
     return parser.parse_args()
 
 
-def run(cases: Sequence[Case], options: argparse.Namespace) -> list[Row]:
-    """Measure the cases that the command line asks for, telling which one is running."""
+def run(cases: Sequence[Case], options: argparse.Namespace, data: str) -> list[Row]:
+    """Measure the cases that the command line asks for, telling which one is running; write after each.
+
+    Args:
+        data: what the inputs are.
+    """
     console = Console(stderr=True)
     rows: list[Row] = []
     for case in cases:
         if options.only and case.name not in options.only:
             continue
         console.print(f"{case.name} ...", style="dim")
-        rows += measure(case, quick=options.quick)
+        try:
+            rows += measure(case, quick=options.quick)
+        except Exception as exc:
+            rows.append(Row(work=case.work, error=_told(exc)))
+        write(rows, data, options.json)
     return rows
 
 
-def report(rows: Sequence[Row], data: str, path: Path | None) -> None:
-    """Print the rows as a table, and under it what else is to be said; write them where `path` says.
+def write(rows: Sequence[Row], data: str, path: Path | None) -> None:
+    """Write the rows as JSON where `path` says, all or nothing.
+
+    Args:
+        data: what the inputs are.
+    """
+    if not path:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listed = [asdict(replace(row, setting=setting(data))) for row in rows]
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(json.dumps(listed, indent=1, allow_nan=False) + "\n")
+    unfinished.replace(path)
+
+
+def report(rows: Sequence[Row], data: str) -> None:
+    """Print the rows as a table, and under it what else is to be said.
 
     Args:
         data: what the inputs are.
     """
     console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
-    rows = [replace(row, setting=setting(data)) for row in rows]
-    table = Table(title=setting(data), caption="ratio = peer over ours; peak = memory beyond the inputs")
+    caption = "ratio = peer over ours; peak = memory beyond the inputs; s = median of the runs, ours/peer"
+    table = Table(title=setting(data), caption=caption)
     for heading in ("work", "peer"):
         table.add_column(heading, overflow="fold")
     for heading in ("ours s", "peer s", "ratio", "quality ours", "quality peer", "peak MB ours", "peer", "runs"):
@@ -286,13 +363,11 @@ def report(rows: Sequence[Row], data: str, path: Path | None) -> None:
         table.add_row(row.work, row.peer or "", *map(_cell, cells), f"{row.ours_runs}/{row.peer_runs}")
     console.print(table)
     for work in dict.fromkeys(row.work for row in rows):
-        said = next(row for row in rows if row.work == work)
-        for line in (said.quality and f"quality: {said.quality}", said.note):
+        about = [row for row in rows if row.work == work]
+        failures = dict.fromkeys(f"FAILED: {row.error}" for row in about if row.error)
+        for line in (about[0].quality and f"quality: {about[0].quality}", about[0].note, *failures):
             if line:
-                console.print(f"{work}: {line}", style="dim", highlight=False)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n")
+                console.print(f"{work}: {line}", style="dim", highlight=False, markup=False)
 
 
 def _cell(value: float | None) -> str:

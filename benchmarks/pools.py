@@ -56,8 +56,20 @@ class Pool:
         return replace(self, embeddings=torch.nn.functional.normalize(self.embeddings, dim=1))
 
 
-def make_pool(n: int, n_features: int, n_picks: int, *, n_members: int = 1, n_classes: int = 10) -> Pool:
-    """Draw a pool with seed 0: centres N(0, 1), embeddings N(centre, 1.5^2), logits N(centres . x / sqrt D, 0.5^2).
+def make_pool(
+    n: int,
+    n_features: int,
+    n_picks: int,
+    *,
+    n_members: int = 1,
+    n_classes: int = 10,
+    sharpness: float = 1.0,
+    disagreement: float = 0.5,
+) -> Pool:
+    """Draw a pool with seed 0: centres N(0, 1), embeddings N(centre, 1.5^2).
+
+    The logits of a member are N(sharpness * centres . x / sqrt D, disagreement^2). The defaults make nearly one-hot
+    probabilities.
 
     Args:
         n: images, at least `N_LABELLED`.
@@ -69,12 +81,12 @@ def make_pool(n: int, n_features: int, n_picks: int, *, n_members: int = 1, n_cl
     for start in range(0, n, CHUNK):
         rows = slice(start, start + CHUNK)
         embeddings[rows] = centres[targets[rows]] + 1.5 * rng.normal(size=embeddings[rows].shape)
-    weights = (centres.T / n_features**0.5).astype(np.float32)
+    weights = (sharpness * centres.T / n_features**0.5).astype(np.float32)
     probs = np.empty((n, n_members, n_classes), dtype=np.float32)
     for start in range(0, n if n_members else 0, CHUNK):
         rows = slice(start, start + CHUNK)
         noise = rng.normal(size=(len(embeddings[rows]), n_classes, n_members)).astype(np.float32)
-        logits = (embeddings[rows] @ weights)[:, None, :] + 0.5 * noise.swapaxes(1, 2)
+        logits = (embeddings[rows] @ weights)[:, None, :] + disagreement * noise.swapaxes(1, 2)
         likely = np.exp(logits - logits.max(axis=2, keepdims=True))
         probs[rows] = likely / likely.sum(axis=2, keepdims=True)
     return Pool(torch.from_numpy(embeddings), torch.from_numpy(targets), torch.from_numpy(probs), n_picks)

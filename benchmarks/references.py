@@ -5,23 +5,25 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 CHUNK = 4096
 
 
-def one_at_a_time(points: Tensor, n_picks: int, centres: Tensor) -> NDArray[np.int64]:
-    """Return the farthest point again and again, in float64, one product with all points for each pick.
+def one_at_a_time(points: Tensor, n_picks: int, centres: Tensor, *, dtype: DTypeLike = np.float64) -> NDArray[np.int64]:
+    """Return the farthest point again and again, one product with all points for each pick.
 
     Args:
         points: `(N, D)`.
         centres: `(M, D)` what counts as picked already, M >= 1.
+        dtype: what it is computed in; float32 takes half the time, and rounding can change a pick.
     """
-    origin = points.double().mean(dim=0)
-    x, c = (points.double() - origin).numpy(), (centres.double() - origin).numpy()
+    x, c = points.numpy().astype(dtype), centres.numpy().astype(dtype)
+    origin = x.mean(axis=0)
+    x, c = x - origin, c - origin
     lengths = np.square(x).sum(axis=1)
-    distance = np.full(len(x), np.inf)
+    distance = np.full(len(x), np.inf, dtype=dtype)
     picks: list[int] = []
     for centre in c:
         np.minimum(distance, lengths - 2 * (x @ centre) + centre @ centre, out=distance)

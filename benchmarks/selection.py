@@ -3,16 +3,15 @@
 Data: pools of ten Gaussian clusters (benchmarks/pools.py), drawn with seed 0; run i of a contender has seed i.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor
 
 from benchmarks import peers, references
@@ -21,29 +20,40 @@ from benchmarks.measure import (
     Case,
     Contender,
     Row,
+    Runs,
     arguments,
     report,
     run,
     side_by_side,
+    write,
 )
 from benchmarks.pools import CHUNK, N_LABELLED, Pool, make_pool
 from pipeline.acquisition import ACQUISITIONS, margin, score_all
 from pipeline.covering import herd
 from pipeline.diversity import d2_sampling, k_center_greedy
 from pipeline.information import batch_bald
-from pipeline.strategies import STRATEGIES, columns_of, select_batch
-from pipeline.types import Candidates
+from pipeline.strategies import STRATEGIES, SUB_POOL, columns_of, select_batch
+from pipeline.types import Batch, Candidates
+
+DATA = "pools of ten Gaussian clusters, drawn with seed 0"
 
 SMALL = partial(make_pool, 600, 16, 10)
 """A pool that takes no time."""
 
+MILLION_GB = 8
+"""Free memory that the largest pool needs: it is in this process and, twice, in the one that measures memory."""
+
 ON_GPU = ("k_center", "badge_500", "uherding", "batch_bald")
 """Cases that run once more where there is a GPU."""
 
-GROWTH = ("k_center", "badge", "typiclust", "uherding", "auto")
-GROWTH_SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
-GROWTH_LIMIT_S = 60.0
+GROWTH = ("k_center", "badge", "typiclust", "uherding", "max_herding", "auto")
+GROWTH_SIZES = (3000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
+GROWTH_RUNS = 3
+GROWTH_LIMIT_S = 20.0
 """A strategy that took longer is not given a larger pool."""
+
+WHOLE = 30_000
+"""Up to so many candidates, a strategy that draws a sub-pool is also timed without one."""
 
 HEURISTICS = {
     "bald": "BALD",
@@ -57,19 +67,22 @@ HEURISTICS = {
 
 def main() -> None:
     """Measure, print, write."""
-    options = arguments(__doc__)
-    rows = run(cases(), options)
-    points = {}
+    listed = cases()
+    options = arguments(__doc__, [*(case.name for case in listed), "growth"])
+    rows = run(listed, options, DATA)
+    lines = {}
     if not options.only or "growth" in options.only:
-        points = growth((1000, 2000, 4000) if options.quick else GROWTH_SIZES)
-        rows += growth_rows(points)
-    report(rows, "pools of ten Gaussian clusters, drawn with seed 0", options.json)
-    if options.json and points:
-        draw_growth(points, options.json.with_name(f"{options.json.stem}-growth.png"))
+        for label, line in growth((1000, 2000, 4000) if options.quick else GROWTH_SIZES):
+            rows += growth_rows(label, line)
+            lines[label] = line
+            write(rows, DATA, options.json)
+    report(rows, DATA)
+    if options.json and lines:
+        draw_growth(lines, options.json.with_name(f"{options.json.stem}-growth.png"))
 
 
 def cases() -> list[Case]:
-    """Return everything that is measured, except growth."""
+    """Return everything that can be measured, except growth; nothing is computed yet."""
     listed = [*k_center_cases(), *other_cases(), *score_cases()]
     return listed + (gpu_cases(listed) if torch.cuda.is_available() else [])
 
@@ -77,12 +90,13 @@ def cases() -> list[Case]:
 def k_center_cases() -> list[Case]:
     """Return the cases of k-center greedy."""
     case = partial(Case, small=SMALL, ours=Contender("ours", k_center), quality=cover, quality_of=COVER)
-    one_by_one = Contender("NumPy, one pick at a time, float64", k_center_reference)
+    one_by_one = Contender("NumPy, one pick at a time, float32", k_center_reference)
     mundig = Contender("lightly-mundig", peers.mundig, "lightly-mundig")
     core = Contender("lightly-mundig, data loaded,", peers.mundig_core, "lightly-mundig", peers.mundig_loaded)
     skactiveml = Contender("CoreSet of scikit-activeml", peers.core_set, "scikit-activeml")
     small_text = Contender("greedy_coreset of small-text", peers.greedy_coreset, "small-text")
-    listed = [
+    million = partial(case, inputs=make_million, note=compared_with_bare_passes, quality=None, quality_of="")
+    return [
         case(
             name="k_center",
             work="k-center",
@@ -97,14 +111,13 @@ def k_center_cases() -> list[Case]:
             peers=(mundig, skactiveml, small_text),
             note=compared_with_one_at_a_time,
         ),
+        million(name="k_center_million", work="k-center, the bare function k_center_greedy"),
+        million(
+            name="k_center_million_batch",
+            work="k-center, as a round does: Candidates, then select_batch",
+            ours=Contender("ours", k_center_batch, prepare=with_ids),
+        ),
     ]
-    wanted_gb = 6  # the pool twice, in this process and in the one that measures memory, and room to work
-    if psutil.virtual_memory().available < wanted_gb * 1e9:
-        Console(stderr=True).print(f"k_center_million is left out: it needs {wanted_gb} GB of free memory")
-        return listed
-    million = partial(make_pool, 1_000_000, 384, 1000, n_members=0)
-    alone = case(name="k_center_million", work="k-center", inputs=million, note=compared_with_bare_passes)
-    return [*listed, replace(alone, quality=None, quality_of="")]
 
 
 def other_cases() -> list[Case]:
@@ -134,13 +147,14 @@ def other_cases() -> list[Case]:
         ),
         Case(
             name="typiclust",
-            work="TypiClust",
-            inputs=partial(make_pool, 20_000, 512, 100),
-            small=SMALL,
+            work="TypiClust on rows of length 1",
+            inputs=partial(make_unit_pool, 20_000, 512, 100),
+            small=partial(make_unit_pool, 600, 16, 10),
             ours=Contender("ours", partial(ask, "typiclust"), prepare=as_candidates),
             peers=(skactiveml("TypiClust of scikit-activeml", peers.typiclust),),
             quality=distance_to_labels,
             quality_of="mean distance of a candidate to the nearest label or pick, lower is better",
+            note=about_clustering,
         ),
         Case(
             name="max_herding",
@@ -162,19 +176,7 @@ def other_cases() -> list[Case]:
             quality=uherding_coverage,
             quality_of="objective: weighted mean kernel with the nearest label or pick, higher is better",
         ),
-        Case(
-            name="batch_bald",
-            work="BatchBALD",
-            inputs=partial(make_pool, 2000 + N_LABELLED, 64, 20, n_members=20),
-            small=partial(make_pool, 60 + N_LABELLED, 16, 4, n_members=20),
-            ours=Contender("ours", joint_bald),
-            peers=(
-                Contender("batchbald_redux", peers.batch_bald_redux, "batchbald-redux", peers.redux_log_probs),
-                Contender("BatchBALD of baal", peers.batch_bald_baal, "baal", peers.classes_before_members),
-            ),
-            quality=joint_information,
-            quality_of="objective: what the picks' labels tell together, nats, higher is better",
-        ),
+        *batch_bald_cases(),
         Case(
             name="ranked_batch",
             work="uncertainty and distance in one pass (the peer has another objective)",
@@ -185,6 +187,33 @@ def other_cases() -> list[Case]:
             quality=cover,
             quality_of=COVER,
         ),
+    ]
+
+
+def batch_bald_cases() -> list[Case]:
+    """Return the cases of BatchBALD; the peers are slow and run once."""
+    once = partial(Contender, runs=1)
+    case = partial(
+        Case,
+        small=partial(make_pool, 60 + N_LABELLED, 16, 4, n_members=20),
+        ours=Contender("ours", joint_bald),
+        peers=(
+            once("batchbald_redux, float32", peers.batch_bald_redux, "batchbald-redux", peers.redux_log_probs),
+            once("BatchBALD of baal", peers.batch_bald_baal, "baal", peers.classes_before_members),
+        ),
+        quality=joint_information,
+        quality_of="objective: what the picks' labels tell together, nats, higher is better",
+    )
+    pool = partial(make_pool, n_features=64, n_members=20)
+    unsure = partial(pool, 200 + N_LABELLED, n_picks=8, sharpness=0.25, disagreement=1.0)
+    return [
+        case(
+            name="batch_bald",
+            work="BatchBALD",
+            inputs=partial(pool, 2000 + N_LABELLED, n_picks=20),
+            note=disagreement,
+        ),
+        case(name="batch_bald_unsure", work="BatchBALD, members that disagree", inputs=unsure, note=disagreement),
     ]
 
 
@@ -202,12 +231,12 @@ def score_cases() -> list[Case]:
         )
         for name, heuristic in HEURISTICS.items()
     ]
-    slowest = slowest_score(make_stream(20_000))
     together = stream(
         name="score_all",
         work=f"all {len(ACQUISITIONS)} scores in one pass",
         ours=Contender("ours", score_stream_at_once),
-        peers=(Contender(f"the slowest of ours alone, {slowest}", partial(score_stream, slowest)),),
+        peers=(Contender("the slowest of ours alone", score_slowest, prepare=with_slowest_score),),
+        note=about_slowest,
     )
     return [*listed, together]
 
@@ -219,7 +248,7 @@ def gpu_cases(listed: list[Case]) -> list[Case]:
             case,
             name=f"gpu_{case.name}",
             work=f"{case.work}, on {torch.cuda.get_device_name()}",
-            ours=replace(case.ours, prepare=on_gpu),
+            ours=replace(case.ours, prepare=on_gpu, device="cuda"),
             peers=(replace(case.ours, name="ours on the CPU"),),
             note=None,
         )
@@ -235,6 +264,13 @@ def k_center(pool: Pool, seed: int) -> Tensor:
     """The farthest point again and again."""
     picks = k_center_greedy(pool.candidates, pool.n_picks, centres=pool.labelled, generator=seeded(seed))
     return N_LABELLED + picks.cpu()
+
+
+def k_center_batch(pool_with_ids: tuple[Pool, NDArray[np.str_]], seed: int) -> Batch:
+    """The same, with the checks, the shuffling and the records of a round."""
+    pool, ids = pool_with_ids
+    candidates = Candidates(ids, torch.zeros(len(ids)), pool.candidates, pool.labelled)
+    return select_batch(candidates, "k_center", query_size=pool.n_picks, round_number=0, seed=seed)
 
 
 def badge(pool: Pool, seed: int) -> Tensor:
@@ -273,7 +309,7 @@ def ask(strategy: str, asked: tuple[Candidates, int], seed: int) -> Tensor:
 
 def k_center_reference(pool: Pool, seed: int) -> NDArray[np.int64]:
     """The farthest point again and again, one pass over all points for each."""
-    return N_LABELLED + references.one_at_a_time(pool.candidates, pool.n_picks, pool.labelled)
+    return N_LABELLED + references.one_at_a_time(pool.candidates, pool.n_picks, pool.labelled, dtype=np.float32)
 
 
 def badge_reference(pool: Pool, seed: int) -> NDArray[np.int64]:
@@ -294,6 +330,14 @@ def uherding_reference(pool: Pool, seed: int) -> NDArray[np.int64]:
 def seeded(seed: int) -> torch.Generator:
     """Return a generator on the CPU."""
     return torch.Generator().manual_seed(seed)
+
+
+def make_million() -> Pool:
+    """Return a pool of a million without probabilities, or refuse where memory is short."""
+    free_gb = psutil.virtual_memory().available / 1e9
+    if free_gb < MILLION_GB:
+        raise MemoryError(f"needs {MILLION_GB} GB of free memory, there are {free_gb:.1f}")
+    return make_pool(1_000_000, 384, 1000, n_members=0)
 
 
 def make_unit_pool(n: int, n_features: int, n_picks: int) -> Pool:
@@ -334,7 +378,7 @@ def as_candidates(pool: Pool) -> tuple[Candidates, int]:
     """Return what a strategy is asked with, and for how many."""
     mean = pool.probs.mean(dim=1)
     candidates = Candidates(
-        ids=np.char.zfill(np.arange(len(pool.candidates)).astype(str), 7),
+        ids=make_ids(pool),
         scores=uncertainty(pool),
         embeddings=pool.candidates,
         labelled_embeddings=pool.labelled,
@@ -344,6 +388,16 @@ def as_candidates(pool: Pool) -> tuple[Candidates, int]:
         labelled_targets=pool.targets[:N_LABELLED],
     )
     return candidates, pool.n_picks
+
+
+def make_ids(pool: Pool) -> NDArray[np.str_]:
+    """Return `(N - M,)` ids of the candidates."""
+    return np.char.zfill(np.arange(len(pool.candidates)).astype(str), 7)
+
+
+def with_ids(pool: Pool) -> tuple[Pool, NDArray[np.str_]]:
+    """Return the pool and the ids of its candidates."""
+    return pool, make_ids(pool)
 
 
 @dataclass(frozen=True)
@@ -392,11 +446,23 @@ def score_with_baal(name: str, stream: Stream, seed: int) -> list[NDArray[np.flo
     return [1 - some for some in scores] if name in ("margin", "least_confidence") else scores
 
 
-def slowest_score(stream: Stream) -> str:
+@cache
+def slowest_score() -> str:
     """Return the name of the acquisition function that takes longest."""
     contenders = [Contender(name, partial(score_stream, name)) for name in ACQUISITIONS]
-    seconds = [runs.median for runs in side_by_side(contenders, stream, runs=RUNS)]
-    return contenders[int(np.argmax(seconds))].name
+    stream = make_stream(20_000)
+    measured = side_by_side(contenders, stream, stream, runs=RUNS)
+    return contenders[int(np.argmax([np.median(runs.seconds) for runs in measured]))].name
+
+
+def with_slowest_score(stream: Stream) -> tuple[str, Stream]:
+    """Return the name of the slowest acquisition function, and the stream."""
+    return slowest_score(), stream
+
+
+def score_slowest(named: tuple[str, Stream], seed: int) -> list[Tensor]:
+    """Score the chunks with the acquisition function that takes longest."""
+    return score_stream(*named, seed)
 
 
 def largest_error(name: str, stream: Stream, scores: list[Tensor] | list[NDArray[np.float32]]) -> float:
@@ -458,7 +524,8 @@ def covering(pool: Pool, picks: NDArray[np.int64]) -> Tensor:
 
 def compared_with_one_at_a_time(pool: Pool, picks: Tensor, seconds: float, peak: float | None) -> str:
     """Say whether ours are the picks of the textbook."""
-    differ = np.flatnonzero(picks.numpy() != k_center_reference(pool, 0))
+    textbook = N_LABELLED + references.one_at_a_time(pool.candidates, pool.n_picks, pool.labelled)
+    differ = np.flatnonzero(picks.numpy() != textbook)
     if len(differ):
         return (
             f"PICKS DIFFER from those made one at a time in float64, {len(differ)} of them, first pick {differ[0] + 1}"
@@ -466,14 +533,14 @@ def compared_with_one_at_a_time(pool: Pool, picks: Tensor, seconds: float, peak:
     return "picks identical to those made one at a time in float64"
 
 
-def compared_with_bare_passes(pool: Pool, picks: Tensor, seconds: float, peak: float | None) -> str:
+def compared_with_bare_passes(pool: Pool, picks: Tensor | Batch, seconds: float, peak: float | None) -> str:
     """Say how a pick compares with reading all features once."""
-    vector = pool.embeddings[0]
-    (passes,) = side_by_side([Contender("a bare pass", bare_pass)], (pool.embeddings, vector), runs=RUNS)
+    data = (pool.embeddings, pool.embeddings[0])
+    (passes,) = side_by_side([Contender("a bare pass", bare_pass)], data, data, runs=RUNS)
+    bare = float(np.median(passes.seconds))
     features = pool.embeddings.nbytes / 1e6
     held = "not measured" if peak is None else f"{1 + peak / features:.2f} x the features ({features:,.0f} MB)"
-    share = seconds / pool.n_picks / passes.median
-    return f"a pick takes {share:.3f} of a bare pass X @ v ({passes.median:.3f} s); peak memory {held}"
+    return f"a pick takes {seconds / pool.n_picks / bare:.3f} of a bare pass X @ v ({bare:.3f} s); peak memory {held}"
 
 
 def bare_pass(data: tuple[Tensor, Tensor], seed: int) -> Tensor:
@@ -482,56 +549,117 @@ def bare_pass(data: tuple[Tensor, Tensor], seed: int) -> Tensor:
     return points @ vector
 
 
+def about_clustering(pool: Pool, picks: Tensor, seconds: float, peak: float | None) -> str:
+    """Say what else is not the same in the two versions of TypiClust."""
+    return (
+        "ours always clusters on the unit sphere, so both are given rows of length 1 and judged there; "
+        "our k-means stops when a step gains less than 0.1 %, scikit-learn's when the centroids hardly move"
+    )
+
+
+def disagreement(pool: Pool, picks: Tensor, seconds: float, peak: float | None) -> str:
+    """Say how sure the members are, and how far from agreeing."""
+    probs = pool.probs[N_LABELLED:]
+    sure, apart = float(probs.amax(dim=2).mean()), float(ACQUISITIONS["bald"](probs).mean())
+    return f"a member gives its likeliest class {sure:.2f} on average; mean BALD of a candidate {apart:.3f} nats"
+
+
+def about_slowest(stream: Stream, scores: list[dict[str, Tensor]], seconds: float, peak: float | None) -> str:
+    """Say which acquisition function is the slowest."""
+    return f"the slowest alone is {slowest_score()}"
+
+
 # Growth.
 
 
-def growth(sizes: tuple[int, ...]) -> dict[str, list[tuple[int, float]]]:
-    """Return, for each strategy, pairs of candidates and seconds: one whole `select_batch`, 100 picks, D = 64."""
-    points: dict[str, list[tuple[int, float]]] = {name: [] for name in GROWTH}
+Line = list[tuple[int, Runs]]
+"""Candidates, and the timed runs on so many."""
+
+
+def growth(sizes: tuple[int, ...]) -> Iterator[tuple[str, Line]]:
+    """Time whole `select_batch`es of 100 picks, D = 64, for one strategy after the other.
+
+    Yields:
+        What is timed, for people, and its line. A strategy that draws a sub-pool is timed again without.
+    """
+    for strategy in GROWTH:
+        if strategy not in SUB_POOL:
+            yield strategy, growth_line(strategy, sizes)
+            continue
+        yield f"{strategy}, sub-pool of {SUB_POOL[strategy]:,}", growth_line(strategy, sizes)
+        whole = tuple(n for n in sizes if n <= WHOLE)
+        yield f"{strategy}, no sub-pool", growth_line(strategy, whole, is_whole=True)
+
+
+def growth_line(strategy: str, sizes: tuple[int, ...], *, is_whole: bool = False) -> Line:
+    """Return pairs of candidates and runs, up to the first size that fails or takes too long.
+
+    Args:
+        is_whole: the strategy sees all candidates.
+    """
+    line: Line = []
     for n in sizes:
-        candidates, n_picks = as_candidates(make_pool(n + N_LABELLED, 64, 100))
-        for name in GROWTH:
-            if points[name] and points[name][-1][1] > GROWTH_LIMIT_S:
-                continue
-            if not points[name]:
-                select_batch(candidates, name, query_size=n_picks, round_number=0, seed=0)  # warms up
-            started = perf_counter()
-            select_batch(candidates, name, query_size=n_picks, round_number=0, seed=0)
-            points[name].append((n, perf_counter() - started))
-    return {name: line for name, line in points.items() if line}
+        who = Contender(strategy, partial(batch_of, strategy, n if is_whole else None), prepare=growth_candidates)
+        (runs,) = side_by_side([who], n, sizes[0], runs=GROWTH_RUNS)
+        line.append((n, runs))
+        if runs.error or max(runs.seconds) > GROWTH_LIMIT_S:
+            break
+    return line
 
 
-def exponent(line: list[tuple[int, float]]) -> float:
-    """Return e of seconds ~ N^e, fitted to the logarithms.
+@cache
+def growth_candidates(n: int) -> Candidates:
+    """Return candidates with all columns."""
+    return as_candidates(make_pool(n + N_LABELLED, 64, 0))[0]
 
-    >>> round(exponent([(10, 3.0), (100, 300.0), (1000, 30000.0)]), 6)
+
+def batch_of(strategy: str, sub_pool: int | None, candidates: Candidates, seed: int) -> Batch:
+    """A batch of 100, as a round chooses it."""
+    return select_batch(candidates, strategy, query_size=100, round_number=0, seed=seed, sub_pool=sub_pool)
+
+
+def exponent(line: Line) -> float:
+    """Return e of seconds ~ N^e, fitted to the logarithms of the medians; NaN of fewer than two sizes.
+
+    >>> round(exponent([(10, Runs([3.0])), (100, Runs([300.0])), (1000, Runs([30000.0]))]), 6)
     2.0
     """
-    sizes, seconds = np.log(np.array(line)).T
+    points = [(n, runs.median) for n, runs in line if runs.median]
+    if len(points) < 2:
+        return float("nan")
+    sizes, seconds = np.log(np.array(points)).T
     return float(np.polyfit(sizes, seconds, 1)[0])
 
 
-def growth_rows(points: dict[str, list[tuple[int, float]]]) -> list[Row]:
-    """Return a row for each strategy and size; the exponent is a note."""
+def growth_rows(label: str, line: Line) -> list[Row]:
+    """Return a row for each size; the exponent is a note on the last."""
     return [
         Row(
-            work=f"growth, select_batch with {name}: {n:,} x 64, 100 picks",
-            ours_s=seconds,
-            note=f"seconds grow as N^{exponent(line):.2f}" if n == line[-1][0] else "",
+            work=f"growth, select_batch with {label}: {n:,} x 64, 100 picks",
+            ours_s=runs.median,
+            ours_runs=len(runs.seconds),
+            note=f"seconds grow as N^{exponent(line):.2f} from {line[0][0]:,} on" if n == line[-1][0] else "",
+            error=runs.error,
         )
-        for name, line in points.items()
-        for n, seconds in line
+        for n, runs in line
     ]
 
 
-def draw_growth(points: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Draw seconds over candidates, both logarithmic, as PNG."""
+def draw_growth(lines: dict[str, Line], path: Path) -> None:
+    """Draw seconds over candidates, both logarithmic, as PNG; dashed where a strategy sees all candidates."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
-    for name, line in points.items():
-        axes.loglog(*zip(*line, strict=True), marker="o", label=f"{name}: N^{exponent(line):.2f}")
+    colours: dict[str, str] = {}
+    for label, line in lines.items():
+        points = [(n, runs.median) for n, runs in line if runs.median]
+        if not points:
+            continue
+        colour = colours.setdefault(label.split(",")[0], f"C{len(colours)}")
+        style = "--" if label.endswith("no sub-pool") else "-"
+        named = f"{label}: N^{exponent(line):.2f}"
+        axes.loglog(*zip(*points, strict=True), style, marker="o", color=colour, label=named)
     axes.set(xlabel="candidates N", ylabel="seconds for 100 picks", title="select_batch, D = 64")
     axes.grid(which="both", alpha=0.3)
     axes.legend()
