@@ -25,14 +25,15 @@ def batch_bald(probs: Tensor, n_picks: int, *, generator: torch.Generator, n_con
 
     Labels and model share `H(y_1..y_b) - sum_i E_k H(y_i | k)`, so one more image gains its entropy given the
     labels of the earlier picks, less its entropy given the member. Gains only shrink with more picks: an old gain is
-    an upper bound, and few are computed anew (Minoux, 1978). That is exact while all configurations are kept.
-    Afterwards a gain may grow by the error that resampling gives to every gain, so the picks are greedy up to it.
+    an upper bound, and few are computed anew (Minoux, 1978). That is exact while all configurations of the picks'
+    labels can be kept. Afterwards some are drawn, the same number from each member, and a gain may grow by the error
+    of drawing, so the picks are greedy up to it.
 
     Args:
         probs: `(N, K, C)` class probabilities; member k is the same draw of the model for all images.
         n_picks: how many; with fewer images, all of them are picked.
-        generator: draws which configurations are kept.
-        n_configurations: the most combinations of the picks' labels that are kept.
+        generator: draws configurations.
+        n_configurations: the most combinations of the picks' labels that are looked at.
 
     Returns:
         `(min(n_picks, N),)` distinct positions, in the order of picking.
@@ -45,6 +46,7 @@ def batch_bald(probs: Tensor, n_picks: int, *, generator: torch.Generator, n_con
     scores = score_all(probs, ["bald", "aleatoric"])
     gains, told_by_member = scores["bald"].double(), scores["aleatoric"].double()
     configurations = _no_labels(probs)
+    seed = int(torch.randint(2**62, (), generator=generator))
     picks: list[int] = []
     while len(picks) < min(n_picks, len(probs)):
         best = -torch.inf
@@ -55,7 +57,7 @@ def batch_bald(probs: Tensor, n_picks: int, *, generator: torch.Generator, n_con
             best = max(best, float(gains[block].max()))
         picks.append(_first_largest(gains, ROUNDING))
         gains[picks[-1]] = -torch.inf
-        configurations = _with_label(configurations, probs[picks[-1]], n_configurations, generator)
+        configurations = _with_label(configurations, probs[picks], n_configurations, seed)
     return torch.tensor(picks, dtype=torch.long, device=probs.device)
 
 
@@ -114,24 +116,36 @@ def _no_labels(probs: Tensor) -> _Configurations:
     return _Configurations(weights, (weights / n_members).expand(1, n_members))
 
 
-def _with_label(
-    before: _Configurations, image: Tensor, n_configurations: int, generator: torch.Generator
-) -> _Configurations:
-    """Add the label of one more image, `(K, C)`, to each configuration: C times as many, less the impossible.
-
-    Of too many, some are drawn by systematic resampling (Kitagawa, 1996): one of weight w is kept floor(nw) or
-    ceil(nw) times, so sums over the configurations stay unbiased, and neighbours stand for each other.
-    """
-    n_classes = image.shape[1]
+def _with_label(before: _Configurations, images: Tensor, n_configurations: int, seed: int) -> _Configurations:
+    """Add each label of the last of some images, `(b, K, C)`, to each configuration; of too many, draw some."""
+    image, n_classes = images[-1], images.shape[2]
+    if len(before.weights) * n_classes > n_configurations:
+        return _draw(images, n_configurations, seed)
     weights = (before.weights.unsqueeze(1) * (before.members @ image.double())).flatten()
-    if weights.count_nonzero() > n_configurations:
-        upper = weights.cumsum(dim=0)
-        offset = float(torch.rand((), generator=generator, dtype=torch.float64))
-        copies = (upper * (n_configurations / upper[-1]) + offset).floor_().diff(prepend=upper.new_zeros(1))
-        weights = copies / n_configurations
-    kept = weights.nonzero().flatten()
-    members = before.members[kept // n_classes] * image.T[kept % n_classes]
-    return _Configurations(weights[kept], members / members.sum(dim=1, keepdim=True))
+    possible = weights.nonzero().flatten()
+    members = before.members[possible // n_classes] * image.T[possible % n_classes]
+    return _Configurations(weights[possible], members / members.sum(dim=1, keepdim=True))
+
+
+def _draw(images: Tensor, n_configurations: int, seed: int) -> _Configurations:
+    """Draw labels of some images, `(b, K, C)`, as many times from each member; each image has even draws of its own.
+
+    The same seed gives an image the same labels however many follow it, so that gains change by what is told and not
+    by chance. With more members than configurations each member gives one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n_members, n_classes = images.shape[1:]
+    n_draws = max(1, n_configurations // n_members)
+    posterior = torch.zeros(n_members, n_draws, n_members, dtype=torch.float64, device=images.device)
+    for image in images.double():
+        order = torch.rand(n_members, n_draws, generator=generator).argsort(dim=1)
+        even = (order + torch.rand(n_members, n_draws, generator=generator, dtype=torch.float64)) / n_draws
+        cumulative = image.cumsum(dim=1)
+        chances = even.to(images.device) * cumulative[:, -1:]
+        labels = torch.searchsorted(cumulative, chances, right=True).clamp_max(n_classes - 1)
+        posterior += image.T.log()[labels]
+    members = posterior.softmax(dim=2).flatten(0, 1)
+    return _Configurations(torch.full_like(members[:, 0], 1 / len(members)), members)
 
 
 def _conditional_entropy(probs: Tensor, configurations: _Configurations) -> Tensor:

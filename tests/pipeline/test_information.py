@@ -20,11 +20,11 @@ def some_probs(n: int, n_members: int, n_classes: int, *, seed: int = 0, sharpne
 
 def joint_entropy(probs: Tensor, *, generator: torch.Generator, n_configurations: int = 10_000) -> Tensor:
     """Entropy of the labels of several images together: of each given those before it, by the steps of BatchBALD."""
-    configurations = information._no_labels(probs)
+    configurations, seed = information._no_labels(probs), int(torch.randint(2**62, (), generator=generator))
     total = torch.zeros((), dtype=torch.float64)
-    for image in probs:
+    for place, image in enumerate(probs):
         total += information._conditional_entropy(image[None], configurations)[0]
-        configurations = information._with_label(configurations, image, n_configurations, generator)
+        configurations = information._with_label(configurations, probs[: place + 1], n_configurations, seed)
     return total
 
 
@@ -164,8 +164,8 @@ def test_batch_bald_is_the_same_for_the_same_seed_and_any_number_of_threads():
 def test_gains_hang_on_no_size_of_block_and_no_number_of_threads():
     probs = some_probs(100, 8, 5)
     configurations = information._no_labels(probs)
-    for image in probs[:8]:
-        configurations = information._with_label(configurations, image, 10_000, seeded())
+    for place in range(8):
+        configurations = information._with_label(configurations, probs[: place + 1], 10_000, 0)
     n_threads, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
