@@ -32,7 +32,7 @@ from pipeline.acquisition import ACQUISITIONS, margin, score_all
 from pipeline.covering import herd
 from pipeline.diversity import d2_sampling, k_center_greedy
 from pipeline.information import batch_bald
-from pipeline.strategies import STRATEGIES, SUB_POOL, columns_of, select_batch
+from pipeline.strategies import STRATEGIES, SUB_POOL, columns_of, seeded_order, select_batch
 from pipeline.types import Batch, Candidates
 
 DATA = "pools of ten Gaussian clusters, drawn with seed 0"
@@ -270,7 +270,7 @@ def k_center_batch(pool_with_ids: tuple[Pool, NDArray[np.str_]], seed: int) -> B
     """The same, with the checks, the shuffling and the records of a round."""
     pool, ids = pool_with_ids
     candidates = Candidates(ids, torch.zeros(len(ids)), pool.candidates, pool.labelled)
-    return select_batch(candidates, "k_center", query_size=pool.n_picks, round_number=0, seed=seed)
+    return select_batch(candidates, "k_center", query_size=pool.n_picks, round_number=0, seed=0)
 
 
 def badge(pool: Pool, seed: int) -> Tensor:
@@ -396,8 +396,9 @@ def make_ids(pool: Pool) -> NDArray[np.str_]:
 
 
 def with_ids(pool: Pool) -> tuple[Pool, NDArray[np.str_]]:
-    """Return the pool and the ids of its candidates."""
-    return pool, make_ids(pool)
+    """Return the pool and the ids of its candidates, in the order in which scoring writes them."""
+    ids = make_ids(pool)
+    return pool, ids[seeded_order(ids, round_number=0, seed=0).numpy()]
 
 
 @dataclass(frozen=True)

@@ -169,12 +169,22 @@ class MLflowTracker(Tracker):
             self._end(client.get_run(run_id))
             self._end(self._campaign_run())
 
+    def ping(self) -> None:
+        """See that MLflow answers and takes our login.
+
+        Raises:
+            TrackerError: when it does not.
+        """
+        with self._talk() as client:
+            client.search_experiments(max_results=1)
+
     def log_replay(
         self,
         replay_id: str,
         *,
         params: Mapping[str, str | int | float | bool],
         curves: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]],
+        totals: Mapping[str, Mapping[str, float]],
         artifacts: Sequence[Path],
     ) -> str:
         """Log a replay on labelled data as one run, with a run nested in it for each arm; return its id.
@@ -182,6 +192,7 @@ class MLflowTracker(Tracker):
         Args:
             replay_id: hash of the numbers: the same ones are logged once, other ones are another replay.
             curves: arm -> its mean curve, as (labels, metrics) points.
+            totals: arm -> metrics of the curve as a whole.
         """
         with self._talk() as client:
             replay = self._find_or_create(
@@ -195,7 +206,7 @@ class MLflowTracker(Tracker):
                     run,
                     [
                         Metric(_metric_name(name), value, run.info.start_time + n_labels, n_labels)
-                        for n_labels, metrics in points
+                        for n_labels, metrics in (*points, (points[-1][0], totals[arm]))
                         for name, value in metrics.items()
                     ],
                 )

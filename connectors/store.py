@@ -4,9 +4,10 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import filelock
@@ -20,7 +21,15 @@ class CampaignBusy(Exception):
 
 
 class CampaignChanged(Exception):
-    """The configuration would mix two experiments in one campaign folder."""
+    """The configuration would mix two experiments in one campaign folder.
+
+    Attributes:
+        settings: the names of those that changed.
+    """
+
+    def __init__(self, message: str, settings: Collection[str] = ()) -> None:
+        super().__init__(message)
+        self.settings = settings
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
@@ -63,10 +72,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted names.
+
+    >>> flatten({"name": "pets", "model": {"channels": 3}})
+    {'name': 'pets', 'model.channels': 3}
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -115,11 +129,20 @@ class Campaign:
         names = sorted(p.name for p in folder.iterdir() if ROUND_NAME.fullmatch(p.name)) if folder.is_dir() else []
         return [RoundFolder(folder / name) for name in sorted(names, key=int)]
 
-    def claim(self, configuration: dict[str, Any], *, may_change: Collection[str] | None) -> None:
+    def claim(
+        self,
+        configuration: Mapping[str, Any],
+        *,
+        may_change: Collection[str] | None,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Write the configuration, or refuse one that differs from the written one in more than `may_change`.
 
-        A nested setting is named with a dot, `section.key`; with None every setting may change. A setting that
-        only one of them knows came or went with a version of labelcycle, not of the campaign.
+        A setting that only one of them knows came or went with a version of labelcycle, not of the campaign.
+
+        Args:
+            may_change: names, of a nested setting with a dot, `section.key`; with None every setting may change.
+            defaults: by such names, what a setting is taken to be that the written configuration does not know yet.
 
         Raises:
             CampaignChanged: with each changed setting, its old and its new value.
@@ -127,16 +150,16 @@ class Campaign:
         path = self.path / "campaign.json"
         if path.exists() and may_change is not None:
             written = read_json(path)
-            before, after = _flatten(written), _flatten(configuration)
-            changes = [
-                f"{key}: {before[key]!r} -> {after[key]!r}"
-                for key in sorted(before.keys() & after.keys())
-                if key not in may_change and before[key] != after[key]
-            ]
-            if changes:
+            after = flatten(configuration)
+            before = {**defaults, **flatten(written)}
+            known = before.keys() & after.keys()
+            changed = sorted(key for key in known - set(may_change) if before[key] != after[key])
+            if changed:
+                changes = "; ".join(f"{key}: {before[key]!r} -> {after[key]!r}" for key in changed)
                 raise CampaignChanged(
-                    f"{self.path} holds another experiment: {'; '.join(changes)}. "
-                    "Give the changed campaign a name of its own, or set the values back."
+                    f"{self.path} holds another experiment: {changes}. "
+                    "Give the changed campaign a name of its own, or set the values back.",
+                    changed,
                 )
             if written == configuration:
                 return

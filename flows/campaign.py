@@ -9,10 +9,20 @@ import pandas as pd
 
 from connectors.annotation import AnnotationTool
 from connectors.label_studio import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
-from connectors.store import Campaign, RoundFolder, write_json
+from connectors.store import Campaign, CampaignChanged, RoundFolder, write_json
 from connectors.tracking import Tracker
 from deploy import servers
-from flows.config import LOCAL, MAY_CHANGE, CampaignSettings, ConfigError, images_root, load_settings, resolved
+from flows.config import (
+    CHANGED_DEFAULTS,
+    LOCAL,
+    MAY_CHANGE,
+    CampaignSettings,
+    ConfigError,
+    defaults,
+    images_root,
+    load_settings,
+    resolved,
+)
 from flows.home import home
 from flows.ledger import answered_items, asked_items, known_answers, labels_used, outstanding_tasks
 from flows.outlook import outlook
@@ -120,9 +130,25 @@ def open_campaign(path: Path) -> OpenCampaign:
     """Read a campaign file, claim its folder and remember it as the one that was used last."""
     settings = load_settings(path)
     folder = Campaign(settings.folder)
-    folder.claim(resolved(settings), may_change=MAY_CHANGE if folder.pool.exists() else None)
+    _claim(folder, settings)
     write_json(home() / "last-campaign.json", {"folder": str(settings.folder), "file": str(path.resolve())})
     return OpenCampaign(settings=settings, folder=folder)
+
+
+def _claim(folder: Campaign, settings: CampaignSettings) -> None:
+    may_change = MAY_CHANGE if folder.pool.exists() else None
+    try:
+        folder.claim(resolved(settings), may_change=may_change, defaults=defaults())
+    except CampaignChanged as exc:
+        lines = [
+            f'{name} = "{value}"'
+            for name, value in CHANGED_DEFAULTS.items()
+            if name in exc.settings and name not in settings.model_fields_set
+        ]
+        if not lines:
+            raise
+        hint = f"The default has changed since the campaign began: to go on, set {', '.join(lines)} in its file."
+        raise CampaignChanged(f"{exc} {hint}", exc.settings) from exc
 
 
 def current_round(folder: Campaign) -> RoundFolder:

@@ -18,6 +18,7 @@ from flows.local import prepare_environment, print_addresses, use_prefect
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_AWAITING = 3
+EXIT_STOPPED = 130
 
 app = typer.Typer(
     help="Cycle train -> score -> select -> push to Label Studio -> collect, one round at a time.\n\n"
@@ -139,6 +140,8 @@ def status(
     console.print(f"{state['labels']} labels collected, {state['budget_left']} of {state['budget']} left in the budget")
     if state["forecast"]:
         console.print(f"By the learning curve {state['forecast']['text']} of audit accuracy")
+    else:
+        console.print(f"No forecast yet: {state['no_forecast']}")
     console.print(stopping_text(state["stops_when"]) + (f"; met: {state['stop']}" if state["stop"] else ""))
     if state["set_aside"]:
         reasons = ", ".join(f"{count} {kind}" for kind, count in state["set_aside"].items())
@@ -171,20 +174,37 @@ def simulate(
         typer.Option(help="Ready-made features, .npy or .parquet, a row for each row of the labels; no images needed."),
     ] = None,
     campaign: Annotated[
-        Path | None, typer.Option(help="Take images, labels, classes, model and strategy from this campaign's file.")
+        Path | None,
+        typer.Option(help="Take images, labels, classes, model, strategy and its settings from this campaign's file."),
     ] = None,
     strategies: Annotated[
         str | None,
         typer.Option(
-            help="Arms to compare, with commas: a strategy (k_center), an acquisition function (entropy: the top k by "
-            "it), or both (power:bald). Default: random,margin,auto, or random and the campaign's own."
+            help="Arms to compare, with commas: a strategy, an acquisition function (the top k by it), or both, as in "
+            "power:bald. Default: random,margin,auto, or random and the campaign's own. Strategies: random, auto, "
+            "top_k, power, k_center, weighted_k_center, novel, typical, coverage, top_k_diverse, cluster_margin, "
+            "typiclust, max_herding, uherding, badge, suggestive, bait, falcun, and by members batch_bald, "
+            "drop_query; anti is a check that takes the worst. Acquisition functions: entropy, margin, "
+            "least_confidence, and by members variance, mean_std, variation_ratio, bald. What compares members needs "
+            "--members or --mc-dropout."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Repetitions, each with its own start and test images for all arms.")] = 10,
     query_size: Annotated[int | None, typer.Option(help="Labels asked for in a round; 30 by default.")] = None,
-    rounds: Annotated[int, typer.Option(help="Queries after the start; the curves have a point more.")] = 12,
-    start: Annotated[int | None, typer.Option(help="Random labels before the first query; query size if open.")] = None,
-    test_size: Annotated[float, typer.Option(help="Images to test on, never asked for: a number, or a share.")] = 0.25,
+    rounds: Annotated[
+        int, typer.Option(help="Queries after the start, at least 2; the curves have a point more.")
+    ] = 12,
+    start: Annotated[
+        int | None,
+        typer.Option(help="Random labels before the first query; the campaign's seed set, or query size, if open."),
+    ] = None,
+    test_size: Annotated[
+        float | None,
+        typer.Option(
+            help="Images to test on, never asked for: a number, or a share; 0.25 by default. A campaign's audit set, "
+            "or images that the labels mark as test, are the test set themselves."
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -203,7 +223,9 @@ def simulate(
     sub_pool: Annotated[int | None, typer.Option(help="Select from a random draw of so many candidates.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; as many as there are cores by default.")] = None,
     mlflow: Annotated[str | None, typer.Option(help="Log to this MLflow too: an address, or local.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The first seed; the others follow.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="The first seed, the others follow; the campaign's, or 0, if open.")
+    ] = None,
 ) -> None:
     """Replay query strategies on data that is labelled already: which one would have saved the most labels?
 
@@ -239,8 +261,12 @@ def simulate(
         workers=workers,
         mlflow=mlflow,
     )
-    with clear_errors():
-        summary = replay(options)
+    try:
+        with clear_errors():
+            summary = replay(options)
+    except KeyboardInterrupt:
+        errors.print("Stopped. The same command goes on where this one stopped.")
+        raise typer.Exit(EXIT_STOPPED) from None
     console.print(summary_table(summary))
     console.print(summary["verdict"])
     console.print(f"Look at it: {out / 'report.html'}", soft_wrap=True)

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from connectors.store import flatten
 from pipeline.registries import look_up
 
 LOCAL = "local"
@@ -49,6 +50,10 @@ MAY_CHANGE = frozenset(
 )
 """Settings that may change between rounds without mixing two experiments. Images are known by their content, so that
 pool and folder may move."""
+
+
+CHANGED_DEFAULTS = {"strategy": "power"}
+"""What a setting was by default before its default changed; a campaign that began then has it."""
 
 
 class ConfigError(ValueError):
@@ -320,6 +325,12 @@ def images_root(pool: Path) -> Path:
 def resolved(settings: CampaignSettings) -> dict[str, Any]:
     """The settings as plain JSON values, for campaign.json and the tracker."""
     return settings.model_dump(mode="json")
+
+
+def defaults() -> dict[str, Any]:
+    """What a campaign is taken to be that began before a setting was known: its default, under a dotted name."""
+    nothing_set: dict[str, Any] = {}
+    return flatten(resolved(CampaignSettings.model_construct(**nothing_set))) | CHANGED_DEFAULTS
 
 
 def _explain(path: Path, text: str, error: Any) -> str:

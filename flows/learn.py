@@ -15,18 +15,19 @@ from connectors.tracking import MemberHistory, TrackedModel
 from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings, ModelSettings
 from flows.ledger import known_answers
+from flows.networks import new_model, train_model
 from flows.progress import progress_bar
 from flows.steps import step, timed_task
 from pipeline.acquisition import entropy
 from pipeline.evaluation import evaluate
 from pipeline.labels import digest, labelled_set
 from pipeline.members import predict_members, stochastic_layers
-from pipeline.models import Classifier, ModelError, build_model, load_weights, save_weights
+from pipeline.models import Classifier, ModelError, load_weights, save_weights
 from pipeline.pool import load_images
 from pipeline.pseudo_labels import choose_confident
 from pipeline.randomness import derive_seed
 from pipeline.tasks import classification
-from pipeline.training import TrainingError, choose_device, device_name, fit
+from pipeline.training import TrainingError, choose_device, device_name
 
 CHUNK = 256
 """Images that are decoded and passed through the members at a time."""
@@ -58,13 +59,12 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
         raise NothingToTrainOn(f"round {folder.number}: no image outside the audit set has a usable label")
     how = settings.model.pseudo_labels
     threshold = how.threshold_in(folder.number)
-    items, scratch = labelled[["uri", "label"]], folder / "members" / "before-pseudo-labels"
+    items = labelled[["uri", "label"]]
     with work.tracker.monitor(run_id):
         if threshold > 0:
-            sure = _pseudo_labelled(folder, work, scratch, items, max_count=min(how.max_count, len(labelled)))
+            sure = _pseudo_labelled(folder, work, items, max_count=min(how.max_count, len(labelled)))
             items = pd.concat([items, work.located(sure)[["uri", "label"]]], ignore_index=True)
         members = _train_members(folder, work, folder / "members", items)
-    shutil.rmtree(scratch, ignore_errors=True)
     write_json(
         folder / "training.json",
         {
@@ -77,6 +77,16 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
             "model": describe_model(settings.model, settings.classes),
         },
     )
+    _clear_scratch(folder)
+
+
+def _clear_scratch(folder: RoundFolder) -> None:
+    """Throw away what choosing pseudo-labels took; only after the training is on record, which needs it until then."""
+    shutil.rmtree(_scratch(folder), ignore_errors=True)
+
+
+def _scratch(folder: RoundFolder) -> Path:
+    return folder / "members" / "before-pseudo-labels"
 
 
 def _train_members(folder: RoundFolder, work: OpenCampaign, target: Path, items: pd.DataFrame) -> list[Path]:
@@ -93,14 +103,13 @@ def _train_members(folder: RoundFolder, work: OpenCampaign, target: Path, items:
     return records
 
 
-def _pseudo_labelled(
-    folder: RoundFolder, work: OpenCampaign, scratch: Path, items: pd.DataFrame, *, max_count: int
-) -> pd.DataFrame:
+def _pseudo_labelled(folder: RoundFolder, work: OpenCampaign, items: pd.DataFrame, *, max_count: int) -> pd.DataFrame:
     """Train on the labels alone, and return the candidates that the members are sure of, with their guess as label.
 
     The choice is in a file of its own while the round trains, so that a run that goes on after a crash goes on with the
     same; then it is thrown away with the members that made it.
     """
+    scratch = _scratch(folder)
     chosen = scratch / "pseudo_labels.parquet"
     if not chosen.exists():
         records = _train_members(folder, work, scratch, items)
@@ -146,47 +155,15 @@ def _train_member(
     """Train one member, write its weights beside `record`, and then how it went into `record`."""
     how = settings.model
     seed = derive_seed(settings.seed, round_number, record.stem)
-    model = new_model(how, n_classes=len(settings.classes), seed=seed)
     epochs: list[Mapping[str, float]] = []
 
     def count_epoch(row: Mapping[str, float]) -> None:
         epochs.append(row)
         advance(len(epochs), how.max_epochs)
 
-    history = fit(
-        model,
-        images,
-        targets,
-        task=classification,
-        seed=seed,
-        device=choose_device(how.device),
-        learning_rate=how.learning_rate,
-        weight_decay=how.weight_decay,
-        max_epochs=how.max_epochs,
-        patience=how.patience,
-        batch_size=how.batch_size,
-        augmentation=how.augmentation,
-        class_balanced=how.class_balanced,
-        on_epoch=count_epoch,
-    )
+    model, history = train_model(how, images, targets, n_classes=len(settings.classes), seed=seed, on_epoch=count_epoch)
     write_atomic(record.with_suffix(".pt"), lambda path: save_weights(model, path))
     write_json(record, {"name": record.stem, "seed": seed, "epochs": history})
-
-
-def new_model(settings: ModelSettings, *, n_classes: int, seed: int) -> Classifier:
-    """The untrained network of one member."""
-    model = build_model(
-        settings.name,
-        n_classes=n_classes,
-        image_size=settings.image_size,
-        channels=settings.channels,
-        dropout=settings.dropout,
-        weights=settings.weights,
-        seed=seed,
-    )
-    if settings.freeze:
-        model.freeze("trunk")
-    return model
 
 
 def check_model(settings: CampaignSettings) -> None:
@@ -251,6 +228,7 @@ def predict(
 @step("metrics.json")
 def measure(folder: RoundFolder, work: OpenCampaign) -> None:
     """Measure the registered model, the mean of the networks, on the audit set; null where no label of it is there."""
+    _clear_scratch(folder)  # of a run that was killed between the end of the training and this
     audit = work.located(pd.read_parquet(folder / "audit.parquet"))
     if audit.empty:
         write_json(folder / "metrics.json", None)

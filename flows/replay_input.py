@@ -1,6 +1,7 @@
 """What a replay reads: labels, images or ready-made features, or all of a campaign; wrong input is told first."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.errors import ParserWarning
 
 from connectors.store import Campaign
 from flows.config import CampaignSettings, ConfigError
 from flows.ledger import known_answers
 from pipeline.labels import labelled_set
 from pipeline.pool import index_pool, usable
+
+PICKED = (
+    "The campaign's audit set has no labels, so the test images are drawn from those that a model partly picked: "
+    "accuracies here are not those on the pool."
+)
+"""What is said where the test images are no fair sample."""
 
 
 class ReplayError(ConfigError):
@@ -31,9 +39,16 @@ def read_labels(path: Path, *, images: Path | None) -> pd.DataFrame:
     """
     try:
         # A class may be called "NA" or "1": only an empty field is missing, and nothing is a number.
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ParserWarning)  # fields of a row that the first line does not name
+            rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except FileNotFoundError as exc:
         raise ReplayError(f"{path}: no such labels file; it is a CSV with the columns file,label") from exc
+    except ParserWarning as exc:
+        raise ReplayError(
+            f"{path}: rows have more fields than the first line: put a label that holds a comma in quotes, and take "
+            "commas at the ends of lines away"
+        ) from exc
     except (OSError, ValueError) as exc:
         raise ReplayError(f"{path}: cannot be read as CSV: {exc}") from exc
     for column in ("file", "label"):
@@ -42,6 +57,8 @@ def read_labels(path: Path, *, images: Path | None) -> pd.DataFrame:
                 f"{path}: needs a column {column!r}, has {', '.join(map(str, rows.columns))}; "
                 "the first line must read file,label"
             )
+    if rows.empty:
+        raise ReplayError(f"{path}: has no row below its first line")
     split = rows["split"] if "split" in rows else pd.Series("pool", index=rows.index)
     _refuse(path, rows, ~split.isin(["pool", "test"]), "has a split that is neither pool nor test")
     rows = rows[["file", "label"]].assign(is_test=split == "test")
@@ -52,26 +69,34 @@ def read_labels(path: Path, *, images: Path | None) -> pd.DataFrame:
         return rows.assign(uri=rows["file"])
     if not images.is_dir():
         raise ReplayError(f"{images}: no such folder of images")
-    rows = rows.assign(uri=[str(images / file) for file in rows["file"]])
+    folder = images.resolve()
+    rows = rows.assign(uri=[str(folder / file) for file in rows["file"]])
     missing = np.array([not Path(uri).is_file() for uri in rows["uri"]], dtype=bool)
     _refuse(path, rows, pd.Series(missing), f"names a file that is not in {images}")
     return rows
 
 
-def read_campaign_labels(settings: CampaignSettings) -> pd.DataFrame:
-    """The same four columns for the images that a campaign has labels for, from its folder and its manifest."""
+def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str | None]:
+    """The same four columns for the images that a campaign has labels for, from its folder and its manifest.
+
+    The audit set is what is tested on, as far as it has labels: no model chose it.
+
+    Returns:
+        the rows, and what is to be said of the test images where there is no such audit set; None otherwise.
+    """
     folder = Campaign(settings.folder)
     if folder.pool.exists():
         pool = pd.read_parquet(folder.pool)
     else:
         pool = index_pool(settings.pool, None, audit_size=0, seed=settings.seed, classes=settings.classes)
     given = pool[pool["label"].notna()]
+    answers = known_answers(folder)
     labels = labelled_set(
-        known_answers(folder),
+        answers,
         prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),
         classes=settings.classes,
     )
-    table = usable(pool)[["item_id", "uri"]].merge(labels[["item_id", "label"]], on="item_id")
+    table = usable(pool)[["item_id", "uri", "split"]].merge(labels[["item_id", "label"]], on="item_id")
     if table.empty:
         raise ReplayError(
             f"campaign {settings.name!r} has no labels yet: run it first, give its manifest a column label, or name "
@@ -80,7 +105,9 @@ def read_campaign_labels(settings: CampaignSettings) -> pd.DataFrame:
     gone = [uri for uri in table["uri"] if not Path(uri).is_file()]
     if gone:
         raise ReplayError(f"{gone[0]}: is not there, and {len(gone) - 1} more labelled images; bring the files back")
-    return table.rename(columns={"item_id": "file"}).assign(is_test=False)
+    is_test = table["split"] == "audit"
+    caveat = None if is_test.any() or not answers else PICKED
+    return table.drop(columns="split").rename(columns={"item_id": "file"}).assign(is_test=is_test), caveat
 
 
 def read_features(path: Path, n_rows: int) -> NDArray[np.float32]:
@@ -95,7 +122,7 @@ def read_features(path: Path, n_rows: int) -> NDArray[np.float32]:
         features = np.require(values, np.float32, ["C", "W"])
     except FileNotFoundError as exc:
         raise ReplayError(f"{path}: no such features file") from exc
-    except (OSError, TypeError, ValueError) as exc:
+    except (EOFError, OSError, TypeError, ValueError) as exc:
         if isinstance(exc, ReplayError):
             raise
         raise ReplayError(f"{path}: cannot be read as a table of numbers: {exc}") from exc
@@ -104,6 +131,8 @@ def read_features(path: Path, n_rows: int) -> NDArray[np.float32]:
             f"{path}: wanted one row of features for each of the {n_rows} rows of the labels file, in its order; "
             f"got the shape {features.shape}"
         )
+    if features.shape[1] == 0:
+        raise ReplayError(f"{path}: rows of features need at least one number, got the shape {features.shape}")
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
         raise ReplayError(f"{path}: row {int((~finite).argmax()) + 1} holds a value that is not finite")

@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.table import Table
+
+from connectors.store import flatten
+from pipeline.replay import CONTROL
 
 WIDTH, HEIGHT = 920, 400
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 44
@@ -18,6 +22,8 @@ METRIC_TITLES = {
     "nll": "NLL (nats)",
     "ece": "Calibration error",
 }
+RANGES = {"nll": (0.0, math.inf)}
+"""Values that a metric can have; the others are shares."""
 MOST_CLASSES = 40
 """More classes than this make a table that nobody can read."""
 
@@ -27,7 +33,7 @@ def report_page(summary: Mapping[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("flows"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"points": _points, "percent": _percent, "count": _count}
+    environment.filters |= {"points": _points, "percent": _percent, "count": _count, "number": _number}
     colours = _colours(summary)
     return environment.get_template("replay.html").render(
         summary=summary,
@@ -36,6 +42,7 @@ def report_page(summary: Mapping[str, Any]) -> str:
         charts=[_chart(summary, metric, colours) for metric in METRIC_TITLES],
         balance=_class_balance(summary),
         settings=_settings(summary["settings"]),
+        efficiency=partial(_efficiency, summary),
         best=_ranked(summary)[0],
     )
 
@@ -45,22 +52,23 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     seeds = summary["seeds"]
     caption = (
         f"AULC: mean accuracy over {len(summary['n_labels'])} points, in percent; ±: 95 % interval over {len(seeds)} "
-        "seeds.\nTo 95 %: labels to 95 % of the accuracy with all labels, median (seeds that reached it)."
+        "seeds.\nTo 95 %: labels to 95 % of the accuracy with all labels, median (seeds that reached it).\n"
+        "Efficiency: labels that random needs for each one of the arm's, to there."
     )
-    table = Table(caption=caption, caption_justify="left", box=None, padding=(0, 1))
+    texts = {name: _efficiency(summary, name, "95") for name in _ranked(summary)}
+    caption += "".join(f"\n{name}: {text}." for name, text in texts.items() if text.startswith("only"))
+    table = Table(caption=caption, caption_justify="left", box=None, pad_edge=False, collapse_padding=True)
     for column in ("arm", "AULC", "to random", "to 95 %", "efficiency", "s/batch"):
         table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
-    for name in _ranked(summary):
+    for name, efficiency in texts.items():
         arm = summary["strategies"][name]
-        efficiency = arm["labelling_efficiency"]
         reached = arm["labels_to"]["95"]
-        median = "never" if reached["median"] is None else _count(reached["median"])
         table.add_row(
             name,
             _percent(arm["aulc"]),
             _points(arm["difference_to_random"]),
-            f"{median} ({reached['reached']}/{len(seeds)})",
-            "" if efficiency is None else _times(efficiency["95"]["median"]),
+            f"{_count(reached['median'])} ({reached['reached']}/{len(seeds)})",
+            efficiency if efficiency.endswith("x") else "",
             "" if arm["seconds_select"] is None else f"{arm['seconds_select']:.3f}",
         )
     return table
@@ -72,7 +80,7 @@ def _ranked(summary: Mapping[str, Any]) -> list[str]:
 
 def _colours(summary: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """CSS colour and dashes of each arm; the control is grey."""
-    others = [name for name in summary["strategies"] if name != "random"]
+    others = [name for name in summary["strategies"] if name != CONTROL]
     found = {
         name: {
             "colour": f"var(--arm-{number % N_COLOURS})",
@@ -80,7 +88,7 @@ def _colours(summary: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         }
         for number, name in enumerate(others)
     }
-    return found | {"random": {"colour": "var(--control)", "dash": ""}}
+    return found | {CONTROL: {"colour": "var(--control)", "dash": ""}}
 
 
 def _chart(summary: Mapping[str, Any], metric: str, colours: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
@@ -88,7 +96,13 @@ def _chart(summary: Mapping[str, Any], metric: str, colours: Mapping[str, Mappin
     n_labels: list[int] = summary["n_labels"]
     curves = summary["curves"][metric]
     goal = summary["full_data_accuracy"]["mean"] if metric == "accuracy" else None
-    limits = [value for points in curves.values() for point in points for value in _limits(point)]
+    lowest, highest = RANGES.get(metric, (0.0, 1.0))
+
+    def drawn(point: Mapping[str, Any]) -> tuple[float, float]:
+        low, high = _limits(point)
+        return max(low, lowest), min(high, highest)
+
+    limits = [value for points in curves.values() for point in points for value in drawn(point)]
     ticks = _ticks(min(limits), max([*limits, *([goal] if goal is not None else [])]))
 
     def x(value: float) -> float:
@@ -101,7 +115,7 @@ def _chart(summary: Mapping[str, Any], metric: str, colours: Mapping[str, Mappin
         return " ".join(f"{x(n):.1f},{y(value):.1f}" for n, value in zip(grid, values, strict=True))
 
     def band(points: Sequence[Mapping[str, float]]) -> str:
-        low, high = zip(*map(_limits, points), strict=True)
+        low, high = zip(*map(drawn, points), strict=True)
         return f"{line(high)} {line(low[::-1], n_labels[::-1])}"
 
     every = -(-len(n_labels) // 12)
@@ -136,7 +150,7 @@ def _ticks(low: float, high: float) -> list[float]:
     span = max(high - low, 1e-6)
     step = 10.0 ** math.floor(math.log10(span / 5))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (factor * step) <= 6)
-    first, last = math.floor(low / step), math.ceil(high / step)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, max(last, first + 1) + 1)]
 
 
@@ -173,13 +187,11 @@ def _evenness(shares: Sequence[float]) -> float:
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, str]:
     """The settings as words, nested ones with a dot; what was left open is left out."""
-    flat: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{name}": text for name, text in _settings(value).items()}
-        elif value is not None:
-            flat[key] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return flat
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for name, value in flatten(settings).items()
+        if value is not None
+    }
 
 
 def _percent(interval: Mapping[str, Any]) -> str:
@@ -201,5 +213,20 @@ def _count(value: float | None) -> str:
     return "not reached" if value is None else f"{value:,.0f}"
 
 
-def _times(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2f}x"
+def _number(value: float) -> str:
+    """A count, or a mean of counts: "12", "12.5", "12,345"."""
+    return f"{value:,.0f}" if value >= 1000 or value == round(value) else f"{value:,.1f}"
+
+
+def _efficiency(summary: Mapping[str, Any], name: str, target: str) -> str:
+    """Labels that random needs for each one of the arm's, "1.25x", or who reached the target where no number is."""
+    all_targets = summary["strategies"][name]["labelling_efficiency"]
+    if all_targets is None:
+        return ""
+    found = all_targets[target]
+    if found["median"] is not None:
+        return f"{found['median']:.2f}x"
+    if found["neither"] == len(found["per_seed"]):
+        return "not reached"
+    alone = ((name, found["only_arm"]), (CONTROL, found["only_random"]))
+    return ", ".join(f"only {who} reached it ({n} seed{'s' if n > 1 else ''})" for who, n in alone if n)

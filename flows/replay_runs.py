@@ -25,19 +25,20 @@ from torch import Tensor
 
 from connectors.store import read_json, write_json, write_table
 from flows.config import MemberSettings, ModelSettings, Settings
+from flows.networks import train_model
 from pipeline.evaluation import evaluate
 from pipeline.members import predict_members
-from pipeline.models import Classifier, build_model
+from pipeline.models import Classifier
 from pipeline.randomness import derive_seed, seeded_generator
-from pipeline.replay import SECONDS, Arm, Split, draw_split, linear_head, parse_arm
+from pipeline.replay import CONTROL, SECONDS, Arm, Split, draw_split, linear_head, parse_arm
 from pipeline.scoring import score_images
 from pipeline.strategies import columns_of, select_batch
 from pipeline.tasks import classification
-from pipeline.training import TrainingError, choose_device, fit
+from pipeline.training import TrainingError
 from pipeline.types import Candidates
 
 FULL_DATA = "full data"
-READS_NO_MODEL = frozenset({"random"})
+READS_NO_MODEL = frozenset({CONTROL})
 """Strategies for which scoring the candidates would be wasted time."""
 CHUNK = 256
 """Images that are read, or passed through the members, at a time."""
@@ -49,6 +50,17 @@ SECONDS_BETWEEN_LOOKS = 0.2
 Report = Callable[[str], None]
 Learnt = Callable[[Tensor], tuple[Tensor, Tensor]]
 """What was learnt: positions `(n,)` to probabilities `(n, K, C)` and embeddings `(n, D)`."""
+
+
+class CampaignArm(Settings):
+    """How a campaign asks, beyond the batch: the arm of its strategy and acquisition function does the same."""
+
+    strategy: str
+    acquisition: str
+    strategy_options: dict[str, Any]
+    prefilter: float | None
+    balance_classes: bool
+    random_slice: float
 
 
 class ReplaySettings(Settings):
@@ -68,6 +80,8 @@ class ReplaySettings(Settings):
     network: ModelSettings | None
     members: MemberSettings
     sub_pool: int | None
+    campaign_arm: CampaignArm | None = None
+    caveat: str | None = None
     data: str
 
     @property
@@ -79,6 +93,12 @@ class ReplaySettings(Settings):
     def n_members(self) -> int:
         """K; a linear head has one, or one for each dropout of its features."""
         return max(1, self.members.mc_dropout) if self.is_linear else self.members.n_members
+
+    def campaigns(self, arm: Arm) -> CampaignArm | None:
+        """How the campaign asks if the arm is the campaign's own; random stays the control."""
+        own = self.campaign_arm
+        is_own = own is not None and arm.strategy != CONTROL and arm[1:] == (own.strategy, own.acquisition)
+        return own if is_own else None
 
     @property
     def dropout(self) -> float:
@@ -285,22 +305,7 @@ def _train_networks(replay: Replay, labelled: Tensor, *, seed: int, round_number
     models = []
     for index in range(replay.settings.members.ensemble):
         member_seed = derive_seed(seed, round_number, f"member-{index}")
-        model = new_network(how, n_classes=len(replay.settings.classes), seed=member_seed)
-        fit(
-            model,
-            images,
-            targets,
-            task=classification,
-            seed=member_seed,
-            device=choose_device(how.device),
-            learning_rate=how.learning_rate,
-            weight_decay=how.weight_decay,
-            max_epochs=how.max_epochs,
-            patience=how.patience,
-            batch_size=how.batch_size,
-            augmentation=how.augmentation,
-            class_balanced=how.class_balanced,
-        )
+        model, _ = train_model(how, images, targets, n_classes=len(replay.settings.classes), seed=member_seed)
         models.append(model)
     return models
 
@@ -320,7 +325,7 @@ def _candidates(replay: Replay, arm: Arm, learnt: Learnt, labelled: Tensor, rest
     ids = np.array([f"{row:09d}" for row in rest.tolist()], dtype=np.str_)
     if arm.strategy in READS_NO_MODEL:
         return Candidates(ids=ids, scores=torch.zeros(len(ids)))
-    wanted = columns_of(arm.strategy)
+    wanted = _columns_read(replay.settings, arm)
     probs, embeddings = learnt(rest)
     columns = {"probs": probs, "guesses": probs.mean(dim=1).argmax(dim=1), "embeddings": embeddings}
     if any(name in wanted for name in ("labelled_embeddings", "labelled_probs")):
@@ -333,35 +338,26 @@ def _candidates(replay: Replay, arm: Arm, learnt: Learnt, labelled: Tensor, rest
     )
 
 
+def _columns_read(settings: ReplaySettings, arm: Arm) -> frozenset[str]:
+    own = settings.campaigns(arm)
+    balancing = ("guesses", "labelled_targets") if own and own.balance_classes else ()
+    return frozenset({*columns_of(arm.strategy), *balancing})
+
+
 def _select(settings: ReplaySettings, arm: Arm, candidates: Candidates, *, seed: int, round_number: int) -> Tensor:
+    own = settings.campaigns(arm)
+    how: dict[str, Any] = {}
+    if own is not None:
+        how = {"prefilter": own.prefilter, "class_balanced": own.balance_classes, "random_slice": own.random_slice}
+        how |= own.strategy_options
     batch = select_batch(
-        candidates,
-        arm.strategy,
-        query_size=settings.query_size,
-        round_number=round_number,
-        seed=seed,
+        candidates, arm.strategy, query_size=settings.query_size, round_number=round_number, seed=seed, **how
     )
     return torch.tensor([int(item_id) for item_id in batch.ids])
 
 
 def _typed(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys(SECONDS, "float64"))
-
-
-def new_network(network: ModelSettings, *, n_classes: int, seed: int) -> Classifier:
-    """The untrained network of one member."""
-    model = build_model(
-        network.name,
-        n_classes=n_classes,
-        image_size=network.image_size,
-        channels=network.channels,
-        dropout=network.dropout,
-        weights=network.weights,
-        seed=seed,
-    )
-    if network.freeze:
-        model.freeze("trunk")
-    return model
 
 
 # Processes: as many runs at a time as there are cores.

@@ -118,7 +118,8 @@ def stopping_text(rules: dict[str, dict[str, Any]]) -> str:
     if "min_gain" in rules:
         limit = 100 * rules["min_gain"]["limit"]
         told.append(
-            f"the next labels are surely worth less than {limit:.2f} points ({now('min_gain', 'up to {:.1f} now')})"
+            "the audit accuracy has risen and the next labels are surely worth less than "
+            f"{limit:.2f} points ({now('min_gain', 'up to {:.1f} now')})"
         )
     return "Stops when " + ", or when ".join(told)
 

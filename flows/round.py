@@ -12,7 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from connectors.store import RoundFolder, read_json, write_json, write_table
+from connectors.store import RoundFolder, flatten, read_json, write_json, write_table
 from flows.ask import check_strategy, push, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
 from flows.collect import close, collect, is_ready_to_close, labels_known_to, look
@@ -211,18 +211,6 @@ def parameters(folder: RoundFolder) -> dict[str, Any]:
     }
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted names.
-
-    >>> flatten({"name": "pets", "model": {"channels": 3}})
-    {'name': 'pets', 'model.channels': 3}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
 @step("summary.json")
 def summarise(folder: RoundFolder, work: OpenCampaign) -> None:
     """Write down the round's numbers as the tracker gets them; the step is the number of labels used."""
@@ -238,7 +226,7 @@ def summarise(folder: RoundFolder, work: OpenCampaign) -> None:
         logged |= {f"forecast_{name}": expected[name] for name in ("gain", "gain_low", "gain_high")}
     if work.settings.model.pseudo_labels.threshold > 0 and folder.has("training.json"):
         training = read_json(folder / "training.json")
-        logged |= {name: training[name] for name in ("n_pseudo_labels", "pseudo_label_threshold")}
+        logged |= {name: training[name] for name in ("n_pseudo_labels", "pseudo_label_threshold") if name in training}
     write_json(folder / "summary.json", {"step": n_labels, "metrics": logged})
 
 

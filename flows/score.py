@@ -19,7 +19,7 @@ from flows.steps import step
 from pipeline.models import Classifier
 from pipeline.randomness import derive_seed
 from pipeline.scoring import score_columns
-from pipeline.strategies import columns_of
+from pipeline.strategies import columns_of, seeded_order
 from pipeline.types import Candidates
 
 SHARD = 4096
@@ -28,8 +28,11 @@ SHARD = 4096
 
 @step("candidates.parquet")
 def list_candidates(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Write down the images that this round chooses from."""
-    write_table(folder / "candidates.parquet", work.may_be_asked(split="pool"))
+    """Write down the images that this round chooses from, in the order that spares `select_batch` a copy of them."""
+    rows = work.may_be_asked(split="pool")
+    ids = rows["item_id"].to_numpy(dtype=np.str_)
+    order = seeded_order(ids, round_number=folder.number, seed=work.settings.seed)
+    write_table(folder / "candidates.parquet", rows.iloc[order.numpy()].reset_index(drop=True))
 
 
 def score_pool(folder: RoundFolder, work: OpenCampaign) -> None:
@@ -72,16 +75,15 @@ def score_shard(
 
 def _score_chunk(chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, work: OpenCampaign) -> pa.Table:
     several = decisions.shape[2] > 1
-    names = {work.settings.acquisition, "entropy", *(["bald"] if several else [])}
-    scores = score_columns(decisions, names, reduce="mean")
-    split = {"aleatoric": scores["entropy"] - scores["bald"], "epistemic": scores["bald"]} if several else {}
+    parts = ["aleatoric", "epistemic"] if several else []
+    scores = score_columns(decisions, {work.settings.acquisition, "entropy", *parts}, reduce="mean")
     top = decisions[:, 0].mean(dim=1).topk(2)
     classes = np.array(work.settings.classes)
     columns = {
         "item_id": chunk["item_id"].to_numpy(),
         "score": scores[work.settings.acquisition].numpy(),
         "entropy": scores["entropy"].numpy(),
-        **{name: values.numpy() for name, values in split.items()},
+        **{name: scores[name].numpy() for name in parts},
         "guess": classes[top.indices[:, 0].numpy()],
         "guess_probability": top.values[:, 0].numpy(),
         "runner_up": classes[top.indices[:, 1].numpy()],
@@ -175,5 +177,5 @@ def read_scores_of(folder: RoundFolder, item_ids: Sequence[str]) -> pd.DataFrame
     """What scoring wrote about a few candidates, indexed by item id."""
     wanted = pa.array(item_ids)
     tables = [pq.read_table(path, filters=[("item_id", "in", wanted)]) for path in _score_files(folder)]
-    table: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    table: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()  # a version adds columns
     return table.set_index("item_id")

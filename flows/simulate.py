@@ -5,7 +5,7 @@ A replay's folder holds everything, so a killed one goes on where it stood, and 
 | file | |
 |---|---|
 | `replay.json` | the resolved settings, with a digest of the data |
-| `labels.parquet` | file, label, uri, is_test, in the order of the labels file |
+| `labels.parquet` | file, label, uri, is_test, in the order of the labels file; written anew by each command |
 | `features.npy` or `images.npy` | what models read, computed once |
 | `runs/ARM-SEED.parquet` | the rounds of one arm at one seed, with what each picked |
 | `runs/full-data-SEED.json` | accuracy with all labels |
@@ -13,24 +13,41 @@ A replay's folder holds everything, so a killed one goes on where it stood, and 
 """
 
 import hashlib
+import itertools
+import math
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
-from connectors.store import Campaign, CampaignChanged, read_json, write_atomic, write_json, write_table, write_text
+from connectors.store import (
+    Campaign,
+    CampaignChanged,
+    flatten,
+    read_json,
+    write_atomic,
+    write_json,
+    write_table,
+    write_text,
+)
+from connectors.tracking import TrackerError
+from deploy import servers
 from flows.config import COMPARES_MEMBERS, LOCAL, CampaignSettings, MemberSettings, ModelSettings, load_settings
+from flows.home import home
+from flows.networks import new_model
 from flows.progress import progress_bar
 from flows.replay_input import ReplayError, count_classes, digest_of, read_campaign_labels, read_features, read_labels
-from flows.replay_runs import CHUNK, FULL_DATA, Job, Replay, ReplaySettings, new_network, run_jobs
+from flows.replay_runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, ReplaySettings, run_jobs
 from pipeline.acquisition import NEEDS_MEMBERS
 from pipeline.members import stochastic_layers
 from pipeline.models import MODELS, ModelError, check_model_name
@@ -38,7 +55,12 @@ from pipeline.pool import load_images
 from pipeline.replay import CONTROL, DEFAULT_ACQUISITION, parse_arm, summarise
 from pipeline.training import choose_device
 
+if TYPE_CHECKING:
+    from connectors.mlflow import MLflowTracker
+
 PIXELS, FEATURES = "pixels", "features"
+TEST_SHARE = 0.25
+"""Of the images, to test on, where nobody says how many."""
 SMALL_SIDE, NETWORK_SIDE = 28, 224
 """Side of the images in pixels, for the pixels themselves and small networks, and for torchvision's."""
 GREY = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})
@@ -58,11 +80,11 @@ class Options:
     campaign: Path | None = None
     strategies: str | None = None
     seeds: int = 10
-    seed: int = 0
+    seed: int | None = None
     query_size: int | None = None
     rounds: int = 12
     start: int | None = None
-    test_size: float = 0.25
+    test_size: float | None = None
     model: str | None = None
     weights: str | None = None
     image_size: int | None = None
@@ -84,32 +106,52 @@ def simulate(options: Options) -> dict[str, Any]:
     """
     _check_folder(options.out)
     campaign = load_settings(options.campaign) if options.campaign else None
-    rows = _read_rows(options, campaign)
+    rows, caveat = _read_rows(options, campaign)
     features = read_features(options.features, len(rows)) if options.features else None
-    settings = _resolve(options, campaign, rows, features)
+    settings = _resolve(options, campaign, rows, features, caveat)
+    tracker = _tracker(options.mlflow, options.out) if options.mlflow is not None else None
+    _make_folder(options.out)
     replay = Replay(options.out)
     with Campaign(options.out).lock():
+        _sweep(options.out)
         _claim(options.out, settings)
-        if not (options.out / "labels.parquet").exists():
-            write_table(options.out / "labels.parquet", rows)
+        write_table(options.out / "labels.parquet", rows)  # the files may have moved; the digest says they are the same
         if not replay.data_path.exists():
             _write_data(replay, features)
         run_jobs(replay, workers=options.workers or os.cpu_count() or 1)
-        summary = write_results(replay)
-        if options.mlflow is not None:
-            _track(replay, summary, options.mlflow)
+        summary = write_results(replay, command=command_of(options))
+        if tracker is not None:
+            _track(replay, summary, tracker)
     return summary
 
 
-def write_results(replay: Replay) -> dict[str, Any]:
-    """Write the curves, the summary and the page of a replay whose runs are done; return the summary."""
+def command_of(options: Options) -> str:
+    """The command that asks for the same, with what was left open left out."""
+    given = [
+        (f"--{field.name.replace('_', '-')}", str(value))
+        for field in fields(options)
+        if (value := getattr(options, field.name)) != field.default and field.name not in ("workers", "mlflow")
+    ]
+    return shlex.join(["labelcycle", "simulate", *itertools.chain.from_iterable(given)])
+
+
+def write_results(replay: Replay, *, command: str) -> dict[str, Any]:
+    """Write the curves, the summary and the page of a replay whose runs are done; return the summary.
+
+    Args:
+        command: for people who want to run it again.
+    """
     from flows.replay_report import report_page
 
     settings = replay.settings
     curves = replay.curves()
     full = {seed: float(read_json(replay.path(Job(FULL_DATA, seed)))["accuracy"]) for seed in settings.seeds}
     last = curves[curves["round"] == settings.rounds]
-    summary = summarise(curves, full) | {
+    summary = summarise(curves, full)
+    if settings.caveat is not None:
+        summary["verdict"] += f" {settings.caveat}"
+    summary |= {
+        "command": command,
         "class_balance": {
             "classes": list(settings.classes),
             "data": torch.bincount(replay.targets, minlength=len(settings.classes)).tolist(),
@@ -133,56 +175,93 @@ def _check_folder(out: Path) -> None:
     """Refuse a folder with files that are no replay's."""
     if out.exists() and not out.is_dir():
         raise ReplayError(f"--out {out} is a file; name a folder")
-    others = sorted(path.name for path in out.glob("*") if not path.name.startswith("campaign.lock"))
+    others = sorted(path.name for path in out.glob("*") if not path.name.startswith((".", "campaign.lock")))
     if others and not (out / "replay.json").exists():
         raise ReplayError(f"--out {out} holds other files ({', '.join(others[:3])}); name a new folder")
 
 
-def _read_rows(options: Options, campaign: CampaignSettings | None) -> pd.DataFrame:
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ReplayError(f"--out {out} cannot be made: {exc.strerror}") from exc
+
+
+def _sweep(out: Path) -> None:
+    """Delete what a killed process was writing; the folder is locked, so nobody else writes."""
+    for folder in (out, out / "runs"):
+        for rest in folder.glob(".*.part"):
+            rest.unlink()
+
+
+def _read_rows(options: Options, campaign: CampaignSettings | None) -> tuple[pd.DataFrame, str | None]:
+    """The images with their labels, and what is to be said of those that are tested on."""
+    if options.features is not None and options.labels is None:
+        raise ReplayError("--features needs --labels, whose rows are those of the features")
     if options.labels is not None:
         if options.images is None and options.features is None:
             raise ReplayError("--labels needs --images, the folder of the files, or --features, one row for each file")
-        return read_labels(options.labels, images=None if options.features else options.images)
+        return read_labels(options.labels, images=None if options.features else options.images), None
     if campaign is None:
         raise ReplayError("name the labels with --labels FILE.csv (columns file,label), or a campaign with --campaign")
     return read_campaign_labels(campaign)
 
 
 def _resolve(
-    options: Options, campaign: CampaignSettings | None, rows: pd.DataFrame, features: NDArray[np.float32] | None
+    options: Options,
+    campaign: CampaignSettings | None,
+    rows: pd.DataFrame,
+    features: NDArray[np.float32] | None,
+    caveat: str | None,
 ) -> ReplaySettings:
     classes = count_classes(rows["label"], campaign.classes if campaign else None)
-    for name in ("seeds", "rounds", "start", "query_size", "members", "workers", "sub_pool", "image_size"):
-        value, least = getattr(options, name), 2 if name == "rounds" else 1
-        if value is not None and value < least:
-            raise ReplayError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    if not options.l2 > 0:
-        raise ReplayError(f"--l2 must be above 0, got {options.l2:g}")
+    _check_numbers(options)
     query_size = options.query_size or (campaign.query_size if campaign else 30)
-    start = options.start or query_size
+    start = options.start or (campaign.seed_set_size if campaign else 0) or query_size
+    first_seed = options.seed if options.seed is not None else campaign.seed if campaign else 0
     settings = ReplaySettings(
         arms=_arms(options, campaign),
-        seeds=tuple(range(options.seed, options.seed + options.seeds)),
+        seeds=tuple(range(first_seed, first_seed + options.seeds)),
         query_size=query_size,
         rounds=options.rounds,
         start=start,
-        test_size=int(rows["is_test"].sum()) or _test_size(options.test_size, len(rows)),
+        test_size=_test_size(options.test_size, rows),
         classes=classes,
         **_model(options, campaign, rows),
         l2=options.l2,
-        sub_pool=options.sub_pool,
+        sub_pool=options.sub_pool or (campaign.sub_pool if campaign else None),
+        campaign_arm=_campaign_arm(campaign) if campaign else None,
+        caveat=caveat,
         data=digest_of(rows, features),
     )
     wanted = start + options.rounds * query_size + settings.test_size
     if wanted > len(rows):
         raise ReplayError(
-            f"{len(rows)} labelled images are too few: start {start} + {options.rounds} rounds x {query_size} + "
-            f"{settings.test_size} to test on = {wanted}; lower --rounds, --query-size, --start or --test-size"
+            f"{len(rows):,} labelled images are too few: start {start:,} + {options.rounds} rounds x {query_size:,} + "
+            f"{settings.test_size:,} to test on = {wanted:,}; lower --rounds, --query-size, --start or --test-size"
         )
     if settings.is_linear and options.members and options.members > 1:
         raise ReplayError("--members are networks, and a linear head is one model: use --mc-dropout")
     _check_members(settings)
     return settings
+
+
+def _check_numbers(options: Options) -> None:
+    limits = {"rounds": (2, None), "mc_dropout": (0, 1000), "members": (1, 100), "seed": (0, 2**31 - 1)}
+    limits |= dict.fromkeys(("seeds", "start", "query_size", "workers", "sub_pool", "image_size"), (1, None))
+    for name, (least, most) in limits.items():
+        value, option = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value is not None and value < least:
+            raise ReplayError(f"{option} must be at least {least}, got {value}")
+        if value is not None and most is not None and value > most:
+            raise ReplayError(f"{option} must be at most {most:,}, got {value}")
+    if not 0 < options.l2 < math.inf:
+        raise ReplayError(f"--l2 must be above 0 and finite, got {options.l2:g}")
+
+
+def _campaign_arm(campaign: CampaignSettings) -> CampaignArm:
+    names = CampaignArm.model_fields
+    return CampaignArm.model_validate({name: getattr(campaign, name) for name in names})
 
 
 def _arms(options: Options, campaign: CampaignSettings | None) -> tuple[str, ...]:
@@ -199,11 +278,17 @@ def _arms(options: Options, campaign: CampaignSettings | None) -> tuple[str, ...
         raise ReplayError(f"--strategies: {exc}") from exc
 
 
-def _test_size(asked: float, n: int) -> int:
-    """Images to test on, from a number or a share below 1."""
-    size = round(asked * n) if 0 < asked < 1 else int(asked)
+def _test_size(asked: float | None, rows: pd.DataFrame) -> int:
+    """Images to test on: those that are marked, or a number or a share below 1 of all."""
+    marked, n = int(rows["is_test"].sum()), len(rows)
+    if marked:
+        if asked is not None:
+            raise ReplayError(f"{marked:,} images are marked to be tested on, so leave --test-size out")
+        return marked
+    asked = TEST_SHARE if asked is None else asked
+    size = round(asked * n) if 0 < asked < 1 else int(asked) if 1 <= asked < n else 0
     if size < 1 or size >= n or (asked >= 1 and asked != size):
-        raise ReplayError(f"--test-size must be a share below 1 or a number of images below {n}, got {asked:g}")
+        raise ReplayError(f"--test-size must be a share below 1 or a number of images below {n:,}, got {asked:g}")
     return size
 
 
@@ -211,15 +296,14 @@ def _model(options: Options, campaign: CampaignSettings | None, rows: pd.DataFra
     """The settings that say what models read and are."""
     members = MemberSettings(ensemble=options.members or 1, mc_dropout=options.mc_dropout or 0)
     if options.features is not None:
-        if options.model or options.weights:
-            raise ReplayError("--features are what a model reads already: leave --model and --weights out")
+        for name in ("images", "model", "weights", "image_size"):
+            if getattr(options, name) is not None:
+                raise ReplayError(f"--features are what a model reads already: leave --{name.replace('_', '-')} out")
         return {"model": FEATURES, "image_size": None, "channels": None, "network": None, "members": members}
     if options.model is None and campaign is not None:
-        network = campaign.model
-        if options.weights:
-            network = network.model_copy(update={"weights": options.weights, "freeze": True})
-        if options.image_size:
-            network = network.model_copy(update={"image_size": options.image_size})
+        changes: dict[str, Any] = {"weights": options.weights, "freeze": True} if options.weights else {}
+        changes |= {"image_size": options.image_size} if options.image_size else {}
+        network = _network(campaign.model.model_dump() | changes)
         members = MemberSettings(
             ensemble=options.members or campaign.members.ensemble,
             mc_dropout=campaign.members.mc_dropout if options.mc_dropout is None else options.mc_dropout,
@@ -233,7 +317,7 @@ def _model(options: Options, campaign: CampaignSettings | None, rows: pd.DataFra
                 raise ReplayError("--weights are for a network: name it too, for example --model torchvision:resnet18")
             return {"model": PIXELS, "image_size": side, "channels": channels, "network": None, "members": members}
         check_model_name(name)
-        network = ModelSettings.model_validate(
+        network = _network(
             {
                 "name": name,
                 "image_size": side,
@@ -253,6 +337,15 @@ def _model(options: Options, campaign: CampaignSettings | None, rows: pd.DataFra
     }
 
 
+def _network(values: dict[str, Any]) -> ModelSettings:
+    try:
+        return ModelSettings.model_validate(values)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        option = str(first["loc"][-1]).replace("_", "-") if first["loc"] else "model"
+        raise ReplayError(f"--{option}: {first['msg']} (got {first['input']!r})") from exc
+
+
 def _is_grey(uris: Sequence[str]) -> bool:
     """Whether no image has colour, by the files' headers; a file that is no image is told when it is read."""
     from PIL import Image
@@ -269,7 +362,7 @@ def _is_grey(uris: Sequence[str]) -> bool:
 
 def _check_network(network: ModelSettings, members: MemberSettings) -> None:
     choose_device(network.device)
-    model = new_network(network, n_classes=2, seed=0)
+    model = new_model(network, n_classes=2, seed=0)
     if members.mc_dropout and not stochastic_layers(model) and not network.freeze:
         raise ModelError(f"--mc-dropout needs dropout, and {network.name} has none")
 
@@ -286,18 +379,24 @@ def _check_members(settings: ReplaySettings) -> None:
 
 
 def _claim(folder: Path, settings: ReplaySettings) -> None:
-    """Write the settings, or refuse those that would mix two replays in one folder."""
+    """Write the settings, or refuse those that would mix two replays in one folder; an empty one takes any."""
     path, wanted = folder / "replay.json", settings.model_dump(mode="json")
-    if path.exists():
-        written = read_json(path)
-        keys = sorted((written.keys() | wanted.keys()) - MAY_CHANGE)
-        changes = [
-            f"{key}: {written.get(key)!r} -> {wanted.get(key)!r}" for key in keys if written.get(key) != wanted.get(key)
-        ]
-        if changes:
+    if path.exists() and any(any(folder.glob(computed)) for computed in ("*.npy", "runs/*")):
+        before, after = flatten(read_json(path)), flatten(wanted)
+        changed = sorted(
+            key for key in (before.keys() | after.keys()) - MAY_CHANGE if before.get(key) != after.get(key)
+        )
+        if changed:
+            changes = [
+                "the labels, images or features changed"
+                if key == "data"
+                else f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+                for key in changed
+            ]
             raise CampaignChanged(
                 f"{folder} holds another replay: {'; '.join(changes)}. Give another --out, or set the values back; "
-                "strategies, seeds and rounds may change."
+                "strategies, seeds and rounds may change.",
+                changed,
             )
     write_json(path, wanted)
 
@@ -324,7 +423,7 @@ def _read_chunks(
     trunk = None
     if settings.is_linear and settings.network is not None:
         device = choose_device(settings.network.device)
-        trunk = new_network(settings.network, n_classes=len(settings.classes), seed=0).to(device)
+        trunk = new_model(settings.network, n_classes=len(settings.classes), seed=0).to(device)
     for start in range(0, len(uris), CHUNK):
         images = load_images(uris[start : start + CHUNK], size=side, channels=channels)
         if trunk is not None:
@@ -345,19 +444,34 @@ def _save_chunks(chunks: Iterable[Tensor], n_rows: int, path: Path) -> None:
             file.write(values.data)
 
 
-def _track(replay: Replay, summary: dict[str, Any], uri: str) -> None:
+def _tracker(uri: str, out: Path) -> "MLflowTracker":
+    """MLflow, which answers: that it does not is found before the hours of the runs."""
     from connectors.mlflow import MLflowTracker  # takes seconds to load
 
     if uri == LOCAL:
-        from flows.campaign import local_servers
+        running = servers.running(home())
+        if running is None:
+            raise ReplayError(
+                "--mlflow local is the server of `labelcycle up`, which is not running: start it, name another, for "
+                "example --mlflow sqlite:///mlflow.db, or leave --mlflow out"
+            )
+        uri = running.mlflow_url
+    try:
+        tracker = MLflowTracker(uri=uri, campaign=f"replay {out.resolve().name}")
+        tracker.ping()
+    except TrackerError as exc:
+        raise TrackerError(f"--mlflow: {exc}. Nothing was run yet; mend it, or leave --mlflow out") from exc
+    return tracker
 
-        uri = local_servers().mlflow_url
+
+def _track(replay: Replay, summary: dict[str, Any], tracker: "MLflowTracker") -> None:
     settings = replay.settings
     params = {
         name: ",".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in settings.model_dump(mode="json").items()
-        if not isinstance(value, dict) and value is not None
+        for name, value in flatten(settings.model_dump(mode="json")).items()
+        if value is not None
     }
+    params["winner"] = summary["winner"] or "none"
     means = {
         name: [
             (n, {metric: curves[name][point]["mean"] for metric, curves in summary["curves"].items()})
@@ -365,10 +479,15 @@ def _track(replay: Replay, summary: dict[str, Any], uri: str) -> None:
         ]
         for name in settings.arms
     }
+    totals = {
+        name: {f"aulc_{end}": value for end, value in summary["strategies"][name]["aulc"].items() if value is not None}
+        for name in settings.arms
+    }
     digest = hashlib.blake2b(repr((params, means)).encode(), digest_size=8).hexdigest()
-    MLflowTracker(uri=uri, campaign=f"replay {replay.folder.name}").log_replay(
+    tracker.log_replay(
         digest,
         params=params,
         curves=means,
+        totals=totals,
         artifacts=[replay.folder / name for name in ("summary.json", "report.html", "curves.parquet")],
     )

@@ -33,6 +33,8 @@ TARGETS = (90, 95, 99)
 ALPHA = 0.05
 POWER_80 = 0.8416212335729143
 """80th percentile of the normal distribution."""
+FEWEST_SEEDS = 5
+"""Seeds from which on an arm can be declared the winner."""
 MOST_SEEDS = 1000
 """A difference that more seeds than this would be needed for is not worth having."""
 MOST_NAMES = 4
@@ -192,16 +194,21 @@ def labelling_efficiency(control: Sequence[float | None], arm: Sequence[float | 
     neither did.
 
     Returns:
-        `per_seed` and `median`, which is None where no finite ratio can be named, or it would be 0.
+        `per_seed`; `median`, which is None where no finite ratio can be named, or it would be 0; and in how many seeds
+        `both` reached the target, `only_arm` did, `only_random` did and `neither` did.
     """
     pairs = list(zip(control, arm, strict=True))
     per_seed = [None if c is None or a is None else c / a for c, a in pairs]
-    ranked = [
-        ratio if ratio is not None else (math.inf if a is not None else 0.0)
-        for ratio, (c, a) in zip(per_seed, pairs, strict=True)
-        if c is not None or a is not None
-    ]
-    return {"per_seed": per_seed, "median": (_finite(float(np.median(ranked))) or None) if ranked else None}
+    reached = [(c is not None, a is not None) for c, a in pairs]
+    n = {
+        "both": reached.count((True, True)),
+        "only_arm": reached.count((False, True)),
+        "only_random": reached.count((True, False)),
+        "neither": reached.count((False, False)),
+    }
+    ratios = [ratio for ratio in per_seed if ratio is not None]
+    ranked = [0.0] * n["only_random"] + ratios + [math.inf] * n["only_arm"]
+    return {"per_seed": per_seed, "median": (_finite(float(np.median(ranked))) or None) if ranked else None, **n}
 
 
 def win_rate(control: NDArray[np.float64], arm: NDArray[np.float64]) -> float:
@@ -317,7 +324,8 @@ def verdict(curves: Curves) -> dict[str, Any]:
     """Whether one arm has the largest AULC outside the noise, in a sentence.
 
     An arm wins if its AULC is above that of every other by a paired t test at 5 %, Holm-corrected for all pairs of
-    arms, since which arm comes first is seen in the same numbers.
+    arms, since which arm comes first is seen in the same numbers. Of fewer than `FEWEST_SEEDS` seeds none wins: few
+    accuracies in steps of 1 / test images can happen to have no spread at all.
 
     Returns:
         `winner` (None inside the noise), `tied` (arms that cannot be told from the best, the best first) and `text`.
@@ -327,9 +335,10 @@ def verdict(curves: Curves) -> dict[str, Any]:
     best, n_seeds = ranked[0], len(areas[ranked[0]])
     if len(ranked) == 1:
         return _verdict(None, [best], f"{best} was replayed alone: there is nothing to compare it with.")
-    if n_seeds < 2:
+    if n_seeds < FEWEST_SEEDS:
+        seeds = f"{n_seeds} seed{'s say' if n_seeds > 1 else ' says'}"
         return _verdict(
-            None, ranked, "No winner: one seed says nothing about the noise; replay at least five (--seeds)."
+            None, ranked, f"No winner: {seeds} too little about the noise; replay at least {FEWEST_SEEDS} (--seeds)."
         )
     pairs = list(itertools.combinations(ranked, 2))
     p_values = holm([float(paired_difference(areas[b], areas[a])["p"] or 0.0) for a, b in pairs])
@@ -344,15 +353,18 @@ def verdict(curves: Curves) -> dict[str, Any]:
             f"{best} wins: its AULC is {_points(gap['mean'])} points above {ranked[1]}, the next best "
             f"(95 % interval {_points(gap['low'])} to {_points(gap['high'])}; {test}).",
         )
-    needed = [(seeds_needed(areas[best] - areas[name], alpha=ALPHA / len(pairs)), name) for name in tied[1:]]
-    more = [f"{name} (about {n})" for n, name in sorted((n, name) for n, name in needed if n is not None)]
-    hope = (
-        f"More seeds in all might tell {best} from {_listed(more)}."
-        if more
-        else f"Not even {MOST_SEEDS:,} seeds would: take them as equal."
+    gap = paired_difference(areas[tied[1]], areas[best])
+    told = (
+        f"{best} is {_points(gap['mean'])} points above {tied[1]}, 95 % interval {_points(gap['low'])} to "
+        f"{_points(gap['high'])}."
     )
+    needed = [(seeds_needed(areas[best] - areas[name], alpha=ALPHA / len(pairs)), name) for name in tied[1:]]
+    more = [f"{name} (about {n:,})" for n, name in sorted((n, name) for n, name in needed if n is not None)]
+    hope = f" More seeds in all might tell {best} from {_listed(more)}." if more else ""
     others = f" {best} is above {_listed(below)}." if below else ""
-    return _verdict(None, tied, f"No winner: {_listed(tied)} cannot be told apart by AULC ({test}). {hope}{others}")
+    return _verdict(
+        None, tied, f"No winner: {_listed(tied)} cannot be told apart by AULC ({test}). {told}{hope}{others}"
+    )
 
 
 def summarise(curves: pd.DataFrame, full_data_accuracy: Mapping[int, float]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from pipeline.evaluation import wilson_interval
 N_PARAMETERS = 3
 MIN_ROUNDS = N_PARAMETERS + 1
 """Measured rounds with different numbers of labels that a forecast needs."""
+Z = 1.959963984540054
+"""97.5th percentile of the normal distribution."""
 EXPONENTS = (0.05, 2.0)
 """Range of the curve's exponent, evenly likely on a logarithmic scale: from almost a logarithm to a sharp bend."""
 N_EXPONENTS, N_ACCURACIES = 24, 40
@@ -62,8 +64,8 @@ class Forecast:
     gain_high: float
 
     def __str__(self) -> str:
-        half = 100 * (self.gain_high - self.gain_low) / 2
-        return f"the next {self.n_labels} labels are worth {100 * self.gain:+.1f} ± {half:.1f} points"
+        middle, half = 50 * (self.gain_high + self.gain_low), 50 * (self.gain_high - self.gain_low)
+        return f"the next {self.n_labels} labels are worth {middle:+.1f} ± {half:.1f} points"  # the interval, exactly
 
 
 def reaches_target(rounds: Sequence[MeasuredRound], target_accuracy: float) -> bool:
@@ -78,11 +80,29 @@ def reaches_target(rounds: Sequence[MeasuredRound], target_accuracy: float) -> b
 def is_plateau(rounds: Sequence[MeasuredRound], *, n_labels: int, min_gain: float) -> bool:
     """Whether the next `n_labels` labels are worth less than `min_gain`, by the upper end of the forecast.
 
+    A curve is a plateau only if it rose before: one that is flat from the start may belong to a model that has not
+    begun to learn, and says nothing about more labels (see `has_risen`).
+
     Args:
         min_gain: in accuracy, a share.
     """
+    if not has_risen(rounds):
+        return False
     expected = forecast(rounds, n_labels)
     return expected is not None and expected.gain_high < min_gain
+
+
+def has_risen(rounds: Sequence[MeasuredRound]) -> bool:
+    """Whether the newest accuracy is above the first by a two-proportion z test at 5 %, two-sided (Fleiss, 1981, 2.3).
+
+    The rounds count as independent, which on one audit set is on the safe side.
+    """
+    if not rounds:
+        return False
+    first, last = rounds[0], rounds[-1]
+    share = (first.n_correct + last.n_correct) / (first.n_audit + last.n_audit)
+    error = math.sqrt(share * (1 - share) * (1 / first.n_audit + 1 / last.n_audit))
+    return last.n_correct / last.n_audit - first.n_correct / first.n_audit > Z * error
 
 
 def forecast(rounds: Sequence[MeasuredRound], n_labels: int) -> Forecast | None:

@@ -245,8 +245,10 @@ def test_a_replay_has_a_run_for_each_arm_with_its_mean_curve(uri, campaign, file
         "random": [(20, {"accuracy": 0.5, "nll": 1.5}), (40, {"accuracy": 0.6, "nll": 1.25})],
         "power:bald": [(20, {"accuracy": 0.5, "nll": 1.5}), (40, {"accuracy": 0.75, "nll": 1.0})],
     }
+    totals = {"random": {"aulc_mean": 0.55}, "power:bald": {"aulc_mean": 0.625, "aulc_low": 0.6, "aulc_high": 0.65}}
+    artifacts = [files / "confusion.csv"]
     for replay_id in ("first", "first", "other"):
-        run_id = tracker.log_replay(replay_id, params={"seeds": 3}, curves=curves, artifacts=[files / "confusion.csv"])
+        run_id = tracker.log_replay(replay_id, params={"seeds": 3}, curves=curves, totals=totals, artifacts=artifacts)
     client = MlflowClient(uri, uri)
     found = client.search_runs([client.get_experiment_by_name(campaign).experiment_id])
     assert len(found) == 2 * 3, "what is logged again is found again"
@@ -254,6 +256,8 @@ def test_a_replay_has_a_run_for_each_arm_with_its_mean_curve(uri, campaign, file
     runs = {run.info.run_name: run for run in newest}
     assert set(runs) == {"replay other", "random", "power:bald"}
     assert history(uri, runs["power:bald"], "accuracy") == [(20, 0.5), (40, 0.75)]
+    assert history(uri, runs["power:bald"], "aulc_low") == [(40, 0.6)]
+    assert runs["random"].data.metrics["aulc_mean"] == 0.55
     assert runs["replay other"].data.params == {"seeds": "3"}
     assert {run.info.status for run in found} == {"FINISHED"}
 
@@ -453,6 +457,12 @@ def test_a_password_in_the_address_is_refused_and_not_repeated(uri):
         MLflowTracker(uri=uri, campaign="ants")
     assert "hush" not in str(caught.value)
     assert "ann" not in str(caught.value)
+
+
+def test_a_server_that_answers_can_be_pinged(uri, campaign):
+    MLflowTracker(uri=uri, campaign=campaign).ping()
+    client = MlflowClient(uri, uri)
+    assert client.get_experiment_by_name(campaign) is None, "a look leaves nothing behind"
 
 
 def test_a_dead_server_is_told_at_once():

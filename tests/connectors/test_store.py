@@ -81,6 +81,18 @@ def test_changed_setting_that_would_mix_experiments_is_refused_by_name(tmp_path)
         campaign.claim(before | {"strategy": "random", "model": {"name": "b", "device": "cpu"}}, may_change={"budget"})
 
 
+def test_setting_that_the_written_configuration_lacks_is_compared_with_its_default(tmp_path):
+    campaign, defaults = Campaign(tmp_path), {"sub_pool": None, "model.decay": 0.0, "members": 3}
+    campaign.claim({"model": {"name": "a"}}, may_change=())
+    changed = {"sub_pool": 7, "model": {"name": "a", "decay": 0.5}}
+    with pytest.raises(CampaignChanged, match=r"model.decay: 0.0 -> 0.5; sub_pool: None -> 7\.") as caught:
+        campaign.claim(changed, may_change=(), defaults=defaults)
+    assert caught.value.settings == ["model.decay", "sub_pool"]
+    assert read_json(tmp_path / "campaign.json") == {"model": {"name": "a"}}
+    campaign.claim(changed, may_change={"sub_pool", "model.decay"}, defaults=defaults)
+    campaign.claim(changed, may_change=(), defaults=defaults)
+
+
 def test_second_process_is_told_who_works_on_the_campaign(tmp_path):
     code = """
 import sys

@@ -84,7 +84,9 @@ def test_status_reads_the_folder_alone(command, tmp_path):
     assert (state["awaiting"]["n_labelled"], state["awaiting"]["n_tasks"]) == (3, 4)
     assert state["metrics"] is None
     assert state["urls"] == {"label_studio": "https://labels.example.org/1", "mlflow": "sqlite:///mlflow.db"}
-    assert "Round 0 awaits labels: 3 of 4 labelled" in command("status", str(folder.path))[1]
+    text = command("status", str(folder.path))[1]
+    assert "Round 0 awaits labels: 3 of 4 labelled" in text
+    assert "No forecast yet: a forecast needs 4 measured rounds" in text
 
 
 def test_run_says_that_prefect_does_not_answer(command):

@@ -1,9 +1,12 @@
+import re
 from datetime import timedelta
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from connectors.store import Campaign, CampaignChanged
+from connectors.store import Campaign, CampaignChanged, write_json, write_table
+from flows.campaign import open_campaign
 from flows.config import COMPARES_MEMBERS, MAY_CHANGE, ConfigError, PseudoLabelSettings, load_settings, resolved
 from flows.example import EXAMPLE
 
@@ -90,7 +93,7 @@ def test_missing_file_says_how_to_get_one(tmp_path):
         (("audit_size = 20", "audit_size = 20\nmin_gain = 0"), 6, "min_gain: Input should be greater"),
         (("audit_size = 20", 'audit_size = 20\ncold_start = "power"'), 6, "'coverage', 'typiclust' or 'max_herding'"),
         (
-            ("audit_size = 20", "audit_size = 20\nstrategy_options = { gamma = 2 }"),
+            ("audit_size = 20", 'audit_size = 20\nstrategy = "power"\nstrategy_options = { gamma = 2 }'),
             None,
             "strategy 'power' has no option 'gamma'; its options are: beta",
         ),
@@ -156,12 +159,53 @@ def test_strategy_that_compares_members_needs_two(campaign, strategy):
 
 def test_changed_option_of_the_strategy_is_another_experiment(campaign, tmp_path):
     folder = Campaign(tmp_path / "campaign")
-    texts = [GOOD, *(GOOD.replace("\n\n", f"\nstrategy_options = {{ beta = {beta} }}\n\n") for beta in (2.0, 3.0))]
+    good = GOOD.replace("\n\n", '\nstrategy = "power"\n\n')
+    texts = [good, *(good.replace("\n\n", f"\nstrategy_options = {{ beta = {beta} }}\n\n") for beta in (2.0, 3.0))]
     for _ in range(2):
         folder.claim(resolved(load_settings(campaign(texts[1]))), may_change=MAY_CHANGE)
     for text in (texts[0], texts[2]):
         with pytest.raises(CampaignChanged, match="strategy_options"):
             folder.claim(resolved(load_settings(campaign(text))), may_change=MAY_CHANGE)
+
+
+def begun(campaign, tmp_path, text, *, without=()):
+    """A campaign that began with a file's settings, by a version that did not know some of them."""
+    path = campaign(text)
+    settings = load_settings(path)
+    written = {key: value for key, value in resolved(settings).items() if key not in without}
+    write_json(settings.folder / "campaign.json", written)
+    write_table(Campaign(settings.folder).pool, pd.DataFrame({"item_id": []}))
+    return path
+
+
+def test_setting_that_an_older_version_did_not_know_had_its_default(campaign, tmp_path, monkeypatch):
+    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
+    path = begun(campaign, tmp_path, GOOD, without=("sub_pool", "balance_classes", "min_gain", "strategy_options"))
+    before = (tmp_path / ".labelcycle/campaigns/pets/campaign.json").read_text()
+    changed = GOOD.replace("\n\n", "\nsub_pool = 7\nbalance_classes = true\nmin_gain = 0.1\n\n")
+    path.write_text(changed + "[model.pseudo_labels]\nthreshold = 2\n")
+    wanted = "balance_classes: False -> True; model.pseudo_labels.threshold: 0.0 -> 2.0; sub_pool: None -> 7. "
+    with pytest.raises(CampaignChanged, match=re.escape(wanted)):
+        open_campaign(path)
+    assert (tmp_path / ".labelcycle/campaigns/pets/campaign.json").read_text() == before
+    path.write_text(GOOD.replace("\n\n", "\nmin_gain = 0.1\n\n"))
+    assert open_campaign(path).settings.min_gain == 0.1, "a stopping rule may change, and no other setting did"
+
+
+@pytest.mark.parametrize("without", [(), ("strategy",)])
+def test_campaign_that_began_with_another_default_is_told_what_to_set(campaign, tmp_path, monkeypatch, without):
+    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
+    explicit = GOOD.replace("\n\n", '\nstrategy = "power"\n\n')
+    path = begun(campaign, tmp_path, explicit, without=without)
+    path.write_text(GOOD)
+    with pytest.raises(CampaignChanged, match=r"strategy: 'power' -> 'auto'.* set strategy = \"power\" in its file"):
+        open_campaign(path)
+    path.write_text(GOOD.replace("\n\n", '\nstrategy = "auto"\n\n'))
+    with pytest.raises(CampaignChanged) as caught:
+        open_campaign(path)
+    assert "in its file" not in str(caught.value), "somebody chose the other strategy"
+    path.write_text(explicit)
+    assert open_campaign(path).settings.strategy == "power"
 
 
 def test_stopping_rules_may_be_raised(campaign, tmp_path):

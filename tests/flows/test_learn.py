@@ -1,10 +1,12 @@
+import shutil
+
 import pandas as pd
 import pytest
 import torch
 
 from connectors.store import read_json
-from flows import learn
-from flows.learn import member_weights, train, trained_models
+from flows import networks
+from flows.learn import measure, member_weights, train, trained_models
 from flows.round import summarise
 from tests.flows.conftest import ready_round
 
@@ -56,13 +58,13 @@ def test_pseudo_labels_change_the_training_and_leave_only_a_count(make_work):
 
 def test_members_are_told_the_labels_and_what_the_model_guesses(make_work, monkeypatch):
     told = []
-    fit = learn.fit
+    fit = networks.fit
 
     def watch(model, images, targets, **how):
         told.append(targets.tolist())
         return fit(model, images, targets, **how)
 
-    monkeypatch.setattr(learn, "fit", watch)
+    monkeypatch.setattr(networks, "fit", watch)
     work = make_work(model=PSEUDO + "\n")
     folder = ready_round(work)
     train.fn(folder, work, "run")
@@ -90,7 +92,7 @@ def test_killed_training_goes_on_to_the_same_members(make_work, monkeypatch, n_f
     whole = trained_round(make_work(model=PSEUDO, name="whole"))
     work = make_work(model=PSEUDO, name="killed")
     folder = ready_round(work)
-    fit = learn.fit
+    fit = networks.fit
     done = []
 
     def fit_until_killed(*data, **how):
@@ -99,11 +101,35 @@ def test_killed_training_goes_on_to_the_same_members(make_work, monkeypatch, n_f
         done.append(1)
         return fit(*data, **how)
 
-    monkeypatch.setattr(learn, "fit", fit_until_killed)
+    monkeypatch.setattr(networks, "fit", fit_until_killed)
     with pytest.raises(KeyboardInterrupt):
         train.fn(folder, work, "run")
-    monkeypatch.setattr(learn, "fit", fit)
+    monkeypatch.setattr(networks, "fit", fit)
     train.fn(folder, work, "run")
     assert are_same(weights(folder), weights(whole))
     records = [read_json(f / "training.json") for f in (folder, whole)]
     assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_run_killed_while_it_clears_up_after_pseudo_labels_keeps_its_record(make_work, monkeypatch, moment):
+    work = make_work(model=PSEUDO)
+    folder = ready_round(work)
+    rmtree = shutil.rmtree
+
+    def killed(path, **how):
+        if moment == "after":
+            rmtree(path, **how)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.fn(folder, work, "run")
+    monkeypatch.setattr("shutil.rmtree", rmtree)
+    assert folder.has("training.json"), "what the scratch tells is on record before it goes"
+    scratch = folder / "members" / "before-pseudo-labels"
+    assert scratch.exists() == (moment == "before")
+    train.fn(folder, work, "run")
+    assert read_json(folder / "training.json")["n_pseudo_labels"] == 12
+    measure.fn(folder, work)
+    assert not scratch.exists()

@@ -14,7 +14,7 @@ from pipeline.strategies import SANITY, STRATEGIES
 from tests.flows.conftest import ready_round
 
 CURVE = [(50, 150), (100, 170), (150, 178), (200, 182), (250, 184)]
-FLAT = [(100 * index, 180) for index in range(1, 11)]
+FLAT = [(20, 120), *((100 * index, 180) for index in range(1, 11))]
 
 
 def write_rounds(folder: Campaign, points, *, first=1):
@@ -163,7 +163,7 @@ def test_every_strategy_passes_the_trial_before_the_first_label(make_work, strat
 
 
 def test_option_that_a_strategy_refuses_is_found_before_anything_is_asked(make_work):
-    work = make_work("strategy_options = { beta = -1.0 }")
+    work = make_work('strategy = "power"\nstrategy_options = { beta = -1.0 }')
     with pytest.raises(ConfigError, match="beta must be above 0"):
         check_strategy(work.settings)
-    check_strategy(make_work("strategy_options = { beta = 4.0 }").settings)
+    check_strategy(make_work('strategy = "power"\nstrategy_options = { beta = 4.0 }').settings)

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from flows.ask import select
-from flows.learn import new_model, predict, train
-from flows.score import embed_labelled, read_candidates, score_shard
-from pipeline.acquisition import ACQUISITIONS, uncertainty_split
+from flows.learn import predict, train
+from flows.networks import new_model
+from flows.score import embed_labelled, read_candidates, read_scores_of, score_shard
+from pipeline.acquisition import ACQUISITIONS, score_all
 from pipeline.models import Classifier
 from tests.flows.conftest import CLASSES, ready_round
 
@@ -34,24 +35,35 @@ def expected(work, models, table):
 
 
 def test_scores_and_both_parts_of_the_doubt_are_those_of_the_members(make_work, models):
-    work = make_work('acquisition = "margin"')
+    work = make_work('strategy = "power"\nacquisition = "margin"')
     folder = score(work, models)
     candidates = pd.read_parquet(folder / "candidates.parquet")
     decisions, _ = expected(work, models, candidates)
     table = pd.concat(pd.read_parquet(path) for path in sorted((folder / "scores").glob("*.parquet")))
-    split = uncertainty_split(decisions[:, 0])
+    doubt = score_all(decisions[:, 0], ["entropy", "aleatoric", "epistemic"])
     assert table["item_id"].tolist() == candidates["item_id"].tolist()
     for name, values in {
         "score": ACQUISITIONS["margin"](decisions[:, 0]),
-        "entropy": split.total,
-        "aleatoric": split.aleatoric,
-        "epistemic": split.epistemic,
+        **doubt,
     }.items():
         assert torch.allclose(torch.tensor(table[name].to_numpy()), values, atol=1e-5), name
     read = read_candidates(folder, work.settings)
     assert torch.allclose(read.scores, ACQUISITIONS["margin"](decisions[:, 0]), atol=1e-5)
     assert read.embeddings is None, "power reads no embeddings"
     assert "probs" not in table
+
+
+def test_shards_of_an_older_version_are_read_beside_newer_ones(make_work, models):
+    work = make_work()
+    folder = score(work, models)
+    older = folder / "scores" / "part-00000.parquet"
+    table = pq.read_table(older)
+    pq.write_table(table.drop_columns(["aleatoric", "epistemic"]), older)
+    item_ids = pd.read_parquet(folder / "candidates.parquet")["item_id"].tolist()
+    scored = read_scores_of(folder, item_ids).loc[item_ids]
+    assert scored["epistemic"].isna().sum() == table.num_rows
+    assert scored["entropy"].notna().all()
+    assert read_candidates(folder, work.settings).ids.tolist() == item_ids
 
 
 def test_one_member_has_no_parts_of_doubt(make_work, models):

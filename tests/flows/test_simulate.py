@@ -1,6 +1,9 @@
+import io
 import json
+import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,17 +15,27 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from mlflow import MlflowClient
 from PIL import Image
+from rich.console import Console
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
-from connectors.store import CampaignChanged
+from connectors.store import Campaign, CampaignChanged, write_table
+from connectors.tracking import TrackerError
 from flows.cli import app
-from flows.replay_input import ReplayError
+from flows.config import load_settings
+from flows.replay_input import ReplayError, read_labels
+from flows.replay_report import report_page, summary_table
 from flows.replay_runs import Replay
-from flows.simulate import Options, simulate
-from pipeline.strategies import select_batch
+from flows.simulate import Options, _claim, _resolve, command_of, simulate
+from pipeline.acquisition import ACQUISITIONS
+from pipeline.labels import answers_to_table
+from pipeline.pool import PoolError, index_pool, usable
+from pipeline.replay import summarise
+from pipeline.strategies import STRATEGIES, select_batch
+from pipeline.types import Annotation, Answer, Region
 
 SECONDS = ["seconds_select", "seconds_train", "seconds_score"]
 N = 300
@@ -191,8 +204,39 @@ def test_killed_replay_goes_on_and_comes_out_the_same(digits, tmp_path):
 def test_another_replay_in_the_same_folder_is_refused(digits, replayed):
     with pytest.raises(CampaignChanged, match="holds another replay: query_size: 20 -> 10; start: 20 -> 10"):
         simulate(options_of(digits, replayed, query_size=10))
-    with pytest.raises(CampaignChanged, match="data: "):
+    with pytest.raises(CampaignChanged, match=r"replay: the labels, images or features changed\. Give"):
         simulate(options_of(digits, replayed, features=_shuffled(digits)))
+
+
+def test_changed_setting_of_a_network_is_named_alone(digits, tmp_path):
+    common = {"features": None, "images": digits / "images", "model": "small_cnn", "seeds": 1, "rounds": 2}
+    options = options_of(digits, tmp_path / "out", **common, image_size=8)
+    settings = _resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
+    _claim(tmp_path, settings)
+    _claim(tmp_path, settings.model_copy(update={"query_size": 3}))
+    assert Replay(tmp_path).settings.query_size == 3, "nothing was computed yet, so that anything may change"
+    (tmp_path / "images.npy").write_text("")
+    network = settings.network.model_copy(update={"dropout": 0.25})
+    with pytest.raises(CampaignChanged, match=r"another replay: network.dropout: 0.5 -> 0.25; query_size: 3 -> 20\."):
+        _claim(tmp_path, settings.model_copy(update={"network": network}))
+
+
+def test_image_that_was_broken_can_be_mended_and_the_same_command_goes_on(digits, tmp_path):
+    shutil.copytree(digits / "images", tmp_path / "images")
+    image = tmp_path / "images" / "007.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:60])
+    options = options_of(digits, tmp_path / "out", features=None, images=tmp_path / "images", seeds=1, rounds=2)
+    options = replace(options, image_size=8)
+    with pytest.raises((PoolError, ReplayError), match=r"007\.png"):
+        simulate(options)
+    image.write_bytes(whole)
+    (tmp_path / "out" / ".images.npy.abc.part").write_text("what a killed process was writing")
+    simulate(options)
+    assert not list((tmp_path / "out").rglob(".*.part"))
+    (tmp_path / "images").rename(tmp_path / "moved")
+    simulate(replace(options, images=tmp_path / "moved"))
+    assert Replay(tmp_path / "out").labels["uri"][0] == str((tmp_path / "moved" / "000.png").resolve())
 
 
 def _shuffled(digits: Path) -> Path:
@@ -205,6 +249,12 @@ def test_folder_with_files_of_somebody_else_is_left_alone(digits, tmp_path):
     with pytest.raises(ReplayError, match=r"holds other files \(thesis.tex\); name a new folder"):
         simulate(options_of(digits, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_hidden_files_make_no_folder_somebody_elses(digits, tmp_path):
+    (tmp_path / ".DS_Store").write_text("")
+    simulate(options_of(digits, tmp_path, seeds=1, rounds=2))
+    assert (tmp_path / "report.html").exists()
 
 
 def test_features_come_from_parquet_as_columns_or_lists(digits, replayed, tmp_path):
@@ -259,6 +309,7 @@ def test_network_is_trained_anew_and_its_members_disagree(digits, tmp_path):
         seeds=1,
         query_size=10,
         rounds=2,
+        start=10,
         workers=1,
     )
     simulate(options)
@@ -298,7 +349,56 @@ def test_frozen_network_gives_the_features(digits, tmp_path):
     assert np.load(options.out / "features.npy").shape == (60, 512)
 
 
-def test_campaign_gives_images_labels_classes_and_its_strategy(digits, tmp_path):
+def begin_campaign(digits, folder, *, splits):
+    """A campaign on the digits whose first images of each split were labelled by people; no label is given before."""
+    (folder / "campaign.toml").write_text(
+        f'name = "digits"\npool = "{digits / "images"}"\nclasses = {[str(n) for n in range(10)]}\nbudget = 300\n'
+        f'audit_size = 60\nquery_size = 15\nfolder = "{folder / "campaign"}"\n'
+    )
+    settings = load_settings(folder / "campaign.toml")
+    pool = index_pool(settings.pool, None, audit_size=60, seed=0, classes=settings.classes)
+    write_table(Campaign(settings.folder).pool, pool)
+    asked = pd.concat([usable(pool).query("split == @split").head(n) for split, n in splits.items()])
+    truth = pd.read_csv(digits / "labels.csv", dtype=str).set_index("file")["label"]
+    answers = [
+        Answer(
+            item_id=row.item_id,
+            task_id=number,
+            answer_id=number,
+            round_number=0,
+            outcome="labelled",
+            annotator="ann",
+            updated_at="2026-01-01T00:00:00+00:00",
+            annotation=Annotation(row.item_id, (Region("image", truth[Path(row.uri).name]),), "ann"),
+        )
+        for number, row in enumerate(asked.itertuples())
+    ]
+    write_table(Campaign(settings.folder).round(0) / "annotations.parquet", answers_to_table(answers))
+    options = {"model": "pixels", "image_size": 8, "seeds": 1, "rounds": 2, "start": 20, "workers": 1}
+    return Options(out=folder / "out", campaign=folder / "campaign.toml", **options)
+
+
+def test_audit_set_of_a_campaign_is_what_is_tested_on(digits, tmp_path):
+    options = begin_campaign(digits, tmp_path, splits={"audit": 40, "pool": 110})
+    summary = simulate(options)
+    replay = Replay(options.out)
+    audit = pd.read_parquet(tmp_path / "campaign" / "pool.parquet").query("split == 'audit'")["item_id"]
+    tested = replay.labels["file"].iloc[replay.split(0).test.numpy()]
+    assert len(tested) == summary["settings"]["test_size"] == 40
+    assert set(tested) <= set(audit)
+    assert "partly picked" not in summary["verdict"]
+    with pytest.raises(ReplayError, match="40 images are marked to be tested on, so leave --test-size out"):
+        simulate(replace(options, out=tmp_path / "other", test_size=0.3))
+
+
+def test_campaign_without_audit_labels_says_that_a_model_picked_the_test_images(digits, tmp_path):
+    options = begin_campaign(digits, tmp_path, splits={"audit": 0, "pool": 110})
+    summary = simulate(options)
+    assert "the test images are drawn from those that a model partly picked" in summary["verdict"]
+    assert "that a model partly picked" in (options.out / "report.html").read_text()
+
+
+def test_campaign_gives_images_labels_classes_and_its_strategy(digits, tmp_path, monkeypatch):
     table = pd.read_csv(digits / "labels.csv", dtype=str).assign(
         uri=lambda t: str(digits / "images/") + "/" + t["file"]
     )
@@ -306,16 +406,36 @@ def test_campaign_gives_images_labels_classes_and_its_strategy(digits, tmp_path)
     table[["uri", "label"]].to_csv(tmp_path / "manifest.csv", index=False)
     (tmp_path / "campaign.toml").write_text(
         f'name = "digits"\npool = "manifest.csv"\nclasses = {[str(n) for n in range(10)]}\nbudget = 100\n'
-        'audit_size = 20\nquery_size = 15\nstrategy = "power"\nacquisition = "entropy"\n'
+        'audit_size = 20\nquery_size = 15\nstrategy = "power"\nacquisition = "entropy"\nseed = 3\n'
+        "seed_set_size = 25\nsub_pool = 90\nstrategy_options = { beta = 2.5 }\nprefilter = 4.0\n"
+        "balance_classes = true\nrandom_slice = 0.2\n"
     )
     options = Options(
         out=tmp_path / "out", campaign=tmp_path / "campaign.toml", model="pixels", seeds=2, rounds=2, workers=1
     )
+    told = {}
+
+    def watch(candidates, strategy, *, query_size, round_number, seed, **how):
+        told[strategy] = how
+        return select_batch(candidates, strategy, query_size=query_size, round_number=round_number, seed=seed, **how)
+
+    monkeypatch.setattr("flows.replay_runs.select_batch", watch)
     summary = simulate(options)
     assert list(summary["strategies"]) == ["random", "power:entropy"]
-    assert summary["settings"]["query_size"] == 15
+    settings = summary["settings"]
+    assert [settings[name] for name in ("query_size", "start", "sub_pool", "seeds")] == [15, 25, 90, [3, 4]]
+    own = {"prefilter": 4.0, "class_balanced": True, "random_slice": 0.2, "beta": 2.5}
+    assert told["power"] == own
+    assert told["random"] == {}, "the control asks as always"
+    assert "partly picked" not in summary["verdict"], "no model had a hand in the manifest's labels"
     n_items = sum(summary["class_balance"]["data"])
     assert 200 < n_items <= 250, "the labelled ones, and of equal images one"
+
+    chosen = replace(options, out=tmp_path / "other", seed=0, start=20, sub_pool=50, strategies="margin,power:entropy")
+    settings = simulate(chosen)["settings"]
+    assert [settings[name] for name in ("start", "sub_pool", "seeds")] == [20, 50, [0, 1]]
+    assert told["power"] == own, "under whatever name it is asked for"
+    assert told["top_k"] == {}, "only the campaign's own arm asks as the campaign does"
 
 
 def test_names_in_the_page_are_escaped(digits, tmp_path):
@@ -332,7 +452,9 @@ def test_names_in_the_page_are_escaped(digits, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": None}, "name the labels with --labels"),
+        ({"labels": None}, "--features needs --labels"),
+        ({"labels": None, "features": None}, "name the labels with --labels"),
+        ({"labels": None, "campaign": Path("campaign.toml")}, "--features needs --labels"),
         ({"labels": Path("nowhere.csv")}, "nowhere.csv: no such labels file"),
         ({"features": None}, "--labels needs --images"),
         ({"features": None, "images": Path("nowhere")}, "nowhere: no such folder of images"),
@@ -347,15 +469,79 @@ def test_names_in_the_page_are_escaped(digits, tmp_path):
         ({"rounds": 1}, "--rounds must be at least 2, got 1"),
         ({"seeds": 0}, "--seeds must be at least 1, got 0"),
         ({"test_size": 300}, "--test-size must be a share below 1 or a number of images below 300, got 300"),
-        ({"model": "pixels"}, "leave --model and --weights out"),
+        ({"test_size": math.nan}, "--test-size must be a share below 1 .* got nan"),
+        ({"test_size": math.inf}, "--test-size must be a share below 1 .* got inf"),
+        ({"model": "pixels"}, "leave --model out"),
+        ({"images": Path("images")}, "leave --images out"),
+        ({"image_size": 8}, "leave --image-size out"),
+        ({"mc_dropout": -1}, "--mc-dropout must be at least 0, got -1"),
+        ({"members": 1000}, "--members must be at most 100, got 1000"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"l2": 0.0}, "--l2 must be above 0"),
+        ({"l2": math.nan}, "--l2 must be above 0"),
     ],
 )
 def test_wrong_options_are_refused_and_leave_nothing_behind(digits, tmp_path, changes, message):
+    (tmp_path / "campaign.toml").write_text(
+        'name = "abc"\npool = "x"\nclasses = ["1", "2"]\nbudget = 90\naudit_size = 9'
+    )
+    if "campaign" in changes:
+        changes = changes | {"campaign": tmp_path / changes["campaign"]}
     options = options_of(digits, tmp_path / "out", **changes)
     with pytest.raises(ReplayError, match=message):
         simulate(options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["small_cnn", None])
+def test_side_that_a_network_cannot_have_is_refused(digits, tmp_path, model):
+    (tmp_path / "campaign.toml").write_text(
+        f'name = "digits"\npool = "x"\nclasses = {[str(n) for n in range(10)]}\nbudget = 90\naudit_size = 9\n'
+        '[model]\nname = "small_cnn"\n'
+    )
+    options = options_of(digits, tmp_path / "out", features=None, images=digits / "images", model=model, image_size=4)
+    with pytest.raises(ReplayError, match=r"--image-size: .* greater than or equal to 8 \(got 4\)"):
+        simulate(replace(options, campaign=None if model else tmp_path / "campaign.toml"))
+
+
+@pytest.mark.parametrize("out", ["file/out", "file", "/proc/out"])
+def test_folder_that_cannot_be_made_is_refused(digits, tmp_path, out):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ReplayError, match=r"--out .*(cannot be made: (Not a dir|No such file)|is a file; name a folder)"
+    ):
+        simulate(options_of(digits, tmp_path / out))
+
+
+def test_number_of_test_images_and_marked_ones_are_refused_together(digits, tmp_path):
+    (tmp_path / "labels.csv").write_text("file,label,split\n000.png,1,test\n001.png,2,pool\n")
+    options = options_of(digits, tmp_path / "out", features=None, images=digits / "images", test_size=0.25)
+    with pytest.raises(ReplayError, match="1 images are marked to be tested on, so leave --test-size out"):
+        simulate(replace(options, labels=tmp_path / "labels.csv"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [("local", "the server of `labelcycle up`, which is not running"), ("http://127.0.0.1:9", "--mlflow: MLflow at ")],
+)
+def test_mlflow_is_looked_for_before_anything_runs(digits, tmp_path, monkeypatch, uri, message):
+    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
+    with pytest.raises((ReplayError, TrackerError), match=message):
+        simulate(options_of(digits, tmp_path / "out", mlflow=uri))
+    assert not (tmp_path / "out").exists()
+
+
+def test_replay_in_mlflow_has_its_settings_its_winner_and_the_areas(digits, tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    summary = simulate(options_of(digits, tmp_path / "digits replay", seeds=2, rounds=2, mlflow=uri))
+    client = MlflowClient(uri, uri)
+    experiment = client.get_experiment_by_name("replay digits replay")
+    runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id])}
+    replay = next(data for name, data in runs.items() if name.startswith("replay "))
+    assert replay.params["members.ensemble"] == "1"
+    assert (replay.params["winner"], replay.params["seeds"]) == ("none", "0,1")
+    area = summary["strategies"]["margin"]["aulc"]
+    assert {end: runs["margin"].metrics[f"aulc_{end}"] for end in area} == pytest.approx(area)
 
 
 @pytest.mark.parametrize(
@@ -369,6 +555,9 @@ def test_wrong_options_are_refused_and_leave_nothing_behind(digits, tmp_path, ch
         ("file,label,split\n000.png,1,pool\n001.png,2,train\n", "row 2 .* has a split that is neither pool nor test"),
         ("file,label\n000.png,1\n001.png,1\n", "nothing to learn: all 2 labels are '1'"),
         ("", "cannot be read as CSV"),
+        ("file,label\n", "has no row below its first line"),
+        ("file,label\n000.png,1,\n001.png,2,\n", "more fields than the first line: .* ends of lines away"),
+        ("file,label\n000.png,cat,tabby\n001.png,cat,tabby\n", "rows have more fields than the first line"),
     ],
 )
 def test_wrong_labels_are_refused_with_their_row(digits, tmp_path, text, message):
@@ -385,6 +574,7 @@ def test_wrong_labels_are_refused_with_their_row(digits, tmp_path, text, message
     [
         (lambda x: x[:-1], "one row of features for each of the 300 rows"),
         (lambda x: x[:, 0], r"got the shape \(300,\)"),
+        (lambda x: x[:, :0], r"at least one number, got the shape \(300, 0\)"),
         (lambda x: np.where(np.arange(N)[:, None] == 7, np.nan, x), "row 8 holds a value that is not finite"),
         (lambda x: np.full(x.shape, "a"), "cannot be read as a table of numbers"),
     ],
@@ -393,6 +583,96 @@ def test_wrong_features_are_refused(digits, tmp_path, change, message):
     np.save(tmp_path / "features.npy", change(np.load(digits / "features.npy")))
     with pytest.raises(ReplayError, match=message):
         simulate(options_of(digits, tmp_path / "out", features=tmp_path / "features.npy"))
+
+
+def test_empty_features_file_is_refused(digits, tmp_path):
+    (tmp_path / "features.npy").write_bytes(b"")
+    with pytest.raises(ReplayError, match="cannot be read as a table of numbers"):
+        simulate(options_of(digits, tmp_path / "out", features=tmp_path / "features.npy"))
+
+
+def summary_of(**accuracies):
+    """A summary of invented curves of three points, `(S, 3)` for each arm, of images of which all labels give 0.9."""
+    table = pd.DataFrame(
+        [
+            {"strategy": name, "seed": seed, "round": point, "n_labels": 1000 + 1000 * point, "accuracy": value}
+            | {"balanced_accuracy": value, "nll": 1 - value, "ece": 0.01 * seed, **dict.fromkeys(SECONDS, 0.5)}
+            for name, curves in accuracies.items()
+            for seed, curve in enumerate(curves)
+            for point, value in enumerate(curve)
+        ]
+    )
+    n_seeds = len(accuracies["random"])
+    counts = {"classes": ["a", "b"], "data": [12345, 8], "labelled": {name: [2990.5, 9.5] for name in accuracies}}
+    extra = {
+        "class_balance": counts,
+        "settings": {"members": {"ensemble": 1}},
+        "command": "labelcycle simulate --out r",
+    }
+    return summarise(table, dict.fromkeys(range(n_seeds), 0.9)) | extra
+
+
+def test_page_and_table_say_who_reached_the_target_alone():
+    summary = summary_of(random=[[0.1, 0.2, 0.3]] * 3, auto=[[0.1, 0.89, 0.9]] * 3, novel=[[0.1, 0.2, 0.25]] * 3)
+    table = printed(summary_table(summary))
+    for text in (report_page(summary), table):
+        assert "only auto reached it (3 seeds)" in text
+    assert "auto: only auto reached it (3 seeds)." in table
+    assert re.search(r"novel .* not reached \(0/3\)", table)
+
+
+def printed(table) -> str:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_charts_stay_inside_what_a_metric_can_be():
+    summary = summary_of(random=[[0.1, 0.9, 1.0], [0.9, 0.1, 1.0]], auto=[[0.1, 0.9, 0.99], [0.9, 0.1, 0.99]])
+    assert summary["curves"]["accuracy"]["auto"][0]["low"] < 0
+    page = report_page(summary)
+    charts = json.loads(re.search(r"const charts = (.*);", page)[1])
+    ticks = {chart["metric"]: [float(tick["text"]) for tick in chart["y_ticks"]] for chart in charts}
+    assert (min(ticks["accuracy"]), max(ticks["accuracy"])) == (0, 1)
+    assert min(ticks["nll"]) == min(ticks["ece"]) == 0
+    heights = [float(at.split(",")[1]) for chart in charts for line in chart["lines"] for at in line["band"].split()]
+    assert min(heights) >= 14 - 0.1
+    assert max(heights) <= 356 + 0.1
+
+
+def test_page_shows_the_command_and_thousands():
+    page = report_page(summary_of(random=[[0.1, 0.2, 0.3]] * 3, auto=[[0.1, 0.89, 0.9]] * 3))
+    for text in ("<code>labelcycle simulate --out r</code>", "1,000 to 3,000 labels", "12,345", "2,990", ">9.5<"):
+        assert text in page
+
+
+def test_command_asks_for_the_same_again():
+    options = Options(out=Path("my out"), features=Path("f.npy"), labels=Path("l.csv"), mc_dropout=4, workers=3)
+    told = "labelcycle simulate --out 'my out' --labels l.csv --features f.npy --mc-dropout 4"
+    assert command_of(options) == told
+
+
+def test_help_names_every_arm(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    text = CliRunner().invoke(app, ["simulate", "--help"]).output
+    words = set(re.findall(r"\w+", text))
+    assert words >= {*STRATEGIES, *ACQUISITIONS}
+
+
+def test_interrupted_command_says_that_the_same_one_goes_on(digits, tmp_path, monkeypatch):
+    def interrupted(_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.simulate.simulate", interrupted)
+    result = CliRunner().invoke(app, ["simulate", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 130
+    assert "The same command goes on" in result.output
+
+
+def test_processes_of_a_replay_load_no_prefect():
+    code = "import sys, flows.replay_runs; print([name for name in ('prefect', 'mlflow') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_command_prints_a_table_and_the_verdict(digits, replayed, monkeypatch):

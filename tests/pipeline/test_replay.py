@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 import pipeline.replay
 from pipeline.replay import (
+    FEWEST_SEEDS,
     METRICS,
     area_under_curve,
     draw_split,
@@ -31,7 +33,13 @@ from pipeline.replay import (
 )
 from pipeline.training import TrainingError
 
-RNG = np.random.default_rng(0)
+
+def numbers(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def test_area_and_thirds_are_means_over_the_points():
@@ -41,7 +49,7 @@ def test_area_and_thirds_are_means_over_the_points():
 
 
 def test_labels_to_a_target_agree_with_interpolation_of_a_rising_curve():
-    n_labels, curve = list(range(20, 320, 20)), np.sort(RNG.random(15))
+    n_labels, curve = list(range(20, 320, 20)), np.sort(numbers().random(15))
     for target in np.linspace(curve[0], curve[-1], 30):
         assert labels_to(curve.tolist(), n_labels, target) == pytest.approx(np.interp(target, curve, n_labels))
 
@@ -62,8 +70,24 @@ def test_efficiency_is_the_median_of_the_seeds_ratios():
     found = labelling_efficiency([100, 90, None, None, 60], [50, 30, 40, None, None])
     assert found["per_seed"] == [2.0, 3.0, None, None, None]
     assert found["median"] == 2.5, "of 0, 2, 3 and infinity"
-    assert labelling_efficiency([None, None, 80], [40, 50, 40])["median"] is None
-    assert labelling_efficiency([None], [None])["median"] is None
+    counts = ("both", "only_arm", "only_random", "neither")
+    assert [found[name] for name in counts] == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("random", "arm", "counts"),
+    [
+        ([None, None], [30, 40], (0, 2, 0, 0)),
+        ([30, 40], [None, None], (0, 0, 2, 0)),
+        ([None, None], [None, None], (0, 0, 0, 2)),
+        ([None, None, 80], [40, 50, 40], (1, 2, 0, 0)),
+        ([None, 40], [30, None], (0, 1, 1, 0)),
+    ],
+)
+def test_efficiency_without_a_number_says_who_reached_the_target(random, arm, counts):
+    found = labelling_efficiency(random, arm)
+    assert found["median"] is None
+    assert tuple(found[name] for name in ("both", "only_arm", "only_random", "neither")) == counts
 
 
 def test_win_rate_counts_ties_as_half_and_leaves_the_start_out():
@@ -72,7 +96,7 @@ def test_win_rate_counts_ties_as_half_and_leaves_the_start_out():
 
 
 def test_intervals_and_p_values_agree_with_scipy():
-    a, b = RNG.normal(size=8), RNG.normal(0.5, size=8)
+    a, b = numbers(1).normal(size=8), numbers(2).normal(0.5, size=8)
     reference = stats.ttest_rel(b, a)
     low, high = reference.confidence_interval()
     assert paired_difference(a, b) == pytest.approx(
@@ -89,7 +113,8 @@ def test_one_seed_has_no_interval_and_equal_curves_no_difference():
 
 
 def test_penalty_matrix_agrees_with_a_t_test_at_each_point():
-    curves = {name: RNG.normal(shift, 0.05, size=(5, 9)) for name, shift in (("a", 0.0), ("b", 0.05), ("c", 0.1))}
+    rng = numbers()
+    curves = {name: rng.normal(shift, 0.05, size=(5, 9)) for name, shift in (("a", 0.0), ("b", 0.05), ("c", 0.1))}
     found = penalty_matrix(curves)
     expected = np.zeros((3, 3))
     for (i, winner), (j, loser) in itertools.permutations(enumerate("abc"), 2):
@@ -102,8 +127,9 @@ def test_penalty_matrix_agrees_with_a_t_test_at_each_point():
 
 
 def test_holm_agrees_with_the_step_down_procedure():
+    rng = numbers()
     for _ in range(50):
-        p_values = (RNG.random(6) ** 3).tolist()
+        p_values = (rng.random(6) ** 3).tolist()
         for alpha in (0.01, 0.05, 0.2):
             rejected = set()
             for rank, position in enumerate(np.argsort(p_values)):
@@ -114,7 +140,7 @@ def test_holm_agrees_with_the_step_down_procedure():
 
 
 def test_seeds_needed_give_a_power_near_80_percent():
-    differences = RNG.normal(0.3, 1.0, size=10)
+    differences = numbers().normal(0.3, 1.0, size=10)
     differences = (differences - differences.mean()) / differences.std(ddof=1) * 1.0 + 0.4
     n = seeds_needed(differences, alpha=0.05)
     limit = stats.t.ppf(0.975, n - 1)
@@ -142,6 +168,10 @@ def test_no_winner_is_declared_inside_the_noise():
     assert set(found["tied"]) == {"margin", "badge"}
     assert "No winner: " in found["text"]
     assert "cannot be told apart" in found["text"]
+    interval = re.search(r"is (\S+) points above \w+, 95 % interval (\S+) to (\S+)\.(?: |$)", found["text"])
+    mean, low, high = map(float, interval.groups())
+    assert low < 0 <= mean < high
+    assert "equal" not in found["text"]
     assert found["text"].endswith("is above random.")
 
 
@@ -151,14 +181,23 @@ def test_equal_arms_seldom_give_a_winner():
     assert sum(w is not None for w in wins) <= 10, "at most 5 % by the correction for all pairs"
 
 
-def test_one_seed_or_one_arm_has_no_winner():
-    assert verdict({name: curve[:1] for name, curve in arms(random=0.8, margin=0.9).items()})["winner"] is None
+@pytest.mark.parametrize("n_seeds", [1, 2, FEWEST_SEEDS - 1])
+def test_few_seeds_have_no_winner_and_foretell_nothing(n_seeds):
+    found = verdict({name: curve[:n_seeds] for name, curve in arms(random=0.8, margin=0.9).items()})
+    assert found["winner"] is None
+    assert found["text"].endswith("too little about the noise; replay at least 5 (--seeds).")
+    assert "More seeds" not in found["text"]
+
+
+def test_fewest_seeds_can_have_a_winner_and_one_arm_has_none():
+    few = {name: curve[:FEWEST_SEEDS] for name, curve in arms(random=0.8, margin=0.9).items()}
+    assert verdict(few)["winner"] == "margin"
     assert verdict(arms(margin=0.9))["winner"] is None
 
 
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_linear_head_is_scikit_learns_regression(n_classes):
-    features, targets = torch.randn(60, 5), torch.arange(60) % n_classes
+    features, targets = torch.randn(60, 5, generator=seeded()), torch.arange(60) % n_classes
     features[:, 0] += targets
     weights, biases = linear_head(features, targets, n_classes=n_classes, l2=0.1)
     ours = (features.double() @ weights.T + biases).softmax(dim=1)
@@ -167,7 +206,8 @@ def test_linear_head_is_scikit_learns_regression(n_classes):
 
 
 def test_linear_head_is_at_the_minimum_of_its_loss():
-    features, targets = torch.randn(80, 6).double(), torch.randint(0, 3, (80,))
+    features = torch.randn(80, 6, generator=seeded(), dtype=torch.float64)
+    targets = torch.randint(0, 3, (80,), generator=seeded(1))
     weights, biases = (part.requires_grad_() for part in linear_head(features, targets, n_classes=3, l2=0.5))
     loss = torch.nn.functional.cross_entropy(features @ weights.T + biases, targets, reduction="sum")
     (loss + 0.25 * weights.square().sum()).backward()
@@ -175,7 +215,7 @@ def test_linear_head_is_at_the_minimum_of_its_loss():
 
 
 def test_class_without_a_label_has_no_probability():
-    features = torch.randn(40, 3)
+    features = torch.randn(40, 3, generator=seeded())
     for targets in (torch.arange(40) % 2 * 2 + 1, torch.full((40,), 1)):
         weights, biases = linear_head(features, targets, n_classes=5, l2=0.1)
         probs = (features.double() @ weights.T + biases).softmax(dim=1)
@@ -187,11 +227,11 @@ def test_class_without_a_label_has_no_probability():
 def test_fit_that_does_not_converge_is_an_error(monkeypatch):
     monkeypatch.setattr(pipeline.replay, "ITERATIONS", (1, 2))
     with pytest.raises(TrainingError, match="does not converge on 90 labels in 2 iterations"):
-        linear_head(torch.randn(90, 8), torch.arange(90) % 3, n_classes=3, l2=0.01)
+        linear_head(torch.randn(90, 8, generator=seeded()), torch.arange(90) % 3, n_classes=3, l2=0.01)
 
 
 def test_fit_gets_more_iterations_until_it_converges(monkeypatch):
-    features, targets = torch.randn(90, 8), torch.arange(90) % 3
+    features, targets = torch.randn(90, 8, generator=seeded()), torch.arange(90) % 3
     wanted = linear_head(features, targets, n_classes=3, l2=0.01)
     monkeypatch.setattr(pipeline.replay, "ITERATIONS", (1, 2, 1000))
     for ours, theirs in zip(linear_head(features, targets, n_classes=3, l2=0.01), wanted, strict=True):
@@ -207,6 +247,16 @@ def test_split_is_disjoint_takes_its_share_of_each_class_and_hangs_on_the_seed_a
     assert all(torch.equal(one, two) for one, two in zip(split, again, strict=True))
     assert not torch.equal(split.start, other.start)
     assert not torch.equal(split.test, other.test)
+
+
+def test_split_takes_a_test_set_that_is_given():
+    test = torch.tensor([7, 150, 3, 44])
+    splits = [draw_split(torch.arange(200) % 4, test_size=4, start=20, seed=seed, test=test) for seed in (3, 3, 4)]
+    assert all(split.test.tolist() == [3, 7, 44, 150] for split in splits)
+    assert all(torch.cat(split).sort().values.tolist() == list(range(200)) for split in splits)
+    assert len(splits[0].start) == 20
+    assert torch.equal(splits[0].start, splits[1].start)
+    assert not torch.equal(splits[0].start, splits[2].start)
 
 
 def test_split_is_drawn_evenly_where_a_class_is_too_rare_to_give_a_test_image():

@@ -3,11 +3,13 @@ import re
 
 import pytest
 import torch
+from scipy import stats
 
 from pipeline.stopping import (
     EXPONENTS,
     MeasuredRound,
     forecast,
+    has_risen,
     is_plateau,
     lacks_for_forecast,
     reaches_target,
@@ -172,15 +174,36 @@ def test_target_is_reached_by_the_lower_end_of_the_newest_interval():
 
 
 def test_flat_curve_is_a_plateau_and_a_rising_one_is_not():
-    flat = [MeasuredRound(100 * index, 180, 200) for index in range(1, 11)]
+    flat = [MeasuredRound(20, 120, 200), *(MeasuredRound(100 * index, 180, 200) for index in range(1, 11))]
     assert is_plateau(flat, n_labels=50, min_gain=0.01)
-    assert not is_plateau(flat, n_labels=50, min_gain=0.0005), "nobody knows as much from 200 images"
+    assert not is_plateau(flat, n_labels=50, min_gain=0.00001), "nobody knows as much from 200 images"
     assert not is_plateau(exact(CURVES[0], range(50, 350, 50), n_audit=1000), n_labels=50, min_gain=0.005)
     assert not is_plateau(flat[:3], n_labels=50, min_gain=0.5), "without a forecast there is no plateau"
 
 
+def test_campaign_that_never_rose_is_no_plateau():
+    at_chance = [MeasuredRound(10 * index, 50, 500) for index in range(1, 5)]
+    assert forecast(at_chance, 10).gain_high < 0.01, "the curve alone says that nothing will come"
+    assert not is_plateau(at_chance, n_labels=10, min_gain=0.01)
+    assert stop_reason(at_chance, target_accuracy=None, min_gain=0.01, query_size=10) is None
+
+
+@pytest.mark.parametrize(("first", "last"), [((100, 200), (119, 200)), ((100, 200), (120, 200)), ((10, 50), (30, 90))])
+def test_rise_is_significant_by_the_chi_square_test(first, last):
+    table = [[n_correct, n - n_correct] for n_correct, n in (first, last)]
+    p_value = stats.chi2_contingency(table, correction=False).pvalue
+    rounds = [MeasuredRound(10, *first), MeasuredRound(15, 1, 200), MeasuredRound(20, *last)]
+    assert has_risen(rounds) == (p_value < 0.05)
+    assert not has_risen(rounds[::-1]), "the other way it fell"
+
+
+def test_curve_without_two_accuracies_has_not_risen():
+    for rounds in ([], [MeasuredRound(10, 5, 10)], [MeasuredRound(10, 10, 10), MeasuredRound(20, 10, 10)]):
+        assert not has_risen(rounds)
+
+
 def test_reason_says_which_rule_it_was():
-    flat = [MeasuredRound(100 * index, 180, 200) for index in range(1, 11)]
+    flat = [MeasuredRound(20, 120, 200), *(MeasuredRound(100 * index, 180, 200) for index in range(1, 11))]
     rules = {"target_accuracy": None, "min_gain": None, "query_size": 50}
     assert stop_reason(flat, **rules) is None
     assert "at least 80 %" in stop_reason(flat, **rules | {"target_accuracy": 0.8})
