@@ -18,10 +18,10 @@ BLOCK = 512
 PROPOSALS = 256
 """Points that `d2_sampling` proposes at a time."""
 
-LARGE = 20_000
+LARGE = 10_000
 """Points among which k-means looks for its centroids: an even random sample of a larger pool."""
 
-LARGE_CLUSTER = 50
+LARGE_CLUSTER = 30
 """The same, for each cluster."""
 
 PAIRS = 4_000_000
