@@ -191,6 +191,18 @@ def test_late_labels_after_the_last_batch_are_learned_from(make_campaign):
     assert "Round 4 asks for 8 labels" in campaign.run()
 
 
+def test_campaign_stops_at_its_target_and_goes_on_when_the_target_is_raised(make_campaign):
+    campaign = make_campaign("target_accuracy = 0.01")
+    campaign.run()
+    campaign.label()
+    assert "finished after round 1: the audit accuracy is at least 1 %" in campaign.run()
+    assert campaign.batch(1) == []
+    assert "finished after round 1" in campaign.run()
+    text = campaign.file.read_text()
+    campaign.file.write_text(text.replace("target_accuracy = 0.01", "target_accuracy = 0.99"))
+    assert "Round 2 asks for 8 labels" in campaign.run()
+
+
 def test_pool_that_is_used_up_ends_the_campaign(make_campaign):
     campaign = make_campaign(budget=200, seed_set_size=60, query_size=100)
     campaign.run()
