@@ -1,6 +1,7 @@
 """Random changes to training images that leave their class as it is; a whole batch at a time, each image its own draw.
 
-Draws come from torch's global generator, which `fit` seeds for the time of the training.
+Draws come from torch's global CPU generator, which `fit` seeds for the time of the training, wherever the images are:
+a GPU gets the same draws. What is changed stays on its device.
 """
 
 import math
@@ -53,8 +54,9 @@ def natural(images: Tensor) -> Tensor:
 
 def _change_colours(images: Tensor) -> Tensor:
     """Brightness, contrast and saturation, each by up to a fifth."""
-    brightness, contrast, saturation = (1 + _uniform(len(images), 0.2)[:, None, None, None] for _ in range(3))
-    weights = torch.tensor(GREY if images.shape[1] == 3 else (1.0,))[:, None, None]
+    drawn = torch.stack([1 + _uniform(len(images), 0.2) for _ in range(3)])
+    brightness, contrast, saturation = drawn.to(images.device)[..., None, None, None].unbind()
+    weights = torch.tensor(GREY if images.shape[1] == 3 else (1.0,), device=images.device)[:, None, None]
     images = images * brightness
     grey = (images * weights).sum(dim=1, keepdim=True)
     mean = grey.mean(dim=(2, 3), keepdim=True)
@@ -66,7 +68,8 @@ def _resample(images: Tensor, matrix: Tensor, *, shift: Tensor) -> Tensor:
     """Read each output pixel at `matrix @ place + shift`, places in [-1, 1]; what lies outside repeats the edge."""
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     floats = images.float() / scale
-    grid = affine_grid(torch.cat([matrix, shift[:, :, None]], dim=2), list(floats.shape), align_corners=False)
+    affine = torch.cat([matrix, shift[:, :, None]], dim=2).to(images.device)
+    grid = affine_grid(affine, list(floats.shape), align_corners=False)
     return grid_sample(floats, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

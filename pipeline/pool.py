@@ -18,8 +18,8 @@ import os
 import stat
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
@@ -181,16 +181,41 @@ def load_images(uris: Sequence[str], *, size: int, channels: int) -> Tensor:
     Raises:
         PoolError: an image cannot be read; the message begins with its uri.
     """
+    chunks = list(stream_images(uris, size=size, channels=channels, chunk=max(1, len(uris))))
+    return chunks[0] if chunks else torch.empty((0, channels, size, size), dtype=torch.uint8)
+
+
+def stream_images(uris: Sequence[str], *, size: int, channels: int, chunk: int) -> Generator[Tensor, None, None]:
+    """Images as `load_images` gives them, in chunks; the next chunk is decoded while the caller works on this one.
+
+    Threads of the caller's process decode. They end with the iterator: when it is exhausted or closed, or when it
+    raises.
+
+    Args:
+        uris: `(n,)` paths.
+        channels: 1 for grey, 3 for RGB.
+        chunk: images in each chunk; the last may have fewer. Two chunks are in memory besides the caller's own.
+
+    Yields:
+        uint8 `(chunk, channels, size, size)`, in the order of `uris`.
+
+    Raises:
+        PoolError: an image cannot be read; the message begins with its uri. It comes in place of its chunk.
+    """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
-    images = np.empty((len(uris), channels, size, size), dtype=np.uint8)
-
-    def load(position: int) -> None:
-        images[position] = _load(uris[position], size=size, channels=channels)
-
-    with _without_pillow_warnings():
-        _map_in_threads(load, range(len(uris)))
-    return torch.from_numpy(images)
+    ahead: deque[_Decoding] = deque()
+    # The filters of warnings belong to the whole process: they are set here, by the caller's thread alone.
+    with _without_pillow_warnings(), ThreadPoolExecutor() as threads:
+        try:
+            for start in range(0, len(uris), chunk):
+                ahead.append(_start_decoding(threads, uris[start : start + chunk], size, channels))
+                if len(ahead) > 1:
+                    yield ahead.popleft().wait()
+            if ahead:
+                yield ahead.popleft().wait()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 # Listing: which files there are.
@@ -448,6 +473,29 @@ def _in_words(counts: dict[str, int]) -> str:
 
 
 # Decoding: from a file to pixels.
+
+
+class _Decoding(NamedTuple):
+    """A chunk of images, and the work that fills it."""
+
+    images: NDArray[np.uint8]
+    work: list[Future[None]]
+
+    def wait(self) -> Tensor:
+        """The images once all are there."""
+        for part in self.work:
+            part.result()
+        return torch.from_numpy(self.images)
+
+
+def _start_decoding(threads: ThreadPoolExecutor, uris: Sequence[str], size: int, channels: int) -> _Decoding:
+    images = np.empty((len(uris), channels, size, size), dtype=np.uint8)
+
+    def load(start: int) -> None:
+        for position, uri in enumerate(uris[start : start + 16], start):
+            images[position] = _load(uri, size=size, channels=channels)
+
+    return _Decoding(images, [threads.submit(load, start) for start in range(0, len(uris), 16)])
 
 
 def _load(uri: str, *, size: int, channels: int) -> NDArray[np.uint8]:

@@ -3,10 +3,21 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
-from pipeline.members import draw_mask, predict_members, stochastic_layers
-from pipeline.models import Classifier, build_model
+from pipeline.augmentation import digits
+from pipeline.laplace import fit_posterior
+from pipeline.members import (
+    check_dropout,
+    draw_mask,
+    first_half,
+    predict_from_features,
+    predict_members,
+    stochastic_layers,
+)
+from pipeline.models import Classifier, build_model, with_new_head
+from pipeline.randomness import derive_seed
 from pipeline.tasks import classification
 
 LAYERS = {
@@ -82,7 +93,7 @@ def test_members_are_models_times_passes_and_those_of_the_first_model_come_first
 
 
 def test_what_comes_back_is_plain_float32_on_the_processor():
-    decisions, embeddings = predict([small_model().double()], pictures(), mc_dropout=2)
+    decisions, embeddings = predict([small_model()], pictures(), mc_dropout=2)
     for values in (decisions, embeddings):
         assert (values.dtype, values.device.type, values.requires_grad) == (torch.float32, "cpu", False)
     torch.testing.assert_close(decisions.sum(dim=-1), torch.ones(12, 1, 2))
@@ -209,6 +220,7 @@ def test_nothing_in_the_model_changes(mc_dropout):
 @pytest.mark.parametrize(("mc_dropout", "n_batches"), [(0, 3), (1, 3), (20, 3)])
 def test_a_deterministic_trunk_runs_once_for_each_image(mc_dropout, n_batches):
     model, runs = small_model(), []
+    check_dropout(model, pictures())
     model.trunk.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
     predict([model], pictures(12), mc_dropout=mc_dropout, batch_size=5)
     assert runs == [5, 5, 2]
@@ -217,11 +229,13 @@ def test_a_deterministic_trunk_runs_once_for_each_image(mc_dropout, n_batches):
 def test_a_stochastic_trunk_runs_for_each_pass_and_one_that_is_frozen_does_not():
     images = pictures()
     model, runs = stochastic_depth_model(), []
+    check_dropout(model, images)
     model.trunk.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
     decisions, embeddings = predict([model], images, mc_dropout=3)
     assert len(runs) == 1 + 3
     assert close(embeddings, model.embed(images))
     model.freeze("trunk")
+    check_dropout(model, images)
     runs.clear()
     decisions, _ = predict([model], images, mc_dropout=3)
     assert len(runs) == 1
@@ -279,3 +293,233 @@ def test_members_may_be_none_of_an_empty_pool():
 def test_impossible_arguments_are_refused(models, mc_dropout, message):
     with pytest.raises(ValueError, match=message):
         predict([small_model(seed) for seed in models], pictures(), mc_dropout=mc_dropout)
+
+
+class Head(nn.Module):
+    """A trunk with a part of its own between two convolutions."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.first, self.part, self.last = nn.Conv2d(1, 4, 3), part, nn.Conv2d(4, 4, 3)
+
+    def forward(self, images):
+        return self.last(self.part(self.first(images))).flatten(1)
+
+
+class FunctionalDropout(nn.Module):
+    def forward(self, features):
+        return functional.dropout(features, 0.3, training=self.training)
+
+
+class Attention(nn.Module):
+    def __init__(self, dropout):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 1, dropout=dropout, batch_first=True)
+
+    def forward(self, features):
+        tokens = features.flatten(2).transpose(1, 2)
+        attended, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        return attended.transpose(1, 2).reshape(features.shape)
+
+
+def model_with(part):
+    torch.manual_seed(0)
+    tail = nn.Sequential(nn.Dropout(0.5), nn.Linear(4 * 64, 3))
+    return Classifier(Head(part), tail, n_classes=3, channels=1)
+
+
+def shared_heads(n=3, head="linear", name="torchvision:resnet18"):
+    first = build_model(name, n_classes=3, image_size=32, channels=3, head=head, seed=0)
+    first.train_only("head")
+    return [first, *(with_new_head(first, seed=seed) for seed in range(1, n))]
+
+
+def with_posterior(model, images):
+    model.posterior = fit_posterior(model, model.embed(images))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [(FunctionalDropout(), "trunk.part"), (Attention(0.2), "trunk.part"), (nn.RReLU(), "trunk.part")],
+)
+def test_random_numbers_that_no_mask_stands_for_are_refused_and_named(part, name):
+    model = model_with(part)
+    with pytest.raises(ValueError, match=f"'{name}.*draws others in training"):
+        predict([model], pictures(), mc_dropout=2)
+    model.freeze("trunk")
+    check_dropout(model, pictures())  # what is frozen draws nothing
+
+
+@pytest.mark.parametrize("part", [nn.Identity(), Attention(0.0), nn.Dropout2d(0.3), nn.BatchNorm2d(4)])
+def test_networks_whose_random_numbers_are_all_known_pass_unchanged(part):
+    model = model_with(part)
+    state = {name: values.clone() for name, values in model.state_dict().items()}
+    flags, generator = [module.training for module in model.modules()], torch.get_rng_state()
+    check_dropout(model, pictures(1))
+    assert all(torch.equal(values, state[name]) for name, values in model.state_dict().items())
+    assert [module.training for module in model.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_a_pass_keeps_or_drops_the_paths_of_timm_networks():
+    layers = pytest.importorskip("timm.layers")
+    model, images = model_with(layers.DropPath(0.4)), pictures()
+    assert list(stochastic_layers(model)) == ["trunk.part", "tail.0"]
+    model.tail[0].p = 0.0
+    decisions, _ = predict([model], images, mc_dropout=12)
+    features = model.trunk.first(model.normalise(images))
+    variants = [model.tail(model.trunk.last(features * share).flatten(1)).softmax(1) for share in (0.0, 1 / 0.6)]
+    found = [[close(member, variant) for variant in variants] for member in decisions[:, 0].unbind(1)]
+    assert all(sum(which) == 1 for which in found)
+    assert 0 < sum(which[0] for which in found) < 12
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_from_features_members_are_those_from_images(head):
+    models, images = shared_heads(head=head), pictures(9, channels=3, size=32)
+    for model in models:
+        with_posterior(model, images)
+        model.temperature.fill_(2.0)
+    for counts in ({}, {"mc_dropout": 3}, {"laplace": 2}, {"mc_dropout": 2, "laplace": 3}):
+        seen, embedded = predict(models, images, seed=5, **counts)
+        with torch.no_grad():
+            features = models[0].features(images)
+        read, embedded_too = predict_from_features(models, features.half(), task=classification, seed=5, **counts)
+        torch.testing.assert_close(read, seen, rtol=0.02, atol=2e-3)
+        torch.testing.assert_close(embedded_too, embedded, rtol=2e-3, atol=2e-3)
+        exact, _ = predict_from_features(models, features, task=classification, seed=5, **counts)
+        torch.testing.assert_close(exact, seen, rtol=1e-4, atol=1e-5)
+
+
+def test_one_product_for_all_members_gives_what_hooks_on_the_layers_give():
+    models, images = shared_heads(2), pictures(6, channels=3, size=32)
+    slow = [
+        Classifier(m.trunk, nn.Sequential(*m.tail[:-1], nn.Identity(), m.tail[-1]), n_classes=3, channels=3)
+        for m in models
+    ]
+    for fast, other in zip(models, slow, strict=True):
+        with_posterior(fast, images)
+        other.freeze("trunk")
+        other.posterior = fast.posterior
+        for each in (fast, other):
+            each.temperature.fill_(0.5)
+    ours, theirs = (predict(each, images, mc_dropout=3, laplace=2)[0] for each in (models, slow))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert len({tuple(member.flatten().tolist()) for member in ours.unbind(dim=2)}) == 12
+
+
+def test_blocks_of_features_change_nothing(monkeypatch):
+    models, features = shared_heads(2), torch.rand(50, 512)
+    whole = predict_from_features(models, features, task=classification, mc_dropout=2, seed=0)
+    monkeypatch.setattr("pipeline.members.BLOCK", 4000)
+    for ours, theirs in zip(
+        predict_from_features(models, features, task=classification, mc_dropout=2, seed=0), whole, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_networks_that_share_a_trunk_run_it_once_for_all_passes_and_draws():
+    models, images, runs = shared_heads(3), pictures(8, channels=3, size=32), []
+    for model in models:
+        with_posterior(model, images)
+        check_dropout(model, images)
+    models[0].trunk.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
+    decisions, _ = predict(models, images, mc_dropout=4, laplace=2, batch_size=5)
+    assert runs == [5, 3]
+    assert decisions.shape == (8, 1, 24, 3)
+
+
+def test_laplace_members_are_the_network_with_a_draw_added_to_its_last_layer():
+    model, images = small_model(dropout=0.0), pictures(200)
+    with_posterior(model, images)
+    decisions, embeddings = predict([model], images, laplace=3, seed=4)
+    residual = decisions[:, 0].log() - model(images).log_softmax(1)[:, None]
+    inputs = torch.cat([embeddings, torch.ones(200, 1)], dim=1).double()
+    assert torch.linalg.matrix_rank(inputs) < 140
+    centred = (residual - residual.mean(dim=2, keepdim=True)).double().flatten(1)
+    found = torch.linalg.lstsq(inputs, centred, driver="gelsd").solution
+    torch.testing.assert_close(inputs @ found, centred, rtol=1e-3, atol=1e-4)  # linear in the embedding and a 1
+    assert centred.abs().max() > 1e-3
+
+
+def test_laplace_without_a_posterior_is_refused():
+    with pytest.raises(ValueError, match="networks with a posterior"):
+        predict([small_model()], pictures(), laplace=2)
+
+
+def test_views_are_the_network_on_images_that_are_all_changed_alike():
+    models, images = [small_model(0), small_model(1)], pictures(7)
+    decisions, embeddings = predict(models, images, views=3, augmentation="digits", seed=2)
+    assert decisions.shape == (7, 1, 6, 3)
+    assert close(decisions[:, 0, 0], models[0](images).softmax(1))
+    assert close(embeddings, models[0].embed(images))
+    split, _ = predict(models, images.flip(0), views=3, augmentation="digits", seed=2, batch_size=2)
+    assert close(split.flip(0), decisions)
+    assert not close(decisions[:, :, 1], decisions[:, :, 0])
+    # another way: an augmentation of one image draws the same whenever it is seeded the same
+    with torch.random.fork_rng(devices=[]):
+        changed = []
+        for image in images:
+            torch.manual_seed(derive_seed(2, 1, "view"))
+            changed.append(digits(image[None]))
+    assert close(decisions[:, 0, 4], models[1](torch.cat(changed)).softmax(1))
+
+
+@pytest.mark.parametrize(("views", "augmentation"), [(2, "none"), (-1, "digits")])
+def test_views_without_a_change_are_refused(views, augmentation):
+    with pytest.raises(ValueError, match="views must be"):
+        predict([small_model()], pictures(), views=views, augmentation=augmentation)
+
+
+def test_products_are_nested_networks_views_draws_passes():
+    images = pictures(6)
+    models = [with_posterior(small_model(seed), images) for seed in (0, 1)]
+    how = {"views": 2, "augmentation": "digits", "seed": 3}
+    whole, _ = predict(models, images, mc_dropout=3, laplace=2, **how)
+    grid = whole.unflatten(2, (2, 2, 2, 3))
+    fewer, _ = predict(models, images, mc_dropout=1, laplace=1, **how)
+    assert whole.shape == (6, 1, 24, 3)
+    torch.testing.assert_close(grid[:, :, :, :, 0, 0].flatten(2, 3), fewer)
+    plain, _ = predict(models, images, mc_dropout=3, laplace=2, seed=3)
+    torch.testing.assert_close(grid[:, :, :, 0].flatten(2, 4), plain)
+
+
+def test_half_of_the_members_are_those_that_half_the_draws_give():
+    models, images = [small_model(0), small_model(1)], pictures()
+    whole, half = (predict(models, images, mc_dropout=passes)[0] for passes in (6, 3))
+    torch.testing.assert_close(first_half(whole, 2), half)
+    assert first_half(half, 2).shape[2] == 2
+    with pytest.raises(ValueError, match="at least two of each network"):
+        first_half(predict(models, images)[0], 2)
+
+
+def test_decisions_at_places_and_embeddings_averaged_over_them():
+    class Places:
+        @staticmethod
+        def decisions(logits):
+            return logits.flatten(2).transpose(1, 2).softmax(dim=-1)
+
+    torch.manual_seed(0)
+    trunk = nn.Conv2d(1, 5, 3, stride=2)
+    models = [
+        Classifier(trunk, nn.Sequential(nn.Dropout2d(0.3), nn.Conv2d(5, 3, 1)), n_classes=3, channels=1) for _ in "ab"
+    ]
+    images = pictures(4)
+    decisions, embeddings = predict_members(models, images, task=Places(), mc_dropout=2, seed=0)
+    assert decisions.shape == (4, 25, 4, 3)
+    assert close(embeddings, trunk(models[0].normalise(images)).mean(dim=(2, 3)))
+    with torch.no_grad():
+        features = models[0].features(images)
+    read, _ = predict_from_features(models, features, task=Places(), mc_dropout=2, seed=0)
+    assert close(read, decisions)
+
+
+def test_dropout_passes_of_an_open_trunk_cannot_come_from_features():
+    with pytest.raises(ValueError, match="give the images"):
+        predict_from_features([stochastic_depth_model()], torch.rand(3, 144), task=classification, mc_dropout=2, seed=0)
+
+
+def test_features_of_no_images_give_no_decisions():
+    decisions, embeddings = predict_from_features(shared_heads(2), torch.rand(0, 512), task=classification, seed=0)
+    assert (decisions.shape, embeddings.shape) == ((0, 1, 2, 3), (0, 512))

@@ -1,27 +1,42 @@
+import contextlib
 import copy
 import os
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torchvision import models as zoo
 
+from pipeline.laplace import Posterior
 from pipeline.models import (
     MODELS,
     Classifier,
     ModelError,
     build_model,
+    check_model_name,
+    default_image_size,
+    drop_probability,
     evaluating,
+    half_precision,
     is_stochastic,
+    is_stochastic_depth,
+    load_trunk,
     load_weights,
     read_state_dict,
+    save_trunk,
     save_weights,
+    shrink_and_perturb,
+    split_stages,
+    with_new_head,
 )
 
 LIGHT = ["small_cnn", "torchvision:mobilenet_v3_small"]
+CUT = ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "densenet121"]
 FAMILIES = [
     "torchvision:resnet18",
     "torchvision:mobilenet_v3_small",
@@ -78,10 +93,11 @@ def test_a_network_is_a_trunk_and_a_tail_that_ends_in_a_linear_layer(name):
     images = pictures(channels=1)
     embeddings = model.embed(images)
     assert embeddings.shape == (4, last.in_features)
-    torch.testing.assert_close(model(images), last(embeddings))
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), last(embeddings))
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if "shufflenet" not in name])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name.split(":")[1] in CUT])
 def test_a_cut_network_with_its_own_last_layer_back_computes_what_it_did(name, tmp_path):
     network = name.removeprefix("torchvision:")
     torch.manual_seed(1)
@@ -93,7 +109,8 @@ def test_a_cut_network_with_its_own_last_layer_back_computes_what_it_did(name, t
     images = pictures(n=2)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = whole((images / 255 - mean.reshape(3, 1, 1)) / std.reshape(3, 1, 1))
-    torch.testing.assert_close(model(images), expected, rtol=1e-3, atol=1e-4)
+    logits = model.read(model.trunk(model.normalise(images)))
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
     assert model.pretrained
 
 
@@ -202,18 +219,210 @@ def test_a_part_of_the_trunk_can_be_frozen():
         model.freeze("body")
 
 
+STAGES = {
+    "resnet18": ["layer4", "avgpool", "fc"],
+    "efficientnet_b0": ["features.7", "features.8", "avgpool", "classifier"],
+    "convnext_tiny": ["features.7", "avgpool", "classifier"],
+    "mobilenet_v3_large": ["classifier"],
+    "vgg16": ["classifier"],
+    "densenet121": ["features.denseblock4", "features.norm5", "classifier"],
+    "vit_b_16": [*(f"encoder.layers.encoder_layer_{i}" for i in (9, 10, 11)), "encoder.ln", "heads"],
+}
+
+
+@pytest.mark.parametrize("network", STAGES)
+def test_the_last_stage_is_the_last_quarter_of_the_blocks(network):
+    with torch.device("meta"):
+        body = zoo.get_model(network, weights=None, num_classes=1)
+    earlier, last = split_stages(body)
+    assert last == STAGES[network]
+    assert not set(earlier) & set(last)
+
+
+@pytest.mark.parametrize(
+    ("network", "last"),
+    [
+        ("resnet18", ["layer4", "global_pool", "fc"]),
+        ("vit_tiny_patch16_224", ["blocks.9", "blocks.10", "blocks.11", "norm", "fc_norm", "head_drop", "head"]),
+    ],
+)
+def test_the_last_stage_of_timm_networks(network, last):
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        assert split_stages(timm.create_model(network, num_classes=0))[1] == last
+
+
+@pytest.mark.parametrize(
+    ("trunk", "stages"),
+    [
+        (build().trunk, (["0", "1", "2"], ["3", "4", "5"])),
+        (nn.Identity(), ([], [""])),
+        (nn.Linear(3, 3), ([], [""])),
+        (nn.Sequential(nn.ReLU()), ([], ["0"])),
+    ],
+)
+def test_the_last_stage_of_a_trunk_without_stages(trunk, stages):
+    assert split_stages(trunk) == stages
+
+
+def train_by_hand(model, *, steps=2, learning_rate=1e-2):
+    """Every value that moved, by name."""
+    torch.manual_seed(0)
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    optimiser = torch.optim.AdamW(model.parameter_groups(learning_rate, 0.1), weight_decay=0.1)
+    model.train()
+    for step in range(steps):
+        loss = nn.functional.cross_entropy(model(pictures(n=8, seed=step)), torch.arange(8) % 3)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return {name for name, values in model.state_dict().items() if not torch.equal(values, before[name])}
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:efficientnet_b0"])
+def test_no_weight_statistic_or_dropout_of_a_frozen_part_moves_and_all_of_the_rest_does(name):
+    model = build(name)
+    _, last = split_stages(model.trunk)
+    parts = {"head": ["tail."], "last_stage": ["tail.", *(f"trunk.{stage}." for stage in last)]}
+    for phase in ("last_stage", "head"):
+        model.train_only(phase)
+        moved = train_by_hand(model)
+        assert moved == {name for name in model.state_dict() if name.startswith(tuple(parts[phase]))}
+        assert model.is_trunk_frozen == (phase == "head")
+    images = pictures()
+    assert torch.equal(model.features(images), model.features(images))
+    model.train_only("all")
+    assert not model.frozen
+    assert all(values.requires_grad for values in model.parameters())
+    assert {"trunk", "tail"} <= {name.split(".")[0] for name in train_by_hand(model, steps=1)}
+    if "efficientnet" in name:
+        assert not torch.equal(model.features(images), model.features(images))
+
+
+def test_a_frozen_transformer_keeps_the_weights_that_are_in_no_layer():
+    with torch.device("meta"):
+        model = Classifier(zoo.get_model("vit_b_32", weights=None), nn.Sequential(), n_classes=3, channels=3)
+    model.train_only("last_stage")
+    trained = {name for name, values in model.trunk.named_parameters() if values.requires_grad}
+    assert not {"class_token", "encoder.pos_embedding", "conv_proj.weight"} & trained
+    assert {"encoder.ln.weight", "encoder.layers.encoder_layer_9.mlp.0.weight"} <= trained
+
+
+def test_a_phase_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="head, last_stage, all, got 'body'"):
+        build().train_only("body")
+
+
+@pytest.mark.parametrize(("pretrained", "rate"), [(True, 0.002), (False, 0.02)])
+def test_weights_that_came_from_elsewhere_learn_at_their_share_of_the_rate(pretrained, rate):
+    tail = nn.Sequential(nn.Dropout(0.5), nn.Linear(4 * 6 * 6, 5), nn.Dropout(0.5), nn.Linear(5, 2))
+    model = Classifier(Batchy(), tail, n_classes=2, channels=3, pretrained=pretrained, n_kept=2)
+    head, body = model.parameter_groups(0.02, 0.1)
+    assert (head["lr"], body["lr"]) == (0.02, pytest.approx(rate))
+    assert {id(values) for values in head["params"]} == {id(values) for values in tail[3].parameters()}
+    assert len(body["params"]) == len([*model.trunk.parameters(), *tail[1].parameters()])
+    model.freeze("trunk", "tail.1")
+    assert [len(group["params"]) for group in model.parameter_groups(0.02, 0.1)] == [2]
+
+
+def test_a_new_head_shares_the_trunk_and_draws_only_what_is_new():
+    tail = nn.Sequential(nn.Dropout(0.5), nn.Linear(4 * 6 * 6, 5), nn.Dropout(0.5), nn.Linear(5, 2))
+    model = Classifier(Batchy(), tail, n_classes=2, channels=3, pretrained=True, n_kept=2)
+    model.set_normalisation(pictures(size=8))
+    model.temperature.fill_(3)
+    model.train_only("head")
+    state = torch.get_rng_state()
+    first, again, other = (with_new_head(model, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same_state(first, again)
+    for new in (first, other):
+        assert new.trunk is model.trunk
+        assert new.is_trunk_frozen
+        assert new.pretrained
+        assert new.temperature == 1
+        assert torch.equal(new.mean, model.mean)
+        assert torch.equal(new.tail[1].weight, model.tail[1].weight)
+        assert new.tail[1].weight is not model.tail[1].weight
+        assert not torch.equal(new.tail[3].weight, model.tail[3].weight)
+    assert not torch.equal(first.tail[3].weight, other.tail[3].weight)
+
+
+def test_an_mlp_head_has_one_hidden_layer_of_its_own():
+    model = build("torchvision:mobilenet_v3_small", head="mlp", dropout=0.3)
+    assert [type(layer).__name__ for layer in model.tail] == ["Dropout", "Linear", "ReLU", "Dropout", "Linear"]
+    assert [layer.p for layer in model.tail if is_stochastic(layer)] == [0.3, 0.3]
+    assert model.embed(pictures()).shape == (4, 256)
+    with pytest.raises(ValueError, match="head='deep'"):
+        build("torchvision:mobilenet_v3_small", head="deep")
+
+
+def test_logits_are_divided_by_the_temperature():
+    model, images = build(), pictures()
+    logits = model(images)
+    model.temperature.fill_(2.5)
+    torch.testing.assert_close(model(images), logits / 2.5)
+    torch.testing.assert_close(model.read(model.features(images).half()), logits / 2.5, rtol=1e-2, atol=1e-3)
+
+
+def has_half_precision(model):
+    return not isinstance(half_precision(model, torch.device("cpu")), contextlib.nullcontext)
+
+
+@torch.no_grad()
+def test_half_precision_is_for_large_networks_and_changes_no_clear_prediction():
+    assert not has_half_precision(build())
+    model = build("torchvision:resnet18", image_size=64)
+    if not has_half_precision(model):
+        pytest.skip("this processor does not compute in bfloat16")
+    images = pictures(n=16, size=64)
+    exact = model.read(model.trunk(model.normalise(images)))
+    logits = model(images)
+    assert logits.dtype == model.features(images).dtype == torch.float32
+    assert not torch.equal(logits, exact)
+    torch.testing.assert_close(logits, exact, rtol=0, atol=0.05 * float(exact.std(dim=0).mean() + exact.std()))
+
+
+def test_gradients_in_half_precision_are_those_of_float32_but_for_rounding():
+    model = build("torchvision:resnet18", image_size=64)
+    model.train_only("last_stage")
+    images = pictures(n=8, size=64)
+    weight = model.trunk.layer4[1].conv2.weight
+    gradients = []
+    for features in (model.features, lambda images: model.trunk(model.normalise(images))):
+        loss = nn.functional.cross_entropy(model.read(features(images)), torch.arange(8) % 3)
+        gradients.append(torch.autograd.grad(loss, weight)[0])
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    assert nn.functional.cosine_similarity(*(g.flatten() for g in gradients), dim=0) > 0.99
+
+
+def test_a_trunk_of_grouped_convolutions_trains_in_float32_and_scores_in_bfloat16():
+    model = build("torchvision:mobilenet_v3_small").train()
+    with torch.no_grad():
+        if not has_half_precision(model):
+            pytest.skip("this processor does not compute in bfloat16")
+    assert not has_half_precision(model)
+    model.train_only("head")
+    assert has_half_precision(model)
+
+
 @pytest.mark.parametrize(
     ("wrong", "near"),
-    [("smal_cnn", "small_cnn"), ("resnet18", "torchvision:resnet18"), ("torchvision:resnt50", "torchvision:resnet50")],
+    [
+        ("smal_cnn", "small_cnn"),
+        ("resnet18", "torchvision:resnet18"),
+        ("torchvision:resnt50", "torchvision:resnet50"),
+        ("timm:resnt50", "timm:resnet50"),
+    ],
 )
 def test_an_unknown_name_lists_near_ones(wrong, near):
     with pytest.raises(ModelError, match=f"no model '{wrong}'.*{near}"):
         build(wrong)
 
 
-def test_a_network_that_cannot_be_cut_says_so():
-    with pytest.raises(ModelError, match="googlenet does not end in one Linear"):
-        build("torchvision:googlenet")
+@pytest.mark.parametrize("network", ["googlenet", "squeezenet1_1"])
+def test_a_network_that_cannot_be_cut_says_so(network):
+    with pytest.raises(ModelError, match=f"{network} does not end in one Linear"):
+        build(f"torchvision:{network}")
 
 
 @pytest.mark.parametrize("name", ["torchvision:vit_b_32", "torchvision:maxvit_t"])
@@ -268,9 +477,10 @@ def test_published_weights_are_for_one_size_where_the_network_says_so():
         build("torchvision:vit_b_32", image_size=64, weights="DEFAULT")
 
 
-def test_own_networks_have_no_published_weights():
-    with pytest.raises(ModelError, match="no published weights"):
-        build("small_cnn", weights="DEFAULT")
+@pytest.mark.parametrize("wanted", [{"weights": "DEFAULT"}, {"head": "mlp"}])
+def test_own_networks_have_no_published_weights_and_their_own_head(wanted):
+    with pytest.raises(ModelError, match="no published weights and a head of its own"):
+        build("small_cnn", **wanted)
 
 
 def test_densenet_weights_of_old_releases_are_read(tmp_path):
@@ -282,6 +492,179 @@ def test_densenet_weights_of_old_releases_are_read(tmp_path):
     model = build("torchvision:densenet121", weights=str(tmp_path / "old.pt"))
     key = "features.denseblock1.denselayer2.conv1.weight"
     assert torch.equal(model.trunk.state_dict()[key], state[key])
+
+
+def test_weights_in_safetensors_are_those_in_a_state_dict(tmp_path):
+    torch.manual_seed(3)
+    state = zoo.get_model("mobilenet_v3_small", weights=None).state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    save_file(state, tmp_path / "weights.safetensors")
+    name = "torchvision:mobilenet_v3_small"
+    first, second = (build(name, weights=str(tmp_path / file)) for file in ("weights.pt", "weights.safetensors"))
+    assert same_state(first, second)
+    assert torch.equal(first.trunk.state_dict()["features.0.0.weight"], state["features.0.0.weight"])
+    (tmp_path / "weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(ModelError, match="not a safetensors file, or it is damaged"):
+        build(name, weights=str(tmp_path / "weights.safetensors"))
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Own(nn.Module):
+    preprocessing = {"image_size": 96, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.fc = nn.Linear(6, 10)
+        self.unused = nn.Linear(6, 10)
+        nn.init.constant_(self.body[0].weight, 0.5)
+
+    def forward(self, images):
+        return self.fc(self.body(images).flatten(1))
+
+def sequence():
+    return nn.Sequential(Own().body, nn.Flatten(), nn.Dropout(0.2), nn.Linear(6, 7), nn.Dropout(0.4), nn.Linear(7, 10))
+
+def no_end(): return Own().body
+def softmax_end(): return nn.Sequential(nn.Flatten(), nn.Linear(3072, 2), nn.Softmax(1))
+def no_module(): return 3
+def failing(): return nn.Linear(3, "many")
+def bad_preprocessing():
+    own = Own()
+    own.preprocessing = {"size": 3}
+    return own
+number = 4
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "own_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_networks"
+    sys.modules.pop("own_networks", None)
+
+
+def test_a_factory_gives_its_weights_and_preprocessing(own_module):
+    model = build("own_networks:Own", weights="factory")
+    assert model.pretrained
+    assert (model.trunk.body[0].weight == 0.5).all()
+    assert isinstance(model.trunk.fc, nn.Identity)
+    assert model.tail[-1].in_features == 6
+    assert default_image_size("own_networks:Own", "factory") == 96
+    told = model.preprocessing
+    assert (told["image_size"], told["channels"]) == (32, 3)
+    assert told["mean"] == pytest.approx([0.1, 0.2, 0.3])
+    assert told["std"] == pytest.approx([0.4, 0.5, 0.6])
+
+
+def test_a_factory_without_weights_is_drawn_anew(own_module):
+    model, again = (build("own_networks:Own") for _ in range(2))
+    assert not model.pretrained
+    assert not (model.trunk.body[0].weight == 0.5).any()
+    assert same_state(model, again)
+    assert model.preprocessing["mean"] == [0, 0, 0]
+
+
+def test_a_factory_takes_a_file_of_weights(own_module, tmp_path):
+    whole = sys.modules.get(own_module) or __import__(own_module)
+    torch.manual_seed(9)
+    network = whole.sequence()
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    model = build("own_networks:sequence", weights=str(tmp_path / "weights.pt"))
+    assert [type(layer).__name__ for layer in model.tail] == ["Dropout", "Linear", "Dropout", "Linear"]
+    assert model.n_kept == 2
+    assert not any(is_stochastic(layer) for layer in model.trunk.modules())
+    model.tail[-1] = network[5]
+    images = pictures()
+    torch.testing.assert_close(model(images), network.eval()(model.normalise(images)))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("nowhere_at_all:f", None, "module 'nowhere_at_all' cannot be imported.*PYTHONPATH"),
+        ("torchvison:resnet18", None, "'torchvison' cannot be imported.*Other names begin with torchvision: or timm:"),
+        ("own_networks:sequense", None, "has no 'sequense'; near: sequence"),
+        ("own_networks:number", None, "must be a function without arguments, got <class 'int'>"),
+        ("own_networks:no_module", None, "must return an nn.Module, it returned <class 'int'>"),
+        ("own_networks:failing", None, "its factory failed, TypeError: "),
+        ("own_networks:no_end", None, "does not end in one Linear layer"),
+        ("own_networks:softmax_end", None, "does not end in one Linear layer"),
+        ("own_networks:Own", "DEFAULT", "no file; they may also be None or 'factory'"),
+        ("own_networks:bad_preprocessing", "factory", "preprocessing must be a dict with image_size, mean and std"),
+    ],
+)
+def test_a_factory_that_does_not_fit_says_why(own_module, name, weights, message):
+    with pytest.raises(ModelError, match=message):
+        build(name, weights=weights)
+
+
+@pytest.mark.parametrize("network", ["resnet18", "vit_tiny_patch16_224", "convnext_atto"])
+def test_a_timm_network_from_a_file_computes_what_it_did(network, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(1)
+    size = {"img_size": 64} if network.startswith("vit") else {}
+    whole = timm.create_model(network, num_classes=7, **size).eval()
+    torch.save(whole.state_dict(), tmp_path / "weights.pt")
+    model = build(f"timm:{network}", image_size=64, weights=str(tmp_path / "weights.pt"))
+    images = pictures(n=2, size=64)
+    features = model.trunk(model.normalise(images))
+    expected = whole(model.normalise(images))
+    torch.testing.assert_close(whole.get_classifier()(features), expected, rtol=1e-3, atol=1e-4)
+    assert model(images).shape == (2, 3)
+    assert [type(layer) for layer in model.tail] == [nn.Dropout, nn.Linear]
+    settings = timm.models.get_pretrained_cfg(network)
+    assert model.preprocessing["mean"] == pytest.approx(settings.mean)
+    assert default_image_size(f"timm:{network}", "DEFAULT") == settings.input_size[-1]
+
+
+def test_timm_weights_that_there_are_not_list_those_there_are():
+    pytest.importorskip("timm")
+    with pytest.raises(ModelError, match=r"'a9_in1k' are neither a file nor weights of resnet18: DEFAULT, a1_in1k"):
+        build("timm:resnet18", weights="a9_in1k")
+    with pytest.raises(ModelError, match=r"'a9_in1k' are neither"):
+        check_model_name("timm:resnet18.a9_in1k")
+
+
+def test_timm_weights_without_a_network_say_how_to_bring_a_file(tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"could not be fetched.*timm/resnet18.tv_in1k.*give its path"):
+        build("timm:resnet18", weights="tv_in1k")
+
+
+def test_without_timm_its_names_say_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ModelError, match=r"need the package timm.*pip install '\.\[timm\]'"):
+        check_model_name("timm:resnet18")
+
+
+def test_dropped_paths_of_timm_are_stochastic():
+    layers = pytest.importorskip("timm.layers")
+    drop = layers.DropPath(0.25)
+    assert is_stochastic(drop)
+    assert is_stochastic_depth(drop)
+    assert drop_probability(drop) == 0.25
+    assert not is_stochastic(layers.DropPath(0.0))
+    assert drop_probability(nn.Dropout(0.5)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "size"),
+    [
+        ("small_cnn", None, 28),
+        ("torchvision:resnet18", None, 224),
+        ("torchvision:efficientnet_b1", "IMAGENET1K_V2", 240),
+        ("torchvision:vit_b_16", "ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1", 384),
+    ],
+)
+def test_the_image_size_is_what_the_weights_were_trained_at(name, weights, size):
+    assert default_image_size(name, weights) == size
 
 
 class Code:
@@ -321,12 +704,12 @@ def test_a_file_with_more_than_a_state_dict_is_refused(tmp_path):
 
 
 def test_the_weights_of_another_network_are_refused(tmp_path):
-    torch.save(zoo.get_model("resnet34", weights=None).state_dict(), tmp_path / "weights.pt")
+    torch.save(zoo.get_model("mobilenet_v3_large", weights=None).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ModelError, match="another network"):
-        build("torchvision:resnet18", weights=str(tmp_path / "weights.pt"))
+        build("torchvision:mobilenet_v3_small", weights=str(tmp_path / "weights.pt"))
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "part.pt")
     with pytest.raises(ModelError, match=r"another network: \d+ are missing"):
-        build("torchvision:resnet18", weights=str(tmp_path / "part.pt"))
+        build("torchvision:mobilenet_v3_small", weights=str(tmp_path / "part.pt"))
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -345,6 +728,87 @@ def test_saved_weights_need_a_network_of_the_same_form(tmp_path):
         load_weights(build(n_classes=4), tmp_path / "weights.pt")
     with pytest.raises(ModelError, match="no weights file"):
         load_weights(build(), tmp_path / "elsewhere.pt")
+
+
+def test_members_on_one_trunk_save_their_heads_apart_from_it(tmp_path):
+    model = build("torchvision:mobilenet_v3_small", seed=0)
+    model.set_normalisation(pictures())
+    member = with_new_head(model, seed=7)
+    save_trunk(model, tmp_path / "trunk.pt")
+    save_weights(member, tmp_path / "head.pt", with_trunk=False)
+    assert (tmp_path / "head.pt").stat().st_size < (tmp_path / "trunk.pt").stat().st_size / 10
+    other = build("torchvision:mobilenet_v3_small", seed=1)
+    trunk = copy.deepcopy(other.trunk.state_dict())
+    load_weights(other, tmp_path / "head.pt")
+    assert all(torch.equal(values, trunk[name]) for name, values in other.trunk.state_dict().items())
+    load_trunk(other, tmp_path / "trunk.pt")
+    assert same_state(other, member)
+    with pytest.raises(ModelError, match="another network"):
+        load_trunk(build(), tmp_path / "trunk.pt")
+
+
+def test_weights_from_before_there_was_a_temperature_have_one_of_one(tmp_path):
+    model = build()
+    state = model.state_dict()
+    del state["temperature"]
+    torch.save(state, tmp_path / "weights.pt")
+    model.temperature.fill_(4)
+    load_weights(model, tmp_path / "weights.pt")
+    assert model.temperature == 1
+
+
+def test_a_posterior_is_saved_with_the_weights(tmp_path):
+    model, plain = build(), build(seed=1)
+    save_weights(plain, tmp_path / "plain.pt")
+    model.temperature.fill_(1.5)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "input_directions": (129, 4),
+        "input_curvature": (4,),
+        "class_directions": (3, 3),
+        "class_curvature": (3,),
+        "prior_precision": (),
+    }
+    model.posterior = Posterior(**{name: torch.rand(shape, generator=generator) for name, shape in shapes.items()})
+    save_weights(model, tmp_path / "weights.pt")
+    load_weights(plain, tmp_path / "weights.pt")
+    assert same_state(plain, model)
+    assert plain.temperature == 1.5
+    load_weights(plain, tmp_path / "plain.pt")
+    assert plain.posterior is None
+
+
+def test_shrink_and_perturb_is_the_mean_of_previous_and_fresh_weights():
+    previous, model, fresh = (build("torchvision:mobilenet_v3_small", seed=seed) for seed in (1, 2, 2))
+    train_by_hand(previous, steps=1)
+    model.temperature.fill_(2)
+    state = previous.state_dict() | {"temperature": torch.tensor(9.0), "posterior.prior_precision": torch.ones(())}
+    shrink_and_perturb(model, state, shrink=0.75)
+    learnt = dict(previous.named_parameters())
+    for (name, values), new in zip(model.named_parameters(), fresh.parameters(), strict=True):
+        torch.testing.assert_close(values, 0.75 * learnt[name] + 0.25 * new)
+    statistic = "features.0.1.running_mean"
+    assert torch.equal(model.trunk.state_dict()[statistic], previous.trunk.state_dict()[statistic])
+    assert model.temperature == 2
+
+
+def test_shrink_and_perturb_leaves_a_trunk_that_never_moved_bit_for_bit():
+    previous, model = batchy_classifier(), batchy_classifier()
+    model.trunk.load_state_dict(previous.trunk.state_dict())
+    shrink_and_perturb(model, previous.state_dict(), shrink=0.6)
+    assert same_state(model.trunk, previous.trunk)
+    assert not torch.equal(model.tail[1].weight, previous.tail[1].weight)
+    heads = {name: values for name, values in batchy_classifier().state_dict().items() if "trunk" not in name}
+    shrink_and_perturb(model, heads, shrink=1)
+    assert same_state(model.trunk, previous.trunk)
+    assert torch.equal(model.tail[1].weight, heads["tail.1.weight"])
+
+
+def test_shrink_and_perturb_refuses_another_network():
+    with pytest.raises(ModelError, match=r"another network: .*tail"):
+        shrink_and_perturb(build(n_classes=3), build(n_classes=4).state_dict())
+    with pytest.raises(ValueError, match=r"\[0, 1\], got 1.5"):
+        shrink_and_perturb(build(), build().state_dict(), shrink=1.5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,8 +1,10 @@
+import functools
 import hashlib
 import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zlib
@@ -23,6 +25,7 @@ from pipeline.pool import (
     load_image,
     load_images,
     set_aside_counts,
+    stream_images,
     usable,
 )
 
@@ -577,6 +580,33 @@ def save_rotated(image, path, orientation):
     image.save(path, exif=exif, quality=100, subsampling=0)
 
 
+@functools.cache
+def photo(width, height):
+    """Edges, gradients and texture of every fineness, as in a photograph."""
+    generator = np.random.default_rng(0)
+    layers = [
+        np.asarray(
+            Image.fromarray(generator.integers(0, 256, (height // step, width // step, 3), dtype=np.uint8)).resize(
+                (width, height), Image.Resampling.NEAREST if step % 3 else Image.Resampling.BICUBIC
+            )
+        )
+        * np.float32(step**0.5)
+        for step in (2, 6, 20, 60, 200, 600)
+    ]
+    mixed = sum(layers) / sum(step**0.5 for step in (2, 6, 20, 60, 200, 600))
+    return Image.fromarray(mixed.astype(np.uint8))
+
+
+def fastest(function, *arguments, **options):
+    """Seconds of the fastest of three calls."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        function(*arguments, **options)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
 def shades(*values, mode="L"):
     """An image of equal vertical stripes, 8 pixels each."""
     dtype = {"L": np.uint8, "I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
@@ -637,6 +667,28 @@ class TestLoading:
         difference = np.abs(loaded.numpy().astype(int) - wanted.astype(int))
         assert difference.mean() < 0.2
         assert difference.max() <= 2
+
+    @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("RGB", 1), ("L", 3), ("CMYK", 3)])
+    def test_scales_a_detailed_jpeg_close_to_a_full_decode_and_faster(self, tmp_path, mode, channels):
+        path = tmp_path / "a.jpg"
+        photo(3000, 2000).convert(mode).save(path, quality=90)
+
+        def fully():
+            with Image.open(path) as image:
+                square = image.convert("L" if channels == 1 else "RGB").resize((224, 224), Image.Resampling.BILINEAR)
+                return np.asarray(square).reshape(224, 224, channels).transpose(2, 0, 1)
+
+        loaded = load_image(str(path), size=224, channels=channels)
+        difference = np.abs(loaded.numpy().astype(int) - fully().astype(int))
+        assert difference.mean() < 1
+        assert difference.max() < 16
+        assert 1.5 * fastest(load_image, str(path), size=224, channels=channels) < fastest(fully)
+
+    def test_turns_a_reduced_jpeg_upright(self, tmp_path):
+        stored = Image.fromarray(np.repeat(np.uint8([250, 170, 90, 10]), 400)[None].repeat(900, axis=0))
+        save_rotated(stored, tmp_path / "a.jpg", 6)  # a quarter turn to the right: the left side comes up
+        loaded = load_image(str(tmp_path / "a.jpg"), size=32, channels=1)
+        np.testing.assert_allclose(loaded[0, 4::8, 16], [250, 170, 90, 10], atol=2)
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
@@ -777,6 +829,74 @@ class TestLoadingMany:
     def test_wants_one_channel_or_three(self, folder):
         with pytest.raises(ValueError, match="channels must be 1 or 3, got 4"):
             load_image(str(folder / "b.png"), size=8, channels=4)
+
+
+def uris_of_pictures(folder, n):
+    names = [f"{number:03d}.png" for number in range(n)]
+    fill(folder, names)
+    return [str(folder / name) for name in names]
+
+
+class TestStreaming:
+    @pytest.mark.parametrize("chunk", [1, 7, 50, 100])
+    def test_gives_what_loading_gives_in_chunks(self, tmp_path, chunk):
+        uris = uris_of_pictures(tmp_path, 50)
+        chunks = list(stream_images(uris, size=8, channels=3, chunk=chunk))
+        assert [len(part) for part in chunks] == [min(chunk, 50 - start) for start in range(0, 50, chunk)]
+        assert torch.equal(torch.cat(chunks), load_images(uris, size=8, channels=3))
+
+    def test_of_nothing_is_empty(self):
+        assert list(stream_images([], size=8, channels=3, chunk=4)) == []
+
+    def test_decodes_the_next_chunk_while_the_caller_works(self, tmp_path):
+        uris = uris_of_pictures(tmp_path, 2)
+        pipe = tmp_path / "pipe.png"
+        os.mkfifo(pipe)
+        chunks = stream_images([*uris, str(pipe)], size=8, channels=3, chunk=2)
+        assert len(next(chunks)) == 2
+        os.close(open_when_read(pipe))
+        with pytest.raises(PoolError, match=r"pipe\.png: "):
+            next(chunks)
+
+    def test_decodes_no_further_than_the_next_chunk(self, tmp_path):
+        uris = uris_of_pictures(tmp_path, 12)
+        chunks = stream_images(uris, size=8, channels=3, chunk=4)
+        next(chunks)
+        for uri in uris[8:]:
+            picture(100).save(uri)
+        _, third = chunks
+        assert torch.equal(third, load_images(uris[8:], size=8, channels=3))
+
+    def test_raises_in_place_of_the_chunk_with_the_broken_image(self, tmp_path):
+        uris = uris_of_pictures(tmp_path, 12)
+        Path(uris[5]).write_bytes(b"no image")
+        chunks = stream_images(uris, size=8, channels=3, chunk=4)
+        assert torch.equal(next(chunks), load_images(uris[:4], size=8, channels=3))
+        with pytest.raises(PoolError, match=r"005\.png: not an image"):
+            next(chunks)
+        assert not list(chunks)
+
+    def test_leaves_no_thread_and_no_warning_filter_when_the_caller_stops_early(self, tmp_path):
+        uris = uris_of_pictures(tmp_path, 200)
+        before, filters = threading.active_count(), list(warnings.filters)
+        for part in stream_images(uris, size=8, channels=3, chunk=50):
+            assert len(part) == 50
+            assert threading.active_count() > before
+            break
+        del part
+        assert threading.active_count() == before
+        assert warnings.filters == filters
+
+
+def open_when_read(pipe):
+    """Open a named pipe for writing once another thread reads it."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            time.sleep(0.01)
+    raise TimeoutError(f"nobody reads {pipe}")
 
 
 def test_says_how_long_ten_thousand_small_images_take(tmp_path):

@@ -13,11 +13,18 @@ from pipeline.tasks import classification
 from pipeline.training import (
     MAX_CLASS_WEIGHT,
     MIN_STEPS_PER_EPOCH,
+    WARM_UP_STEPS,
     TrainingError,
     choose_device,
+    choose_phase,
     class_weights,
+    cross_fit,
     device_name,
+    draw_bootstrap,
     fit,
+    is_over,
+    learning_rate_share,
+    split_folds,
     split_validation,
 )
 
@@ -79,7 +86,8 @@ def test_300_digits_are_enough_to_read_digits():
     labelled, rest = order[:300], order[300:2300]
     targets = torch.tensor(digits)
     model = build_model("small_cnn", n_classes=10, image_size=28, channels=1, seed=0)
-    history = fit(model, images[labelled], targets[labelled], task=classification, seed=0, device=CPU)
+    options = {"task": classification, "seed": 0, "device": CPU, "max_epochs": 10, "patience": None}
+    history = fit(model, images[labelled], targets[labelled], **options).history
     with torch.inference_mode():
         accuracy = (model(images[rest]).argmax(dim=1) == targets[rest]).float().mean()
     assert accuracy > 0.88
@@ -90,8 +98,10 @@ def test_a_large_labelled_set_has_a_validation_part_and_a_small_one_has_none():
     rows = {}
     for n in (60, 320):
         shown = []
-        history = fit(small_model(), *stripes(n), **SMALL, on_epoch=shown.append)
+        outcome = fit(small_model(), *stripes(n), **SMALL, on_epoch=shown.append)
+        history = outcome.history
         assert shown == history
+        assert sorted([*outcome.train.tolist(), *outcome.held_out.tolist()]) == list(range(n))
         assert len(history) == 2
         rows[n] = set(history[0])
     assert rows[60] == {"train_loss", "train_accuracy"}
@@ -103,10 +113,17 @@ def test_the_best_epoch_is_restored_and_measured_without_dropout_or_augmentation
     images, targets = stripes(320)
     targets[::2] = stripes(320, seed=1)[1][::2]  # after the stripes, there is only noise to learn by heart
     model = small_model(dropout=0.2)
-    options = {"max_epochs": 100, "patience": 2, "learning_rate": 0.004, "class_balanced": False}
-    history = fit(model, images, targets, **(SMALL | options | {"augmentation": augmentation}))
-    _, held_out = split_validation(targets, share=0.1, generator=torch.Generator().manual_seed(0))
-    losses = [row["validation_loss"] for row in history]
+    options = {
+        "max_epochs": 100,
+        "patience": 2,
+        "learning_rate": 0.004,
+        "class_balanced": False,
+        "label_smoothing": 0.01,
+    }
+    outcome = fit(model, images, targets, **(SMALL | options | {"augmentation": augmentation}))
+    losses = [row["validation_loss"] for row in outcome.history]
+    held_out = outcome.held_out
+    assert losses[outcome.best_epoch] == min(losses)
     assert losses[-1] > 1.001 * min(losses)  # or restoring would not show
     assert not any(module.training for module in model.modules())
     with torch.inference_mode():
@@ -115,8 +132,18 @@ def test_the_best_epoch_is_restored_and_measured_without_dropout_or_augmentation
 
 
 def test_training_stops_when_patience_is_used_up():
-    history = fit(small_model(), *stripes(320), **(SMALL | {"max_epochs": 20, "patience": 3, "learning_rate": 0.0}))
-    assert len(history) == 1 + 3
+    options = {"max_epochs": 20, "patience": 3, "learning_rate": 0.0}
+    assert len(fit(small_model(), *stripes(320), **(SMALL | options)).history) == 1 + 3
+    endless = fit(small_model(), *stripes(320), **(SMALL | options | {"patience": None}))
+    assert (len(endless.history), endless.best_epoch) == (20, 19)
+
+
+def test_patience_grows_with_the_best_epoch():
+    """The best is epoch 20 of those that lost 1 each: training goes on until 30, although patience is 3."""
+    falling = [100.0 - epoch for epoch in range(20)]
+    assert not is_over(falling + [90.0] * 9, patience=3)
+    assert is_over(falling + [90.0] * 10, patience=3)
+    assert [is_over([1.0, *[2.0] * waited], patience=3) for waited in range(5)] == [False, False, False, True, True]
 
 
 def test_same_seed_same_weights():
@@ -163,6 +190,63 @@ def test_an_open_trunk_moves_with_its_statistics():
     assert not torch.equal(before["trunk.0.weight"], model.state_dict()["trunk.0.weight"])
 
 
+@pytest.mark.parametrize("phase", ["head", "last_stage"])
+def test_a_frozen_part_of_a_resnet_does_not_move_through_a_whole_fit(phase):
+    model = build_model("torchvision:resnet18", n_classes=3, image_size=32, channels=1, seed=0)
+    model.pretrained = True
+    model.train_only(phase)
+    before = copy.deepcopy(model.state_dict())
+    images, targets = stripes(12, size=32)
+    fit(model, images, targets, **(SMALL | {"augmentation": "digits"}))
+    moved = {name.split(".")[1] for name, values in model.state_dict().items() if not torch.equal(values, before[name])}
+    assert moved == ({"1"} if phase == "head" else {"1", "layer4"})
+    if phase == "last_stage":
+        assert not torch.equal(before["trunk.layer4.1.bn2.running_mean"], model.trunk.layer4[1].bn2.running_mean)
+
+
+def test_the_body_learns_at_its_share_of_the_rate():
+    """AdamW's first step moves every weight by its learning rate, whatever the gradient, and less its decay."""
+    images, targets = stripes(32)
+    model = small_model()
+    model.pretrained = True
+    before = copy.deepcopy(model.state_dict())
+    options = {"max_epochs": 1, "weight_decay": 0.0, "schedule": "constant", "body_rate": 0.01}
+    fit(model, images, targets, **(SMALL | options))
+    after = model.state_dict()
+    moved = {part: (after[part] - before[part]).abs().max().item() for part in ("trunk.0.weight", "tail.5.weight")}
+    assert moved["trunk.0.weight"] <= MIN_STEPS_PER_EPOCH * 1e-5 * 1.1
+    assert moved["tail.5.weight"] > 1e-3
+
+
+def test_what_was_fitted_to_the_weights_before_goes():
+    model = small_model()
+    model.temperature.fill_(3.0)
+    model.posterior = nn.Identity()
+    states = [weights_after(), None]
+    fit(model, *stripes(40), **SMALL)
+    states[1] = model.state_dict()
+    assert model.posterior is None
+    assert states_agree(*states)
+
+
+def test_features_train_the_head_as_images_do_where_the_trunk_is_frozen():
+    images, targets = stripes(320)
+    by_images, by_features = small_model(), small_model()
+    histories = []
+    for model in (by_images, by_features):
+        model.set_normalisation(images)
+        model.pretrained = True
+        model.train_only("head")
+        inputs = images
+        if model is by_features:
+            with torch.no_grad():
+                inputs = model.features(images)
+        histories.append(fit(model, inputs, targets, **SMALL, from_features=model is by_features).history)
+    assert histories[1][-1] == pytest.approx(histories[0][-1], rel=1e-3)
+    for name, values in by_images.state_dict().items():
+        torch.testing.assert_close(by_features.state_dict()[name], values, rtol=1e-3, atol=1e-4)
+
+
 def test_normalisation_comes_from_the_labelled_images_unless_it_came_with_the_weights():
     images, targets = stripes(40)
     model, pretrained = small_model(), small_model()
@@ -178,7 +262,7 @@ def test_normalisation_comes_from_the_labelled_images_unless_it_came_with_the_we
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_any_few_images_train(build, n, batch_size):
     model = build()
-    history = fit(model, *stripes(n), **(SMALL | {"batch_size": batch_size}))
+    history = fit(model, *stripes(n), **(SMALL | {"batch_size": batch_size})).history
     assert all(np.isfinite(list(row.values())).all() for row in history)
     assert model(stripes(2)[0]).isfinite().all()
 
@@ -231,7 +315,7 @@ def test_class_balance_finds_more_of_a_rare_class():
 
 def test_class_weights_agree_with_scikit_learn_up_to_the_cap():
     targets = torch.tensor([0] * 50 + [1] * 30 + [3] * 20)
-    weights = class_weights(targets, n_classes=5)
+    weights = class_weights(classification.class_counts(targets, 5))
     theirs = sklearn.utils.class_weight.compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=targets.numpy())
     np.testing.assert_allclose(weights[[0, 1, 3]], theirs, rtol=1e-6)
     assert weights[targets].mean().item() == pytest.approx(1.0)
@@ -240,7 +324,7 @@ def test_class_weights_agree_with_scikit_learn_up_to_the_cap():
 
 def test_class_weights_are_capped_and_keep_their_mean():
     targets = torch.tensor([0] * 999 + [1])
-    weights = class_weights(targets, n_classes=2)
+    weights = class_weights(targets.bincount().double())
     assert weights[targets].mean().item() == pytest.approx(1.0)
     assert weights[1] / weights[0] == pytest.approx(MAX_CLASS_WEIGHT / (1000 / 2 / 999), rel=1e-5)
 
@@ -266,6 +350,143 @@ def test_too_few_images_or_too_few_for_each_class_give_no_validation_part(target
     train, held_out = split_validation(targets, share=0.1, generator=torch.Generator().manual_seed(0))
     assert len(held_out) == 0
     assert train.tolist() == list(range(len(targets)))
+
+
+def test_the_schedule_warms_up_and_then_falls_along_a_cosine_to_zero():
+    n_steps = 1000
+    shares = [learning_rate_share(step, n_steps, schedule="cosine", losses=[]) for step in range(n_steps)]
+    rising, falling = np.array(shares[:WARM_UP_STEPS]), np.array(shares[WARM_UP_STEPS:])
+    np.testing.assert_allclose(rising, np.linspace(0, 1, WARM_UP_STEPS + 2)[1:-1])
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=len(falling))
+    expected = []
+    for _ in falling:
+        expected.append(theirs.get_last_lr()[0])
+        optimiser.step()
+        theirs.step()
+    np.testing.assert_allclose(falling, expected, atol=1e-9)
+    assert falling[-1] < 1e-5
+
+
+def test_the_warm_up_is_a_tenth_of_a_short_training():
+    shares = [learning_rate_share(step, 50, schedule="constant", losses=[]) for step in range(50)]
+    assert shares == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6] + [1.0] * 45)
+    assert learning_rate_share(0, 8, schedule="cosine", losses=[]) == 1.0
+
+
+def test_the_plateau_schedule_halves_the_rate_as_pytorchs_does():
+    losses = [5.0, 4.0, 4.0, 4.5, 4.1, 3.0, 3.5, 3.5, 3.5, 3.5, 3.5, 3.5, 2.0, 1.0]
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.5, patience=2, threshold=0.0)
+    for epoch, loss in enumerate(losses, start=1):
+        theirs.step(loss)
+        ours = learning_rate_share(900, 1000, schedule="plateau", losses=losses[:epoch])
+        assert ours == theirs.get_last_lr()[0]
+    assert ours == 1 / 8
+
+
+def test_a_bootstrap_keeps_the_size_of_each_class_and_leaves_out_a_third_of_its_images():
+    strata = torch.tensor([0] * 4000 + [3] + [1] * 1000)
+    drawn = draw_bootstrap(strata, generator=torch.Generator().manual_seed(0))
+    assert strata[drawn].bincount().tolist() == [4000, 1000, 0, 1]
+    assert len(drawn.unique()) / 5001 == pytest.approx(1 - np.exp(-1), abs=0.02)
+    assert torch.equal(drawn, draw_bootstrap(strata, generator=torch.Generator().manual_seed(0)))
+
+
+def test_bagged_networks_train_on_rows_drawn_from_outside_the_validation_part():
+    images, targets = stripes(320)
+    outcomes = [fit(small_model(), images, targets, **(SMALL | {"seed": seed}), bootstrap=True) for seed in (0, 1)]
+    for outcome in outcomes:
+        assert len(outcome.train) + len(outcome.held_out) == 320
+        assert len(outcome.train.unique()) < 0.75 * len(outcome.train)
+        assert not set(outcome.train.tolist()) & set(outcome.held_out.tolist())
+    assert not torch.equal(outcomes[0].train, outcomes[1].train)
+
+
+@pytest.mark.parametrize(
+    ("labels", "phase"), [(0.5, "head"), (9.9, "head"), (10, "last_stage"), (29, "last_stage"), (30, "all")]
+)
+def test_the_phase_follows_the_labels_per_class(labels, phase):
+    assert choose_phase(labels, pretrained=True, last_stage_from=10, all_from=30) == phase
+    assert choose_phase(labels, pretrained=False, last_stage_from=10, all_from=30) == "all"
+
+
+def test_phases_out_of_order_are_refused():
+    with pytest.raises(ValueError, match="got 30 and all_from 10"):
+        choose_phase(5, pretrained=True, last_stage_from=30, all_from=10)
+
+
+def head_on(n_features, *, n_classes=3, seed=0):
+    torch.manual_seed(seed)
+    tail = nn.Sequential(nn.Dropout(0.2), nn.Linear(n_features, n_classes))
+    model = Classifier(nn.Identity(), tail, n_classes=n_classes, channels=1, pretrained=True)
+    model.train_only("head")
+    return model
+
+
+def blobs(n, *, width=100, distance=3.0, seed=0):
+    """Features whose class is where their mean is; wide enough for a head to learn any labels by heart."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.arange(n) % 3
+    return torch.randn(n, width, generator=generator) + distance * torch.eye(3, width)[targets], targets
+
+
+@pytest.mark.parametrize("patience", [None, 3])
+def test_predictions_out_of_fold_know_what_is_there_and_not_what_was_learnt_by_heart(patience):
+    features, targets = blobs(90, distance=5.0)
+    shuffled = targets[torch.randperm(90, generator=torch.Generator().manual_seed(1))]
+    model = head_on(100)
+    before = copy.deepcopy(model.state_dict())
+    options = {"task": classification, "seed": 0, "device": CPU, "learning_rate": 0.01}
+    accuracy = {}
+    for name, labels in (("true", targets), ("shuffled", shuffled)):
+        crossed = cross_fit(model, features.half(), labels, patience=patience, **options)
+        assert 1 <= crossed.epochs <= 30
+        assert patience is not None or crossed.epochs == 30
+        accuracy[name] = (crossed.logits.argmax(dim=1) == labels).float().mean().item()
+    assert states_agree(before, model.state_dict())
+    learnt = copy.deepcopy(model)
+    fit(learnt, features, shuffled, **options, from_features=True)
+    assert (learnt.read(features).argmax(dim=1) == shuffled).float().mean() > 0.95
+    assert accuracy["true"] > 0.85
+    assert accuracy["shuffled"] < 0.5
+
+
+def test_logits_out_of_fold_are_those_of_a_head_trained_for_as_many_epochs_without_the_fold():
+    features, targets = blobs(40, distance=1.0)
+    options = {"task": classification, "seed": 3, "device": CPU, "learning_rate": 0.01}
+    crossed = cross_fit(head_on(100), features, targets, patience=2, n_folds=4, **options)
+    fold = split_folds(targets, n_folds=4, generator=torch.Generator().manual_seed(3))[2]
+    head, rest = head_on(100), [row for row in range(40) if row not in fold.tolist()]
+    options |= {"from_features": True, "patience": None, "max_epochs": crossed.epochs, "held_out": torch.arange(0)}
+    fit(head, features[rest], targets[rest], **options)
+    assert crossed.epochs < 30
+    torch.testing.assert_close(crossed.logits[fold], head.read(features[fold]).detach())
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_few_images_are_crossed_too_and_classes_with_one_image(n):
+    features, _ = blobs(n)
+    targets = torch.tensor([0, 0, 0, 0, 0, 2, 1])[-n:]
+    crossed = cross_fit(head_on(100), features, targets, **SMALL)
+    assert crossed.logits.shape == (n, 3)
+    assert crossed.logits.isfinite().all()
+
+
+def test_one_image_cannot_be_crossed():
+    with pytest.raises(ValueError, match="2 images and 2 folds at least, got 1 and 5"):
+        cross_fit(head_on(100), *blobs(1), task=classification, seed=0, device=CPU)
+
+
+@pytest.mark.parametrize("n_folds", [2, 5, 50])
+def test_folds_have_every_image_once_and_their_share_of_each_class(n_folds):
+    strata = torch.tensor([0] * 23 + [1] * 11 + [2] * 3 + [4])
+    folds = split_folds(strata, n_folds=n_folds, generator=torch.Generator().manual_seed(0))
+    assert len(folds) == min(n_folds, len(strata))
+    assert torch.cat(folds).sort().values.tolist() == list(range(len(strata)))
+    counts = torch.stack([strata[fold].bincount(minlength=5) for fold in folds])
+    assert (counts.amax(dim=0) - counts.amin(dim=0)).max() <= 1
+    assert counts.sum(dim=1).max() - counts.sum(dim=1).min() <= 1
 
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
@@ -313,7 +534,11 @@ def test_a_loss_that_is_not_finite_says_what_to_try():
         ({"max_epochs": 0}, "got 0, 5 and 32"),
         ({"patience": 0}, "got 2, 0 and 32"),
         ({"batch_size": 0}, "got 2, 5 and 0"),
-        ({"augmentation": "flowers"}, "one of none, digits, natural, got 'flowers'"),
+        ({"augmentation": "flowers"}, "unknown augmentation 'flowers'. There are: digits, natural, none"),
+        ({"schedule": "cosines"}, "unknown schedule 'cosines', did you mean 'cosine'"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be in .0, 1., got 1.0"),
+        ({"held_out": torch.arange(4)}, "holds all 4 images"),
+        ({"from_features": True}, "needs a frozen trunk"),
         ({"validation_share": 1.0}, "got 1.0"),
     ],
 )

@@ -1,0 +1,413 @@
+"""Where networks and their weights come from: torchvision, timm, a factory of one's own; the hub or a file."""
+
+import difflib
+import importlib
+import pickle
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+TORCHVISION = "torchvision:"
+TIMM = "timm:"
+FACTORY = "factory"
+"""The weights that the network of one's own factory comes with."""
+TUPLES_IN_TRAINING = ("googlenet", "inception_v3")
+"""Torchvision classifiers with a second output while they train."""
+
+
+class ModelError(ValueError):
+    """A network cannot be built as asked, or a file does not hold its weights."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What weights expect of an image: its side in pixels, and mean and std of each channel as fractions of 1.
+
+    The usual ones of ImageNet, where nothing says otherwise.
+    """
+
+    image_size: int = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network without the end of its classifier.
+
+    Attributes:
+        trunk: from normalised colour images `(N, 3, S, S)` to features, in evaluation mode.
+        kept: layers of its classifier from the first dropout on, less the last Linear and a dropout before it.
+        width: D, what the last Linear read.
+        preprocessing: what its weights expect.
+    """
+
+    trunk: nn.Module
+    kept: tuple[nn.Module, ...]
+    width: int
+    preprocessing: Preprocessing
+
+
+def check_network_name(name: str, *, own: Iterable[str] = ()) -> None:
+    """Refuse a name that is none of `own` and that `load_backbone` does not know, naming those that are near."""
+    source, is_prefixed, network = name.partition(":")
+    if name in own:
+        return
+    if f"{source}:" == TIMM:
+        known = [TIMM + listed for listed in _timm().list_models()]
+        is_known = TIMM + network.partition(".")[0] in known
+    elif not is_prefixed or f"{source}:" == TORCHVISION:
+        zoo = _torchvision_models()
+        known = [*own, *(TORCHVISION + listed for listed in zoo.list_models(module=zoo))]
+        is_known = name in known
+    else:
+        _find_factory(name)
+        return
+    if not is_known:
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or list(own) or known[:4]
+        raise ModelError(f"there is no model {name!r}; near: {', '.join(near)}")
+    if f"{source}:" == TIMM:
+        _timm_settings(network, None)
+
+
+def trained_image_size(name: str, weights: str | None) -> int:
+    """Side in pixels of the images that the weights were trained at, 224 where there are none or nothing says so."""
+    if weights is None:
+        return Preprocessing().image_size
+    if name.startswith(TORCHVISION):
+        return _torchvision_preprocessing(name.removeprefix(TORCHVISION), weights).image_size
+    if name.startswith(TIMM):
+        return _timm_preprocessing(_timm_settings(name.removeprefix(TIMM), weights)).image_size
+    return _own_preprocessing(_make(name), name).image_size
+
+
+def load_backbone(name: str, *, image_size: int, weights: str | None) -> Backbone:
+    """The network called `name`, cut; torch's global generator draws what no weights fill.
+
+    Args:
+        name: "torchvision:NAME", "timm:NAME", or "package.module:factory".
+        image_size: side of the square images, pixels.
+        weights: None, the path of a file, a name on the hub, or "factory".
+    """
+    file = Path(weights) if weights is not None and Path(weights).is_file() else None
+    fetched = None if file else weights
+    if name.startswith(TIMM):
+        return _timm_backbone(name.removeprefix(TIMM), image_size, weights, file)
+    if name.startswith(TORCHVISION):
+        network = _torchvision_network(name.removeprefix(TORCHVISION), image_size, fetched)
+        preprocessing = _torchvision_preprocessing(name.removeprefix(TORCHVISION), weights)
+    else:
+        network = _own_network(name, weights, is_filled_later=file is not None)
+        preprocessing = _own_preprocessing(network, name)
+    end = _find_end(network.eval(), name, image_size)
+    if file:
+        _load_file(network, file, without=[end])
+    kept, width = _cut(network, end)
+    return Backbone(network, tuple(kept), width, preprocessing)
+
+
+def is_stochastic(module: nn.Module) -> bool:
+    """Whether the layer draws random numbers in training mode."""
+    return (isinstance(module, nn.modules.dropout._DropoutNd) or is_stochastic_depth(module)) and (
+        drop_probability(module) > 0
+    )
+
+
+def is_stochastic_depth(module: nn.Module) -> bool:
+    """Whether the layer drops whole paths: torchvision's or timm's, told by name as loading those takes seconds."""
+    return type(module).__name__ in ("StochasticDepth", "DropPath")
+
+
+def drop_probability(module: nn.Module) -> float:
+    """How probably a stochastic layer drops an input, a channel or a path, in [0, 1]."""
+    return float(getattr(module, "drop_prob", None) or getattr(module, "p", None) or 0.0)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a `.safetensors` file or one of `torch.save`; nothing in the file is run."""
+    if not path.is_file():
+        raise ModelError(f"there is no weights file {path}")
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not isinstance(state, Mapping) or not all(isinstance(values, Tensor) for values in state.values()):
+        held = (
+            f"the keys {', '.join(map(str, list(state)[:4]))}" if isinstance(state, Mapping) else type(state).__name__
+        )
+        raise ModelError(f"{path} must hold a state dict, names to tensors; it holds {held}")
+    return dict(state)
+
+
+def _read_safetensors(path: Path) -> object:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as exc:
+        raise ModelError(f"{path} is not a safetensors file, or it is damaged: {exc}") from exc
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as exc:
+        raise ModelError(
+            f"{path} is not a plain state dict: it is damaged, or a pickle with code in it, which is not run; "
+            "write it with torch.save(model.state_dict(), path)"
+        ) from exc
+
+
+def _load_file(network: nn.Module, path: Path, *, without: Sequence[str]) -> None:
+    """Load all but the layers `without`, which may have other classes, from a state dict in a file."""
+    ends = tuple(f"{name}." for name in without)
+    old_densenet = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+    renamed = {old_densenet.sub(r"\1\2", key): values for key, values in read_state_dict(path).items()}
+    state = {key: values for key, values in renamed.items() if not key.startswith(ends)}
+    try:
+        outcome = network.load_state_dict(state, strict=False)
+    except RuntimeError as exc:
+        raise ModelError(f"{path} holds the weights of another network: {exc}") from exc
+    missing = [key for key in outcome.missing_keys if not key.startswith(ends)]
+    if missing or outcome.unexpected_keys:
+        raise ModelError(
+            f"{path} holds the weights of another network: {len(missing)} are missing, {missing[:3]}, and "
+            f"{len(outcome.unexpected_keys)} have no place, {outcome.unexpected_keys[:3]}"
+        )
+
+
+def _find_end(network: nn.Module, name: str, image_size: int) -> str:
+    """Name of the Linear layer whose output is the network's; an image size that does not fit is found here."""
+    outputs: dict[str, object] = {}
+
+    def remember(layer: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: outputs.update({layer: output})
+
+    linear = [(layer, module) for layer, module in network.named_modules() if isinstance(module, nn.Linear)]
+    hooks = [module.register_forward_hook(remember(layer)) for layer, module in linear]
+    try:
+        logits = _run_empty_image(network, name, image_size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    ends = [layer for layer, output in outputs.items() if output is logits]
+    if not ends:
+        raise ModelError(f"{name} does not end in one Linear layer; choose another network")
+    return ends[0]
+
+
+@torch.no_grad()
+def _run_empty_image(network: nn.Module, name: str, image_size: int) -> object:
+    try:
+        return network(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as exc:
+        raise ModelError(f"model {name!r} does not take images of {image_size} x {image_size} pixels: {exc}") from exc
+
+
+def _cut(network: nn.Module, end: str) -> tuple[list[nn.Module], int]:
+    """Take the classifier's end out of `network`, from its first dropout.
+
+    Args:
+        end: name of the last Linear.
+
+    Returns:
+        The layers taken, less the last Linear and a dropout right before it; and the width of that Linear.
+    """
+    parent_name, _, name = end.rpartition(".")
+    if not name:
+        raise ModelError("a network needs layers before its last Linear layer")
+    parent = network.get_submodule(parent_name)
+    linear = parent.get_submodule(name)
+    taken = [linear]
+    if isinstance(parent, nn.Sequential):
+        layers = list(parent)[: list(parent).index(linear) + 1]
+        start = next((i for i, layer in enumerate(layers) if is_stochastic(layer)), len(layers) - 1)
+        taken = layers[start:]
+        for position in range(start, len(layers)):
+            parent[position] = nn.Identity()
+    else:
+        setattr(parent, name, nn.Identity())
+    kept = taken[:-1]
+    if kept and is_stochastic(kept[-1]):
+        kept = kept[:-1]
+    return kept, int(linear.in_features)  # type: ignore[arg-type]
+
+
+def _torchvision_models() -> ModuleType:
+    """torchvision's networks, loaded when first asked for: it takes seconds."""
+    from torchvision import models
+
+    return cast(ModuleType, models)
+
+
+def _torchvision_network(network: str, image_size: int, weights: str | None) -> nn.Module:
+    """A torchvision network with its own classifier; its weights are drawn, or fetched by name."""
+    if network in TUPLES_IN_TRAINING:
+        raise ModelError(f"{TORCHVISION}{network} does not end in one Linear layer; choose another network")
+    options: dict[str, Any] = {}
+    if network.startswith("vit_"):
+        options["image_size"] = image_size
+    elif network.startswith("maxvit_"):
+        options["input_size"] = (image_size, image_size)
+    zoo = _torchvision_models()
+    if weights is None:
+        try:
+            return cast(nn.Module, zoo.get_model(network, weights=None, **options))
+        except (ValueError, RuntimeError, AssertionError) as exc:
+            raise ModelError(f"{TORCHVISION}{network} cannot be built with {options}: {exc}") from exc
+    entry = _torchvision_entry(network, weights)
+    try:
+        return cast(nn.Module, zoo.get_model(network, weights=entry, progress=False, **options))
+    except ValueError as exc:
+        raise ModelError(f"weights {weights!r} of {network} do not take {image_size} pixels: {exc}") from exc
+    except (OSError, RuntimeError) as exc:
+        raise _not_fetched(f"{weights!r} of {network}", entry.url, exc) from exc
+
+
+def _torchvision_entry(network: str, weights: str) -> Any:
+    named = _torchvision_models().get_model_weights(network)
+    entry = named.__members__.get(weights.removeprefix(f"{named.__name__}."))
+    if entry is None:
+        raise ModelError(
+            f"weights {weights!r} are neither a file nor weights of {network}: {', '.join(named.__members__)}"
+        )
+    return entry
+
+
+def _torchvision_preprocessing(network: str, weights: str | None) -> Preprocessing:
+    """Those of the named weights; a file's are taken to be those of the network's default weights."""
+    if weights is None:
+        return Preprocessing()
+    preset = _torchvision_entry(network, "DEFAULT" if Path(weights).is_file() else weights).transforms()
+    return Preprocessing(int(preset.crop_size[0]), tuple(preset.mean), tuple(preset.std))
+
+
+def _not_fetched(weights: str, source: str, exc: Exception) -> ModelError:
+    return ModelError(
+        f"weights {weights} are not on this machine and could not be fetched ({exc}): fetch {source} where there is a "
+        "network, bring the file here and give its path as weights"
+    )
+
+
+def _timm() -> ModuleType:
+    """The package timm, loaded when first asked for: it takes seconds, and is an extra."""
+    try:
+        import timm
+    except ImportError as exc:
+        raise ModelError(
+            f"models whose names begin with {TIMM} need the package timm ({exc}); install labelcycle with its extra, "
+            "pip install '.[timm]'"
+        ) from exc
+    return timm
+
+
+def _timm_settings(network: str, weights: str | None) -> Any:
+    """What timm knows of a network's weights: those of the tag `weights`, of the name's own tag, or the default."""
+    models = _timm().models
+    architecture, _, tag = network.partition(".")
+    if weights is not None and weights != "DEFAULT" and not Path(weights).is_file():
+        tag = weights
+    try:
+        return models.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
+    except RuntimeError as exc:
+        tags = [listed.partition(".")[2] for listed in models.list_pretrained(f"{architecture}.*")]
+        raise ModelError(
+            f"weights {tag!r} are neither a file nor weights of {architecture}: {', '.join(['DEFAULT', *tags])}"
+        ) from exc
+
+
+def _timm_preprocessing(settings: Any) -> Preprocessing:
+    return Preprocessing(int(settings.input_size[-1]), tuple(settings.mean), tuple(settings.std))
+
+
+def _timm_backbone(network: str, image_size: int, weights: str | None, file: Path | None) -> Backbone:
+    """timm itself leaves the classifier out, so that networks without one, as DINOv2's, serve too."""
+    name = TIMM + network
+    settings = _timm_settings(network, weights)
+    options = {"img_size": image_size} if settings.fixed_input_size else {}
+    architecture = network.partition(".")[0]
+    fetched = weights is not None and file is None
+    try:
+        trunk = _timm().create_model(
+            f"{architecture}.{settings.tag}" if settings.tag else architecture,
+            pretrained=fetched,
+            num_classes=0,
+            **options,
+        )
+    except OSError as exc:
+        source = f"model.safetensors of {settings.hf_hub_id} from the Hugging Face hub"
+        raise _not_fetched(f"{weights!r} of {architecture}", source, exc) from exc
+    except (RuntimeError, ValueError, AssertionError, TypeError) as exc:
+        raise ModelError(f"{name} cannot be built with {options}: {exc}") from exc
+    features = _run_empty_image(trunk.eval(), name, image_size)
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        raise ModelError(f"{name} does not give one vector of features for an image; choose another network")
+    if file:
+        ends = settings.classifier or ()
+        _load_file(trunk, file, without=[ends] if isinstance(ends, str) else ends)
+    return Backbone(trunk, (), features.shape[1], _timm_preprocessing(settings))
+
+
+def _find_factory(name: str) -> Callable[[], object]:
+    """What "package.module:factory" names; importing the module runs it."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as exc:
+        raise ModelError(
+            f"model {name!r}: the module {module_name!r} cannot be imported ({exc}); is its folder on PYTHONPATH? "
+            f"Other names begin with {TORCHVISION} or {TIMM}"
+        ) from exc
+    factory = getattr(module, attribute, None)
+    if factory is None:
+        near = difflib.get_close_matches(attribute, dir(module), n=4, cutoff=0.4)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise ModelError(f"model {name!r}: {module_name} has no {attribute!r}{hint}")
+    if not callable(factory):
+        raise ModelError(f"model {name!r}: {attribute} must be a function without arguments, got {type(factory)}")
+    return cast(Callable[[], object], factory)
+
+
+def _make(name: str) -> nn.Module:
+    factory = _find_factory(name)
+    try:
+        network = factory()
+    except Exception as exc:
+        raise ModelError(f"model {name!r}: its factory failed, {type(exc).__name__}: {exc}") from exc
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"model {name!r} must return an nn.Module, it returned {type(network)}")
+    return network
+
+
+def _own_network(name: str, weights: str | None, *, is_filled_later: bool) -> nn.Module:
+    """The factory's network: as it comes, or drawn anew layer by layer where no weights are asked for."""
+    network = _make(name)
+    if weights is None:
+        draw_anew(network)
+    elif weights != FACTORY and not is_filled_later:
+        raise ModelError(f"weights {weights!r} of {name} are no file; they may also be None or {FACTORY!r}")
+    return network
+
+
+def draw_anew(network: nn.Module) -> None:
+    """Let each layer draw its weights as when it was made; what no layer draws by itself stays."""
+    for module in network.modules():
+        draw = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if draw is not None:
+            draw()
+
+
+def _own_preprocessing(network: nn.Module, name: str) -> Preprocessing:
+    """What the network's attribute `preprocessing` says; what it leaves out is as for ImageNet."""
+    told = getattr(network, "preprocessing", {})
+    try:
+        lists: dict[str, Any] = {key: tuple(value) for key, value in told.items() if key != "image_size"}
+        return Preprocessing(told.get("image_size", Preprocessing.image_size), **lists)
+    except (TypeError, AttributeError) as exc:
+        raise ModelError(
+            f"model {name!r}: its preprocessing must be a dict with image_size, mean and std, got {told!r}"
+        ) from exc
