@@ -36,6 +36,7 @@ from mlflow.utils.rest_utils import http_request
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy.exc import SQLAlchemyError
 
+from connectors.mlflow_model import TRUNK
 from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError, TrackerUnavailable
 
 CHAMPION = "champion"
@@ -118,14 +119,17 @@ class MLflowTracker(Tracker):
                 )
                 self._end(run)
 
-    def log_model(self, run_id: str, *, weights: Sequence[Path], description: Path) -> TrackedModel:
+    def log_model(
+        self, run_id: str, *, weights: Sequence[Path], trunk: Path | None = None, description: Path
+    ) -> TrackedModel:
         """Log the round's model, and register it under the campaign's name.
 
         `mlflow.pyfunc.load_model` loads it without a checkout of labelcycle and without a GPU.
 
         Args:
             weights: one file for each member, as `save_weights` writes it.
-            description: JSON, with classes, and with name, n_classes, image_size, channels and dropout as
+            trunk: what they share, as `save_trunk` writes it; None where each file holds all of its network.
+            description: JSON, with classes, and with name, n_classes, image_size, channels, dropout and head as
                 `build_model` takes them.
         """
         name = self._model_name
@@ -136,15 +140,23 @@ class MLflowTracker(Tracker):
                 logged = self._logged_model(run)
                 if logged.status != LoggedModelStatus.READY:
                     with tempfile.TemporaryDirectory() as folder:
-                        path = _save_model(logged, Path(folder), weights=weights, description=description)
+                        path = _save_model(logged, Path(folder), weights=weights, trunk=trunk, description=description)
                         client.log_model_artifacts(logged.model_id, str(path))
                     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
                 versions = [self._register(logged, run)]
             number = str(versions[0].version)
             return TrackedModel(run_id=run_id, model_uri=f"models:/{name}/{number}", version=number)
 
-    def log_round(self, run_id: str, *, metrics: Mapping[str, float], step: int, artifacts: Sequence[Path]) -> None:
-        """Log a round's metrics once, at `step` = labels used, and its artefacts.
+    def log_round(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float],
+        step: int,
+        artifacts: Sequence[Path],
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Log a round's metrics once, at `step` = labels used, its artefacts, and tags.
 
         The campaign's run gets the metrics too: there MLflow draws them as one line over the labels.
 
@@ -156,6 +168,7 @@ class MLflowTracker(Tracker):
             points = [Metric(_metric_name(name), value, run.info.start_time, step) for name, value in metrics.items()]
             self._log_metrics(run, points)
             self._log_metrics(self._campaign_run(), points)
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
             sizes = {known.path: known.file_size for known in client.list_artifacts(run_id)}
             for path in artifacts:
                 if sizes.get(path.name) != path.stat().st_size:
@@ -407,14 +420,19 @@ def _release(package: str) -> str:
     return version(package).partition("+")[0]
 
 
-def _save_model(logged: LoggedModel, folder: Path, *, weights: Sequence[Path], description: Path) -> Path:
+def _save_model(
+    logged: LoggedModel, folder: Path, *, weights: Sequence[Path], trunk: Path | None, description: Path
+) -> Path:
     """Write the model as MLflow keeps it: weights, description, the code to load them and what that needs."""
     data = folder / "data"
     data.mkdir()
     shutil.copy(description, data / "description.json")
     for index, file in enumerate(weights):
         shutil.copy(file, data / f"member-{index:03d}.pt")
+    if trunk is not None:
+        shutil.copy(trunk, data / TRUNK)
     told = json.loads(description.read_text(encoding="utf-8"))
+    needed = ["torch", "torchvision", "numpy", *(["timm"] if told["name"].startswith("timm:") else [])]
     shape = (-1, told["channels"], told["image_size"], told["image_size"])
     here = Path(__file__).parent
     pyfunc.save_model(
@@ -422,7 +440,7 @@ def _save_model(logged: LoggedModel, folder: Path, *, weights: Sequence[Path], d
         loader_module="mlflow_model",
         data_path=data,
         code_paths=[str(here / "mlflow_model.py"), str(here.parent / "pipeline")],
-        pip_requirements=[f"{name}=={_release(name)}" for name in ("torch", "torchvision", "numpy")],
+        pip_requirements=[f"{name}=={_release(name)}" for name in needed],
         model_config={"device": "cpu"},
         metadata={"classes": told["classes"]},
         mlflow_model=Model(

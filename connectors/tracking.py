@@ -58,11 +58,24 @@ class Tracker(Protocol):
     def log_members(self, run_id: str, members: Sequence[MemberHistory]) -> None:
         """Log each member's epochs in a run of its own, nested in the round's."""
 
-    def log_model(self, run_id: str, *, weights: Sequence[Path], description: Path) -> TrackedModel:
-        """Log and register the round's model; `weights` are its members, `description` says how to build them."""
+    def log_model(
+        self, run_id: str, *, weights: Sequence[Path], trunk: Path | None = None, description: Path
+    ) -> TrackedModel:
+        """Log and register the round's model.
 
-    def log_round(self, run_id: str, *, metrics: Mapping[str, float], step: int, artifacts: Sequence[Path]) -> None:
-        """Log a round's metrics once, at `step` = labels used, and its artefacts."""
+        `weights` are its members, `trunk` what they share, if anything; `description` says how to build them.
+        """
+
+    def log_round(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float],
+        step: int,
+        artifacts: Sequence[Path],
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Log a round's metrics once, at `step` = labels used, its artefacts, and tags, which may change."""
 
     def finish_round(self, run_id: str, *, champion: TrackedModel | None) -> None:
         """End the run; a given model becomes the campaign's champion."""

@@ -15,8 +15,9 @@ from connectors.annotation import Task
 from connectors.store import RoundFolder, write_json, write_table
 from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings, ConfigError
-from flows.learn import CHUNK, NothingToTrainOn
-from flows.score import read_candidates, read_labelled_embeddings, read_scores_of
+from flows.learn import NothingToTrainOn
+from flows.networks import CHUNK
+from flows.score import has_half, read_candidates, read_labelled_embeddings, read_scores_of
 from flows.steps import step
 from pipeline.pool import load_images
 from pipeline.randomness import derive_seed
@@ -74,6 +75,21 @@ def select(folder: RoundFolder, work: OpenCampaign, *, query_size: int) -> None:
     table["confused_classes"] = (scored["guess"] + " / " + scored["runner_up"]).to_numpy()
     table["novelty"] = _novelty(np.stack(scored["embedding"].to_list()), read_labelled_embeddings(folder))
     write_table(folder / "batch.parquet", table)
+
+
+@step("stability.json")
+def compare_with_half(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Write which share of the batch half of each network's draws would have asked for; null where that is nothing.
+
+    A share far below 1 says that the batch is the luck of the draws: more of them would ask for other images.
+    """
+    batch = set(pd.read_parquet(folder / "batch.parquet", columns=["item_id"])["item_id"])
+    kept = None
+    if batch and has_half(folder):
+        candidates = read_candidates(folder, work.settings, half=True)
+        half = select_from(candidates, work.settings, query_size=len(batch), round_number=folder.number)
+        kept = len(batch & set(half.ids)) / len(batch)
+    write_json(folder / "stability.json", {"batch_kept_with_half_the_members": kept})
 
 
 def select_from(candidates: Candidates, settings: CampaignSettings, *, query_size: int, round_number: int) -> Batch:

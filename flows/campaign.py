@@ -1,5 +1,6 @@
 """One campaign as the flows see it: its settings, its folder, and the outside systems it works with."""
 
+import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ import pandas as pd
 
 from connectors.annotation import AnnotationTool
 from connectors.label_studio import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
-from connectors.store import Campaign, CampaignChanged, RoundFolder, write_json
+from connectors.store import Campaign, CampaignChanged, RoundFolder, flatten, read_json, write_json
 from connectors.tracking import Tracker
 from deploy import servers
 from flows.config import (
@@ -136,19 +137,34 @@ def open_campaign(path: Path) -> OpenCampaign:
 
 
 def _claim(folder: Campaign, settings: CampaignSettings) -> None:
+    path = folder.path / "campaign.json"
+    written = read_json(path) if path.exists() else {}
+    before = defaults(written)
     may_change = MAY_CHANGE if folder.pool.exists() else None
     try:
-        folder.claim(resolved(settings), may_change=may_change, defaults=defaults())
+        folder.claim(resolved(settings), may_change=may_change, defaults=before)
     except CampaignChanged as exc:
+        before |= flatten(written)
         lines = [
-            f'{name} = "{value}"'
-            for name, value in CHANGED_DEFAULTS.items()
-            if name in exc.settings and name not in settings.model_fields_set
+            _as_line(name, before[name])
+            for name in CHANGED_DEFAULTS
+            if name in exc.settings and not _is_set(settings, name)
         ]
         if not lines:
             raise
         hint = f"The default has changed since the campaign began: to go on, set {', '.join(lines)} in its file."
         raise CampaignChanged(f"{exc} {hint}", exc.settings) from exc
+
+
+def _as_line(name: str, value: str | float) -> str:
+    section, _, key = name.rpartition(".")
+    return f"{key} = {json.dumps(value)}" + (f" (in [{section}])" if section else "")
+
+
+def _is_set(settings: CampaignSettings, name: str) -> bool:
+    """Whether the campaign's file has a line for a setting."""
+    section, _, key = name.rpartition(".")
+    return key in (getattr(settings, section) if section else settings).model_fields_set
 
 
 def current_round(folder: Campaign) -> RoundFolder:

@@ -89,6 +89,8 @@ def run(campaign: CampaignFile) -> None:
         from flows.round import run_round_of
 
         outcome = run_round_of(campaign)
+    for warning in outcome.warnings:
+        errors.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
     console.print(outcome.message[0].upper() + outcome.message[1:] + ".")
     if outcome.address:
         console.print(f"Label here: {outcome.address}", soft_wrap=True)
@@ -146,8 +148,31 @@ def status(
     if state["set_aside"]:
         reasons = ", ".join(f"{count} {kind}" for kind, count in state["set_aside"].items())
         console.print(f"Files of the pool that are not used: {reasons}")
+    if state["suspicious"] and state["suspicious"]["count"]:
+        console.print(
+            "Labels that are probably wrong: {count}, in {file}".format(**state["suspicious"]), soft_wrap=True
+        )
     for name, url in state["urls"].items():
         console.print(f"{name}: {url}", soft_wrap=True)
+
+
+@app.command()
+def cache(
+    shrink_to: Annotated[
+        float | None, typer.Option(help="Throw away what was not used for longest until it takes so many GB.", min=0)
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Throw all of it away.")] = False,
+) -> None:
+    """Show the features of frozen networks that are kept on the disk, so that no image is computed twice."""
+    from flows.cache import GIGABYTE, cache_table, features_folder
+    from pipeline import features
+
+    folder = features_folder()
+    if clear:
+        features.clear(folder)
+    elif shrink_to is not None:
+        features.shrink(folder, int(shrink_to * GIGABYTE))
+    console.print(cache_table(folder))
 
 
 @app.command()
@@ -208,18 +233,23 @@ def simulate(
     model: Annotated[
         str | None,
         typer.Option(
-            help="pixels (default): logistic regression on small images. torchvision:NAME with --weights: on that "
-            "network's features. small_cnn, or a network without --weights: trained anew in each round."
+            help="pixels (default): logistic regression on small images. torchvision:NAME, timm:NAME or "
+            "package.module:factory with --weights: on that network's features. small_cnn, or a network without "
+            "--weights: trained anew in each round."
         ),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="A torchvision weight name (DEFAULT), or a file.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels; 28, or 224 for torchvision.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A weight name of the hub (DEFAULT), a file, or factory.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side in pixels; 28 for pixels, or that of the weights.")
+    ] = None,
     members: Annotated[int | None, typer.Option(help="Networks trained in each round, as an ensemble.")] = None,
     mc_dropout: Annotated[
         int | None,
         typer.Option(help="Members by dropout: passes of each network, or of a linear head's features; 0 is off."),
     ] = None,
-    l2: Annotated[float, typer.Option(help="Penalty of the logistic regression: scikit-learn's 1 / C.")] = 0.1,
+    l2: Annotated[
+        float | None, typer.Option(help="Penalty of the logistic regression: scikit-learn's 1 / C; 0.1 by default.")
+    ] = None,
     sub_pool: Annotated[int | None, typer.Option(help="Select from a random draw of so many candidates.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; as many as there are cores by default.")] = None,
     mlflow: Annotated[str | None, typer.Option(help="Log to this MLflow too: an address, or local.")] = None,

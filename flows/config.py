@@ -3,6 +3,7 @@
 import difflib
 import re
 import tomllib
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -41,6 +42,7 @@ MAY_CHANGE = frozenset(
         "close_at",
         "close_after",
         "schedule",
+        "feature_cache_gb",
         "model.device",
         "label_studio.url",
         "label_studio.instructions",
@@ -52,8 +54,17 @@ MAY_CHANGE = frozenset(
 pool and folder may move."""
 
 
-CHANGED_DEFAULTS = {"strategy": "power"}
-"""What a setting was by default before its default changed; a campaign that began then has it."""
+CHANGED_DEFAULTS = {
+    "strategy": "power",
+    "model.image_size": 224,
+    "model.schedule": "constant",
+    "model.train": "all",
+    "model.body_rate": 1.0,
+}
+"""What a setting was by default, or always, before that changed; a campaign that began then has it."""
+
+RENAMED = {"model.freeze": 'it is called train now: write train = "head" for freeze = true, and take it away for false'}
+"""Settings of older versions, and what to write in their place."""
 
 
 class ConfigError(ValueError):
@@ -95,6 +106,12 @@ def _check_model(value: str) -> str:
 
     check_model_name(value)
     return value
+
+
+def _size_of_weights(values: dict[str, Any]) -> int:
+    from pipeline.models import default_image_size
+
+    return default_image_size(values.get("name", ""), values.get("weights"))
 
 
 def _check_no_login(value: str) -> str:
@@ -148,15 +165,29 @@ class Settings(BaseModel):
 
 
 class MemberSettings(Settings):
-    """Where the K outputs of an image come from: their number is ensemble x max(1, mc_dropout)."""
+    """Where the K outputs of an image come from: their number is the product of all."""
 
     ensemble: Size = Field(3, le=100, description="networks trained from different seeds")
+    bagging: bool = Field(False, description="each network learns from its own draw of the labels, with replacement")
+    swag: int = Field(0, ge=0, le=100, description="draws of each network's weights from its last steps; 0 is off")
+    views: int = Field(0, ge=0, le=100, description="augmented views of each image; 0 is the image alone")
+    laplace: int = Field(0, ge=0, le=1000, description="draws of each network's last layer (Laplace); 0 is off")
     mc_dropout: int = Field(0, ge=0, le=1000, description="dropout passes of each network; 0 is off")
+
+    @property
+    def n_networks(self) -> int:
+        """Sets of weights that a round writes for its members."""
+        return self.ensemble * max(1, self.swag)
 
     @property
     def n_members(self) -> int:
         """K, the number of outputs for each image."""
-        return self.ensemble * max(1, self.mc_dropout)
+        return self.n_networks * max(1, self.views) * max(1, self.laplace) * max(1, self.mc_dropout)
+
+    @property
+    def n_half(self) -> int:
+        """Members that half of each trained network's draws make; 0 where there is nothing to halve."""
+        return self.ensemble * (self.n_members // self.ensemble // 2)
 
 
 class PseudoLabelSettings(Settings):
@@ -175,25 +206,48 @@ class ModelSettings(Settings):
     """The network and how it is trained."""
 
     name: Annotated[str, AfterValidator(_check_model)] = "torchvision:resnet18"
-    image_size: int = Field(224, ge=8, le=2048, description="images are resized to this square, in pixels")
     channels: Literal[1, 3] = 3
-    weights: str | None = Field(None, description="torchvision weight name, or the path of a state dict")
-    freeze: bool = Field(False, description="train the tail only; needs weights")
+    weights: str | None = Field(None, description="a weight name of the hub, the path of a file, or factory")
+    image_size: int = Field(
+        default_factory=_size_of_weights, ge=8, le=2048, description="side in pixels; that of the weights if not given"
+    )
+    head: Literal["linear", "mlp"] = "linear"
     dropout: float = Field(0.5, ge=0, lt=1)
+    train: Literal["auto", "head", "last_stage", "all"] = Field("auto", description="auto: by the labels per class")
+    last_stage_from: float = Field(20, ge=0, description="labels per class from which auto trains the last stage too")
+    all_from: float = Field(50, ge=0, description="labels per class from which auto trains everything")
+    body_rate: float = Field(0.1, gt=0, le=1, description="learning rate of pretrained layers, as a share")
+    start: Literal["pretrained", "previous", "scratch"] = Field(
+        "pretrained", description="what a round's training starts from; scratch leaves the weights unused"
+    )
     augmentation: Annotated[str, AfterValidator(_check_augmentation)] = "natural"
     class_balanced: bool = Field(True, description="weigh rare classes up in the loss")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    schedule: Literal["cosine", "plateau", "constant"] = Field("cosine", description="how the learning rate falls")
     learning_rate: float = Field(1e-3, gt=0, lt=10)
     weight_decay: float = Field(1e-2, ge=0, lt=1)
     max_epochs: int = Field(30, ge=1, le=100_000)
-    patience: int = Field(5, ge=1, description="epochs without improvement before training stops")
+    patience: int = Field(5, ge=1, description="epochs without improvement before training stops, at least")
     batch_size: int = Field(32, ge=2, le=65536)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     pseudo_labels: PseudoLabelSettings = PseudoLabelSettings()
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether training starts from weights that came from elsewhere."""
+        return self.weights is not None and self.start != "scratch"
+
     @model_validator(mode="after")
-    def _check_freeze(self) -> Self:
-        if self.freeze and self.weights is None:
-            raise ValueError("freeze = true keeps random weights for ever; set weights too, or freeze = false")
+    def _check_train(self) -> Self:
+        if self.train in ("head", "last_stage") and not self.is_pretrained:
+            raise ValueError(
+                f'train = "{self.train}" keeps random weights for ever: set weights and start from them, or set '
+                'train = "all"'
+            )
+        if self.last_stage_from > self.all_from:
+            raise ValueError(
+                f"last_stage_from = {self.last_stage_from:g} must not be above all_from = {self.all_from:g}"
+            )
         return self
 
 
@@ -239,8 +293,9 @@ class CampaignSettings(Settings):
     close_at: Share = 1.0
     close_after: Duration | None = None
     schedule: Annotated[str | None, AfterValidator(_check_cron)] = None
+    feature_cache_gb: float = Field(20.0, ge=0, description="features of frozen networks kept on the disk")
     seed: int = Field(0, ge=0, lt=2**31)
-    model: ModelSettings = ModelSettings()
+    model: ModelSettings = Field(default_factory=ModelSettings)
     members: MemberSettings = MemberSettings()
     label_studio: LabelStudioSettings = LabelStudioSettings()
     mlflow: MLflowSettings = MLflowSettings()
@@ -271,6 +326,8 @@ class CampaignSettings(Settings):
         from pipeline.strategies import check_options
 
         check_options(self.strategy, self.strategy_options)
+        if self.balance_classes and "max_class_share" in self.strategy_options:
+            raise ValueError("balance_classes decides how many of each class are asked for: take max_class_share away")
         return self
 
     @model_validator(mode="after")
@@ -282,8 +339,10 @@ class CampaignSettings(Settings):
             if name in needing and self.members.n_members < 2:
                 raise ValueError(
                     f"{key} = {name!r} measures how members disagree and needs at least two: "
-                    "set ensemble or mc_dropout in [members]"
+                    "set ensemble, swag, laplace or mc_dropout in [members]"
                 )
+        if self.members.views > 0 and self.model.augmentation == "none":
+            raise ValueError("views are augmented images, and augmentation is none: set augmentation, or views = 0")
         return self
 
 
@@ -305,16 +364,17 @@ def load_settings(path: Path) -> CampaignSettings:
         raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
     if isinstance(values.get("name"), str):
         values.setdefault("folder", f".labelcycle/campaigns/{values['name']}")
+    base = path.resolve().parent
+    model = values.get("model")
+    if isinstance(model, dict) and isinstance(model.get("weights"), str) and (base / model["weights"]).is_file():
+        model["weights"] = str(base / model["weights"])
     try:
         settings = CampaignSettings.model_validate(values)
     except ValidationError as exc:
-        raise ConfigError("\n".join(_explain(path, text, error) for error in exc.errors())) from exc
-    base = path.resolve().parent
-    weights = settings.model.weights
-    model = settings.model
-    if weights is not None and (base / weights).is_file():
-        model = model.model_copy(update={"weights": str(base / weights)})
-    return settings.model_copy(update={"pool": base / settings.pool, "folder": base / settings.folder, "model": model})
+        # A size that could not be looked up is told by what is wrong with the network's name.
+        errors = [error for error in exc.errors() if error["type"] != "default_factory_not_called"]
+        raise ConfigError("\n".join(_explain(path, text, error) for error in errors)) from exc
+    return settings.model_copy(update={"pool": base / settings.pool, "folder": base / settings.folder})
 
 
 def images_root(pool: Path) -> Path:
@@ -327,10 +387,23 @@ def resolved(settings: CampaignSettings) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
-def defaults() -> dict[str, Any]:
-    """What a campaign is taken to be that began before a setting was known: its default, under a dotted name."""
+def defaults(written: Mapping[str, Any]) -> dict[str, Any]:
+    """What a campaign is taken to be that began before a setting was known: its default, under a dotted name.
+
+    Args:
+        written: what the campaign began with. A network without pretrained weights is trained as ever, whatever the
+            settings that are about such weights say, so nothing is taken of them.
+    """
     nothing_set: dict[str, Any] = {}
-    return flatten(resolved(CampaignSettings.model_construct(**nothing_set))) | CHANGED_DEFAULTS
+    known = flatten(resolved(CampaignSettings.model_construct(**nothing_set))) | CHANGED_DEFAULTS
+    before = flatten(written)
+    if before.get("model.freeze"):
+        known["model.train"] = "head"
+    elif before.get("model.weights") is None:
+        del known["model.train"]
+    if known.get("model.train") != "all":
+        del known["model.body_rate"]
+    return known
 
 
 def _explain(path: Path, text: str, error: Any) -> str:
@@ -338,6 +411,8 @@ def _explain(path: Path, text: str, error: Any) -> str:
     key = ".".join(location)
     line = _line_of(text, location)
     where = f"{path}, line {line}" if line else f"{path}"
+    if key in RENAMED:
+        return f"{where}: unknown key {key!r}; {RENAMED[key]}"
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 
 from connectors.simulated import SimulatedAnnotator
@@ -111,6 +112,8 @@ def run_to_the_end(file: Path, local: servers.Servers, truth: dict[str, str], co
     while True:
         started = perf_counter()
         outcome = run_round_of(file)
+        for warning in outcome.warnings:
+            console.print(f"[yellow]Warning:[/] {escape(warning)}")
         console.print(f"\n{outcome.message[0].upper()}{outcome.message[1:]} ({perf_counter() - started:.1f} s).")
         console.print(rounds_table(folder, only=outcome.round_number))
         if outcome.kind == "finished":

@@ -32,22 +32,30 @@ query_size = 100                 # labels asked for in each later round
 # close_at = 1.0                 # close a round when this share of it is answered; late labels join the next round
 # close_after = "3d"             # or when this much time has passed: s, m, h, d, w
 # schedule = "*/15 * * * *"      # cron line for `labelcycle serve`
+# feature_cache_gb = 20.0        # disk for what frozen networks made of images; see `labelcycle cache`
 # seed = 0                       # same seed, same choices
 # folder = ".labelcycle/campaigns/my-campaign"   # where the campaign keeps its rounds
 
 [model]
-name = "torchvision:resnet18"    # any torchvision classifier, or small_cnn for small, simple images
-image_size = 224                 # pixels; images are resized to this square
+name = "torchvision:resnet18"    # torchvision:NAME, timm:NAME, package.module:factory, or small_cnn for small images
+# image_size = 224               # pixels; images are resized to this square; by default that of the weights
 # channels = 3                   # 1 for grey images
-# weights = "IMAGENET1K_V1"      # a torchvision weight name or the path of a state dict; random weights if not given
-# freeze = false                 # true: train the last layers only
+# weights = "IMAGENET1K_V1"      # a weight name of the hub, a file (.pt, .safetensors), factory; random if not given
+# head = "linear"                # dropout and a linear layer, or mlp
 # dropout = 0.5
+# train = "auto"                 # head, last_stage (and head), all; auto goes from one to the next as labels come in:
+# last_stage_from = 20           # labels per class from which the last stage is trained too
+# all_from = 50                  # labels per class from which everything is
+# body_rate = 0.1                # learning rate of pretrained layers, as a share of that of the head
+# start = "pretrained"           # each round anew from the weights; previous: near the last round's; scratch: from none
 # augmentation = "natural"       # none, digits (no flips: digits, documents), natural (photos)
 # class_balanced = true          # weigh rare classes up
+# label_smoothing = 0.0
+# schedule = "cosine"            # how the learning rate falls: cosine, plateau, constant
 # learning_rate = 1e-3
 # weight_decay = 1e-2
 # max_epochs = 30
-# patience = 5                   # epochs without improvement before training stops
+# patience = 5                   # epochs without improvement before training stops, at least
 # batch_size = 32
 # device = "auto"                # auto, cpu, cuda, mps
 
@@ -58,7 +66,11 @@ image_size = 224                 # pixels; images are resized to this square
 
 [members]                        # whose disagreement is the uncertainty
 ensemble = 3                     # networks trained from different seeds
-mc_dropout = 0                   # dropout passes of each network; 0 is off
+# bagging = false                # each learns from its own draw of the labels
+# mc_dropout = 0                 # dropout passes of each network; 0 is off
+# laplace = 0                    # draws of each network's last layer from its posterior
+# swag = 0                       # draws of each network's trained weights from its last steps
+# views = 0                      # augmented views of each image; the members are the product of all that is on
 
 [label_studio]                   # the token is never here: export LABEL_STUDIO_API_KEY
 url = "local"                    # "local" is the server of `labelcycle up`; else https://...

@@ -3,34 +3,44 @@
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
 
+from connectors.mlflow_model import TRUNK, load_members
 from connectors.store import RoundFolder, read_json, write_atomic, write_json, write_table
 from connectors.tracking import MemberHistory, TrackedModel
+from flows.cache import features_of
 from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings, ModelSettings
 from flows.ledger import known_answers
-from flows.networks import new_model, train_model
+from flows.networks import (
+    Lesson,
+    frozen_body,
+    new_model,
+    phase_of,
+    predict_out_of_fold,
+    predictions,
+    train_network,
+    weight_draws,
+)
 from flows.progress import progress_bar
 from flows.steps import step, timed_task
 from pipeline.acquisition import entropy
-from pipeline.evaluation import evaluate
+from pipeline.evaluation import calibration_error, evaluate, negative_log_likelihood
+from pipeline.label_errors import find_label_errors
 from pipeline.labels import digest, labelled_set
-from pipeline.members import predict_members, stochastic_layers
-from pipeline.models import Classifier, ModelError, load_weights, save_weights
+from pipeline.members import check_dropout, stochastic_layers
+from pipeline.models import PHASES, Classifier, ModelError, read_state_dict, save_trunk, save_weights
 from pipeline.pool import load_images
 from pipeline.pseudo_labels import choose_confident
 from pipeline.randomness import derive_seed
-from pipeline.tasks import classification
 from pipeline.training import TrainingError, choose_device, device_name
-
-CHUNK = 256
-"""Images that are decoded and passed through the members at a time."""
 
 
 class NothingToTrainOn(TrainingError):
@@ -50,6 +60,41 @@ def gather_labels(folder: RoundFolder, work: OpenCampaign) -> None:
     write_table(folder / "labelled.parquet", table[table["split"] == "pool"].drop(columns="split"))
 
 
+@step("out_of_fold.parquet")
+def cross_validate(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Let heads on a frozen trunk predict the labelled images that they have not seen; no row where it is trained."""
+    settings = work.settings
+    labelled = work.located(pd.read_parquet(folder / "labelled.parquet"))
+    if len(labelled) < 2 or _phase(settings, len(labelled)) != "head":
+        write_table(folder / "out_of_fold.parquet", pd.DataFrame({"item_id": [], "label": []}))
+        return
+    body = frozen_body(settings.model, n_classes=len(settings.classes))
+    targets = class_indices(labelled["label"].tolist(), settings.classes)
+    seed = derive_seed(settings.seed, folder.number, "out-of-fold")
+    features = _features(folder, body, labelled, settings)
+    crossed = predict_out_of_fold(body, features, targets, settings.model, seed=seed)
+    table = labelled[["item_id", "label"]].assign(epochs=crossed.epochs, logits=list(crossed.logits.numpy()))
+    write_table(folder / "out_of_fold.parquet", table)
+
+
+@step("suspicious_labels.parquet")
+def review_labels(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Write down which labels are probably wrong, the most suspicious first, by the out-of-fold predictions."""
+    classes = np.array(work.settings.classes)
+    table = pd.read_parquet(folder / "out_of_fold.parquet")
+    columns = ("item_id", "label", "suggested", "given_probability", "suggested_probability")
+    if table.empty:
+        write_table(folder / "suspicious_labels.parquet", pd.DataFrame({name: [] for name in columns}))
+        return
+    found = find_label_errors(_logits(table).softmax(dim=1), class_indices(table["label"].tolist(), list(classes)))
+    suspicious = table.iloc[found.positions.numpy()][["item_id", "label"]].assign(
+        suggested=classes[found.suggested.numpy()],
+        given_probability=found.given_probability.numpy(),
+        suggested_probability=found.suggested_probability.numpy(),
+    )
+    write_table(folder / "suspicious_labels.parquet", suspicious)
+
+
 @step("training.json")
 def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
     """Train the members that are not there yet; the description says how to build them again."""
@@ -59,12 +104,12 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
         raise NothingToTrainOn(f"round {folder.number}: no image outside the audit set has a usable label")
     how = settings.model.pseudo_labels
     threshold = how.threshold_in(folder.number)
-    items = labelled[["uri", "label"]]
+    items = labelled[["item_id", "uri", "label"]]
     with work.tracker.monitor(run_id):
         if threshold > 0:
             sure = _pseudo_labelled(folder, work, items, max_count=min(how.max_count, len(labelled)))
-            items = pd.concat([items, work.located(sure)[["uri", "label"]]], ignore_index=True)
-        members = _train_members(folder, work, folder / "members", items)
+            items = pd.concat([items, work.located(sure)[["item_id", "uri", "label"]]], ignore_index=True)
+        members = [read_json(record) for record in _train_members(folder, work, folder / "members", items)]
     write_json(
         folder / "training.json",
         {
@@ -73,11 +118,27 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
             "labelled_digest": digest(labelled),
             "n_pseudo_labels": len(items) - len(labelled),
             "pseudo_label_threshold": threshold,
-            "members": [read_json(record) for record in members],
+            "phase": _phase(settings, len(labelled)),
+            "preprocessing": members[0]["preprocessing"],
+            "findings": _findings(members),
+            "members": members,
             "model": describe_model(settings.model, settings.classes),
         },
     )
     _clear_scratch(folder)
+
+
+def _phase(settings: CampaignSettings, n_labels: int) -> str:
+    return phase_of(settings.model, n_labels=n_labels, n_classes=len(settings.classes))
+
+
+def _findings(members: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What is wrong with the members, each once, with the names of those that have it."""
+    found: dict[str, dict[str, Any]] = {}
+    for member in members:
+        for finding in member["findings"]:
+            found.setdefault(finding["name"], finding | {"members": []})["members"].append(member["name"])
+    return list(found.values())
 
 
 def _clear_scratch(folder: RoundFolder) -> None:
@@ -90,17 +151,43 @@ def _scratch(folder: RoundFolder) -> Path:
 
 
 def _train_members(folder: RoundFolder, work: OpenCampaign, target: Path, items: pd.DataFrame) -> list[Path]:
-    """Train every member that has no record in `target` yet, on items given as uri and label; return the records."""
-    settings = work.settings
-    records = [target / f"member-{index}.json" for index in range(settings.members.ensemble)]
+    """Train every member that has no record in `target` yet, on item_id, uri and label; return the records."""
+    records = [target / f"member-{index}.json" for index in range(work.settings.members.ensemble)]
     missing = [record for record in records if not record.exists()]
     if missing:
-        images = load_images(items["uri"].tolist(), size=settings.model.image_size, channels=settings.model.channels)
-        targets = class_indices(items["label"].tolist(), settings.classes)
+        lesson = _prepare(folder, work, items)
         with progress_bar(f"round {folder.number}: training", unit="epochs") as advance:
             for record in missing:
-                _train_member(record, settings, images, targets, round_number=folder.number, advance=advance)
+                _train_member(record, folder, work, lesson, advance=advance)
     return records
+
+
+def _prepare(folder: RoundFolder, work: OpenCampaign, items: pd.DataFrame) -> Lesson:
+    settings, how = work.settings, work.settings.model
+    phase = _phase(settings, pq.read_metadata(folder / "labelled.parquet").num_rows)
+    targets = class_indices(items["label"].tolist(), settings.classes)
+    if phase != "head":
+        images = load_images(items["uri"].tolist(), size=how.image_size, channels=how.channels)
+        return Lesson(phase, images, targets)
+    body = frozen_body(how, n_classes=len(settings.classes))
+    trunk = folder / "members" / TRUNK
+    if not trunk.exists():
+        write_atomic(trunk, lambda path: save_trunk(body, path))
+    lesson = Lesson(phase, _features(folder, body, items, settings), targets, body)
+    table = pd.read_parquet(folder / "out_of_fold.parquet")
+    if table.empty:  # of a single labelled image
+        return lesson
+    out_of_fold = _logits(table), class_indices(table["label"].tolist(), settings.classes)
+    return dataclasses.replace(lesson, epochs=int(table["epochs"][0]), out_of_fold=out_of_fold)
+
+
+def _features(folder: RoundFolder, body: Classifier, items: pd.DataFrame, settings: CampaignSettings) -> torch.Tensor:
+    with progress_bar(f"round {folder.number}: features", unit="images") as advance:
+        return features_of(body, items, settings.model, advance=advance)
+
+
+def _logits(out_of_fold: pd.DataFrame) -> torch.Tensor:
+    return torch.from_numpy(np.stack(out_of_fold["logits"].to_list()))
 
 
 def _pseudo_labelled(folder: RoundFolder, work: OpenCampaign, items: pd.DataFrame, *, max_count: int) -> pd.DataFrame:
@@ -113,9 +200,9 @@ def _pseudo_labelled(folder: RoundFolder, work: OpenCampaign, items: pd.DataFram
     chosen = scratch / "pseudo_labels.parquet"
     if not chosen.exists():
         records = _train_members(folder, work, scratch, items)
-        models = load_members([record.with_suffix(".pt") for record in records], work)
+        models = _load(folder, work, [read_json(record) for record in records], scratch)
         candidates = work.located(pd.read_parquet(folder / "candidates.parquet"))
-        entropies, guesses = _predict_candidates(models, candidates["uri"].tolist(), work)
+        entropies, guesses = _predict_candidates(models, candidates, work)
         threshold = work.settings.model.pseudo_labels.threshold_in(folder.number)
         sure = choose_confident(entropies, guesses, threshold=threshold, max_count=max_count)
         labels = np.array(work.settings.classes)[guesses[sure].numpy()]
@@ -124,16 +211,14 @@ def _pseudo_labelled(folder: RoundFolder, work: OpenCampaign, items: pd.DataFram
 
 
 def _predict_candidates(
-    models: Sequence[Classifier], uris: Sequence[str], work: OpenCampaign
+    models: Sequence[Classifier], items: pd.DataFrame, work: OpenCampaign
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Entropy of the mean of the networks, in nats, and likeliest class `(N,)` each; images are held in parts."""
     entropies, guesses = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
     with progress_bar("looking for pseudo-labels", unit="images") as advance:
-        for start in range(0, len(uris), CHUNK):
-            decisions, _ = predict(models, uris[start : start + CHUNK], work, mc_dropout=0)
+        for decisions, _ in predictions(models, items, work.settings.model, advance=advance):
             entropies.append(entropy(decisions[:, 0]))
             guesses.append(decisions[:, 0].mean(dim=1).argmax(dim=1))
-            advance(min(start + CHUNK, len(uris)), len(uris))
     return torch.cat(entropies), torch.cat(guesses)
 
 
@@ -145,25 +230,62 @@ def class_indices(names: Sequence[str], classes: Sequence[str]) -> torch.Tensor:
 
 def _train_member(
     record: Path,
-    settings: CampaignSettings,
-    images: torch.Tensor,
-    targets: torch.Tensor,
+    folder: RoundFolder,
+    work: OpenCampaign,
+    lesson: Lesson,
     *,
-    round_number: int,
     advance: Callable[[int, int], None],
 ) -> None:
     """Train one member, write its weights beside `record`, and then how it went into `record`."""
-    how = settings.model
-    seed = derive_seed(settings.seed, round_number, record.stem)
+    settings = work.settings
+    how, members = settings.model, settings.members
+    seed = derive_seed(settings.seed, folder.number, record.stem)
     epochs: list[Mapping[str, float]] = []
 
     def count_epoch(row: Mapping[str, float]) -> None:
         epochs.append(row)
-        advance(len(epochs), how.max_epochs)
+        advance(len(epochs), lesson.epochs or how.max_epochs)
 
-    model, history = train_model(how, images, targets, n_classes=len(settings.classes), seed=seed, on_epoch=count_epoch)
-    write_atomic(record.with_suffix(".pt"), lambda path: save_weights(model, path))
-    write_json(record, {"name": record.stem, "seed": seed, "epochs": history})
+    def save(model: Classifier, name: str) -> str:
+        write_atomic(record.with_name(name), partial(save_weights, model, with_trunk=lesson.body is None))
+        return name
+
+    trained = train_network(
+        how,
+        members,
+        lesson,
+        n_classes=len(settings.classes),
+        seed=seed,
+        previous=_previous_weights(folder, work, record.stem) if how.start == "previous" else None,
+        on_epoch=count_epoch,
+    )
+    weights = [save(trained.model, f"{record.stem}.pt")]
+    if members.swag:
+        draws = weight_draws(trained, how, members, lesson, seed=seed)
+        weights = [save(model, f"{record.stem}-swag-{number:02d}.pt") for number, model in enumerate(draws)]
+    write_json(
+        record,
+        {
+            "name": record.stem,
+            "seed": seed,
+            "weights": weights,
+            "epochs": trained.fit.history,
+            "best_epoch": trained.fit.best_epoch,
+            "findings": [dataclasses.asdict(finding) for finding in trained.findings],
+            "calibration": None if trained.calibration is None else dataclasses.asdict(trained.calibration),
+            "preprocessing": trained.model.preprocessing,
+        },
+    )
+
+
+def _previous_weights(folder: RoundFolder, work: OpenCampaign, member: str) -> dict[str, torch.Tensor] | None:
+    """What the member of this name learnt in the last round that trained one; None in the first."""
+    for earlier in reversed(work.folder.rounds()):
+        path = earlier / "members" / f"{member}.pt"
+        if earlier.number < folder.number and earlier.has("training.json") and path.exists():
+            trunk = earlier / "members" / TRUNK
+            return (read_state_dict(trunk) if trunk.exists() else {}) | read_state_dict(path)
+    return None
 
 
 def check_model(settings: CampaignSettings) -> None:
@@ -172,57 +294,60 @@ def check_model(settings: CampaignSettings) -> None:
     Raises:
         ModelError: naming what is wrong.
     """
+    how = settings.model
     try:
-        choose_device(settings.model.device)
-        model = new_model(settings.model, n_classes=len(settings.classes), seed=0)
+        choose_device(how.device)
+        model = new_model(how, n_classes=len(settings.classes), seed=0)
+        if settings.members.mc_dropout:
+            for phase in PHASES if how.train == "auto" and how.is_pretrained else [_phase(settings, 0)]:
+                model.train_only(phase)
+                if not stochastic_layers(model):
+                    raise ModelError(f"mc_dropout needs dropout, and what {how.name} trains has none (phase {phase})")
+            check_dropout(model, _noise(how))
     except ValueError as exc:
         raise ModelError(str(exc)) from exc
-    if settings.members.mc_dropout and not stochastic_layers(model):
-        raise ModelError(f"mc_dropout needs dropout, and {settings.model.name} with these settings has none")
+
+
+def _noise(how: ModelSettings) -> torch.Tensor:
+    """Two images that look like nothing."""
+    shape = (2, how.channels, how.image_size, how.image_size)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def describe_model(settings: ModelSettings, classes: Sequence[str]) -> dict[str, Any]:
     """What it takes to build the network again and read its output."""
-    return {
-        "name": settings.name,
-        "n_classes": len(classes),
-        "image_size": settings.image_size,
-        "channels": settings.channels,
-        "dropout": settings.dropout,
-        "classes": list(classes),
-    }
+    names = ("name", "image_size", "channels", "dropout", "head")
+    return {name: getattr(settings, name) for name in names} | {"n_classes": len(classes), "classes": list(classes)}
 
 
 def trained_models(folder: RoundFolder, work: OpenCampaign) -> list[Classifier]:
-    """The members of a round, on the campaign's device, ready to predict."""
-    return load_members(member_weights(folder), work)
+    """The networks of a round, on the campaign's device, ready to predict."""
+    return _load(folder, work, read_json(folder / "training.json")["members"], folder / "members")
 
 
-def load_members(weights: Sequence[Path], work: OpenCampaign) -> list[Classifier]:
-    """The networks whose weights are given, on the campaign's device, ready to predict."""
-    device = choose_device(work.settings.model.device)
-    models = []
-    for path in weights:
-        settings = work.settings.model.model_copy(update={"weights": None})
-        model = new_model(settings, n_classes=len(work.settings.classes), seed=0)
-        load_weights(model, path)
-        models.append(model.to(device).eval())
-    return models
+def _load(
+    folder: RoundFolder, work: OpenCampaign, members: Sequence[Mapping[str, Any]], where: Path
+) -> list[Classifier]:
+    settings = work.settings
+    device = choose_device(settings.model.device)
+    description = describe_model(settings.model, settings.classes)
+    models = load_members(description, _weight_files(members, where), trunk=frozen_trunk(folder))
+    return [model.to(device) for model in models]
 
 
 def member_weights(folder: RoundFolder) -> list[Path]:
-    """The members' weight files, in order."""
-    members = read_json(folder / "training.json")["members"]
-    return [folder / "members" / f"{member['name']}.pt" for member in members]
+    """The weight files of a round's networks, in order."""
+    return _weight_files(read_json(folder / "training.json")["members"], folder / "members")
 
 
-def predict(
-    models: Sequence[Classifier], uris: Sequence[str], work: OpenCampaign, *, mc_dropout: int, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Members' decisions `(n, U, K, C)` and embeddings `(n, D)` of a few images."""
-    settings = work.settings
-    images = load_images(uris, size=settings.model.image_size, channels=settings.model.channels)
-    return predict_members(models, images, task=classification, mc_dropout=mc_dropout, seed=seed)
+def _weight_files(members: Sequence[Mapping[str, Any]], where: Path) -> list[Path]:
+    return [where / name for member in members for name in member.get("weights", [f"{member['name']}.pt"])]
+
+
+def frozen_trunk(folder: RoundFolder) -> Path | None:
+    """The file of the trunk that all members of a round share; None where each has its own."""
+    path = folder / "members" / TRUNK
+    return path if path.exists() else None
 
 
 @step("metrics.json")
@@ -234,14 +359,26 @@ def measure(folder: RoundFolder, work: OpenCampaign) -> None:
         write_json(folder / "metrics.json", None)
         return
     models = trained_models(folder, work)
-    uris = audit["uri"].tolist()
-    probs = []
-    for start in range(0, len(uris), CHUNK):
-        decisions, _ = predict(models, uris[start : start + CHUNK], work, mc_dropout=0)
-        probs.append(decisions[:, 0].mean(dim=1))
+    probs = torch.cat([decisions[:, 0] for decisions, _ in predictions(models, audit, work.settings.model)])
     targets = class_indices(audit["label"].tolist(), work.settings.classes)
-    metrics = evaluate(torch.cat(probs), targets, classes=work.settings.classes)
-    write_json(folder / "metrics.json", dataclasses.asdict(metrics))
+    metrics = evaluate(probs.mean(dim=1), targets, classes=work.settings.classes)
+    plain = at_temperature_one(probs, torch.stack([model.temperature.cpu() for model in models])).mean(dim=1)
+    uncalibrated = {
+        "nll_uncalibrated": negative_log_likelihood(plain, targets),
+        "ece_uncalibrated": calibration_error(plain, targets),
+    }
+    write_json(folder / "metrics.json", dataclasses.asdict(metrics) | uncalibrated)
+
+
+def at_temperature_one(probs: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
+    """What networks would say without their temperatures: softmax(T log softmax(z / T)) = softmax(z).
+
+    Args:
+        probs: `(n, K, C)`.
+        temperatures: `(K,)`.
+    """
+    logs = probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
+    return (temperatures[:, None] * logs).softmax(dim=2)
 
 
 @timed_task
@@ -258,7 +395,12 @@ def track_model(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
     members = [MemberHistory(m["name"], m["seed"], m["epochs"]) for m in training["members"]]
     work.tracker.log_members(run_id, members)
     write_json(folder / "description.json", training["model"])
-    model = work.tracker.log_model(run_id, weights=member_weights(folder), description=folder / "description.json")
+    model = work.tracker.log_model(
+        run_id,
+        weights=member_weights(folder),
+        trunk=frozen_trunk(folder),
+        description=folder / "description.json",
+    )
     write_json(folder / "model.json", dataclasses.asdict(model) | {"seeds": [m.seed for m in members]})
 
 

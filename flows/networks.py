@@ -1,56 +1,297 @@
-"""The networks that settings describe: built, and trained on images. Worker processes load this, so no Prefect."""
+"""The networks that settings describe: built, and trained on labels. Worker processes load this, so no Prefect."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
+import torch
 from torch import Tensor
 
-from flows.config import ModelSettings
-from pipeline.models import Classifier, build_model
-from pipeline.tasks import classification
-from pipeline.training import choose_device, fit
+from flows.cache import features_of
+from flows.config import MemberSettings, ModelSettings
+from pipeline.calibration import Calibration, calibrate
+from pipeline.diagnosis import Finding, batch_norm_statistics, compare_batch_norm, diagnose
+from pipeline.laplace import fit_posterior
+from pipeline.members import predict_from_features, predict_members
+from pipeline.models import Classifier, build_model, evaluating, shrink_and_perturb, with_new_head
+from pipeline.pool import stream_images
+from pipeline.swag import swag_draws
+from pipeline.tasks import Task, classification
+from pipeline.training import CrossFit, Fit, choose_device, choose_phase, cross_fit, fit
+
+TASK: Task = classification
+"""What the networks decide."""
+CHUNK = 256
+"""Images that pass through a network at a time."""
+FEATURE_CHUNK = 1024
+"""Rows of features that pass through heads at a time."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the networks of a round learn from, and how far.
+
+    Attributes:
+        phase: what is trained, a key of `PHASES`.
+        inputs: images `(n, channels, S, S)`; or where only heads are trained what the trunk of `body` made of them.
+        targets: `(n,)` class indices.
+        body: the network whose trunk all share; None where each has its own.
+        epochs: so many, on all that there is; None to stop early, on what is held out.
+        out_of_fold: logits `(m, C)` and targets `(m,)` of the first m inputs by heads that have not seen them, to
+            calibrate on; None to calibrate on what `fit` holds out.
+    """
+
+    phase: str
+    inputs: Tensor
+    targets: Tensor
+    body: Classifier | None = None
+    epochs: int | None = None
+    out_of_fold: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that has learnt from labels.
+
+    Attributes:
+        model: calibrated, with its posterior where one is asked for; ready to predict.
+        fit: how the training went.
+        findings: what is wrong with it.
+        calibration: None where there were no images to calibrate on.
+        out_of_fold: logits `(m, C)` and targets `(m,)` of its first m inputs by heads that have not seen them, if any.
+    """
+
+    model: Classifier
+    fit: Fit
+    findings: tuple[Finding, ...]
+    calibration: Calibration | None
+    out_of_fold: tuple[Tensor, Tensor] | None
 
 
 def new_model(settings: ModelSettings, *, n_classes: int, seed: int) -> Classifier:
     """The untrained network of one member."""
-    model = build_model(
+    return build_model(
         settings.name,
         n_classes=n_classes,
         image_size=settings.image_size,
         channels=settings.channels,
         dropout=settings.dropout,
-        weights=settings.weights,
+        weights=settings.weights if settings.is_pretrained else None,
+        head=settings.head,
         seed=seed,
     )
-    if settings.freeze:
-        model.freeze("trunk")
-    return model
 
 
-def train_model(
+def frozen_body(settings: ModelSettings, *, n_classes: int) -> Classifier:
+    """The network whose trunk all members share when they train their heads only, on the settings' device."""
+    model = new_model(settings, n_classes=n_classes, seed=0)
+    model.train_only("head")
+    return model.to(choose_device(settings.device))
+
+
+def phase_of(settings: ModelSettings, *, n_labels: int, n_classes: int) -> str:
+    """What a training on so many labels trains, a key of `PHASES`."""
+    if settings.train != "auto":
+        return settings.train
+    return choose_phase(
+        n_labels / n_classes,
+        pretrained=settings.is_pretrained,
+        last_stage_from=settings.last_stage_from,
+        all_from=settings.all_from,
+    )
+
+
+def fit_options(settings: ModelSettings) -> dict[str, Any]:
+    """The settings that `fit` and `cross_fit` take alike."""
+    names = ("learning_rate", "weight_decay", "max_epochs", "patience", "batch_size")
+    return {name: getattr(settings, name) for name in (*names, "class_balanced", "label_smoothing", "schedule")}
+
+
+def predict_out_of_fold(
+    body: Classifier, features: Tensor, targets: Tensor, settings: ModelSettings, *, seed: int
+) -> CrossFit:
+    """What heads on a frozen trunk say of labelled images `(n, ...)` that they have not seen, n >= 2.
+
+    With the cosine they train to its end, which is better than stopping early at every number of labels.
+    """
+    options = fit_options(settings) | ({"patience": None} if settings.schedule == "cosine" else {})
+    return cross_fit(body, features, targets, task=TASK, seed=seed, device=choose_device(settings.device), **options)
+
+
+def train_network(
     settings: ModelSettings,
-    images: Tensor,
-    targets: Tensor,
+    members: MemberSettings,
+    lesson: Lesson,
     *,
     n_classes: int,
     seed: int,
+    previous: Mapping[str, Tensor] | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
-) -> tuple[Classifier, list[dict[str, float]]]:
-    """A network trained on images `(n, channels, S, S)` and class indices `(n,)`, and what each epoch came to."""
-    model = new_model(settings, n_classes=n_classes, seed=seed)
-    history = fit(
+) -> Trained:
+    """Train one network, see whether it learnt anything, and calibrate it.
+
+    Args:
+        previous: weights of the last round, to start near; a head on a frozen trunk is always drawn anew.
+    """
+    inputs, targets, body, epochs = lesson.inputs, lesson.targets, lesson.body, lesson.epochs
+    from_features = body is not None
+    model = new_model(settings, n_classes=n_classes, seed=seed) if body is None else with_new_head(body, seed=seed)
+    model.train_only(lesson.phase)
+    if previous is not None and body is None:
+        shrink_and_perturb(model, previous)
+    options = fit_options(settings)
+    if epochs is not None:
+        options |= {"max_epochs": epochs, "patience": None, "validation_share": 0.0}
+    before = batch_norm_statistics(model)
+    outcome = fit(
         model,
-        images,
+        inputs,
         targets,
-        task=classification,
+        task=TASK,
         seed=seed,
         device=choose_device(settings.device),
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        max_epochs=settings.max_epochs,
-        patience=settings.patience,
-        batch_size=settings.batch_size,
-        augmentation=settings.augmentation,
-        class_balanced=settings.class_balanced,
+        from_features=from_features,
+        body_rate=settings.body_rate,
+        augmentation="none" if from_features else settings.augmentation,
+        bootstrap=members.bagging,
         on_epoch=on_epoch,
+        **options,
     )
-    return model, history
+    logits = _in_parts(model, model.read if from_features else model, inputs)
+    unseen_logits, unseen_targets = lesson.out_of_fold or (logits[outcome.held_out], targets[outcome.held_out])
+    findings = diagnose(
+        outcome.history,
+        logits=logits[outcome.train],
+        targets=targets[outcome.train],
+        held_out_logits=unseen_logits,
+        held_out_targets=unseen_targets,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    moved = compare_batch_norm(before, model, smallest_batch=min(len(outcome.train), settings.batch_size))
+    calibration = calibrate(unseen_logits, unseen_targets) if len(unseen_targets) else None
+    if calibration is not None:
+        model.temperature.fill_(calibration.temperature)
+    out_of_fold = lesson.out_of_fold
+    if members.laplace:
+        if out_of_fold is None and len(inputs) > 1:
+            out_of_fold = _judge_trunk(model, lesson, settings, seed=seed)
+        _add_posterior(model, inputs, out_of_fold, from_features=from_features)
+    return Trained(model, outcome, (*findings, *moved), calibration, out_of_fold)
+
+
+def weight_draws(
+    trained: Trained, settings: ModelSettings, members: MemberSettings, lesson: Lesson, *, seed: int
+) -> Iterator[Classifier]:
+    """The network with one draw of its weights after another, the same object each time.
+
+    They are of the normal distribution around its last steps (SWAG: Maddox et al., 2019).
+    """
+    model, from_features = trained.model, lesson.body is not None
+    for _ in swag_draws(
+        model,
+        lesson.inputs,
+        lesson.targets,
+        task=TASK,
+        n_draws=members.swag,
+        seed=seed,
+        device=choose_device(settings.device),
+        from_features=from_features,
+        body_rate=settings.body_rate,
+        batch_size=settings.batch_size,
+        augmentation="none" if from_features else settings.augmentation,
+        class_balanced=settings.class_balanced,
+        label_smoothing=settings.label_smoothing,
+    ):
+        if members.laplace:
+            _add_posterior(model, lesson.inputs, trained.out_of_fold, from_features=from_features)
+        yield model
+
+
+def predictions(
+    models: Sequence[Classifier],
+    items: pd.DataFrame,
+    settings: ModelSettings,
+    members: MemberSettings | None = None,
+    *,
+    seed: int = 0,
+    advance: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Decisions `(n, U, K, C)` and embeddings `(n, D)` of images, a part of them at a time.
+
+    A frozen trunk that all networks share is asked once for an image and never again: see `features_of`.
+
+    Args:
+        items: item_id and uri.
+        members: how each network becomes several members; None for one each.
+        seed: of the members' draws.
+        advance: called with (done, total) images.
+    """
+    members = members or MemberSettings()
+    if models[0].is_trunk_frozen and all(model.trunk is models[0].trunk for model in models) and not members.views:
+        features = features_of(models[0], items, settings, advance=advance)
+        if advance is not None:
+            advance(len(items), len(items))
+        draws = {"mc_dropout": members.mc_dropout, "laplace": members.laplace}
+        for part in features.split(FEATURE_CHUNK):
+            yield predict_from_features(models, part, task=TASK, seed=seed, **draws)
+        return
+    uris, done = items["uri"].tolist(), 0
+    images = stream_images(uris, size=settings.image_size, channels=settings.channels, chunk=CHUNK)
+    for decisions, embeddings in predict_images(models, images, settings, members, seed=seed):
+        yield decisions, embeddings
+        done += len(decisions)
+        if advance is not None:
+            advance(done, len(items))
+
+
+def predict_images(
+    models: Sequence[Classifier],
+    images: Iterable[Tensor],
+    settings: ModelSettings,
+    members: MemberSettings | None,
+    *,
+    seed: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `predictions` gives, of images `(n, channels, S, S)` that are in memory."""
+    members = members or MemberSettings()
+    for part in images:
+        yield predict_members(
+            models,
+            part,
+            task=TASK,
+            mc_dropout=members.mc_dropout,
+            laplace=members.laplace,
+            views=members.views,
+            augmentation=settings.augmentation,
+            seed=seed,
+        )
+
+
+def _judge_trunk(model: Classifier, lesson: Lesson, settings: ModelSettings, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Logits and targets of images by heads that have not seen them, on a trunk that has."""
+    learner = with_new_head(model, seed=seed)
+    learner.train_only("head")
+    features = _in_parts(model, model.features, lesson.inputs)
+    crossed = predict_out_of_fold(learner, features, lesson.targets, settings, seed=seed)
+    model.train_only(lesson.phase)  # of the trunk that both have
+    return crossed.logits, lesson.targets
+
+
+def _add_posterior(
+    model: Classifier, inputs: Tensor, out_of_fold: tuple[Tensor, Tensor] | None, *, from_features: bool
+) -> None:
+    """Give the network the posterior of its last layer, whose draws are members."""
+
+    def embed(part: Tensor) -> Tensor:
+        return model.tail[:-1](part.float()) if from_features else model.embed(part)
+
+    logits, targets = out_of_fold or (None, None)
+    known = inputs if targets is None else inputs[: len(targets)]
+    model.posterior = fit_posterior(model, _in_parts(model, embed, known), logits=logits, targets=targets)
+
+
+def _in_parts(model: Classifier, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """What a network in evaluation mode computes of many inputs, on the CPU."""
+    with evaluating(model), torch.no_grad():
+        return torch.cat([compute(part.to(model.mean.device)).float().cpu() for part in inputs.split(CHUNK)])

@@ -14,9 +14,8 @@ from rich.progress import (
 )
 
 
-@contextmanager
-def progress_bar(what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how far a long work is; call the given function with (done, total)."""
+def progress_bars(unit: str) -> Progress:
+    """Bars that count in `unit`, for as long as the context lasts; silent where nobody looks."""
     columns = (
         TextColumn("  {task.description:<28}"),
         BarColumn(bar_width=30),
@@ -26,6 +25,12 @@ def progress_bar(what: str, *, unit: str) -> Iterator[Callable[[int, int], None]
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+@contextmanager
+def progress_bar(what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how far a long work is; call the given function with (done, total)."""
+    with progress_bars(unit) as bars:
         bar = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(bar, completed=done, total=total)

@@ -3,6 +3,7 @@
 A run is one file that grows by a row with each round, so one that was killed goes on where it stood.
 """
 
+import copy
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -25,15 +26,23 @@ from torch import Tensor
 
 from connectors.store import read_json, write_json, write_table
 from flows.config import MemberSettings, ModelSettings, Settings
-from flows.networks import train_model
+from flows.networks import (
+    Lesson,
+    frozen_body,
+    phase_of,
+    predict_images,
+    predict_out_of_fold,
+    train_network,
+    weight_draws,
+)
+from flows.progress import progress_bars
 from pipeline.evaluation import evaluate
-from pipeline.members import predict_members
+from pipeline.features import extract
 from pipeline.models import Classifier
 from pipeline.randomness import derive_seed, seeded_generator
 from pipeline.replay import CONTROL, SECONDS, Arm, Split, draw_split, linear_head, parse_arm
 from pipeline.scoring import score_images
 from pipeline.strategies import columns_of, select_batch
-from pipeline.tasks import classification
 from pipeline.training import TrainingError
 from pipeline.types import Candidates
 
@@ -87,7 +96,7 @@ class ReplaySettings(Settings):
     @property
     def is_linear(self) -> bool:
         """Whether models are linear heads on features that stay as they are."""
-        return self.network is None or (self.network.weights is not None and self.network.freeze)
+        return self.network is None or self.network.train == "head"
 
     @property
     def n_members(self) -> int:
@@ -258,8 +267,8 @@ def _learn(
         probs = _predict_linear(replay.data, *head, None, test)[0][:, 0]
     else:
         models = _train_networks(replay, labelled, seed=seed, round_number=round_number)
-        learnt = partial(_predict_network, replay.data, models, settings.members.mc_dropout, masks)
-        probs = _predict_network(replay.data, models, 0, masks, test)[0].mean(dim=1)
+        learnt = partial(_predict_network, replay, models, settings.members, masks)
+        probs = _predict_network(replay, models, None, masks, test)[0].mean(dim=1)
     metrics = evaluate(probs, targets[test], classes=settings.classes)
     return learnt, {
         "accuracy": metrics.accuracy,
@@ -288,26 +297,44 @@ def _predict_linear(
 
 
 def _predict_network(
-    images: Tensor, models: Sequence[Classifier], mc_dropout: int, seed: int, rows: Tensor
+    replay: Replay, models: Sequence[Classifier], members: MemberSettings | None, seed: int, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    parts = [
-        predict_members(models, images[chunk], task=classification, mc_dropout=mc_dropout, seed=seed)
-        for chunk in rows.split(CHUNK)
-    ]
+    how = replay.settings.network
+    if how is None:
+        raise ValueError("a replay of ready features has no network")
+    images = (replay.data[part] for part in rows.split(CHUNK))
+    parts = list(predict_images(models, images, how, members, seed=seed))
     return torch.cat([decisions[:, 0] for decisions, _ in parts]), torch.cat([embedded for _, embedded in parts])
 
 
 def _train_networks(replay: Replay, labelled: Tensor, *, seed: int, round_number: int) -> list[Classifier]:
-    how = replay.settings.network
+    """The networks of one round; heads share the trunk that they do not train."""
+    how, members, n_classes = replay.settings.network, replay.settings.members, len(replay.settings.classes)
     if how is None:
         raise ValueError("a replay of ready features has no network to train")
-    images, targets = replay.data[labelled], replay.targets[labelled]
+    phase = phase_of(how, n_labels=len(labelled), n_classes=n_classes)
+    lesson = Lesson(phase, replay.data[labelled], replay.targets[labelled])
+    if phase == "head":
+        lesson = _lesson_of_heads(lesson, how, n_classes=n_classes, seed=derive_seed(seed, round_number, "out-of-fold"))
     models = []
-    for index in range(replay.settings.members.ensemble):
+    for index in range(members.ensemble):
         member_seed = derive_seed(seed, round_number, f"member-{index}")
-        model, _ = train_model(how, images, targets, n_classes=len(replay.settings.classes), seed=member_seed)
-        models.append(model)
+        trained = train_network(how, members, lesson, n_classes=n_classes, seed=member_seed)
+        draws = weight_draws(trained, how, members, lesson, seed=member_seed)
+        shared = {} if lesson.body is None else {id(lesson.body.trunk): lesson.body.trunk}
+        models += [copy.deepcopy(model, dict(shared)) for model in draws] if members.swag else [trained.model]
     return models
+
+
+def _lesson_of_heads(lesson: Lesson, how: ModelSettings, *, n_classes: int, seed: int) -> Lesson:
+    """The same lesson on the features of a frozen trunk."""
+    body = frozen_body(how, n_classes=n_classes)
+    features = extract(body, lesson.inputs, device=body.mean.device)
+    lesson = Lesson(lesson.phase, features, lesson.targets, body)
+    if len(features) < 2:
+        return lesson
+    crossed = predict_out_of_fold(body, features, lesson.targets, how, seed=seed)
+    return replace(lesson, epochs=crossed.epochs, out_of_fold=(crossed.logits, lesson.targets))
 
 
 def _candidate_rows(
@@ -436,26 +463,8 @@ def _work(folder: Path, job: Job) -> None:
 @contextmanager
 def _progress(replay: Replay) -> Iterator[Report]:
     """A bar for each arm; call what comes with an arm's name after each of its models."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    settings, console = replay.settings, Console(stderr=True)
-    columns = (
-        TextColumn("  {task.description:<24}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("models"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    settings = replay.settings
+    with progress_bars("models") as bars:
         bar_of = {}
         for name in (FULL_DATA, *settings.arms):
             total = len(settings.seeds) * (1 if name == FULL_DATA else settings.rounds + 1)

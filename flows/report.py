@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -14,12 +15,21 @@ from flows.ledger import labels_used, outstanding_tasks
 from flows.outlook import metrics_of, outlook
 
 STEPS = {
-    "train": ("train",),
+    "train": ("cross_validate", "train"),
     "score": ("score_shard", "embed_labelled"),
     "LS": ("push", "look", "collect"),
     "MLflow": ("start_tracking", "track_model", "log_summary", "close"),
 }
 """Columns of the table of rounds and the steps whose seconds they add up."""
+TRAINED = {
+    "head": "Trained the head alone.",
+    "last_stage": "Trained the head and the last stage of the network.",
+    "all": "Trained the whole network.",
+}
+
+
+STABLE = 0.8
+"""A batch of which half the draws would keep less is the luck of the draws."""
 
 
 def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
@@ -29,8 +39,9 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         `campaign`, `round_number`, `rounds_closed`, `awaiting` (None, or the labels that the open round waits for),
         `labels`, `budget`, `budget_left` (labels that may still be asked for), `set_aside` (files of the pool that are
         not used, by reason), `metrics` of the newest model on the audit set (None before there is one), `forecast`,
-        `no_forecast` and `stop` (see `outlook`), `stops_when` (of each stopping rule its `limit` and where it is `now`)
-        and `urls`.
+        `no_forecast` and `stop` (see `outlook`), `stops_when` (of each stopping rule its `limit` and where it is
+        `now`), `suspicious` (`count` of the labels that the newest round to look thinks wrong, and the `file` that
+        names them; None before one looked) and `urls`.
     """
     settings = read_json(folder.path / "campaign.json")
     rounds = folder.rounds()
@@ -51,8 +62,39 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         "metrics": headline,
         **ahead,
         "stops_when": _stopping_rules(settings, labels, headline, ahead["forecast"]),
+        "suspicious": _suspicious(rounds),
         "urls": _addresses(rounds, settings, home),
     }
+
+
+def _suspicious(rounds: Sequence[RoundFolder]) -> dict[str, Any] | None:
+    looked = [folder for folder in rounds if suspicious_labels(folder) is not None]
+    if not looked:
+        return None
+    return {"count": suspicious_labels(looked[-1]), "file": str(looked[-1] / "suspicious_labels.parquet")}
+
+
+def suspicious_labels(folder: RoundFolder) -> int | None:
+    """How many labels the round thinks wrong; None where it did not look."""
+    has_looked = folder.has("suspicious_labels.parquet") and _count(folder, "out_of_fold.parquet") > 0
+    return _count(folder, "suspicious_labels.parquet") if has_looked else None
+
+
+def warnings_of(folder: RoundFolder) -> tuple[str, ...]:
+    """What is wrong with the round's training and its batch, for people to read."""
+    training = read_json(folder / "training.json") if folder.has("training.json") else {}
+    told = [
+        f"{finding['name']} ({', '.join(finding['members'])}): {finding['what']}. {finding['advice']}"
+        for finding in training.get("findings", [])
+    ]
+    kept = read_json(folder / "stability.json") if folder.has("stability.json") else {}
+    share = kept.get("batch_kept_with_half_the_members")
+    if share is not None and share < STABLE:
+        told.append(
+            f"half the draws of each network would ask for {100 * share:.0f} % of the same batch: more of them "
+            "(mc_dropout, laplace, swag or views in [members]) would choose less by luck"
+        )
+    return tuple(told)
 
 
 def set_aside_images(folder: Campaign) -> dict[str, int]:
@@ -167,7 +209,7 @@ def accuracy_text(metrics: dict[str, Any]) -> str:
 
 
 def _count(folder: RoundFolder, *names: str) -> int:
-    return sum(len(pd.read_parquet(folder / name, columns=["item_id"])) for name in names if folder.has(name))
+    return sum(pq.read_metadata(folder / name).num_rows for name in names if folder.has(name))
 
 
 def round_markdown(folder: RoundFolder, campaign: str) -> str:
@@ -182,6 +224,7 @@ def round_markdown(folder: RoundFolder, campaign: str) -> str:
             "",
             *_markdown_outlook(folder),
         ]
+    lines += _markdown_training(folder, metrics)
     if folder.has("pushed.json"):
         pushed = read_json(folder / "pushed.json")
         lines += [f"Asked for {len(pushed['tasks'])} labels at <{pushed['address']}>.", ""]
@@ -206,6 +249,19 @@ def _markdown_outlook(folder: RoundFolder) -> list[str]:
     told = [seen["forecast"]["text"]] if seen.get("forecast") else []
     told += [f"it is time to stop: {seen['stop']}"] if seen.get("stop") else []
     return [f"{sentence[0].upper()}{sentence[1:]}.\n" for sentence in told]
+
+
+def _markdown_training(folder: RoundFolder, metrics: dict[str, Any] | None) -> list[str]:
+    """What was trained, what the temperature changed, what is to be looked at."""
+    training = read_json(folder / "training.json") if folder.has("training.json") else {}
+    told = [TRAINED[training["phase"]]] if "phase" in training else []
+    if metrics and "nll_uncalibrated" in metrics:
+        nll, ece = metrics["nll_uncalibrated"], metrics["ece_uncalibrated"]
+        told.append(f"Without the temperatures NLL would be {nll:.3f}, ECE {ece:.3f}.")
+    if count := suspicious_labels(folder):
+        told.append(f"Labels that are probably wrong: {count}, in `suspicious_labels.parquet`.")
+    warned = [f"**Warning:** {warning}\n" for warning in warnings_of(folder)]
+    return [*([" ".join(told), ""] if told else []), *warned]
 
 
 def _markdown_batch(folder: RoundFolder) -> list[str]:

@@ -1,26 +1,38 @@
 """The sentence of the loop: collect, train, evaluate, score, select, push."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import pandas as pd
 import pyarrow.parquet as pq
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from connectors.store import RoundFolder, flatten, read_json, write_json, write_table
-from flows.ask import check_strategy, push, select, select_first
+from flows.ask import check_strategy, compare_with_half, push, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
 from flows.collect import close, collect, is_ready_to_close, labels_known_to, look
-from flows.config import resolved
-from flows.learn import check_model, gather_labels, measure, start_tracking, track_model, train
+from flows.config import CampaignSettings, resolved
+from flows.learn import (
+    check_model,
+    cross_validate,
+    gather_labels,
+    measure,
+    review_labels,
+    start_tracking,
+    track_model,
+    train,
+)
 from flows.outlook import metrics_of, outlook
 from flows.progress import progress_bar
-from flows.report import round_markdown, write_confusion_matrix
+from flows.report import round_markdown, suspicious_labels, warnings_of, write_confusion_matrix
 from flows.score import list_candidates, score_pool
 from flows.steps import seconds_of, step, task_without_result, timed_task
 from pipeline.labels import digest
@@ -31,6 +43,7 @@ ARTIFACTS = (
     "labelled.parquet",
     "audit.parquet",
     "metrics.json",
+    "suspicious_labels.parquet",
     "confusion_matrix.csv",
     "confusion_matrix.png",
 )
@@ -49,12 +62,14 @@ class RoundOutcome:
             is to be asked for.
         message: for people.
         address: where people label.
+        warnings: what this run found to be wrong with the round's training or its batch.
     """
 
     kind: Literal["asked", "awaiting", "finished"]
     round_number: int
     message: str
     address: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def _run_name() -> str:
@@ -116,7 +131,9 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
         select_first(folder, work)
     else:
         list_candidates(folder, work)
+        cross_validate(folder, work)
         train(folder, work, run_id)
+        review_labels(folder, work)
         measure(folder, work)
         track_model(folder, work, run_id)
         look_ahead(folder, work)
@@ -124,15 +141,17 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
         if query_size > 0:
             score_pool(folder, work)
         select(folder, work, query_size=query_size)
+        compare_with_half(folder, work)
     summarise(folder, work)
     log_summary(folder, work, run_id)
+    warnings = log_warnings(folder)
     push(folder, work)
     publish(folder, work)
     if not is_empty(folder / "batch.parquet"):
-        return asked(folder)
+        return replace(asked(folder), warnings=warnings)
     if not work.outstanding():
         finish(folder, work)
-    return finished(work)
+    return replace(finished(work), warnings=warnings)
 
 
 def finish(folder: RoundFolder, work: OpenCampaign) -> None:
@@ -224,10 +243,22 @@ def summarise(folder: RoundFolder, work: OpenCampaign) -> None:
         write_confusion_matrix(folder, metrics, work.settings.classes)
     if folder.has("outlook.json") and (expected := read_json(folder / "outlook.json")["forecast"]) is not None:
         logged |= {f"forecast_{name}": expected[name] for name in ("gain", "gain_low", "gain_high")}
-    if work.settings.model.pseudo_labels.threshold > 0 and folder.has("training.json"):
-        training = read_json(folder / "training.json")
-        logged |= {name: training[name] for name in ("n_pseudo_labels", "pseudo_label_threshold") if name in training}
+    if folder.has("training.json"):
+        logged |= _told_of_training(read_json(folder / "training.json"), work.settings)
+    if (n_suspicious := suspicious_labels(folder)) is not None:
+        logged["n_suspicious_labels"] = n_suspicious
+    if folder.has("stability.json"):
+        logged |= {name: value for name, value in read_json(folder / "stability.json").items() if value is not None}
     write_json(folder / "summary.json", {"step": n_labels, "metrics": logged})
+
+
+def _told_of_training(training: dict[str, Any], settings: CampaignSettings) -> dict[str, float]:
+    """The numbers of a training that the tracker gets."""
+    names = ("n_pseudo_labels", "pseudo_label_threshold") if settings.model.pseudo_labels.threshold > 0 else ()
+    told = {name: training[name] for name in names if name in training}
+    calibrations = [member.get("calibration") for member in training.get("members", [])]
+    temperatures = [calibration["temperature"] for calibration in calibrations if calibration]
+    return told | ({"temperature": fmean(temperatures)} if temperatures else {})
 
 
 @timed_task
@@ -235,7 +266,22 @@ def log_summary(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
     """Log the summary, the batch and what it was made from; said again after a crash, it leaves one record."""
     summary = read_json(folder / "summary.json")
     artifacts = [folder / name for name in ARTIFACTS if folder.has(name)]
-    work.tracker.log_round(run_id, metrics=summary["metrics"], step=summary["step"], artifacts=artifacts)
+    tags = {}
+    training = read_json(folder / "training.json") if folder.has("training.json") else {}
+    if "phase" in training:  # which older versions did not write
+        findings = ", ".join(finding["name"] for finding in training["findings"]) or "none"
+        preprocessing = json.dumps(training["preprocessing"])
+        tags = {"phase": training["phase"], "findings": findings, "preprocessing": preprocessing}
+    work.tracker.log_round(run_id, metrics=summary["metrics"], step=summary["step"], artifacts=artifacts, tags=tags)
+
+
+@task_without_result
+def log_warnings(folder: RoundFolder) -> tuple[str, ...]:
+    """Say in the log what is wrong with the round, and return it."""
+    warnings = warnings_of(folder)
+    for warning in warnings:
+        get_run_logger().warning(warning)
+    return warnings
 
 
 def publish(folder: RoundFolder, work: OpenCampaign) -> None:

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from connectors.store import RoundFolder, write_atomic, write_table
+from flows.cache import GIGABYTE, features_folder
 from flows.campaign import OpenCampaign
-from flows.config import CampaignSettings
-from flows.learn import CHUNK, class_indices, predict, trained_models
+from flows.config import COMPARES_MEMBERS, CampaignSettings
+from flows.learn import class_indices, trained_models
+from flows.networks import predictions
 from flows.progress import progress_bar
 from flows.steps import step
+from pipeline.features import shrink
+from pipeline.members import first_half
 from pipeline.models import Classifier
 from pipeline.randomness import derive_seed
 from pipeline.scoring import score_columns
@@ -44,10 +48,11 @@ def score_pool(folder: RoundFolder, work: OpenCampaign) -> None:
         for shard, start in enumerate(range(0, len(candidates), SHARD)):
             rows = candidates.iloc[start : start + SHARD]
 
-            def count(done: int, start: int = start) -> None:
+            def count(done: int, _total: int, start: int = start) -> None:
                 advance(start + done, len(candidates))
 
             score_shard(folder, work, models, rows, shard=shard, count=count)
+    shrink(features_folder(), int(work.settings.feature_cache_gb * GIGABYTE))
 
 
 @step("scores/part-{shard:05d}.parquet")
@@ -58,30 +63,28 @@ def score_shard(
     rows: pd.DataFrame,
     *,
     shard: int,
-    count: Callable[[int], None],
+    count: Callable[[int, int], None],
 ) -> None:
     """Write score, guess and embedding of the candidates of one shard, given as item_id and uri."""
-    mc_dropout = work.settings.members.mc_dropout
-    seed = _dropout_seed(folder, work)
-    parts = []
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows.iloc[start : start + CHUNK]
-        decisions, embeddings = predict(models, chunk["uri"].tolist(), work, mc_dropout=mc_dropout, seed=seed)
-        parts.append(_score_chunk(chunk, decisions, embeddings, work))
-        count(start + len(chunk))
+    settings = work.settings
+    seed = _draws_seed(folder, work)
+    parts, start = [], 0
+    for decisions, embeddings in predictions(models, rows, settings.model, settings.members, seed=seed, advance=count):
+        chunk = rows.iloc[start : start + len(decisions)]
+        parts.append(_score_chunk(chunk, decisions, embeddings, settings))
+        start += len(chunk)
     table = pa.concat_tables(parts)
     write_atomic(folder / "scores" / f"part-{shard:05d}.parquet", lambda path: pq.write_table(table, path))
 
 
-def _score_chunk(chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, work: OpenCampaign) -> pa.Table:
-    several = decisions.shape[2] > 1
-    parts = ["aleatoric", "epistemic"] if several else []
-    scores = score_columns(decisions, {work.settings.acquisition, "entropy", *parts}, reduce="mean")
+def _score_chunk(chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, settings: CampaignSettings) -> pa.Table:
+    parts = ["aleatoric", "epistemic"] if decisions.shape[2] > 1 else []
+    scores = score_columns(decisions, {settings.acquisition, "entropy", *parts}, reduce="mean")
     top = decisions[:, 0].mean(dim=1).topk(2)
-    classes = np.array(work.settings.classes)
+    classes = np.array(settings.classes)
     columns = {
         "item_id": chunk["item_id"].to_numpy(),
-        "score": scores[work.settings.acquisition].numpy(),
+        "score": scores[settings.acquisition].numpy(),
         "entropy": scores["entropy"].numpy(),
         **{name: scores[name].numpy() for name in parts},
         "guess": classes[top.indices[:, 0].numpy()],
@@ -89,7 +92,20 @@ def _score_chunk(chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, wor
         "runner_up": classes[top.indices[:, 1].numpy()],
         "embedding": _as_lists(embeddings.half()),
     }
-    return pa.table(columns | ({"probs": _as_lists(decisions[:, 0])} if "probs" in columns_read(work.settings) else {}))
+    if "probs" in columns_read(settings):
+        columns["probs"] = _as_lists(_members_read(decisions, settings))
+    if settings.members.n_half > 1:
+        half = first_half(decisions, settings.members.ensemble)
+        columns["score_half"] = score_columns(half, {settings.acquisition}, reduce="mean")[settings.acquisition].numpy()
+        if "probs" in columns:
+            columns["probs_half"] = _as_lists(_members_read(half, settings))
+    return pa.table(columns)
+
+
+def _members_read(decisions: Tensor, settings: CampaignSettings) -> Tensor:
+    """What the strategy reads of `(n, 1, K, C)`: all members `(n, K, C)` where it compares them, else their mean."""
+    probs = decisions[:, 0]
+    return probs if settings.strategy in COMPARES_MEMBERS else probs.mean(dim=1, keepdim=True)
 
 
 @step("labelled_embeddings.parquet")
@@ -97,17 +113,13 @@ def embed_labelled(folder: RoundFolder, work: OpenCampaign, models: Sequence[Cla
     """Write the embeddings of the images that already have a label, and what the members say of them if it is read."""
     labelled = work.located(pd.read_parquet(folder / "labelled.parquet"))
     with_probs = "labelled_probs" in columns_read(work.settings)
-    mc_dropout = work.settings.members.mc_dropout if with_probs else 0
-    seed = _dropout_seed(folder, work)
-    parts = []
-    for start in range(0, len(labelled), CHUNK):
-        chunk = labelled.iloc[start : start + CHUNK]
-        decisions, embeddings = predict(
-            models if with_probs else models[:1], chunk["uri"].tolist(), work, mc_dropout=mc_dropout, seed=seed
-        )
-        columns = {"item_id": chunk["item_id"].to_numpy(), "embedding": _as_lists(embeddings.half())}
-        parts.append(pa.table(columns | ({"probs": _as_lists(decisions[:, 0])} if with_probs else {})))
-    table = pa.concat_tables(parts)
+    settings = work.settings
+    models, members = (models, settings.members) if with_probs else (models[:1], None)
+    found = predictions(models, labelled, settings.model, members, seed=_draws_seed(folder, work))
+    parts = [(_members_read(decisions, settings), embeddings.half()) for decisions, embeddings in found]
+    probs, embeddings = (torch.cat(part) for part in zip(*parts, strict=True))
+    columns = {"item_id": labelled["item_id"].to_numpy(), "embedding": _as_lists(embeddings)}
+    table = pa.table(columns | ({"probs": _as_lists(probs)} if with_probs else {}))
     write_atomic(folder / "labelled_embeddings.parquet", lambda path: pq.write_table(table, path))
 
 
@@ -117,7 +129,7 @@ def columns_read(settings: CampaignSettings) -> frozenset[str]:
     return frozenset({*columns_of(settings.strategy), *balancing})
 
 
-def _dropout_seed(folder: RoundFolder, work: OpenCampaign) -> int:
+def _draws_seed(folder: RoundFolder, work: OpenCampaign) -> int:
     return derive_seed(work.settings.seed, folder.number, "mc_dropout")
 
 
@@ -132,11 +144,16 @@ def _read_lists(column: pa.ChunkedArray) -> Tensor:
     return torch.from_numpy(values.values.to_numpy(zero_copy_only=False).reshape(len(values), -1).copy())
 
 
-def read_candidates(folder: RoundFolder, settings: CampaignSettings) -> Candidates:
-    """The scored candidates, with those columns that choosing a batch reads."""
+def read_candidates(folder: RoundFolder, settings: CampaignSettings, *, half: bool = False) -> Candidates:
+    """The scored candidates, with those columns that choosing a batch reads.
+
+    Args:
+        half: as the first half of each network's draws has them.
+    """
     columns = columns_read(settings)
-    stored = {"embeddings": "embedding", "probs": "probs", "guesses": "guess"}
-    needed = ["item_id", "score", *(name for column, name in stored.items() if column in columns)]
+    score, probs = ("score_half", "probs_half") if half else ("score", "probs")
+    stored = {"embeddings": "embedding", "probs": probs, "guesses": "guess"}
+    needed = ["item_id", score, *(name for column, name in stored.items() if column in columns)]
     table = pa.concat_tables([pq.read_table(path, columns=needed) for path in _score_files(folder)])
     n_classes = len(settings.classes)
 
@@ -145,7 +162,7 @@ def read_candidates(folder: RoundFolder, settings: CampaignSettings) -> Candidat
 
     readers: dict[str, Callable[[], Tensor]] = {
         "embeddings": lambda: _read_lists(table["embedding"]),
-        "probs": lambda: _by_member(_read_lists(table["probs"]), n_classes),
+        "probs": lambda: _by_member(_read_lists(table[probs]), n_classes),
         "guesses": lambda: class_indices(table["guess"].to_pylist(), settings.classes),
         "labelled_embeddings": lambda: of_labelled("embedding"),
         "labelled_probs": lambda: _by_member(of_labelled("probs"), n_classes),
@@ -155,13 +172,18 @@ def read_candidates(folder: RoundFolder, settings: CampaignSettings) -> Candidat
     }
     return Candidates(
         ids=np.array(table["item_id"].to_pylist(), dtype=np.str_),
-        scores=torch.from_numpy(table["score"].to_numpy().copy()),
+        scores=torch.from_numpy(table[score].to_numpy().copy()),
         **{name: read() for name, read in readers.items() if name in columns},
     )
 
 
 def _by_member(rows: Tensor, n_classes: int) -> Tensor:
     return rows.reshape(len(rows), -1, n_classes)
+
+
+def has_half(folder: RoundFolder) -> bool:
+    """Whether there are scores by half of each network's draws."""
+    return all("score_half" in pq.read_schema(path).names for path in _score_files(folder))
 
 
 def _score_files(folder: RoundFolder) -> list[Path]:

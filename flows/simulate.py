@@ -50,7 +50,7 @@ from flows.replay_input import ReplayError, count_classes, digest_of, read_campa
 from flows.replay_runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, ReplaySettings, run_jobs
 from pipeline.acquisition import NEEDS_MEMBERS
 from pipeline.members import stochastic_layers
-from pipeline.models import MODELS, ModelError, check_model_name
+from pipeline.models import ModelError, check_model_name
 from pipeline.pool import load_images
 from pipeline.replay import CONTROL, DEFAULT_ACQUISITION, parse_arm, summarise
 from pipeline.training import choose_device
@@ -61,8 +61,9 @@ if TYPE_CHECKING:
 PIXELS, FEATURES = "pixels", "features"
 TEST_SHARE = 0.25
 """Of the images, to test on, where nobody says how many."""
-SMALL_SIDE, NETWORK_SIDE = 28, 224
-"""Side of the images in pixels, for the pixels themselves and small networks, and for torchvision's."""
+SMALL_SIDE = 28
+"""Side of the images in pixels where the pixels themselves are the features."""
+L2 = 0.1
 GREY = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})
 """Pillow's modes of images without colour."""
 MAY_CHANGE = frozenset({"arms", "seeds", "rounds"})
@@ -90,7 +91,7 @@ class Options:
     image_size: int | None = None
     members: int | None = None
     mc_dropout: int | None = None
-    l2: float = 0.1
+    l2: float | None = None
     sub_pool: int | None = None
     workers: int | None = None
     mlflow: str | None = None
@@ -228,7 +229,7 @@ def _resolve(
         test_size=_test_size(options.test_size, rows),
         classes=classes,
         **_model(options, campaign, rows),
-        l2=options.l2,
+        l2=L2 if options.l2 is None else options.l2,
         sub_pool=options.sub_pool or (campaign.sub_pool if campaign else None),
         campaign_arm=_campaign_arm(campaign) if campaign else None,
         caveat=caveat,
@@ -240,6 +241,8 @@ def _resolve(
             f"{len(rows):,} labelled images are too few: start {start:,} + {options.rounds} rounds x {query_size:,} + "
             f"{settings.test_size:,} to test on = {wanted:,}; lower --rounds, --query-size, --start or --test-size"
         )
+    if options.l2 is not None and not settings.is_linear:
+        raise ReplayError(f"--l2 is of a linear head, and {settings.model} is trained as a whole: leave it out")
     if settings.is_linear and options.members and options.members > 1:
         raise ReplayError("--members are networks, and a linear head is one model: use --mc-dropout")
     _check_members(settings)
@@ -255,7 +258,7 @@ def _check_numbers(options: Options) -> None:
             raise ReplayError(f"{option} must be at least {least}, got {value}")
         if value is not None and most is not None and value > most:
             raise ReplayError(f"{option} must be at most {most:,}, got {value}")
-    if not 0 < options.l2 < math.inf:
+    if options.l2 is not None and not 0 < options.l2 < math.inf:
         raise ReplayError(f"--l2 must be above 0 and finite, got {options.l2:g}")
 
 
@@ -301,31 +304,29 @@ def _model(options: Options, campaign: CampaignSettings | None, rows: pd.DataFra
                 raise ReplayError(f"--features are what a model reads already: leave --{name.replace('_', '-')} out")
         return {"model": FEATURES, "image_size": None, "channels": None, "network": None, "members": members}
     if options.model is None and campaign is not None:
-        changes: dict[str, Any] = {"weights": options.weights, "freeze": True} if options.weights else {}
+        changes: dict[str, Any] = {"weights": options.weights, "train": "head"} if options.weights else {}
         changes |= {"image_size": options.image_size} if options.image_size else {}
         network = _network(campaign.model.model_dump() | changes)
-        members = MemberSettings(
-            ensemble=options.members or campaign.members.ensemble,
-            mc_dropout=campaign.members.mc_dropout if options.mc_dropout is None else options.mc_dropout,
-        )
+        asked = {"ensemble": options.members, "mc_dropout": options.mc_dropout}
+        members = campaign.members.model_copy(update={name: n for name, n in asked.items() if n is not None})
     else:
         name = options.model or PIXELS
-        side = options.image_size or (SMALL_SIDE if name == PIXELS or name in MODELS else NETWORK_SIDE)
         channels = 1 if _is_grey(rows["uri"].tolist()) else 3
         if name == PIXELS:
             if options.weights:
                 raise ReplayError("--weights are for a network: name it too, for example --model torchvision:resnet18")
+            side = options.image_size or SMALL_SIDE
             return {"model": PIXELS, "image_size": side, "channels": channels, "network": None, "members": members}
         check_model_name(name)
         network = _network(
             {
                 "name": name,
-                "image_size": side,
                 "channels": channels,
                 "weights": options.weights,
-                "freeze": options.weights is not None,
+                "train": "head" if options.weights else "auto",
                 "augmentation": "none",
             }
+            | ({"image_size": options.image_size} if options.image_size else {})
         )
     _check_network(network, members)
     return {
@@ -363,7 +364,7 @@ def _is_grey(uris: Sequence[str]) -> bool:
 def _check_network(network: ModelSettings, members: MemberSettings) -> None:
     choose_device(network.device)
     model = new_model(network, n_classes=2, seed=0)
-    if members.mc_dropout and not stochastic_layers(model) and not network.freeze:
+    if members.mc_dropout and not stochastic_layers(model) and network.train != "head":
         raise ModelError(f"--mc-dropout needs dropout, and {network.name} has none")
 
 
@@ -382,7 +383,8 @@ def _claim(folder: Path, settings: ReplaySettings) -> None:
     """Write the settings, or refuse those that would mix two replays in one folder; an empty one takes any."""
     path, wanted = folder / "replay.json", settings.model_dump(mode="json")
     if path.exists() and any(any(folder.glob(computed)) for computed in ("*.npy", "runs/*")):
-        before, after = flatten(read_json(path)), flatten(wanted)
+        members = {"members": MemberSettings().model_dump(mode="json")}  # of which older versions knew fewer
+        before, after = flatten(members) | flatten(read_json(path)), flatten(wanted)
         changed = sorted(
             key for key in (before.keys() | after.keys()) - MAY_CHANGE if before.get(key) != after.get(key)
         )

@@ -9,6 +9,8 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import httpx
 import mlflow
@@ -19,8 +21,9 @@ from mlflow import MlflowClient
 
 import connectors.mlflow
 from connectors.mlflow import MLflowTracker
+from connectors.mlflow_model import load_ensemble
 from connectors.tracking import MemberHistory, TrackerError, TrackerUnavailable
-from pipeline.models import build_model, save_weights
+from pipeline.models import build_model, save_trunk, save_weights, with_new_head
 
 CHECKOUT = Path(connectors.mlflow.__file__).parents[1]
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -407,6 +410,53 @@ def test_a_model_loads_in_a_fresh_process_without_the_checkout_and_without_a_gpu
         wanted = torch.stack([build(seed)(images).softmax(dim=-1) for seed in (0, 1)]).mean(dim=0)
     for probs in json.loads(loaded.stdout.splitlines()[-1]):
         torch.testing.assert_close(torch.tensor(probs), wanted)
+
+
+def test_members_of_one_trunk_keep_it_once_and_say_what_they_said(sqlite_uri, campaign, tmp_path):
+    body = build(0)
+    heads = [with_new_head(body, seed=seed) for seed in (1, 2)]
+    heads[1].temperature.fill_(3.0)
+    save_trunk(body, tmp_path / "trunk.pt")
+    weights = [tmp_path / f"member-{number}.pt" for number in range(2)]
+    for head, path in zip(heads, weights, strict=True):
+        save_weights(head, path, with_trunk=False)
+    (tmp_path / "model.json").write_text(json.dumps(DESCRIPTION))
+    tracker = MLflowTracker(uri=sqlite_uri, campaign=campaign)
+    run_id = tracker.start_round(1, params={})
+    description = tmp_path / "model.json"
+    model = tracker.log_model(run_id, weights=weights, trunk=tmp_path / "trunk.pt", description=description)
+    [trunk] = stored_model(sqlite_uri, model).rglob("trunk.pt")
+    names = {path.name for path in trunk.parent.iterdir()}
+    assert names == {"description.json", "trunk.pt", "member-000.pt", "member-001.pt"}
+    images = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    said = load_ensemble(trunk.parent, device="cpu").predict(images.numpy())
+    with torch.inference_mode():
+        wanted = torch.stack([head.eval()(images).softmax(dim=-1) for head in heads]).mean(dim=0)
+    torch.testing.assert_close(torch.from_numpy(said), wanted)
+
+
+@pytest.mark.parametrize(("name", "needs_timm"), [("small_cnn", False), ("timm:resnet18", True)])
+def test_model_that_is_built_by_timm_says_so(sqlite_uri, campaign, files, tmp_path, name, needs_timm):
+    description = tmp_path / "model.json"
+    description.write_text(json.dumps(DESCRIPTION | {"name": name}))
+    tracker = MLflowTracker(uri=sqlite_uri, campaign=campaign)
+    run_id = tracker.start_round(1, params={})
+    model = tracker.log_model(run_id, weights=sorted(files.glob("member-*.pt")), description=description)
+    assert ("timm==" in (stored_model(sqlite_uri, model) / "requirements.txt").read_text()) == needs_timm
+
+
+def stored_model(uri, model):
+    """The folder that MLflow keeps a model of an SQLite file in."""
+    address = MlflowClient(uri, uri).get_model_version_download_uri(*model.model_uri.split("/")[1:])
+    return Path(url2pathname(urlsplit(address).path))
+
+
+def test_tags_of_a_round_are_logged_with_its_numbers(uri, campaign):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    run_id = tracker.start_round(1, params={})
+    for phase in ("head", "all"):
+        tracker.log_round(run_id, metrics={}, step=10, artifacts=[], tags={"phase": phase})
+    assert runs_of(uri, campaign)["round 1"].data.tags["phase"] == "all"
 
 
 def test_campaigns_in_threads_keep_apart_and_leave_no_global_state(mlflow_uri, campaign, files):

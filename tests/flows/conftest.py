@@ -29,16 +29,16 @@ query_size = 5
 {extra}
 
 [model]
-name = "small_cnn"
 image_size = 12
 channels = 1
-augmentation = "none"
-max_epochs = 2
 {model}
 
 [members]
-ensemble = 2
+{members}
 """
+PLAIN = 'name = "small_cnn"\naugmentation = "none"\nmax_epochs = 2\n'
+TINY = 'name = "tests.flows.tiny:tiny_network"\nweights = "factory"\naugmentation = "none"\n'
+"""Pretrained, as far as anybody can see."""
 
 
 class Untracked:
@@ -55,6 +55,11 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +82,19 @@ def striped_images(tmp_path_factory) -> Path:
 def make_work(striped_images, tmp_path):
     """Open a campaign with more lines in its file."""
 
-    def make(extra: str = "", *, model: str = "", name: str = "campaign") -> OpenCampaign:
+    def make(
+        extra: str = "",
+        *,
+        network: str = PLAIN,
+        model: str = "",
+        members: str = "",
+        ensemble: int = 2,
+        name: str = "campaign",
+    ) -> OpenCampaign:
         file = striped_images / "campaign.toml"
-        file.write_text(TEMPLATE.format(folder=tmp_path / name, extra=extra, model=model))
+        members = f"ensemble = {ensemble}\n{members}"
+        text = TEMPLATE.format(folder=tmp_path / name, extra=extra, model=network + model, members=members)
+        file.write_text(text)
         settings = load_settings(file)
         work = OpenCampaign(settings, Campaign(settings.folder))
         work.__dict__["tracker"] = Untracked()

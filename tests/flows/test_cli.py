@@ -110,7 +110,7 @@ def test_down_says_when_nothing_runs(command):
     assert command("down") == (0, "Nothing of ours is running.\n")
 
 
-@pytest.mark.parametrize("name", ["init", "up", "down", "run", "serve", "status", "demo"])
+@pytest.mark.parametrize("name", ["init", "up", "down", "run", "serve", "status", "cache", "demo"])
 def test_every_command_explains_itself(command, name):
     exit_code, output = command(name, "--help")
     assert exit_code == 0

@@ -110,7 +110,33 @@ def test_missing_file_says_how_to_get_one(tmp_path):
         (("ensemble = 3", 'ensemble = 3\n[model]\nname = "torchvision:resnet81"'), 10, "resnet18"),
         (("ensemble = 3", 'ensemble = 3\n[model]\naugmentation = "digts"'), 10, "did you mean 'digits'"),
         (("ensemble = 3", "ensemble = 3\n[model]\nchannels = 2"), 10, "channels: Input should be 1 or 3"),
-        (("ensemble = 3", "ensemble = 3\n[model]\nfreeze = true"), 9, "freeze = true keeps random weights"),
+        (("ensemble = 3", "ensemble = 3\n[model]\nfreeze = true"), 10, 'write train = "head" for freeze = true'),
+        (("ensemble = 3", 'ensemble = 3\n[model]\ntrain = "head"'), 9, 'train = "head" keeps random weights for ever'),
+        (
+            ("ensemble = 3", 'ensemble = 3\n[model]\ntrain = "head"\nweights = "DEFAULT"\nstart = "scratch"'),
+            9,
+            'train = "head" keeps random weights for ever',
+        ),
+        (
+            ("ensemble = 3", "ensemble = 3\n[model]\nlast_stage_from = 60"),
+            9,
+            "last_stage_from = 60 must not be above all_from = 50",
+        ),
+        (("ensemble = 3", "ensemble = 3\n[model]\nimage_size = 4"), 10, "image_size: Input should be greater"),
+        (
+            ("ensemble = 3", 'ensemble = 3\nviews = 2\n[model]\naugmentation = "none"'),
+            None,
+            "views are augmented images, and augmentation is none",
+        ),
+        (
+            (
+                "audit_size = 20",
+                'audit_size = 20\nbalance_classes = true\nstrategy = "weighted_k_center"\n'
+                "strategy_options = { max_class_share = 0.5 }",
+            ),
+            None,
+            "take max_class_share away",
+        ),
         (("ensemble = 3", 'ensemble = 3\n[mlflow]\nuri = "./mlruns"'), 10, "uri: "),
         (("ensemble = 3", 'ensemble = 3\n[label_studio]\nurl = "example.org"'), 10, "url: "),
         (("audit_size = 20", 'audit_size = 20\nfolder = "s3://bucket/campaign"'), 6, "must be on a disk"),
@@ -130,6 +156,31 @@ def test_wrong_setting_fails_with_its_line_and_what_is_allowed(campaign, change,
         load_settings(path)
     assert message in str(caught.value)
     assert (f"{path}, line {line}: " if line else str(path)) in str(caught.value)
+
+
+def test_network_that_nobody_knows_is_told_without_a_word_on_its_size(campaign):
+    with pytest.raises(ConfigError, match="near: ") as caught:
+        load_settings(campaign(GOOD + '[model]\nname = "torchvision:resnet81"\n'))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "size"),
+    [
+        ("", 224),
+        ('name = "small_cnn"', 28),
+        ('name = "small_cnn"\nimage_size = 40', 40),
+        ('name = "torchvision:efficientnet_b3"\nweights = "IMAGENET1K_V1"', 300),
+    ],
+)
+def test_size_of_the_images_is_that_of_the_weights_if_nobody_says_another(campaign, lines, size):
+    assert load_settings(campaign(f"{GOOD}[model]\n{lines}\n")).model.image_size == size
+
+
+def test_members_are_the_product_of_all_that_is_on(campaign):
+    lines = "ensemble = 3\nswag = 2\nviews = 5\nlaplace = 7\nmc_dropout = 11"
+    members = load_settings(campaign(GOOD.replace("ensemble = 3", lines))).members
+    assert (members.n_networks, members.n_members) == (6, 3 * 2 * 5 * 7 * 11)
 
 
 def test_login_in_an_address_is_refused_and_not_repeated(campaign):
@@ -206,6 +257,63 @@ def test_campaign_that_began_with_another_default_is_told_what_to_set(campaign, 
     assert "in its file" not in str(caught.value), "somebody chose the other strategy"
     path.write_text(explicit)
     assert open_campaign(path).settings.strategy == "power"
+
+
+TRAINING = ("train", "last_stage_from", "all_from", "body_rate", "start", "head", "label_smoothing", "schedule")
+
+
+def begun_before_phases(campaign, tmp_path, text, *, freeze=False):
+    """A campaign of the version that trained everything, or the last layers only, at one constant learning rate."""
+    path = campaign(text)
+    settings = load_settings(path)
+    written = resolved(settings)
+    written["model"] = {key: value for key, value in written["model"].items() if key not in TRAINING}
+    written["model"]["freeze"] = freeze
+    written["members"] = {key: written["members"][key] for key in ("ensemble", "mc_dropout")}
+    write_json(settings.folder / "campaign.json", written)
+    write_table(Campaign(settings.folder).pool, pd.DataFrame({"item_id": []}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("weights", "freeze", "wanted"),
+    [
+        (None, False, ['schedule = "constant" (in [model])']),
+        ("DEFAULT", True, ['schedule = "constant" (in [model])', 'train = "head" (in [model])']),
+        (
+            "DEFAULT",
+            False,
+            [
+                'schedule = "constant" (in [model])',
+                'train = "all" (in [model])',
+                "body_rate = 1.0 (in [model])",
+            ],
+        ),
+    ],
+)
+def test_campaign_that_began_before_phases_is_told_how_to_go_on_as_it_began(
+    campaign, tmp_path, monkeypatch, weights, freeze, wanted
+):
+    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
+    text = f"{GOOD}[model]\n" + (f'weights = "{weights}"\n' if weights else "")
+    path = begun_before_phases(campaign, tmp_path, text, freeze=freeze)
+    with pytest.raises(CampaignChanged) as caught:
+        open_campaign(path)
+    assert f"to go on, set {', '.join(wanted)} in its file." in str(caught.value)
+    lines = [line.removesuffix(" (in [model])") for line in wanted]
+    path.write_text(text + "\n".join(lines) + "\n")
+    settings = open_campaign(path).settings
+    assert settings.model.schedule == "constant"
+    path.write_text(text + "\n".join([*lines, "dropout = 0.25"]) + "\n")
+    with pytest.raises(CampaignChanged, match=r"dropout: 0\.5 -> 0\.25"):
+        open_campaign(path)
+
+
+def test_size_of_the_cache_may_change(campaign, tmp_path):
+    folder = Campaign(tmp_path / "campaign")
+    for gigabytes in (20.0, 1.0):
+        text = GOOD.replace("\n\n", f"\nfeature_cache_gb = {gigabytes}\n\n")
+        folder.claim(resolved(load_settings(campaign(text))), may_change=MAY_CHANGE)
 
 
 def test_stopping_rules_may_be_raised(campaign, tmp_path):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from flows.ask import select
-from flows.learn import predict, train
-from flows.networks import new_model
+from flows.learn import train
+from flows.networks import new_model, predictions
 from flows.score import embed_labelled, read_candidates, read_scores_of, score_shard
 from pipeline.acquisition import ACQUISITIONS, score_all
 from pipeline.models import Classifier
@@ -25,13 +25,14 @@ def score(work, models, *, number=1):
     embed_labelled.fn(folder, work, models)
     candidates = pd.read_parquet(folder / "candidates.parquet")
     for shard, rows in enumerate((candidates.iloc[:20], candidates.iloc[20:])):
-        score_shard.fn(folder, work, models, rows, shard=shard, count=lambda _done: None)
+        score_shard.fn(folder, work, models, rows, shard=shard, count=lambda _done, _total: None)
     return folder
 
 
 def expected(work, models, table):
     """What the members say of the images of a table, computed at once."""
-    return predict(models, work.located(table)["uri"].tolist(), work, mc_dropout=0)
+    parts = list(predictions(models, work.located(table), work.settings.model))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def test_scores_and_both_parts_of_the_doubt_are_those_of_the_members(make_work, models):
@@ -82,11 +83,11 @@ def test_strategy_gets_every_column_that_it_reads(make_work, models, monkeypatch
     labelled = pd.read_parquet(folder / "labelled.parquet")
     decisions, embeddings = expected(work, models, pd.read_parquet(folder / "candidates.parquet"))
     of_labelled, embedded = expected(work, models, labelled)
-    assert torch.allclose(read.probs, decisions[:, 0], atol=1e-6)
+    assert torch.allclose(read.probs[:, 0], decisions[:, 0].mean(dim=1), atol=1e-6), "none compares the members"
     assert torch.equal(read.guesses, decisions[:, 0].mean(dim=1).argmax(dim=1))
     assert torch.allclose(read.embeddings.float(), embeddings, atol=1e-2)
     assert torch.allclose(read.labelled_embeddings.float(), embedded, atol=1e-2)
-    assert torch.allclose(read.labelled_probs, of_labelled[:, 0], atol=1e-6)
+    assert torch.allclose(read.labelled_probs[:, 0], of_labelled[:, 0].mean(dim=1), atol=1e-6)
     assert [CLASSES[target] for target in read.labelled_targets] == labelled["label"].tolist()
 
 

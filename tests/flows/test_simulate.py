@@ -28,7 +28,7 @@ from flows.cli import app
 from flows.config import load_settings
 from flows.replay_input import ReplayError, read_labels
 from flows.replay_report import report_page, summary_table
-from flows.replay_runs import Replay
+from flows.replay_runs import Replay, _train_networks
 from flows.simulate import Options, _claim, _resolve, command_of, simulate
 from pipeline.acquisition import ACQUISITIONS
 from pipeline.labels import answers_to_table
@@ -347,6 +347,45 @@ def test_frozen_network_gives_the_features(digits, tmp_path):
     )
     simulate(options)
     assert np.load(options.out / "features.npy").shape == (60, 512)
+
+
+@pytest.mark.parametrize("members", ["mc_dropout = 3", "swag = 2\nlaplace = 2"])
+def test_heads_of_a_pretrained_network_are_members_too(digits, tmp_path, members):
+    pd.read_csv(digits / "labels.csv", dtype=str).iloc[:60].to_csv(tmp_path / "few.csv", index=False)
+    (tmp_path / "campaign.toml").write_text(
+        f'name = "digits"\npool = "images"\nclasses = {[str(n) for n in range(10)]}\nbudget = 100\naudit_size = 20\n'
+        '[model]\nname = "tests.flows.tiny:tiny_network"\nweights = "factory"\nimage_size = 8\nchannels = 1\n'
+        f"max_epochs = 2\n[members]\nensemble = 2\n{members}\n"
+    )
+    options = Options(
+        out=tmp_path / "out",
+        campaign=tmp_path / "campaign.toml",
+        images=digits / "images",
+        labels=tmp_path / "few.csv",
+        strategies="bald",
+        seeds=1,
+        query_size=5,
+        rounds=2,
+        start=10,
+        workers=1,
+    )
+    with pytest.raises(ReplayError, match=r"--l2 is of a linear head, and tests\.flows\.tiny:tiny_network is trained"):
+        simulate(replace(options, l2=0.1))
+    summary = simulate(options)
+    assert summary["settings"]["network"]["train"] == "auto", "and that is the head, with a label for each class"
+    models = _train_networks(Replay(options.out), torch.arange(20), seed=0, round_number=0)
+    assert len(models) == (2 if "mc" in members else 4)
+    assert all(model.trunk is models[0].trunk for model in models)
+    assert len({float(model.tail[1].weight.detach()[0, 0]) for model in models}) == len(models)
+
+
+def test_replay_of_an_older_version_goes_on(digits, replayed, tmp_path):
+    shutil.copytree(replayed, tmp_path / "older")
+    settings = json.loads((replayed / "replay.json").read_text())
+    settings["members"] = {name: settings["members"][name] for name in ("ensemble", "mc_dropout")}
+    (tmp_path / "older" / "replay.json").write_text(json.dumps(settings))
+    simulate(options_of(digits, tmp_path / "older"))
+    assert same(tmp_path / "older", replayed)
 
 
 def begin_campaign(digits, folder, *, splits):

@@ -1,0 +1,67 @@
+"""The features of frozen networks, kept between rounds and campaigns: where they are and what they take."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor
+
+from flows.config import ModelSettings
+from flows.home import home
+from pipeline.features import FeatureCache, cached_features, feature_key, usage
+from pipeline.models import Classifier
+
+GIGABYTE = 1e9
+
+
+def features_folder() -> Path:
+    """Where the features are: beside the local servers, for all campaigns that run from here."""
+    return home() / "features"
+
+
+def features_of(
+    body: Classifier,
+    items: pd.DataFrame,
+    settings: ModelSettings,
+    *,
+    advance: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """What a network's frozen trunk makes of images, `(n, ...)` in float16; only what is new is computed.
+
+    Args:
+        body: on the device that computes.
+        items: item_id and uri.
+        advance: called with (done, total) images.
+    """
+    return cached_features(
+        _opened(features_folder(), feature_key(body, image_size=settings.image_size)),
+        body,
+        items["item_id"].tolist(),
+        items["uri"].tolist(),
+        image_size=settings.image_size,
+        channels=settings.channels,
+        device=body.mean.device,
+        advance=advance,
+    )
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path, key: str) -> FeatureCache:
+    """The cache, opened once for all shards of a pool: a million ids take their time."""
+    return FeatureCache(folder, key)
+
+
+def cache_table(folder: Path) -> Table:
+    """A row for each network whose features are kept: images, size, when they were last used."""
+    kept = usage(folder)
+    total = sum(one.n_bytes for one in kept) / GIGABYTE
+    table = Table(title=str(folder), caption=f"{total:.3f} GB in all", box=SIMPLE_HEAD)
+    for name, justify in (("network", "left"), ("images", "right"), ("GB", "right"), ("last used", "left")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for one in sorted(kept, key=lambda one: one.last_used, reverse=True):
+        used = f"{one.last_used.astimezone():%Y-%m-%d %H:%M}"
+        table.add_row(one.key, f"{one.n_items:,}", f"{one.n_bytes / GIGABYTE:.3f}", used)
+    return table

@@ -1,0 +1,407 @@
+"""Rounds that train heads on a frozen trunk, from its cached features; and members that are drawn."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from connectors.store import read_json, write_json
+from flows import networks
+from flows.ask import compare_with_half, select, select_from
+from flows.cache import _opened, features_folder, features_of
+from flows.cli import app
+from flows.learn import (
+    at_temperature_one,
+    check_model,
+    class_indices,
+    cross_validate,
+    frozen_trunk,
+    measure,
+    member_weights,
+    review_labels,
+    train,
+    trained_models,
+)
+from flows.networks import frozen_body, new_model, phase_of, predictions
+from flows.report import campaign_status, round_markdown, warnings_of
+from flows.round import summarise
+from flows.score import embed_labelled, read_candidates, score_shard
+from pipeline.acquisition import ACQUISITIONS
+from pipeline.calibration import calibrate
+from pipeline.evaluation import negative_log_likelihood
+from pipeline.features import FeatureCache, feature_key
+from pipeline.members import first_half, predict_members
+from pipeline.models import ModelError
+from pipeline.pool import load_images
+from pipeline.randomness import derive_seed
+from pipeline.tasks import classification
+from tests.flows.conftest import CLASSES, TINY, ready_round
+
+EVERYTHING = "last_stage_from = 1\nall_from = 8\nmax_epochs = 2\n"
+"""Eight labels for each class train all of the network."""
+
+
+def trained_round(work, number=1, *, relabel=None):
+    """A round whose members are trained; `relabel` changes the labels that they learn from."""
+    folder = ready_round(work, number)
+    if relabel is not None:
+        labelled = pd.read_parquet(folder / "labelled.parquet")
+        labelled.assign(label=relabel(labelled["label"])).to_parquet(folder / "labelled.parquet", index=False)
+    cross_validate.fn(folder, work)
+    train.fn(folder, work, "run")
+    review_labels.fn(folder, work)
+    return folder
+
+
+def scored_round(work):
+    folder = trained_round(work)
+    models = trained_models(folder, work)
+    embed_labelled.fn(folder, work, models)
+    rows = work.located(pd.read_parquet(folder / "candidates.parquet"))
+    score_shard.fn(folder, work, models, rows, shard=0, count=lambda _done, _total: None)
+    return folder
+
+
+def images_of(work, table):
+    return load_images(work.located(table)["uri"].tolist(), size=12, channels=1)
+
+
+def label_audit(folder):
+    """Six candidates whose class is known by their name become the audit set; returns it."""
+    audit = pd.read_parquet(folder / "candidates.parquet").head(6)
+    places = audit["uri"].str[-6:-4].astype(int) % 3
+    audit = audit.assign(label=np.array(CLASSES)[places])
+    audit.to_parquet(folder / "audit.parquet", index=False)
+    return audit
+
+
+def mean_probs(models, images):
+    return predict_members(models, images, task=classification, seed=0)[0][:, 0].mean(dim=1)
+
+
+def test_few_labels_train_heads_on_one_trunk_that_is_written_once(make_work):
+    work = make_work(network=TINY)
+    folder = trained_round(work)
+    record = read_json(folder / "training.json")
+    assert record["phase"] == "head", "there are 8 labels for each class"
+    assert record["preprocessing"]["image_size"] == 12
+    files = {path.name for path in (folder / "members").iterdir()}
+    assert files == {"trunk.pt", "member-0.pt", "member-0.json", "member-1.pt", "member-1.json"}
+    states = [torch.load(path, weights_only=True) for path in member_weights(folder)]
+    assert not any(name.startswith("trunk.") for state in states for name in state)
+    assert not torch.equal(states[0]["tail.1.weight"], states[1]["tail.1.weight"])
+    models = trained_models(folder, work)
+    assert models[0].trunk is models[1].trunk
+    pretrained = frozen_body(work.settings.model, n_classes=3).trunk.state_dict()
+    assert all(torch.equal(values, pretrained[name]) for name, values in models[0].trunk.state_dict().items())
+
+
+def test_heads_learn_from_every_label(make_work, monkeypatch):
+    told = []
+    fit = networks.fit
+
+    def watch(model, inputs, targets, **how):
+        outcome = fit(model, inputs, targets, **how)
+        told.append((how["from_features"], outcome.train.tolist(), outcome.held_out.tolist()))
+        return outcome
+
+    monkeypatch.setattr(networks, "fit", watch)
+    work = make_work(network=TINY, model="last_stage_from = 1000\nall_from = 1000\nmax_epochs = 1\n")
+    folder = ready_round(work)
+    labelled = pd.read_parquet(folder / "labelled.parquet")
+    pd.concat([labelled] * 20).to_parquet(folder / "labelled.parquet", index=False)
+    cross_validate.fn(folder, work)
+    train.fn(folder, work, "run")
+    assert told == [(True, list(range(20 * len(labelled))), [])] * 2
+
+
+def test_phase_follows_the_labels_for_each_class(make_work):
+    how = make_work(network=TINY).settings.model
+    phases = [phase_of(how, n_labels=n, n_classes=3) for n in (59, 60, 149, 150)]
+    assert phases == ["head", "last_stage", "last_stage", "all"]
+    assert phase_of(how.model_copy(update={"train": "last_stage"}), n_labels=3, n_classes=3) == "last_stage"
+    drawn = how.model_copy(update={"start": "scratch"})
+    assert phase_of(drawn, n_labels=3, n_classes=3) == "all", "there are no features to keep"
+
+
+def test_more_labels_train_the_trunk_of_each_member(make_work):
+    work = make_work(network=TINY, model=EVERYTHING.replace("max_epochs = 2", ""))
+    folder = trained_round(work)
+    assert read_json(folder / "training.json")["phase"] == "all"
+    assert frozen_trunk(folder) is None
+    models = trained_models(folder, work)
+    assert not torch.equal(models[0].trunk[0].weight, models[1].trunk[0].weight)
+    summarise.fn(folder, work)
+    assert "n_suspicious_labels" not in read_json(folder / "summary.json")["metrics"], "nobody looked"
+
+
+def test_heads_are_calibrated_on_what_they_have_not_seen(make_work):
+    work = make_work(network=TINY)
+    folder = trained_round(work)
+    table = pd.read_parquet(folder / "out_of_fold.parquet")
+    assert table["item_id"].tolist() == pd.read_parquet(folder / "labelled.parquet")["item_id"].tolist()
+    logits = torch.from_numpy(np.stack(table["logits"].to_list()))
+    wanted = calibrate(logits, class_indices(table["label"].tolist(), CLASSES))
+    members = read_json(folder / "training.json")["members"]
+    assert [member["calibration"]["temperature"] for member in members] == [wanted.temperature] * 2
+    assert {len(member["epochs"]) for member in members} == {table["epochs"][0]}
+    models = trained_models(folder, work)
+    assert [float(model.temperature) for model in models] == pytest.approx([wanted.temperature] * 2)
+    summarise.fn(folder, work)
+    assert read_json(folder / "summary.json")["metrics"]["temperature"] == pytest.approx(wanted.temperature)
+
+
+@pytest.mark.parametrize("network", [TINY, TINY + EVERYTHING])
+def test_audit_set_tells_what_the_temperatures_changed(make_work, network):
+    work = make_work(network=network)
+    folder = trained_round(work)
+    models = trained_models(folder, work)
+    for index, model in enumerate(models):
+        model.temperature.fill_(2.0 + index)
+        torch.save(model.state_dict(), member_weights(folder)[index])
+    audit = label_audit(folder)
+    measure.fn(folder, work)
+    targets, metrics = class_indices(audit["label"].tolist(), CLASSES), read_json(folder / "metrics.json")
+    assert metrics["nll"] == pytest.approx(
+        negative_log_likelihood(mean_probs(models, images_of(work, audit)), targets), rel=1e-2
+    )
+    for model in models:
+        model.temperature.fill_(1.0)
+    plain = negative_log_likelihood(mean_probs(models, images_of(work, audit)), targets)
+    assert metrics["nll_uncalibrated"] == pytest.approx(plain, rel=1e-2)
+    assert abs(metrics["nll_uncalibrated"] - metrics["nll"]) > 0.01
+
+
+def test_temperature_comes_out_of_probabilities_as_it_went_in():
+    logits = 5 * torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(0))
+    temperatures = torch.tensor([0.5, 1.0, 3.0])
+    probs = (logits / temperatures[:, None]).softmax(dim=2)
+    assert torch.allclose(at_temperature_one(probs, temperatures), logits.softmax(dim=2), atol=1e-5)
+
+
+def test_labels_that_are_wrong_come_first_on_the_list(make_work, tmp_path):
+    def swap_two(labels):
+        rows = labels[labels != "middle"].index[:2]
+        return labels.mask(labels.index.isin(rows), labels.replace({"left": "right", "right": "left"}))
+
+    work = make_work(network=TINY, model="max_epochs = 60\nlearning_rate = 5e-3\n")
+    folder = trained_round(work, relabel=swap_two)
+    labelled = pd.read_parquet(folder / "labelled.parquet")
+    truth = work.pool.set_index("item_id")["label"].loc[labelled["item_id"]].to_numpy()
+    wrong = dict(zip(labelled["item_id"], truth, strict=True))
+    wrong = {item: wrong[item] for item in labelled["item_id"][labelled["label"].to_numpy() != truth]}
+    assert len(wrong) == 2
+    listed = pd.read_parquet(folder / "suspicious_labels.parquet")
+    assert dict(zip(listed["item_id"][:2], listed["suggested"][:2], strict=True)) == wrong
+    assert (listed["suggested_probability"] > listed["given_probability"]).all()
+    summarise.fn(folder, work)
+    assert read_json(folder / "summary.json")["metrics"]["n_suspicious_labels"] == len(listed)
+    write_json(work.folder.path / "campaign.json", {**STATUS, "name": "stripes", "classes": list(CLASSES)})
+    told = {"count": len(listed), "file": str(folder / "suspicious_labels.parquet")}
+    assert campaign_status(work.folder, tmp_path)["suspicious"] == told
+    shown = CliRunner().invoke(app, ["status", str(work.folder.path)], env={"COLUMNS": "200"}).output
+    assert f"Labels that are probably wrong: {len(listed)}, in" in shown
+
+
+STATUS = {"budget": 9, "query_size": 4, "label_studio": {"url": "local"}, "mlflow": {"uri": "sqlite:///m.db"}}
+
+
+@pytest.mark.parametrize("n_labels", [1, 2])
+def test_one_label_and_two_train_a_head(make_work, n_labels):
+    work = make_work(network=TINY)
+    folder = ready_round(work)
+    labelled = pd.read_parquet(folder / "labelled.parquet")
+    labelled.head(n_labels).to_parquet(folder / "labelled.parquet", index=False)
+    cross_validate.fn(folder, work)
+    assert pq.read_metadata(folder / "out_of_fold.parquet").num_rows == (0 if n_labels == 1 else 2)
+    train.fn(folder, work, "run")
+    review_labels.fn(folder, work)
+    measure.fn(folder, work)
+
+
+def test_killed_training_of_heads_goes_on_to_the_same_members(make_work, monkeypatch):
+    whole = trained_round(make_work(network=TINY, name="whole"))
+    work = make_work(network=TINY, name="killed")
+    folder = ready_round(work)
+    cross_validate.fn(folder, work)
+    fit, done = networks.fit, []
+
+    def fit_until_killed(*data, **how):
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return fit(*data, **how)
+
+    monkeypatch.setattr(networks, "fit", fit_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.fn(folder, work, "run")
+    monkeypatch.setattr(networks, "fit", fit)
+    train.fn(folder, work, "run")
+    assert read_json(folder / "training.json") == read_json(whole / "training.json")
+    for one, other in zip(member_weights(folder), member_weights(whole), strict=True):
+        one, other = (torch.load(path, weights_only=True) for path in (one, other))
+        assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_pseudo_labels_are_learned_from_as_features_too(make_work):
+    work = make_work(network=TINY, model="\n[model.pseudo_labels]\nthreshold = 2.0\nmax_count = 7\n")
+    folder = trained_round(work)
+    record = read_json(folder / "training.json")
+    assert (record["n_pseudo_labels"], record["phase"]) == (7, "head")
+    assert not (folder / "members" / "before-pseudo-labels").exists()
+
+
+def test_network_starts_between_the_last_round_and_its_pretrained_weights(make_work):
+    still = "learning_rate = 1e-12\nweight_decay = 0.0\n" + EVERYTHING
+    work = make_work(network=TINY, model=still + 'start = "previous"\n')
+    first, second = trained_round(work, 1), trained_round(work, 2)
+    how, seed = work.settings.model, derive_seed(work.settings.seed, 2, "member-0")
+    fresh = new_model(how, n_classes=3, seed=seed)
+    before, after = (trained_models(folder, work)[0] for folder in (first, second))
+    for name, values in after.named_parameters():
+        wanted = 0.6 * before.get_parameter(name) + 0.4 * fresh.get_parameter(name)
+        assert torch.allclose(values, wanted, atol=1e-6), name
+
+
+def test_scores_from_cached_features_are_those_of_the_images(make_work):
+    work = make_work('strategy = "batch_bald"\nacquisition = "bald"', network=TINY)
+    folder = scored_round(work)
+    candidates = pd.read_parquet(folder / "candidates.parquet")
+    decisions, embeddings = predict_members(
+        trained_models(folder, work), images_of(work, candidates), task=classification, seed=0
+    )
+    read = read_candidates(folder, work.settings)
+    assert torch.allclose(read.probs, decisions[:, 0], atol=2e-3), "features are rounded to float16"
+    assert torch.allclose(read.scores, ACQUISITIONS["bald"](decisions[:, 0]), atol=2e-3)
+    written = torch.from_numpy(np.stack(pd.read_parquet(folder / "scores" / "part-00000.parquet")["embedding"]))
+    assert torch.allclose(written.float(), embeddings, atol=5e-3)
+
+
+def test_image_is_computed_once_in_the_life_of_a_trunk(make_work):
+    work = make_work(network=TINY)
+    folder = scored_round(work)
+    models = trained_models(folder, work)
+    body = frozen_body(work.settings.model, n_classes=3)
+    cache = FeatureCache(features_folder(), feature_key(body, image_size=12))
+    assert len(cache) == 60 - 6, "all but the audit set, which was not measured"
+    nowhere = pd.read_parquet(folder / "candidates.parquet").assign(uri="/nowhere.png")
+    assert len(features_of(body, nowhere, work.settings.model)) == len(nowhere)
+    assert sum(len(decisions) for decisions, _ in predictions(models, nowhere, work.settings.model)) == len(nowhere)
+    shutil.rmtree(features_folder())
+    _opened.cache_clear()
+    with pytest.raises(Exception, match="nowhere"):
+        features_of(body, nowhere, work.settings.model)
+
+
+@pytest.mark.parametrize("strategy", ["top_k", "badge", "drop_query"])
+def test_batch_of_half_the_draws_is_that_of_half_the_members(make_work, strategy):
+    work = make_work(f'strategy = "{strategy}"\nrandom_slice = 0.0', network=TINY, members="mc_dropout = 6")
+    folder = scored_round(work)
+    select.fn(folder, work, query_size=8)
+    compare_with_half.fn(folder, work)
+    models, candidates = trained_models(folder, work), pd.read_parquet(folder / "candidates.parquet")
+    seed = derive_seed(work.settings.seed, folder.number, "mc_dropout")
+    parts = predictions(models, work.located(candidates), work.settings.model, work.settings.members, seed=seed)
+    halved = first_half(torch.cat([decisions for decisions, _ in parts]), 2)[:, 0]
+    assert halved.shape[1] == 6
+    read = read_candidates(folder, work.settings, half=True)
+    assert torch.allclose(read.scores, ACQUISITIONS["margin"](halved), atol=1e-6)
+    if strategy == "badge":
+        assert torch.allclose(read.probs[:, 0], halved.mean(dim=1), atol=1e-6)
+    if strategy == "drop_query":
+        assert torch.allclose(read.probs, halved, atol=1e-6)
+    half = select_from(read, work.settings, query_size=8, round_number=folder.number)
+    batch = pd.read_parquet(folder / "batch.parquet")["item_id"]
+    share = read_json(folder / "stability.json")["batch_kept_with_half_the_members"]
+    assert share == len(set(batch) & set(half.ids)) / 8
+    summarise.fn(folder, work)
+    assert read_json(folder / "summary.json")["metrics"]["batch_kept_with_half_the_members"] == share
+    assert any("half the draws" in warning for warning in warnings_of(folder)) == (share < 0.8)
+
+
+@pytest.mark.parametrize(
+    ("members", "n_half"), [("", 0), ("mc_dropout = 2", 2), ("swag = 3", 2), ("laplace = 5\nswag = 2", 10)]
+)
+def test_half_is_of_what_is_drawn_for_each_network(make_work, members, n_half):
+    assert make_work(network=TINY, members=members).settings.members.n_half == n_half
+
+
+@pytest.mark.parametrize("members", ["", "mc_dropout = 2"])
+def test_one_member_is_no_half_of_anything(make_work, members):
+    work = make_work(network=TINY, members=members)
+    if members:
+        work = make_work('strategy = "drop_query"', network=TINY, members=members, ensemble=1)
+    folder = scored_round(work)
+    select.fn(folder, work, query_size=4)
+    compare_with_half.fn(folder, work)
+    assert read_json(folder / "stability.json") == {"batch_kept_with_half_the_members": None}
+    summarise.fn(folder, work)
+    assert "batch_kept_with_half_the_members" not in read_json(folder / "summary.json")["metrics"]
+
+
+@pytest.mark.parametrize("network", [TINY, TINY + EVERYTHING])
+def test_every_kind_of_members_goes_through_a_round(make_work, network):
+    network = network.replace('augmentation = "none"', 'augmentation = "digits"')
+    members = "swag = 2\nlaplace = 2\nmc_dropout = 2\nbagging = true\n" + ("views = 2" if EVERYTHING in network else "")
+    work = make_work('strategy = "drop_query"', network=network, members=members)
+    folder = scored_round(work)
+    files = [path.name for path in member_weights(folder)]
+    assert files == [f"member-{member}-swag-{draw:02d}.pt" for member in (0, 1) for draw in (0, 1)]
+    assert (folder / "members" / "member-0.pt").exists(), "the next round may start from it"
+    models = trained_models(folder, work)
+    assert all(model.posterior is not None for model in models)
+    assert not torch.equal(models[0].tail[1].weight, models[1].tail[1].weight)
+    n_members = work.settings.members.n_members
+    assert n_members == (32 if EVERYTHING in network else 16)
+    probs = read_candidates(folder, work.settings).probs
+    assert probs.shape[1:] == (n_members, 3)
+    assert len({tuple(row) for row in probs[0].tolist()}) == n_members, "each says something of its own"
+    measure.fn(folder, work)
+    select.fn(folder, work, query_size=4)
+    compare_with_half.fn(folder, work)
+
+
+def test_training_that_learns_nothing_is_told_on_the_page(make_work):
+    work = make_work(network=TINY, model="learning_rate = 1e-9\nmax_epochs = 2\n")
+    folder = trained_round(work)
+    [finding] = read_json(folder / "training.json")["findings"]
+    assert finding["members"] == ["member-0", "member-1"]
+    label_audit(folder)
+    measure.fn(folder, work)
+    summarise.fn(folder, work)
+    pd.DataFrame({"item_id": []}).to_parquet(folder / "batch.parquet")
+    [warning] = warnings_of(folder)
+    assert warning.startswith(f"{finding['name']} (member-0, member-1): ")
+    page = round_markdown(folder, "stripes")
+    assert f"**Warning:** {warning}" in page
+    assert "Trained the head alone. Without the temperatures NLL would be" in page
+
+
+def test_mc_dropout_needs_dropout_in_every_phase(make_work):
+    with pytest.raises(ModelError, match=r"trains has none \(phase head\)"):
+        check_model(make_work(network=TINY, model="dropout = 0\n", members="mc_dropout = 2").settings)
+    check_model(make_work(network=TINY, members="mc_dropout = 2").settings)
+
+
+def test_cache_is_shown_shrunk_and_cleared(make_work, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = scored_round(make_work(network=TINY))
+    assert folder.has("scores/part-00000.parquet")
+
+    def cache(*options):
+        result = CliRunner().invoke(app, ["cache", *options])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    [key] = [path.name for path in features_folder().iterdir()]
+    assert key in cache()
+    assert " 54 " in cache()
+    assert key in cache("--shrink-to", "1")
+    assert key not in cache("--shrink-to", "0")
+    scored_round(make_work(network=TINY, name="other"))
+    assert key in cache()
+    assert key not in cache("--clear")
