@@ -3,6 +3,8 @@
 A benchmark is a list of cases; a case is some work on some inputs, done by us and by its peers. Times and
 quality come from alternating runs, so that what else the machine does meets all of them alike. What fails is said
 in its row and stops nothing; the rows are written after every case.
+
+What is not a matter of seconds, but of hours, is a list of jobs whose outcomes are kept in a file: `do_jobs`.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import multiprocessing
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from pipeline.training import device_name
@@ -328,6 +331,42 @@ def run(cases: Sequence[Case], options: argparse.Namespace, data: str) -> list[R
             rows.append(Row(work=case.work, error=_told(exc)))
         write(rows, data, options.json)
     return rows
+
+
+def do_jobs(
+    jobs: Sequence[Mapping[str, Any]], work: Callable[[Mapping[str, Any]], Mapping[str, Any]], path: Path
+) -> list[dict[str, Any]]:
+    """Do the jobs that have no line in the file yet, and return the lines of all, in the order of the jobs.
+
+    A line is a JSON object: what the job says and what came out. One that was cut off by a kill is done again.
+
+    Args:
+        jobs: what says all that the outcome depends on, as JSON values.
+        work: from a job to its outcome, both JSON objects.
+    """
+    lines = read_lines(path)
+    left = [job for job in jobs if _line_of(job, lines) is None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for job in track(left, description=path.name, console=Console(stderr=True), transient=True):
+        lines.append({**job, **work(job)})
+        with path.open("a") as file:
+            file.write(f"{json.dumps(lines[-1], allow_nan=False)}\n")
+    return [line for job in jobs if (line := _line_of(job, lines)) is not None]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file of JSON objects; a last one that was cut off is taken out of the file."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _line_of(job: Mapping[str, Any], lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((line for line in lines if job.items() <= line.items()), None)
 
 
 def write(rows: Sequence[Row], data: str, path: Path | None) -> None:

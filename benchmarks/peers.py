@@ -1,18 +1,24 @@
 """How the peers are called; each is imported when it is needed, for only `make bench` installs them.
 
-The functions take a pool and a seed, and return positions in the whole pool.
+The functions that select take a pool and a seed, and return positions in the whole pool; those that predict take files
+and a seed, and return class probabilities.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.pools import N_LABELLED, Pool
+
+if TYPE_CHECKING:
+    from benchmarks.scoring import Features
 
 Positions = NDArray[np.int64]
 
@@ -118,7 +124,6 @@ def redux_log_probs(pool: Pool) -> tuple[Tensor, Pool]:
 
 def batch_bald_redux(prepared: tuple[Tensor, Pool], seed: int) -> Positions:
     """BatchBALD by one of its authors, 10,000 sampled configurations, in float32."""
-    import torch
     from batchbald_redux.batchbald import get_batchbald_batch
 
     log_probs, pool = prepared
@@ -135,7 +140,6 @@ def classes_before_members(pool: Pool) -> tuple[NDArray[np.float32], Pool]:
 
 def batch_bald_baal(prepared: tuple[NDArray[np.float32], Pool], seed: int) -> Positions:
     """baal's BatchBALD, 500 draws."""
-    import torch
     from baal.active.heuristics import BatchBALD
 
     probs, pool = prepared
@@ -151,6 +155,63 @@ def baal_scores(heuristic: str, probs: NDArray[np.float32]) -> NDArray[np.float3
     return np.asarray(getattr(heuristics, heuristic)().get_uncertainties(probs))
 
 
+@dataclass(frozen=True)
+class Files(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Image files as torchvision's examples read them, and a network of plain torch, with dropout before its end.
+
+    Attributes:
+        size: side of the squares that images are resized to, pixels.
+        mean, std: of each channel, of images in [0, 1].
+    """
+
+    network: nn.Module
+    uris: Sequence[str]
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        from PIL import Image
+        from torchvision import transforms
+
+        steps = [
+            transforms.Resize((self.size, self.size)),
+            transforms.ToTensor(),
+            transforms.Normalize(self.mean, self.std),
+        ]
+        with Image.open(self.uris[place]) as image:
+            return transforms.Compose(steps)(image.convert("RGB")), 0
+
+
+def evaluation_loop(workers: int, files: Files, seed: int) -> Tensor:
+    """Class probabilities `(N, C)` by the loop that everybody writes: DataLoader, evaluation mode, no gradients."""
+    loader = torch.utils.data.DataLoader(files, batch_size=64, num_workers=workers)
+    with torch.no_grad():
+        return torch.cat([files.network(images).softmax(dim=1) for images, _ in loader])
+
+
+def mc_dropout_baal(files: Files, seed: int) -> Tensor:
+    """Mean class probabilities `(N, C)` of 20 dropout passes by baal; two workers, what else it has by default."""
+    from baal import ModelWrapper
+    from baal.bayesian.dropout import MCDropoutModule
+    from baal.modelwrapper import TrainingArgs
+
+    torch.manual_seed(seed)
+    wrapper = ModelWrapper(MCDropoutModule(files.network), TrainingArgs(use_cuda=False, workers=2))
+    with _quiet():
+        logits = wrapper.predict_on_dataset(files, iterations=20, verbose=False)
+    return torch.from_numpy(np.asarray(logits)).softmax(dim=1).mean(dim=2)
+
+
+def logistic_regression(data: "Features", seed: int) -> Tensor:
+    """Class indices `(m,)` by scikit-learn's logistic regression on the features."""
+    fitted = classifier().fit(data.labelled.float().numpy(), data.targets.numpy())
+    return torch.from_numpy(fitted.predict(data.others.float().numpy()))
+
+
 def _partly_labelled(pool: Pool) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return embeddings and targets; NaN is the target of what has no label."""
     targets = np.full(len(pool.embeddings), np.nan)
@@ -160,6 +221,6 @@ def _partly_labelled(pool: Pool) -> tuple[NDArray[np.float32], NDArray[np.float6
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep progress bars away from the table."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # noqa: PTH123
+    """Keep progress bars and logs away from the table."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):  # noqa: PTH123
         yield

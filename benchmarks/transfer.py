@@ -1,0 +1,187 @@
+"""How much of a pretrained network to train with how many labels: python -m benchmarks.transfer RUNS.jsonl
+
+EfficientNet-Lite0 with its ImageNet weights learns digits of which so many have a label, drawn evenly, fewer of them
+being the beginning of more; all phases have the same labels at a seed. "scratch" trains everything from drawn weights.
+RUNS.jsonl gets a line for each training; one that has its line is not done again, so that a run that was stopped goes
+on and more seeds, labels or sets add to it. `auto` is no training of its own: it has the numbers of the phase that it
+chooses. "digits" is for choosing its thresholds, the other sets for judging them.
+Options: [--sets] [--labels] [--phases] [--seeds N] [--image-size S] [--last-stage-from L] [--all-from L] [--quick]
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.labelled_sets import LabelledSet, read_set
+from benchmarks.measure import do_jobs
+from flows.config import MemberSettings, ModelSettings
+from flows.networks import Lesson, frozen_body, phase_of, predict_out_of_fold, train_network
+from pipeline.evaluation import evaluate
+from pipeline.features import extract
+from pipeline.members import predict_members
+from pipeline.models import PHASES, Classifier
+from pipeline.randomness import derive_seed
+from pipeline.replay import mean_interval, paired_difference
+from pipeline.tasks import classification
+
+SETS = ("digits", "mnist", "imbalanced")
+LABELS = (10, 20, 50, 100, 200, 500, 1000, 2000)
+SCRATCH = "scratch"
+N_CLASSES = 10
+
+
+def main() -> None:
+    """Train what is missing, and print what came out."""
+    options = _arguments()
+    settings = lite0_settings(options.image_size)
+    if options.quick:
+        settings = settings.model_copy(update={"max_epochs": 2})
+    runs = do_jobs(list_jobs(options, settings), partial(run, settings), options.runs)
+    thresholds = {name: getattr(options, name) for name in ("last_stage_from", "all_from")}
+    for name in options.sets:
+        _print(name, [row for row in runs if row["set"] == name], settings.model_copy(update=thresholds))
+
+
+def lite0_settings(image_size: int) -> ModelSettings:
+    """What a campaign's file would say: EfficientNet-Lite0, digits, and every default."""
+    return ModelSettings(
+        name="benchmarks.lite0:lite0",
+        weights="factory",
+        image_size=image_size,
+        channels=1,
+        augmentation="digits",
+        device="cpu",
+    )
+
+
+def list_jobs(options: argparse.Namespace, settings: ModelSettings) -> list[dict[str, Any]]:
+    """Return the trainings that are asked for, seed by seed; a set with fewer labels has fewer."""
+    how = settings.model_dump(mode="json", exclude={"train", "start", "last_stage_from", "all_from"})
+    return [
+        {"set": name, "n_labels": n, "phase": phase, "seed": seed, "settings": how}
+        for name in options.sets
+        for seed in range(options.seeds)
+        for n in options.labels
+        for phase in options.phases
+        if n <= len(data_of(name, settings.image_size).targets)
+    ]
+
+
+@cache
+def data_of(name: str, image_size: int) -> LabelledSet:
+    """A labelled set, read once."""
+    return read_set(name, size=image_size)
+
+
+def run(settings: ModelSettings, job: Mapping[str, Any]) -> dict[str, float]:
+    """Train one network, and return how good it is on the test images, with the seconds that training took.
+
+    Features of a frozen trunk are there already when the clock starts, as in a campaign.
+    """
+    data = data_of(job["set"], settings.image_size)
+    rows, seed = data.start(job["n_labels"], seed=job["seed"]), derive_seed(job["seed"], 0, "member-0")
+    phase = "all" if job["phase"] == SCRATCH else job["phase"]
+    how = settings.model_copy(update={"start": "scratch"} if job["phase"] == SCRATCH else {})
+    body, features = frozen(job["set"], settings.image_size) if phase == "head" else (None, None)
+    begun = perf_counter()
+    if body is None or features is None:
+        lesson = Lesson(phase, data.images[rows], data.targets[rows])
+    else:
+        lesson = head_lesson(how, body, features[rows], data.targets[rows], seed=seed)
+    trained = train_network(how, MemberSettings(), lesson, n_classes=N_CLASSES, seed=seed)
+    seconds = perf_counter() - begun
+    decisions, _ = predict_members([trained.model], data.test_images, task=classification, seed=0)
+    metrics = evaluate(decisions[:, 0].mean(dim=1), data.test_targets, classes=[str(c) for c in range(N_CLASSES)])
+    measured = {name: getattr(metrics, name) for name in ("accuracy", "balanced_accuracy", "nll", "ece")}
+    return {**measured, "seconds": seconds, "epochs": len(trained.fit.history)}
+
+
+@cache
+def frozen(name: str, image_size: int) -> tuple[Classifier, Tensor]:
+    """The network whose trunk all heads share, and the pool's features `(N, D)`, float16."""
+    body = frozen_body(lite0_settings(image_size), n_classes=N_CLASSES)
+    return body, extract(body, data_of(name, image_size).images, device=torch.device("cpu"))
+
+
+def head_lesson(settings: ModelSettings, body: Classifier, features: Tensor, targets: Tensor, *, seed: int) -> Lesson:
+    """What heads learn from in a round: how long, and what they are calibrated on, is found out of fold.
+
+    Args:
+        features: `(n, D)`, n >= 2.
+        targets: `(n,)` class indices.
+        seed: of the folds.
+    """
+    crossed = predict_out_of_fold(body, features, targets, settings, seed=seed)
+    return Lesson("head", features, targets, body, crossed.epochs, (crossed.logits, targets))
+
+
+# What came out.
+
+
+def _print(name: str, runs: Sequence[Mapping[str, Any]], settings: ModelSettings) -> None:
+    """Print the accuracy of each phase and of auto, and how far auto is from the best phase."""
+    phases = list(dict.fromkeys(row["phase"] for row in runs))
+    title = f"{name}: accuracy in %, 95 % intervals over seeds; auto from {settings.last_stage_from:g} and "
+    table = Table(title=f"{title}{settings.all_from:g} labels per class; seconds of a training")
+    for heading in ("labels", *phases, "auto", "auto - best", *(f"s {phase}" for phase in phases)):
+        table.add_column(heading, justify="right")
+    for n in sorted({row["n_labels"] for row in runs}):
+        at = [row for row in runs if row["n_labels"] == n]
+        by_phase = {phase: [row for row in at if row["phase"] == phase] for phase in phases}
+        accuracies = {phase: [100 * row["accuracy"] for row in rows] for phase, rows in by_phase.items()}
+        chosen = phase_of(settings, n_labels=n, n_classes=N_CLASSES)
+        seconds = [f"{sum(row['seconds'] for row in rows) / len(rows):.1f}" for rows in by_phase.values()]
+        cells = [in_words(mean_interval(values)) for values in accuracies.values()]
+        table.add_row(str(n), *cells, chosen, _behind(accuracies, chosen), *seconds)
+    Console(width=None if Console().is_terminal else 180).print(table)
+
+
+def _behind(accuracies: Mapping[str, Sequence[float]], chosen: str) -> str:
+    """How far the chosen phase is from the one with the highest mean."""
+    if chosen not in accuracies:
+        return f"{chosen} was not run"
+    best = max(accuracies, key=lambda phase: sum(accuracies[phase]))
+    gap = paired_difference(accuracies[best], accuracies[chosen])
+    return f"{in_words(gap)} ({best})"
+
+
+def in_words(interval: Mapping[str, float | None], digits: int = 1) -> str:
+    """A mean with its interval as plus or minus.
+
+    >>> in_words({"mean": 90.0, "low": 88.5, "high": 91.5}), in_words({"mean": 0.25, "low": None, "high": None}, 2)
+    ('90.0 ± 1.5', '0.25')
+    """
+    mean, high = interval["mean"], interval["high"]
+    if mean is None:
+        return ""
+    return f"{mean:.{digits}f}" + ("" if high is None else f" ± {high - mean:.{digits}f}")
+
+
+def _arguments() -> argparse.Namespace:
+    thresholds = ModelSettings(image_size=32)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, metavar="RUNS.jsonl")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS[1:])
+    parser.add_argument("--labels", nargs="+", type=int, default=LABELS)
+    parser.add_argument("--phases", nargs="+", choices=(*PHASES, SCRATCH), default=(*PHASES, SCRATCH))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--image-size", type=int, default=64, help="pixels, a multiple of 32")
+    parser.add_argument("--last-stage-from", type=float, default=thresholds.last_stage_from)
+    parser.add_argument("--all-from", type=float, default=thresholds.all_from)
+    parser.add_argument("--quick", action="store_true", help="two epochs on small images: shows that everything runs")
+    options = parser.parse_args()
+    if options.quick:
+        options.sets, options.labels, options.seeds, options.image_size = ["digits"], [10, 20], 2, 32
+    return options
+
+
+if __name__ == "__main__":
+    main()
