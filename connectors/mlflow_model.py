@@ -35,10 +35,11 @@ class Ensemble:
 
 
 def load_members(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Path | None) -> list[Classifier]:
-    """Build the network once for each file of weights; with a `trunk` they share it, and it is frozen.
+    """Build the network once for each file of weights; with a `trunk` they share it. What was frozen is frozen again.
 
     Args:
-        told: name, n_classes, image_size, channels, dropout and head, as `build_model` takes them.
+        told: name, n_classes, image_size, channels, dropout and head, as `build_model` takes them, and the phase in
+            which they were trained: what did not drop anything then does not now.
     """
 
     def build() -> Classifier:
@@ -53,8 +54,7 @@ def load_members(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Pat
         load_trunk(body, trunk)
         members = [with_new_head(body, seed=0) for _ in weights]
     for member, file in zip(members, weights, strict=True):
-        if trunk is not None:
-            member.train_only("head")
+        member.train_only(told.get("phase", "all" if trunk is None else "head"))
         load_weights(member, file)
         member.eval()
     return members

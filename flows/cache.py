@@ -5,13 +5,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
-from flows.config import ModelSettings
+from flows.config import CampaignSettings, ModelSettings
 from flows.home import home
-from pipeline.features import FeatureCache, cached_features, feature_key, usage
+from pipeline.features import FeatureCache, cached_features, feature_key, shrink, usage
 from pipeline.models import Classifier
 
 GIGABYTE = 1e9
@@ -37,7 +38,7 @@ def features_of(
         advance: called with (done, total) images.
     """
     return cached_features(
-        _opened(features_folder(), feature_key(body, image_size=settings.image_size)),
+        _opened(features_folder(), _key(body, settings.image_size, body.mean.device)),
         body,
         items["item_id"].tolist(),
         items["uri"].tolist(),
@@ -49,9 +50,20 @@ def features_of(
 
 
 @lru_cache(maxsize=1)
+def _key(body: Classifier, image_size: int, device: torch.device) -> str:
+    """The digest of a frozen trunk, made once for all shards of a pool."""
+    return feature_key(body, image_size=image_size, device=device)
+
+
+@lru_cache(maxsize=1)
 def _opened(folder: Path, key: str) -> FeatureCache:
     """The cache, opened once for all shards of a pool: a million ids take their time."""
     return FeatureCache(folder, key)
+
+
+def shrink_features(settings: CampaignSettings) -> None:
+    """Keep the features of all campaigns within the bound that this one has."""
+    shrink(features_folder(), int(settings.feature_cache_gb * GIGABYTE))
 
 
 def cache_table(folder: Path) -> Table:
@@ -61,7 +73,7 @@ def cache_table(folder: Path) -> Table:
     table = Table(title=str(folder), caption=f"{total:.3f} GB in all", box=SIMPLE_HEAD)
     for name, justify in (("network", "left"), ("images", "right"), ("GB", "right"), ("last used", "left")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for one in sorted(kept, key=lambda one: one.last_used, reverse=True):
+    for one in kept:
         used = f"{one.last_used.astimezone():%Y-%m-%d %H:%M}"
         table.add_row(one.key, f"{one.n_items:,}", f"{one.n_bytes / GIGABYTE:.3f}", used)
     return table

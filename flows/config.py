@@ -30,6 +30,9 @@ LOCAL = "local"
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 SECONDS_OF_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
+WEIGHTS_FILES = frozenset({".pt", ".pth", ".safetensors"})
+"""Endings of the files that weights are in; no name of a hub ends so."""
+
 COMPARES_MEMBERS = frozenset({"batch_bald", "drop_query"})
 """Query strategies that make no sense with a single member."""
 
@@ -60,6 +63,7 @@ CHANGED_DEFAULTS = {
     "model.schedule": "constant",
     "model.train": "all",
     "model.body_rate": 1.0,
+    "model.patience": 5,
 }
 """What a setting was by default, or always, before that changed; a campaign that began then has it."""
 
@@ -218,7 +222,9 @@ class ModelSettings(Settings):
     all_from: float = Field(50, ge=0, description="labels per class from which auto trains everything")
     body_rate: float = Field(0.1, gt=0, le=1, description="learning rate of pretrained layers, as a share")
     start: Literal["pretrained", "previous", "scratch"] = Field(
-        "pretrained", description="what a round's training starts from; scratch leaves the weights unused"
+        "pretrained",
+        description="what a round's training starts from; previous changes nothing where only the head is trained, "
+        "scratch leaves the weights unused",
     )
     augmentation: Annotated[str, AfterValidator(_check_augmentation)] = "natural"
     class_balanced: bool = Field(True, description="weigh rare classes up in the loss")
@@ -227,7 +233,9 @@ class ModelSettings(Settings):
     learning_rate: float = Field(1e-3, gt=0, lt=10)
     weight_decay: float = Field(1e-2, ge=0, lt=1)
     max_epochs: int = Field(30, ge=1, le=100_000)
-    patience: int = Field(5, ge=1, description="epochs without improvement before training stops, at least")
+    patience: int | None = Field(
+        None, ge=1, description="epochs without improvement before training stops; to max_epochs if not given"
+    )
     batch_size: int = Field(32, ge=2, le=65536)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     pseudo_labels: PseudoLabelSettings = PseudoLabelSettings()
@@ -244,6 +252,8 @@ class ModelSettings(Settings):
                 f'train = "{self.train}" keeps random weights for ever: set weights and start from them, or set '
                 'train = "all"'
             )
+        if self.train == "head" and self.start == "previous":
+            raise ValueError('train = "head" trains new heads each round: take start = "previous" away')
         if self.last_stage_from > self.all_from:
             raise ValueError(
                 f"last_stage_from = {self.last_stage_from:g} must not be above all_from = {self.all_from:g}"
@@ -339,7 +349,7 @@ class CampaignSettings(Settings):
             if name in needing and self.members.n_members < 2:
                 raise ValueError(
                     f"{key} = {name!r} measures how members disagree and needs at least two: "
-                    "set ensemble, swag, laplace or mc_dropout in [members]"
+                    "set ensemble, swag, views, laplace or mc_dropout in [members]"
                 )
         if self.members.views > 0 and self.model.augmentation == "none":
             raise ValueError("views are augmented images, and augmentation is none: set augmentation, or views = 0")
@@ -366,8 +376,12 @@ def load_settings(path: Path) -> CampaignSettings:
         values.setdefault("folder", f".labelcycle/campaigns/{values['name']}")
     base = path.resolve().parent
     model = values.get("model")
-    if isinstance(model, dict) and isinstance(model.get("weights"), str) and (base / model["weights"]).is_file():
-        model["weights"] = str(base / model["weights"])
+    if isinstance(model, dict) and isinstance(model.get("weights"), str):
+        if (base / model["weights"]).is_file():
+            model["weights"] = str(base / model["weights"])
+        elif Path(model["weights"]).suffix in WEIGHTS_FILES:
+            line = _line_of(text, ["model", "weights"])
+            raise ConfigError(f"{path}, line {line}: model.weights: there is no file {model['weights']!r} in {base}")
     try:
         settings = CampaignSettings.model_validate(values)
     except ValidationError as exc:

@@ -47,7 +47,8 @@ name = "torchvision:resnet18"    # torchvision:NAME, timm:NAME, package.module:f
 # last_stage_from = 20           # labels per class from which the last stage is trained too
 # all_from = 50                  # labels per class from which everything is
 # body_rate = 0.1                # learning rate of pretrained layers, as a share of that of the head
-# start = "pretrained"           # each round anew from the weights; previous: near the last round's; scratch: from none
+# start = "pretrained"           # each round anew from the weights; previous: near the last round's, but for heads
+                                 # that are trained alone; scratch: from none
 # augmentation = "natural"       # none, digits (no flips: digits, documents), natural (photos)
 # class_balanced = true          # weigh rare classes up
 # label_smoothing = 0.0
@@ -55,7 +56,7 @@ name = "torchvision:resnet18"    # torchvision:NAME, timm:NAME, package.module:f
 # learning_rate = 1e-3
 # weight_decay = 1e-2
 # max_epochs = 30
-# patience = 5                   # epochs without improvement before training stops, at least
+# patience = 5                   # stop after so many epochs without improvement, or more; if not given at max_epochs
 # batch_size = 32
 # device = "auto"                # auto, cpu, cuda, mps
 

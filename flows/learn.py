@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ import torch
 from connectors.mlflow_model import TRUNK, load_members
 from connectors.store import RoundFolder, read_json, write_atomic, write_json, write_table
 from connectors.tracking import MemberHistory, TrackedModel
-from flows.cache import features_of
+from flows.cache import features_of, shrink_features
 from flows.campaign import OpenCampaign
-from flows.config import CampaignSettings, ModelSettings
+from flows.config import CampaignSettings
 from flows.ledger import known_answers
 from flows.networks import (
     Lesson,
     frozen_body,
-    new_model,
     phase_of,
     predict_out_of_fold,
     predictions,
@@ -35,12 +34,11 @@ from pipeline.acquisition import entropy
 from pipeline.evaluation import calibration_error, evaluate, negative_log_likelihood
 from pipeline.label_errors import find_label_errors
 from pipeline.labels import digest, labelled_set
-from pipeline.members import check_dropout, stochastic_layers
-from pipeline.models import PHASES, Classifier, ModelError, read_state_dict, save_trunk, save_weights
+from pipeline.models import Classifier, read_state_dict, save_trunk, save_weights
 from pipeline.pool import load_images
 from pipeline.pseudo_labels import choose_confident
 from pipeline.randomness import derive_seed
-from pipeline.training import TrainingError, choose_device, device_name
+from pipeline.training import TrainingError, choose_device, device_name, judged_out_of_fold
 
 
 class NothingToTrainOn(TrainingError):
@@ -62,17 +60,17 @@ def gather_labels(folder: RoundFolder, work: OpenCampaign) -> None:
 
 @step("out_of_fold.parquet")
 def cross_validate(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Let heads on a frozen trunk predict the labelled images that they have not seen; no row where it is trained."""
+    """Let heads on the pretrained trunk predict the labelled images that they have not seen; no row without weights."""
     settings = work.settings
     labelled = work.located(pd.read_parquet(folder / "labelled.parquet"))
-    if len(labelled) < 2 or _phase(settings, len(labelled)) != "head":
+    if len(labelled) < 2 or not settings.model.is_pretrained:
         write_table(folder / "out_of_fold.parquet", pd.DataFrame({"item_id": [], "label": []}))
         return
     body = frozen_body(settings.model, n_classes=len(settings.classes))
     targets = class_indices(labelled["label"].tolist(), settings.classes)
     seed = derive_seed(settings.seed, folder.number, "out-of-fold")
-    features = _features(folder, body, labelled, settings)
-    crossed = predict_out_of_fold(body, features, targets, settings.model, seed=seed)
+    features = _inputs(folder, body, labelled, settings)
+    crossed = predict_out_of_fold(body, features, targets, settings.model, seed=seed, bagging=settings.members.bagging)
     table = labelled[["item_id", "label"]].assign(epochs=crossed.epochs, logits=list(crossed.logits.numpy()))
     write_table(folder / "out_of_fold.parquet", table)
 
@@ -82,6 +80,8 @@ def review_labels(folder: RoundFolder, work: OpenCampaign) -> None:
     """Write down which labels are probably wrong, the most suspicious first, by the out-of-fold predictions."""
     classes = np.array(work.settings.classes)
     table = pd.read_parquet(folder / "out_of_fold.parquet")
+    if not table.empty:
+        table = table[judged_out_of_fold(class_indices(table["label"].tolist(), list(classes))).numpy()]
     columns = ("item_id", "label", "suggested", "given_probability", "suggested_probability")
     if table.empty:
         write_table(folder / "suspicious_labels.parquet", pd.DataFrame({name: [] for name in columns}))
@@ -104,25 +104,26 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
         raise NothingToTrainOn(f"round {folder.number}: no image outside the audit set has a usable label")
     how = settings.model.pseudo_labels
     threshold = how.threshold_in(folder.number)
-    items = labelled[["item_id", "uri", "label"]]
+    lesson: Callable[[], Lesson] = cache(partial(_prepare, folder, work, labelled))
+    n_sure = 0
     with work.tracker.monitor(run_id):
         if threshold > 0:
-            sure = _pseudo_labelled(folder, work, items, max_count=min(how.max_count, len(labelled)))
-            items = pd.concat([items, work.located(sure)[["item_id", "uri", "label"]]], ignore_index=True)
-        members = [read_json(record) for record in _train_members(folder, work, folder / "members", items)]
+            sure = _pseudo_labelled(folder, work, lesson, max_count=min(how.max_count, len(labelled)))
+            lesson, n_sure = partial(_add_guesses, folder, work, lesson, work.located(sure)), len(sure)
+        members = [read_json(record) for record in _train_members(folder, work, folder / "members", lesson)]
     write_json(
         folder / "training.json",
         {
             "device": device_name(choose_device(settings.model.device)),
             "n_labelled": len(labelled),
             "labelled_digest": digest(labelled),
-            "n_pseudo_labels": len(items) - len(labelled),
+            "n_pseudo_labels": n_sure,
             "pseudo_label_threshold": threshold,
             "phase": _phase(settings, len(labelled)),
             "preprocessing": members[0]["preprocessing"],
             "findings": _findings(members),
             "members": members,
-            "model": describe_model(settings.model, settings.classes),
+            "model": describe_model(settings, len(labelled)),
         },
     )
     _clear_scratch(folder)
@@ -150,30 +151,35 @@ def _scratch(folder: RoundFolder) -> Path:
     return folder / "members" / "before-pseudo-labels"
 
 
-def _train_members(folder: RoundFolder, work: OpenCampaign, target: Path, items: pd.DataFrame) -> list[Path]:
-    """Train every member that has no record in `target` yet, on item_id, uri and label; return the records."""
+def _train_members(folder: RoundFolder, work: OpenCampaign, target: Path, lesson: Callable[[], Lesson]) -> list[Path]:
+    """Train every member that has no record in `target` yet; return the records."""
     records = [target / f"member-{index}.json" for index in range(work.settings.members.ensemble)]
-    missing = [record for record in records if not record.exists()]
+    missing = [record for record in records if not _is_trained(record)]
     if missing:
-        lesson = _prepare(folder, work, items)
+        learnt = lesson()
         with progress_bar(f"round {folder.number}: training", unit="epochs") as advance:
             for record in missing:
-                _train_member(record, folder, work, lesson, advance=advance)
+                _train_member(record, folder, work, learnt, advance=advance)
     return records
 
 
-def _prepare(folder: RoundFolder, work: OpenCampaign, items: pd.DataFrame) -> Lesson:
-    settings, how = work.settings, work.settings.model
-    phase = _phase(settings, pq.read_metadata(folder / "labelled.parquet").num_rows)
-    targets = class_indices(items["label"].tolist(), settings.classes)
+def _is_trained(record: Path) -> bool:
+    """Whether a member is there; the record of an older version, which tells less, counts for nothing."""
+    return record.exists() and "weights" in read_json(record)
+
+
+def _prepare(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) -> Lesson:
+    """What the labels teach; the trunk that heads share is written."""
+    settings = work.settings
+    phase = _phase(settings, len(labelled))
+    targets = class_indices(labelled["label"].tolist(), settings.classes)
     if phase != "head":
-        images = load_images(items["uri"].tolist(), size=how.image_size, channels=how.channels)
-        return Lesson(phase, images, targets)
-    body = frozen_body(how, n_classes=len(settings.classes))
+        return Lesson(phase, _inputs(folder, None, labelled, settings), targets)
+    body = frozen_body(settings.model, n_classes=len(settings.classes))
     trunk = folder / "members" / TRUNK
     if not trunk.exists():
         write_atomic(trunk, lambda path: save_trunk(body, path))
-    lesson = Lesson(phase, _features(folder, body, items, settings), targets, body)
+    lesson = Lesson(phase, _inputs(folder, body, labelled, settings), targets, body)
     table = pd.read_parquet(folder / "out_of_fold.parquet")
     if table.empty:  # of a single labelled image
         return lesson
@@ -181,16 +187,38 @@ def _prepare(folder: RoundFolder, work: OpenCampaign, items: pd.DataFrame) -> Le
     return dataclasses.replace(lesson, epochs=int(table["epochs"][0]), out_of_fold=out_of_fold)
 
 
-def _features(folder: RoundFolder, body: Classifier, items: pd.DataFrame, settings: CampaignSettings) -> torch.Tensor:
+def _add_guesses(
+    folder: RoundFolder, work: OpenCampaign, lesson: Callable[[], Lesson], guessed: pd.DataFrame
+) -> Lesson:
+    """The lesson with the model's own guesses, given as item_id, uri and label, after its labels."""
+    known = lesson()
+    targets = class_indices(guessed["label"].tolist(), work.settings.classes)
+    return dataclasses.replace(
+        known,
+        inputs=torch.cat([known.inputs, _inputs(folder, known.body, guessed, work.settings)]),
+        targets=torch.cat([known.targets, targets]),
+        n_labels=len(known.targets),
+    )
+
+
+def _inputs(
+    folder: RoundFolder, body: Classifier | None, items: pd.DataFrame, settings: CampaignSettings
+) -> torch.Tensor:
+    """Images, or what a frozen body makes of them."""
+    how = settings.model
+    if body is None:
+        return load_images(items["uri"].tolist(), size=how.image_size, channels=how.channels)
     with progress_bar(f"round {folder.number}: features", unit="images") as advance:
-        return features_of(body, items, settings.model, advance=advance)
+        return features_of(body, items, how, advance=advance)
 
 
 def _logits(out_of_fold: pd.DataFrame) -> torch.Tensor:
     return torch.from_numpy(np.stack(out_of_fold["logits"].to_list()))
 
 
-def _pseudo_labelled(folder: RoundFolder, work: OpenCampaign, items: pd.DataFrame, *, max_count: int) -> pd.DataFrame:
+def _pseudo_labelled(
+    folder: RoundFolder, work: OpenCampaign, lesson: Callable[[], Lesson], *, max_count: int
+) -> pd.DataFrame:
     """Train on the labels alone, and return the candidates that the members are sure of, with their guess as label.
 
     The choice is in a file of its own while the round trains, so that a run that goes on after a crash goes on with the
@@ -199,7 +227,7 @@ def _pseudo_labelled(folder: RoundFolder, work: OpenCampaign, items: pd.DataFram
     scratch = _scratch(folder)
     chosen = scratch / "pseudo_labels.parquet"
     if not chosen.exists():
-        records = _train_members(folder, work, scratch, items)
+        records = _train_members(folder, work, scratch, lesson)
         models = _load(folder, work, [read_json(record) for record in records], scratch)
         candidates = work.located(pd.read_parquet(folder / "candidates.parquet"))
         entropies, guesses = _predict_candidates(models, candidates, work)
@@ -213,12 +241,13 @@ def _pseudo_labelled(folder: RoundFolder, work: OpenCampaign, items: pd.DataFram
 def _predict_candidates(
     models: Sequence[Classifier], items: pd.DataFrame, work: OpenCampaign
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entropy of the mean of the networks, in nats, and likeliest class `(N,)` each; images are held in parts."""
+    """Entropy of the mean of the networks, in nats, and likeliest class `(N,)` each; the pool is held in parts."""
     entropies, guesses = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
     with progress_bar("looking for pseudo-labels", unit="images") as advance:
         for decisions, _ in predictions(models, items, work.settings.model, advance=advance):
             entropies.append(entropy(decisions[:, 0]))
             guesses.append(decisions[:, 0].mean(dim=1).argmax(dim=1))
+            shrink_features(work.settings)
     return torch.cat(entropies), torch.cat(guesses)
 
 
@@ -288,36 +317,11 @@ def _previous_weights(folder: RoundFolder, work: OpenCampaign, member: str) -> d
     return None
 
 
-def check_model(settings: CampaignSettings) -> None:
-    """Build the network once, so that wrong weights, sizes or devices are found before labels are paid for.
-
-    Raises:
-        ModelError: naming what is wrong.
-    """
-    how = settings.model
-    try:
-        choose_device(how.device)
-        model = new_model(how, n_classes=len(settings.classes), seed=0)
-        if settings.members.mc_dropout:
-            for phase in PHASES if how.train == "auto" and how.is_pretrained else [_phase(settings, 0)]:
-                model.train_only(phase)
-                if not stochastic_layers(model):
-                    raise ModelError(f"mc_dropout needs dropout, and what {how.name} trains has none (phase {phase})")
-            check_dropout(model, _noise(how))
-    except ValueError as exc:
-        raise ModelError(str(exc)) from exc
-
-
-def _noise(how: ModelSettings) -> torch.Tensor:
-    """Two images that look like nothing."""
-    shape = (2, how.channels, how.image_size, how.image_size)
-    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def describe_model(settings: ModelSettings, classes: Sequence[str]) -> dict[str, Any]:
-    """What it takes to build the network again and read its output."""
-    names = ("name", "image_size", "channels", "dropout", "head")
-    return {name: getattr(settings, name) for name in names} | {"n_classes": len(classes), "classes": list(classes)}
+def describe_model(settings: CampaignSettings, n_labels: int) -> dict[str, Any]:
+    """What it takes to build the networks of a round on so many labels again, and to read their output."""
+    names, classes = ("name", "image_size", "channels", "dropout", "head"), list(settings.classes)
+    told = {name: getattr(settings.model, name) for name in names}
+    return told | {"phase": _phase(settings, n_labels), "n_classes": len(classes), "classes": classes}
 
 
 def trained_models(folder: RoundFolder, work: OpenCampaign) -> list[Classifier]:
@@ -330,7 +334,7 @@ def _load(
 ) -> list[Classifier]:
     settings = work.settings
     device = choose_device(settings.model.device)
-    description = describe_model(settings.model, settings.classes)
+    description = describe_model(settings, pq.read_metadata(folder / "labelled.parquet").num_rows)
     models = load_members(description, _weight_files(members, where), trunk=frozen_trunk(folder))
     return [model.to(device) for model in models]
 

@@ -13,19 +13,41 @@ from flows.config import MemberSettings, ModelSettings
 from pipeline.calibration import Calibration, calibrate
 from pipeline.diagnosis import Finding, batch_norm_statistics, compare_batch_norm, diagnose
 from pipeline.laplace import fit_posterior
-from pipeline.members import predict_from_features, predict_members
-from pipeline.models import Classifier, build_model, evaluating, shrink_and_perturb, with_new_head
+from pipeline.members import check_dropout, predict_from_features, predict_members, stochastic_layers
+from pipeline.models import (
+    PHASES,
+    Classifier,
+    ModelError,
+    build_model,
+    evaluating,
+    shrink_and_perturb,
+    with_new_head,
+)
 from pipeline.pool import stream_images
+from pipeline.randomness import seeded_generator
 from pipeline.swag import swag_draws
 from pipeline.tasks import Task, classification
-from pipeline.training import CrossFit, Fit, choose_device, choose_phase, cross_fit, fit
+from pipeline.training import (
+    CrossFit,
+    Fit,
+    choose_device,
+    choose_phase,
+    cross_fit,
+    fit,
+    judged_out_of_fold,
+    split_validation,
+)
 
 TASK: Task = classification
 """What the networks decide."""
 CHUNK = 256
 """Images that pass through a network at a time."""
-FEATURE_CHUNK = 1024
-"""Rows of features that pass through heads at a time."""
+SHARD = 4096
+"""Candidates in one file of scores, and images whose features are in memory at a time."""
+MAX_PROBABILITIES = 2**26
+"""Numbers that heads on cached features say at a time: 256 MiB."""
+VALIDATION_SHARE = 0.1
+"""Of the labels, held out to calibrate networks on whose trunk is trained too, where that makes enough of them."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +59,11 @@ class Lesson:
         inputs: images `(n, channels, S, S)`; or where only heads are trained what the trunk of `body` made of them.
         targets: `(n,)` class indices.
         body: the network whose trunk all share; None where each has its own.
-        epochs: so many, on all that there is; None to stop early, on what is held out.
+        epochs: so many, on all that there is; None for the settings' own, without what is held out to calibrate on.
         out_of_fold: logits `(m, C)` and targets `(m,)` of the first m inputs by heads that have not seen them, to
-            calibrate on; None to calibrate on what `fit` holds out.
+            calibrate on; None to calibrate on what is held out.
+        n_labels: so many of the first targets are labels, and the others guesses, which nothing is judged by; None
+            where all are labels.
     """
 
     phase: str
@@ -48,6 +72,12 @@ class Lesson:
     body: Classifier | None = None
     epochs: int | None = None
     out_of_fold: tuple[Tensor, Tensor] | None = None
+    n_labels: int | None = None
+
+    @property
+    def labels(self) -> Tensor:
+        """Targets `(m,)` of the first m inputs, those that are labels."""
+        return self.targets[: self.n_labels]
 
 
 @dataclass(frozen=True)
@@ -59,7 +89,8 @@ class Trained:
         fit: how the training went.
         findings: what is wrong with it.
         calibration: None where there were no images to calibrate on.
-        out_of_fold: logits `(m, C)` and targets `(m,)` of its first m inputs by heads that have not seen them, if any.
+        out_of_fold: logits `(m, C)` and targets `(m,)` of its first m inputs by heads that have not seen them, which
+            the posterior's width is chosen by; None where there are none.
     """
 
     model: Classifier
@@ -102,21 +133,58 @@ def phase_of(settings: ModelSettings, *, n_labels: int, n_classes: int) -> str:
     )
 
 
+def check_network(settings: ModelSettings, members: MemberSettings, *, n_classes: int) -> None:
+    """Build the network once, so that wrong weights, sizes or devices are found before labels are paid for.
+
+    Raises:
+        ModelError: naming what is wrong.
+    """
+    try:
+        choose_device(settings.device)
+        model = new_model(settings, n_classes=n_classes, seed=0)
+        if members.mc_dropout:
+            is_open = settings.train == "auto" and settings.is_pretrained
+            for phase in PHASES if is_open else [phase_of(settings, n_labels=0, n_classes=n_classes)]:
+                model.train_only(phase)
+                if not stochastic_layers(model):
+                    raise ModelError(
+                        f"mc_dropout needs dropout, and what {settings.name} trains has none (phase {phase})"
+                    )
+            check_dropout(model, _noise(settings))
+    except ValueError as exc:
+        raise ModelError(str(exc)) from exc
+
+
+def _noise(settings: ModelSettings) -> Tensor:
+    """Two images that look like nothing."""
+    shape = (2, settings.channels, settings.image_size, settings.image_size)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
 def fit_options(settings: ModelSettings) -> dict[str, Any]:
     """The settings that `fit` and `cross_fit` take alike."""
-    names = ("learning_rate", "weight_decay", "max_epochs", "patience", "batch_size")
+    names = ("learning_rate", "body_rate", "weight_decay", "max_epochs", "patience", "batch_size")
     return {name: getattr(settings, name) for name in (*names, "class_balanced", "label_smoothing", "schedule")}
 
 
 def predict_out_of_fold(
-    body: Classifier, features: Tensor, targets: Tensor, settings: ModelSettings, *, seed: int
+    body: Classifier, features: Tensor, targets: Tensor, settings: ModelSettings, *, seed: int, bagging: bool = False
 ) -> CrossFit:
     """What heads on a frozen trunk say of labelled images `(n, ...)` that they have not seen, n >= 2.
 
-    With the cosine they train to its end, which is better than stopping early at every number of labels.
+    Args:
+        bagging: whether each head learns from a draw of the labels, as the members do.
     """
-    options = fit_options(settings) | ({"patience": None} if settings.schedule == "cosine" else {})
-    return cross_fit(body, features, targets, task=TASK, seed=seed, device=choose_device(settings.device), **options)
+    return cross_fit(
+        body,
+        features,
+        targets,
+        task=TASK,
+        seed=seed,
+        device=choose_device(settings.device),
+        bootstrap=bagging,
+        **fit_options(settings),
+    )
 
 
 def train_network(
@@ -140,9 +208,7 @@ def train_network(
     model.train_only(lesson.phase)
     if previous is not None and body is None:
         shrink_and_perturb(model, previous)
-    options = fit_options(settings)
-    if epochs is not None:
-        options |= {"max_epochs": epochs, "patience": None, "validation_share": 0.0}
+    options = fit_options(settings) | ({"max_epochs": epochs, "patience": None} if epochs is not None else {})
     before = batch_norm_statistics(model)
     outcome = fit(
         model,
@@ -152,31 +218,34 @@ def train_network(
         seed=seed,
         device=choose_device(settings.device),
         from_features=from_features,
-        body_rate=settings.body_rate,
         augmentation="none" if from_features else settings.augmentation,
+        held_out=_hold_out(lesson, seed=seed),
         bootstrap=members.bagging,
         on_epoch=on_epoch,
         **options,
     )
     logits = _in_parts(model, model.read if from_features else model, inputs)
-    unseen_logits, unseen_targets = lesson.out_of_fold or (logits[outcome.held_out], targets[outcome.held_out])
+    out_of_fold, unseen = lesson.out_of_fold, outcome.held_out
+    unseen_logits = logits[unseen]
+    if out_of_fold is not None:
+        unseen = judged_out_of_fold(lesson.labels).nonzero().flatten()
+        unseen_logits = out_of_fold[0][unseen]
     findings = diagnose(
         outcome.history,
         logits=logits[outcome.train],
         targets=targets[outcome.train],
         held_out_logits=unseen_logits,
-        held_out_targets=unseen_targets,
+        held_out_targets=targets[unseen],
         generator=torch.Generator().manual_seed(seed),
     )
     moved = compare_batch_norm(before, model, smallest_batch=min(len(outcome.train), settings.batch_size))
-    calibration = calibrate(unseen_logits, unseen_targets) if len(unseen_targets) else None
+    calibration = calibrate(unseen_logits, targets[unseen]) if len(unseen) else None
     if calibration is not None:
         model.temperature.fill_(calibration.temperature)
-    out_of_fold = lesson.out_of_fold
     if members.laplace:
-        if out_of_fold is None and len(inputs) > 1:
-            out_of_fold = _judge_trunk(model, lesson, settings, seed=seed)
-        _add_posterior(model, inputs, out_of_fold, from_features=from_features)
+        if body is None and judged_out_of_fold(lesson.labels).any():
+            out_of_fold = _judge_trunk(model, lesson, settings, seed=seed, bagging=members.bagging)
+        _add_posterior(model, lesson, out_of_fold)
     return Trained(model, outcome, (*findings, *moved), calibration, out_of_fold)
 
 
@@ -190,8 +259,8 @@ def weight_draws(
     model, from_features = trained.model, lesson.body is not None
     for _ in swag_draws(
         model,
-        lesson.inputs,
-        lesson.targets,
+        lesson.inputs[trained.fit.train],
+        lesson.targets[trained.fit.train],
         task=TASK,
         n_draws=members.swag,
         seed=seed,
@@ -204,7 +273,7 @@ def weight_draws(
         label_smoothing=settings.label_smoothing,
     ):
         if members.laplace:
-            _add_posterior(model, lesson.inputs, trained.out_of_fold, from_features=from_features)
+            _add_posterior(model, lesson, trained.out_of_fold)
         yield model
 
 
@@ -217,7 +286,7 @@ def predictions(
     seed: int = 0,
     advance: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Decisions `(n, U, K, C)` and embeddings `(n, D)` of images, a part of them at a time.
+    """Decisions `(n, U, K, C)` and embeddings `(n, D)` of images, a part of them at a time; no more is in memory.
 
     A frozen trunk that all networks share is asked once for an image and never again: see `features_of`.
 
@@ -229,12 +298,7 @@ def predictions(
     """
     members = members or MemberSettings()
     if models[0].is_trunk_frozen and all(model.trunk is models[0].trunk for model in models) and not members.views:
-        features = features_of(models[0], items, settings, advance=advance)
-        if advance is not None:
-            advance(len(items), len(items))
-        draws = {"mc_dropout": members.mc_dropout, "laplace": members.laplace}
-        for part in features.split(FEATURE_CHUNK):
-            yield predict_from_features(models, part, task=TASK, seed=seed, **draws)
+        yield from _predict_features(models, items, settings, members, seed=seed, advance=advance)
         return
     uris, done = items["uri"].tolist(), 0
     images = stream_images(uris, size=settings.image_size, channels=settings.channels, chunk=CHUNK)
@@ -243,6 +307,32 @@ def predictions(
         done += len(decisions)
         if advance is not None:
             advance(done, len(items))
+
+
+def _predict_features(
+    models: Sequence[Classifier],
+    items: pd.DataFrame,
+    settings: ModelSettings,
+    members: MemberSettings,
+    *,
+    seed: int,
+    advance: Callable[[int, int], None] | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `predictions` gives, of heads on a trunk that is frozen and shared."""
+    n_said = len(models) * max(1, members.mc_dropout) * max(1, members.laplace) * models[0].n_classes
+    for start in range(0, len(items), SHARD):
+        shard = items.iloc[start : start + SHARD]
+
+        def count(done: int, _total: int, start: int = start) -> None:
+            if advance is not None:
+                advance(start + done, len(items))
+
+        features = features_of(models[0], shard, settings, advance=count)
+        count(len(shard), len(shard))
+        for part in features.split(max(1, MAX_PROBABILITIES // n_said)):
+            yield predict_from_features(
+                models, part, task=TASK, mc_dropout=members.mc_dropout, laplace=members.laplace, seed=seed
+            )
 
 
 def predict_images(
@@ -268,27 +358,39 @@ def predict_images(
         )
 
 
-def _judge_trunk(model: Classifier, lesson: Lesson, settings: ModelSettings, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Logits and targets of images by heads that have not seen them, on a trunk that has."""
+def _hold_out(lesson: Lesson, *, seed: int) -> Tensor:
+    """Positions of labels to calibrate on, and to stop early by; none where predictions out of fold do for that."""
+    if lesson.epochs is not None:
+        return torch.arange(0)
+    generator = seeded_generator(seed, 0, "held out")
+    return split_validation(TASK.strata(lesson.labels), share=VALIDATION_SHARE, generator=generator)[1]
+
+
+def _judge_trunk(
+    model: Classifier, lesson: Lesson, settings: ModelSettings, *, seed: int, bagging: bool
+) -> tuple[Tensor, Tensor]:
+    """Logits and targets of the labelled images by heads that have not seen them, on a trunk that has."""
     learner = with_new_head(model, seed=seed)
     learner.train_only("head")
-    features = _in_parts(model, model.features, lesson.inputs)
-    crossed = predict_out_of_fold(learner, features, lesson.targets, settings, seed=seed)
+    features = _in_parts(model, model.features, lesson.inputs[: len(lesson.labels)])
+    crossed = predict_out_of_fold(learner, features, lesson.labels, settings, seed=seed, bagging=bagging)
     model.train_only(lesson.phase)  # of the trunk that both have
-    return crossed.logits, lesson.targets
+    return crossed.logits, lesson.labels
 
 
-def _add_posterior(
-    model: Classifier, inputs: Tensor, out_of_fold: tuple[Tensor, Tensor] | None, *, from_features: bool
-) -> None:
+def _add_posterior(model: Classifier, lesson: Lesson, out_of_fold: tuple[Tensor, Tensor] | None) -> None:
     """Give the network the posterior of its last layer, whose draws are members."""
 
     def embed(part: Tensor) -> Tensor:
-        return model.tail[:-1](part.float()) if from_features else model.embed(part)
+        return model.embed(part) if lesson.body is None else model.tail[:-1](part.float())
 
-    logits, targets = out_of_fold or (None, None)
-    known = inputs if targets is None else inputs[: len(targets)]
-    model.posterior = fit_posterior(model, _in_parts(model, embed, known), logits=logits, targets=targets)
+    if out_of_fold is None:
+        model.posterior = fit_posterior(model, _in_parts(model, embed, lesson.inputs))
+        return
+    logits, targets = out_of_fold
+    embeddings = _in_parts(model, embed, lesson.inputs[: len(targets)])
+    judged = judged_out_of_fold(targets)
+    model.posterior = fit_posterior(model, embeddings, logits=logits, targets=targets, judged=judged)
 
 
 def _in_parts(model: Classifier, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:

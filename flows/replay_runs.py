@@ -315,7 +315,8 @@ def _train_networks(replay: Replay, labelled: Tensor, *, seed: int, round_number
     phase = phase_of(how, n_labels=len(labelled), n_classes=n_classes)
     lesson = Lesson(phase, replay.data[labelled], replay.targets[labelled])
     if phase == "head":
-        lesson = _lesson_of_heads(lesson, how, n_classes=n_classes, seed=derive_seed(seed, round_number, "out-of-fold"))
+        fold_seed = derive_seed(seed, round_number, "out-of-fold")
+        lesson = _lesson_of_heads(lesson, how, n_classes=n_classes, seed=fold_seed, bagging=members.bagging)
     models = []
     for index in range(members.ensemble):
         member_seed = derive_seed(seed, round_number, f"member-{index}")
@@ -326,14 +327,14 @@ def _train_networks(replay: Replay, labelled: Tensor, *, seed: int, round_number
     return models
 
 
-def _lesson_of_heads(lesson: Lesson, how: ModelSettings, *, n_classes: int, seed: int) -> Lesson:
+def _lesson_of_heads(lesson: Lesson, how: ModelSettings, *, n_classes: int, seed: int, bagging: bool) -> Lesson:
     """The same lesson on the features of a frozen trunk."""
     body = frozen_body(how, n_classes=n_classes)
     features = extract(body, lesson.inputs, device=body.mean.device)
     lesson = Lesson(lesson.phase, features, lesson.targets, body)
     if len(features) < 2:
         return lesson
-    crossed = predict_out_of_fold(body, features, lesson.targets, how, seed=seed)
+    crossed = predict_out_of_fold(body, features, lesson.targets, how, seed=seed, bagging=bagging)
     return replace(lesson, epochs=crossed.epochs, out_of_fold=(crossed.logits, lesson.targets))
 
 

@@ -21,7 +21,6 @@ from flows.campaign import OpenCampaign, current_round, open_campaign
 from flows.collect import close, collect, is_ready_to_close, labels_known_to, look
 from flows.config import CampaignSettings, resolved
 from flows.learn import (
-    check_model,
     cross_validate,
     gather_labels,
     measure,
@@ -30,6 +29,7 @@ from flows.learn import (
     track_model,
     train,
 )
+from flows.networks import check_network
 from flows.outlook import metrics_of, outlook
 from flows.progress import progress_bar
 from flows.report import round_markdown, suspicious_labels, warnings_of, write_confusion_matrix
@@ -189,7 +189,7 @@ def begin(folder: RoundFolder, work: OpenCampaign) -> None:
     """
     settings = work.settings
     if folder.number == 0:
-        check_model(settings)
+        check_network(settings.model, settings.members, n_classes=len(settings.classes))
         check_strategy(settings)
     write_json(
         folder / "config.json",
@@ -272,6 +272,7 @@ def log_summary(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
         findings = ", ".join(finding["name"] for finding in training["findings"]) or "none"
         preprocessing = json.dumps(training["preprocessing"])
         tags = {"phase": training["phase"], "findings": findings, "preprocessing": preprocessing}
+        tags["warnings"] = "\n".join(warnings_of(folder)) or "none"
     work.tracker.log_round(run_id, metrics=summary["metrics"], step=summary["step"], artifacts=artifacts, tags=tags)
 
 

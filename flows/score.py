@@ -11,23 +11,19 @@ import torch
 from torch import Tensor
 
 from connectors.store import RoundFolder, write_atomic, write_table
-from flows.cache import GIGABYTE, features_folder
+from flows.cache import shrink_features
 from flows.campaign import OpenCampaign
 from flows.config import COMPARES_MEMBERS, CampaignSettings
 from flows.learn import class_indices, trained_models
-from flows.networks import predictions
+from flows.networks import SHARD, predictions
 from flows.progress import progress_bar
 from flows.steps import step
-from pipeline.features import shrink
 from pipeline.members import first_half
 from pipeline.models import Classifier
 from pipeline.randomness import derive_seed
 from pipeline.scoring import score_columns
 from pipeline.strategies import columns_of, seeded_order
 from pipeline.types import Candidates
-
-SHARD = 4096
-"""Candidates in one file of scores."""
 
 
 @step("candidates.parquet")
@@ -52,7 +48,7 @@ def score_pool(folder: RoundFolder, work: OpenCampaign) -> None:
                 advance(start + done, len(candidates))
 
             score_shard(folder, work, models, rows, shard=shard, count=count)
-    shrink(features_folder(), int(work.settings.feature_cache_gb * GIGABYTE))
+            shrink_features(work.settings)
 
 
 @step("scores/part-{shard:05d}.parquet")
@@ -152,20 +148,16 @@ def read_candidates(folder: RoundFolder, settings: CampaignSettings, *, half: bo
     """
     columns = columns_read(settings)
     score, probs = ("score_half", "probs_half") if half else ("score", "probs")
-    stored = {"embeddings": "embedding", "probs": probs, "guesses": "guess"}
+    stored = {"embeddings": "embedding", "guesses": "guess"}
     needed = ["item_id", score, *(name for column, name in stored.items() if column in columns)]
     table = pa.concat_tables([pq.read_table(path, columns=needed) for path in _score_files(folder)])
-    n_classes = len(settings.classes)
-
-    def of_labelled(name: str) -> Tensor:
-        return _read_lists(pq.read_table(folder / "labelled_embeddings.parquet", columns=[name])[name])
-
+    of_labelled = folder / "labelled_embeddings.parquet"
     readers: dict[str, Callable[[], Tensor]] = {
         "embeddings": lambda: _read_lists(table["embedding"]),
-        "probs": lambda: _by_member(_read_lists(table[probs]), n_classes),
+        "probs": lambda: torch.cat([_read_probs(path, probs, settings) for path in _score_files(folder)]),
         "guesses": lambda: class_indices(table["guess"].to_pylist(), settings.classes),
-        "labelled_embeddings": lambda: of_labelled("embedding"),
-        "labelled_probs": lambda: _by_member(of_labelled("probs"), n_classes),
+        "labelled_embeddings": lambda: read_labelled_embeddings(folder),
+        "labelled_probs": lambda: _read_probs(of_labelled, "probs", settings),
         "labelled_targets": lambda: class_indices(
             pd.read_parquet(folder / "labelled.parquet", columns=["label"])["label"].tolist(), settings.classes
         ),
@@ -177,8 +169,10 @@ def read_candidates(folder: RoundFolder, settings: CampaignSettings, *, half: bo
     )
 
 
-def _by_member(rows: Tensor, n_classes: int) -> Tensor:
-    return rows.reshape(len(rows), -1, n_classes)
+def _read_probs(path: Path, column: str, settings: CampaignSettings) -> Tensor:
+    """What the strategy reads, `(n, K, C)`, also of a file of an older version, which holds all members for any."""
+    rows = _read_lists(pq.read_table(path, columns=[column])[column])
+    return _members_read(rows.reshape(len(rows), 1, -1, len(settings.classes)), settings)
 
 
 def has_half(folder: RoundFolder) -> bool:

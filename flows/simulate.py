@@ -44,13 +44,12 @@ from connectors.tracking import TrackerError
 from deploy import servers
 from flows.config import COMPARES_MEMBERS, LOCAL, CampaignSettings, MemberSettings, ModelSettings, load_settings
 from flows.home import home
-from flows.networks import new_model
+from flows.networks import check_network, new_model
 from flows.progress import progress_bar
 from flows.replay_input import ReplayError, count_classes, digest_of, read_campaign_labels, read_features, read_labels
 from flows.replay_runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, ReplaySettings, run_jobs
 from pipeline.acquisition import NEEDS_MEMBERS
-from pipeline.members import stochastic_layers
-from pipeline.models import ModelError, check_model_name
+from pipeline.models import check_model_name
 from pipeline.pool import load_images
 from pipeline.replay import CONTROL, DEFAULT_ACQUISITION, parse_arm, summarise
 from pipeline.training import choose_device
@@ -362,10 +361,14 @@ def _is_grey(uris: Sequence[str]) -> bool:
 
 
 def _check_network(network: ModelSettings, members: MemberSettings) -> None:
-    choose_device(network.device)
-    model = new_model(network, n_classes=2, seed=0)
-    if members.mc_dropout and not stochastic_layers(model) and network.train != "head":
-        raise ModelError(f"--mc-dropout needs dropout, and {network.name} has none")
+    is_linear = network.train == "head"  # whose dropout is that of the features
+    check_network(network, MemberSettings() if is_linear else members, n_classes=2)
+    drawn = [name for name in ("swag", "views", "laplace") if is_linear and getattr(members, name)]
+    if drawn:
+        raise ReplayError(
+            f'train = "head" is replayed as one linear head, which has no {" and no ".join(drawn)}: replay a campaign '
+            "file without, or --mc-dropout"
+        )
 
 
 def _check_members(settings: ReplaySettings) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models import Classifier
+from pipeline.training import judged_out_of_fold
 
 BLOWN_UP = 2.5
 """A training loss of so many times log C, which an untrained network has, comes of steps that are too long. `small_cnn`
@@ -25,10 +26,8 @@ SAME = 1e-3
 """Probabilities that differ by less from image to image are the same."""
 N_SHUFFLES = 200
 CHANCE = 0.05
-"""Labels line up where less than this share of their random orders fits the predictions as well."""
-MIN_SEEN = 5
-"""Labels of classes with fewer training images are left out of it: a head that missed the image's fold has hardly seen
-such a class, or not at all, and thinks it rarer the more of its images are in the fold."""
+"""Labels line up where less than this share of their random orders fits the predictions as well. Those of classes with
+few training images are left out of it, see `judged_out_of_fold`."""
 MIN_ORDERS = 1e6
 """With fewer orders of the labels, such as two images of one class among thirty, a network that is fairly good is often
 no better than `CHANCE` of them, so nothing is said."""
@@ -80,7 +79,7 @@ def diagnose(
     part, shown, labels = "training", logits, targets
     if held_out_logits is not None and held_out_targets is not None and len(held_out_targets):
         part, (shown, labels) = "held-out", _checked(held_out_logits, held_out_targets)
-    seen = targets.bincount(minlength=logits.shape[1])[labels] >= MIN_SEEN
+    seen = torch.isin(labels, targets[judged_out_of_fold(targets)])
     has_learned = share < HARDLY_BELOW or claimed_knowledge(logits) > CLAIMED
     finding = (
         _learning_rate_too_high(history, share, n_classes=logits.shape[1])

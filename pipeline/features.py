@@ -10,10 +10,12 @@ no harm, since both hold the same numbers.
 """
 
 import hashlib
+import inspect
 import json
 import logging
 import os
 import re
+import sys
 import tempfile
 import threading
 import zlib
@@ -22,18 +24,20 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import numpy as np
+import PIL
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.models import Classifier, evaluating, half_precision
 from pipeline.pool import stream_images
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when a change of the code changes the features of an image."""
 BATCH = 64
 """Images of one forward pass."""
@@ -41,6 +45,9 @@ CHUNK_BYTES = 2**28
 """Decoded images of one append, at most."""
 ABANDONED_AFTER = 86_400.0
 """Seconds after which a temporary file has no writer any more."""
+LIBRARIES = ("torch", "torchvision", "timm")
+"""Whose layers are told by their release, and not by their source."""
+ATTEMPTS = 20
 USED = "used"
 ENDING = ".arrow"
 UNFINISHED = ".part"
@@ -109,7 +116,9 @@ def feature_key(model: Classifier, *, image_size: int, device: torch.device | No
     """Digest of all that the features of an image depend on: equal keys, equal features.
 
     It covers the trunk's layers, weights and statistics, mean and std, size and channels of the images, the kind of
-    device with the type of number it computes in, and `FORMAT`; not the code inside of a layer of one's own.
+    device with the type of number it computes in, releases of the libraries, the source of layers of one's own, and
+    `FORMAT`; not functions that such layers call, nor numbers that they keep elsewhere than in tensors and their names.
+    All weights are read: ask once for a network, not once for each part of a pool.
 
     Args:
         image_size: side of the square images, pixels.
@@ -124,12 +133,27 @@ def feature_key(model: Classifier, *, image_size: int, device: torch.device | No
         computed_in = torch.get_autocast_dtype(device.type) if is_half else torch.float32
     layers = re.sub(r" at 0x[0-9a-f]+", "", repr(model.trunk))  # the address of a function changes from run to run
     digest = hashlib.sha256(
-        json.dumps([FORMAT, image_size, model.channels, device.type, str(computed_in), layers]).encode()
+        json.dumps(
+            [FORMAT, image_size, model.channels, device.type, str(computed_in), layers, _code_of(model.trunk)]
+        ).encode()
     )
     for name, values in {"mean": model.mean, "std": model.std, **model.trunk.state_dict()}.items():
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+def _code_of(trunk: nn.Module) -> list[str]:
+    """Releases of Pillow and of the libraries that the layers are of, and the source of layers of one's own."""
+    releases, sources = {f"Pillow {PIL.__version__}"}, set()
+    for layer in {base for module in trunk.modules() for base in type(module).__mro__}:
+        library = layer.__module__.partition(".")[0]
+        if library in LIBRARIES:
+            releases.add(f"{library} {sys.modules[library].__version__}")
+        elif library != "builtins":
+            with suppress(OSError, TypeError):  # typed in, so that there is no source
+                sources.add(inspect.getsource(layer))
+    return [*sorted(releases), *sorted(sources)]
 
 
 def cached_features(
@@ -145,7 +169,8 @@ def cached_features(
 ) -> Tensor:
     """Features of images, from the cache; what is missing there is computed and appended, chunk by chunk.
 
-    A call that was killed goes on where it stood; the next chunk is decoded while the network works on one.
+    A call that was killed goes on where it stood; the next chunk is decoded while the network works on one. Another
+    process may remove anything meanwhile.
 
     Args:
         cache: opened with the `feature_key` of this network, size and device.
@@ -164,17 +189,20 @@ def cached_features(
     """
     if not ids:
         return extract(model, torch.empty((0, channels, image_size, image_size), dtype=torch.uint8), device=device)
-    missing = cache.missing(ids).tolist()
+    missing, features = cache.read_kept(ids)
     n_done = len(ids) - len(missing)
     chunk = _chunk_size(image_size, channels)
-    images = stream_images([uris[position] for position in missing], size=image_size, channels=channels, chunk=chunk)
+    images = stream_images([uris[p] for p in missing.tolist()], size=image_size, channels=channels, chunk=chunk)
     with closing(images):
-        for start, part in zip(range(0, len(missing), chunk), images, strict=True):
-            cache.append([ids[p] for p in missing[start : start + chunk]], extract(model, part, device=device))
+        for positions, part in zip(missing.split(chunk) if len(missing) else (), images, strict=True):
+            computed = extract(model, part, device=device)
+            cache.append([ids[p] for p in positions.tolist()], computed)
+            features = computed.new_zeros((len(ids), *computed.shape[1:])) if features is None else features
+            features[positions] = computed
             n_done += len(part)
             if advance is not None:
                 advance(n_done, len(ids))
-    return cache.read(ids)
+    return cast(Tensor, features)
 
 
 # Keeping
@@ -183,8 +211,8 @@ def cached_features(
 class FeatureCache:
     """Features by item id under one key, in files that processes and threads may add to at the same time.
 
-    The ids are in memory; the features are mapped, so that a file which another process removes stays readable here.
-    A file that is damaged is removed with a warning, and its items are missing again.
+    The ids are in memory; the features are mapped. What another process removes is gone here at the next call, and
+    gives its memory back. A file that is damaged is removed with a warning, and its items are missing again.
 
     Args:
         folder: of the whole cache.
@@ -195,7 +223,7 @@ class FeatureCache:
         self.folder = folder / key
         self._lock = threading.RLock()
         self._seen: set[str] = set()
-        self._files: list[_File] = []
+        self._files: dict[int, _File] = {}
         # Where each item is: sorted ids, which a million of finds thousands in milliseconds, with file and row.
         self._ids: NDArray[np.bytes_] = np.empty(0, dtype="S1")
         self._file: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -215,8 +243,7 @@ class FeatureCache:
             while damaged := [number for number in np.unique(files) if not self._files[number].is_whole()]:
                 for number in damaged:
                     _set_aside(self._files[number].path, "its content is not what was written")
-                kept = ~np.isin(self._file, damaged)
-                self._ids, self._file, self._row = self._ids[kept], self._file[kept], self._row[kept]
+                self._forget(damaged)
                 is_there, files, _ = self._find(ids)  # another file may have the same items
         return torch.from_numpy(np.flatnonzero(~is_there))
 
@@ -232,18 +259,31 @@ class FeatureCache:
         Raises:
             KeyError: the cache does not hold all of them.
         """
+        missing, features = self.read_kept(ids)
+        if features is None or len(missing):
+            absent = ", ".join(ids[position] for position in missing[:3].tolist())
+            raise KeyError(f"{self.folder} lacks {len(missing)} of {len(ids)} items: {absent}")
+        return features
+
+    def read_kept(self, ids: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Positions `(m,)` of the ids that the cache does not hold, and features of the others.
+
+        Returns:
+            The features are float16 `(n, …)`, in the order of `ids`, with zeros where they are missing; None where all
+            are, as their shape is not known.
+        """
         with self._lock:
-            missing = self.missing(ids).tolist()
-            if missing or not ids:
-                absent = ", ".join(ids[position] for position in missing[:3])
-                raise KeyError(f"{self.folder} lacks {len(missing)} of {len(ids)} items: {absent}")
-            _, files, rows = self._find(ids)
-            features = np.empty((len(ids), *self._files[files[0]].features.shape[1:]), dtype=np.float16)
+            missing = self.missing(ids)
+            is_there, files, rows = self._find(ids)
+            if len(files) == 0:
+                return missing, None
+            features = np.zeros((len(ids), *self._files[files[0]].features.shape[1:]), dtype=np.float16)
+            positions = np.flatnonzero(is_there)
             for number in np.unique(files):
-                positions = np.flatnonzero(files == number)
-                features[positions] = self._files[number].features[rows[positions]]
+                of_file = files == number
+                features[positions[of_file]] = self._files[number].features[rows[of_file]]
         self._mark_used()
-        return torch.from_numpy(features)
+        return missing, torch.from_numpy(features)
 
     def append(self, ids: Sequence[str], features: Tensor) -> None:
         """Add features `(n, …)` of float16, one file at a time; others see it when it is whole."""
@@ -252,27 +292,42 @@ class FeatureCache:
                 f"wanted float16 features of {len(ids)} items, got {features.dtype} {tuple(features.shape)}"
             )
         if ids:
+            path, values = self.folder / f"{uuid4().hex}{ENDING}", features.cpu().contiguous().numpy()
+            _write(path, _as_bytes(ids), values)
             self._mark_used()
-            _write(self.folder / f"{uuid4().hex}{ENDING}", _as_bytes(ids), features.cpu().contiguous().numpy())
 
     def _mark_used(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / USED).touch()
+        with suppress(FileNotFoundError):  # all of it has been removed meanwhile
+            (self.folder / USED).touch()
+
+    def _forget(self, numbers: Sequence[int]) -> None:
+        """Drop files from the index."""
+        kept = ~np.isin(self._file, numbers)
+        self._ids, self._file, self._row = self._ids[kept], self._file[kept], self._row[kept]
+        for number in numbers:
+            del self._files[number]
 
     def _look_for_files(self) -> None:
-        """Index the files that appeared since the last look, by name: of equal items the first one wins."""
-        appeared = sorted(name for name in _names(self.folder) if name not in self._seen)
-        self._seen.update(appeared)
+        """Drop the files that vanished since the last look, and index those that appeared, by name.
+
+        Of equal items the first one wins.
+        """
+        names = set(_names(self.folder))
+        if vanished := [number for number, file in self._files.items() if file.path.name not in names]:
+            self._forget(vanished)
+        appeared = sorted(names - self._seen)
+        self._seen = names
         opened = [file for name in appeared if (file := _open(self.folder / name)) is not None]
         if not opened:
             return
+        numbered = dict(enumerate(opened, 1 + max(self._files, default=-1)))
         ids = np.concatenate([self._ids, *(file.ids for file in opened)])
-        numbers = [np.full(len(file.ids), number) for number, file in enumerate(opened, len(self._files))]
+        numbers = [np.full(len(file.ids), number) for number, file in numbered.items()]
         order = ids.argsort(kind="stable")  # quick where most is sorted already
         self._ids = ids[order]
         self._file = np.concatenate([self._file, *numbers])[order]
         self._row = np.concatenate([self._row, *(np.arange(len(file.ids)) for file in opened)])[order]
-        self._files += opened
+        self._files |= numbered
 
     def _find(self, ids: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
         """Whether each id is there, `(n,)`; of those that are, file and row, `(m,)` each."""
@@ -358,7 +413,7 @@ def _write(path: Path, ids: NDArray[np.bytes_], features: NDArray[np.float16]) -
     feature_column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features[0].size)
     metadata = {"shape": json.dumps(features.shape[1:]), "checksum": str(_checksum(ids, features))}
     batch = pa.record_batch({"item_id": id_column, "features": feature_column}).replace_schema_metadata(metadata)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+    handle, temporary = _make_unfinished(path)
     try:
         with os.fdopen(handle, "wb") as file:
             with pa.ipc.new_file(file, batch.schema) as writer:
@@ -369,6 +424,15 @@ def _write(path: Path, ids: NDArray[np.bytes_], features: NDArray[np.float16]) -
         Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _make_unfinished(path: Path) -> tuple[int, str]:
+    """Open a temporary file in the folder of `path`, which another process may remove as long as it is empty."""
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+    raise FileNotFoundError(f"the folder {path.parent} cannot be made, or is removed again and again")
 
 
 def _open(path: Path) -> _File | None:

@@ -77,7 +77,12 @@ class Posterior(nn.Module):
 
 
 def fit_posterior(
-    model: "Classifier", embeddings: Tensor, *, logits: Tensor | None = None, targets: Tensor | None = None
+    model: "Classifier",
+    embeddings: Tensor,
+    *,
+    logits: Tensor | None = None,
+    targets: Tensor | None = None,
+    judged: Tensor | None = None,
 ) -> Posterior:
     """Fit the posterior of `model.tail[-1]`, a Linear layer trained with cross-entropy on a softmax.
 
@@ -91,6 +96,7 @@ def fit_posterior(
         logits: `(n, C)` of the same images, from networks that did not train on them (`cross_fit`), at temperature 1;
             chooses tau by `choose_by_prediction`. None: by `choose_by_evidence`.
         targets: `(n,)` class indices of the same images.
+        judged: `(n,)` of bool, whose logits and targets choose tau (`judged_out_of_fold`); None for all.
 
     Returns:
         The posterior, float32 on the layer's device; to use it, make it `model.posterior`.
@@ -108,13 +114,14 @@ def fit_posterior(
     input_curvature, input_directions = _gram_eigen(inputs)
     class_curvature, class_directions = torch.linalg.eigh(torch.diag(probs.mean(dim=0)) - probs.T @ probs / len(probs))
     class_curvature = class_curvature.clamp(min=0)
-    if logits is None or targets is None:
+    rows = torch.arange(len(embeddings)) if judged is None else judged.cpu().nonzero().flatten()
+    if logits is None or targets is None or len(rows) == 0:
         tau = choose_by_evidence(torch.outer(class_curvature, input_curvature), weights)
     else:
         tau = choose_by_prediction(
-            logits.to(weights),
-            targets.cpu(),
-            squares=(inputs @ input_directions).square(),
+            logits.to(weights)[rows],
+            targets.cpu()[rows],
+            squares=(inputs[rows] @ input_directions).square(),
             shares=class_directions.square(),
             input_curvature=input_curvature,
             class_curvature=class_curvature,

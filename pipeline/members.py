@@ -102,7 +102,8 @@ def predict_from_features(
 
     Args:
         models: networks that share the trunk that made the features; with passes, it must draw nothing.
-        features: `(n, ...)` what the tails read of n images; float16 will do.
+        features: `(n, ...)` what the tails read of n images; float16 will do. Give many at once: masks and draws are
+            made for each call, and memory is for blocks of them.
 
     Returns:
         Probabilities `(n, U, K, C)` and embeddings `(n, D)`, as of `predict_members`.

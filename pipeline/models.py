@@ -110,13 +110,16 @@ class Classifier(nn.Module):
         normalised = (images / scale - self.mean) / self.std
         return normalised.contiguous(memory_format=torch.channels_last)
 
-    def set_normalisation(self, images: Tensor) -> None:
-        """Take mean and std of each channel from images `(n, channels, S, S)` of uint8."""
+    def set_normalisation(self, images: Tensor, rows: Tensor | None = None) -> None:
+        """Take mean and std of each channel from images `(n, channels, S, S)` of uint8, or from these rows of them."""
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {images.dtype}")
         values = torch.arange(256, dtype=torch.float64) / 255
-        channels = images.cpu().unbind(dim=1)
-        counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in channels])
+        rows = torch.arange(len(images)) if rows is None else rows
+        counts = torch.zeros((images.shape[1], 256), dtype=torch.int64)
+        for part in rows.split(256):  # a copy of all rows would not fit beside many images
+            channels = images[part.to(images.device)].cpu().unbind(dim=1)
+            counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in channels])
         shares = counts.double() / counts.sum(dim=1, keepdim=True)
         mean = shares @ values
         std = (shares @ values.square() - mean.square()).clamp(min=0).sqrt().clamp(min=1 / 255)
@@ -149,7 +152,8 @@ class Classifier(nn.Module):
         """Freeze what this phase does not train; what was frozen before is free again.
 
         Args:
-            phase: "head" freezes the trunk, "last_stage" all of it but its last stage, "all" nothing.
+            phase: "head" freezes the trunk and the weights in the tail that came with it, between which dropout still
+                draws; "last_stage" all of the trunk but its last stage; "all" nothing.
         """
         if phase not in PHASES:
             raise ValueError(f"phase must be one of {', '.join(PHASES)}, got {phase!r}")
@@ -157,6 +161,7 @@ class Classifier(nn.Module):
         self.frozen = ()
         if phase == "head":
             self.freeze("trunk")
+            self.tail[: self.n_kept].requires_grad_(False)
         elif phase == "last_stage":
             earlier, last = split_stages(self.trunk)
             self.trunk.requires_grad_(False)
@@ -359,14 +364,13 @@ def shrink_and_perturb(model: Classifier, previous_state: Mapping[str, Tensor], 
     unlike = [name for name in fresh if name not in previous_state or previous_state[name].shape != fresh[name].shape]
     if unlike:
         raise ModelError(f"the previous weights are of another network: {unlike[:3]} are missing or of another shape")
-    trained = dict(model.named_parameters())
     with torch.no_grad():
-        for name, values in fresh.items():
-            previous = previous_state[name].to(values.device)
-            if name in trained:
-                values.lerp_(previous, shrink)
-            else:
-                values.copy_(previous)
+        for name, values in model.named_parameters():  # one that several layers share comes once
+            if name in fresh:
+                values.lerp_(previous_state[name].to(values.device), shrink)
+        for name, statistic in model.named_buffers():
+            if name in fresh:
+                statistic.copy_(previous_state[name])
 
 
 @contextmanager
@@ -423,7 +427,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if isinstance(model, Classifier):
         prefix = "posterior."
         held = {name.removeprefix(prefix): values for name, values in state.items() if name.startswith(prefix)}
-        model.posterior = Posterior.empty_like(held).to(model.mean.device) if held else None
+        try:
+            model.posterior = Posterior.empty_like(held).to(model.mean.device) if held else None
+        except TypeError as exc:
+            raise ModelError(f"{path} holds a posterior of another form: {', '.join(held)}") from exc
         if not any(name.startswith("trunk.") for name in state):
             state |= {name: values for name, values in model.state_dict().items() if name.startswith("trunk.")}
         state.setdefault("temperature", torch.ones(()))

@@ -44,11 +44,12 @@ def swag_draws(
     (Maddox et al., 2019, equation 1, with deviations from the last mean rather than from that of the time, so that
     D D^T is the covariance of the path). Batch-norm statistics that are not frozen are taken from the images anew for
     each draw. Between draws and after the last one the model must not be trained; when the draws end, also early,
-    it has the weights back that it came with. Memory: `n_columns` times the weights that are not frozen.
+    it has the weights back that it came with. Memory: `n_columns` and a dozen times the weights that are not frozen.
 
     Args:
-        inputs: images `(n, channels, S, S)` of uint8 that the model was trained on, n >= 1; or with `from_features`
-            what its frozen trunk made of them, `(n, ...)` floats, and only the tail runs.
+        inputs: images `(n, channels, S, S)` of uint8 that the model was trained on (`Fit.train`: those held out would
+            no longer be), n >= 1; or with `from_features` what its frozen trunk made of them, `(n, ...)` floats, and
+            only the tail runs.
         targets: `(n, ...)` as the task has them.
         n_draws: at least 1.
         learning_rate: of the descent, with momentum 0.9: the higher, the wider the path and the draws.
@@ -87,12 +88,13 @@ def swag_draws(
         n_steps = max(MIN_STEPS_PER_EPOCH, -(-len(inputs) // batch_size))
         model.train()
         with seeded(seed, device):
-            columns = _descend(groups, loss_of_batch, n_steps=n_steps, n_columns=n_columns)
+            path = _descend(groups, loss_of_batch, n_steps=n_steps, n_columns=n_columns)
         model.eval()
-        mean = columns.mean(dim=0)
-        deviations = columns - mean
+        mean = path.mean(dim=0)
+        deviations = path.sub_(mean)
+        diagonal = torch.linalg.vector_norm(deviations, dim=0) / n_columns**0.5
         for _ in range(n_draws):
-            _set_weights(trained, draw_weights(mean, deviations, generator).to(device))
+            _set_weights(trained, draw_weights(mean, diagonal, deviations, generator).to(device))
             if not from_features:
                 _refresh(model, layers, inputs, batch_size)
             yield model
@@ -103,12 +105,15 @@ def swag_draws(
         model.eval()
 
 
-def draw_weights(mean: Tensor, deviations: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw `(P,)` around `mean` from the `(n_columns, P)` deviations of a path about it, n_columns >= 2.
+def draw_weights(mean: Tensor, diagonal: Tensor, deviations: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw `(P,)` of the weights: its covariance is half that of the path and half its diagonal.
 
-    Its covariance is half that of the path and half its diagonal.
+    Args:
+        mean: `(P,)` of the path.
+        diagonal: `(P,)` root of the mean square of the deviations.
+        deviations: `(n_columns, P)` of the path about the mean, n_columns >= 2.
     """
-    independent = torch.randn(mean.shape, generator=generator) * deviations.square().mean(dim=0).sqrt()
+    independent = torch.randn(mean.shape, generator=generator) * diagonal
     along = torch.randn(len(deviations), generator=generator) @ deviations / (len(deviations) - 1) ** 0.5
     drawn: Tensor = mean + (independent + along) / 2**0.5
     return drawn
@@ -120,18 +125,17 @@ def _descend(
     """Weights `(n_columns, P)` after each `n_steps` of gradient descent at a constant learning rate, on the CPU."""
     optimiser = torch.optim.SGD(groups, momentum=MOMENTUM)
     trained = [parameter for group in groups for parameter in group["params"]]
-    columns = []
-    for _ in range(n_columns):
+    path = torch.empty((n_columns, sum(values.numel() for values in trained)))
+    for column in path:
         for _ in range(n_steps):
             loss = loss_of_batch()
             optimiser.zero_grad()
             loss.backward()
             clip_grad_norm_(trained, MAX_GRADIENT_NORM)
             optimiser.step()
-        columns.append(torch.cat([values.detach().reshape(-1).cpu() for values in trained]))
-    path = torch.stack(columns)
-    if not path.isfinite().all():
-        raise TrainingError("SWAG's weights became infinite: lower its learning rate")
+        torch.cat([values.detach().reshape(-1).cpu() for values in trained], out=column)
+        if not column.isfinite().all():
+            raise TrainingError("SWAG's weights became infinite: lower its learning rate")
     return path
 
 

@@ -40,7 +40,7 @@ def test_example_that_init_writes_is_a_valid_campaign(campaign):
 
 def test_defaults_that_the_example_shows_are_the_defaults(campaign):
     without_default = (
-        *("weights", "instructions", "close_after", "schedule", "project"),
+        *("weights", "patience", "instructions", "close_after", "schedule", "project"),
         *("target_accuracy", "min_gain", "sub_pool", "prefilter"),
     )
     shown = "\n".join(
@@ -117,6 +117,17 @@ def test_missing_file_says_how_to_get_one(tmp_path):
             9,
             'train = "head" keeps random weights for ever',
         ),
+        (
+            ("ensemble = 3", 'ensemble = 3\n[model]\ntrain = "head"\nweights = "DEFAULT"\nstart = "previous"'),
+            9,
+            'take start = "previous" away',
+        ),
+        (
+            ("ensemble = 3", 'ensemble = 3\n[model]\nweights = "mine/nowhere.pt"'),
+            10,
+            "model.weights: there is no file 'mine/nowhere.pt' in /",
+        ),
+        (("ensemble = 3", "ensemble = 3\n[model]\npatience = 0"), 10, "patience: Input should be greater"),
         (
             ("ensemble = 3", "ensemble = 3\n[model]\nlast_stage_from = 60"),
             9,
@@ -268,7 +279,7 @@ def begun_before_phases(campaign, tmp_path, text, *, freeze=False):
     settings = load_settings(path)
     written = resolved(settings)
     written["model"] = {key: value for key, value in written["model"].items() if key not in TRAINING}
-    written["model"]["freeze"] = freeze
+    written["model"] |= {"freeze": freeze, "patience": 5}
     written["members"] = {key: written["members"][key] for key in ("ensemble", "mc_dropout")}
     write_json(settings.folder / "campaign.json", written)
     write_table(Campaign(settings.folder).pool, pd.DataFrame({"item_id": []}))
@@ -278,8 +289,12 @@ def begun_before_phases(campaign, tmp_path, text, *, freeze=False):
 @pytest.mark.parametrize(
     ("weights", "freeze", "wanted"),
     [
-        (None, False, ['schedule = "constant" (in [model])']),
-        ("DEFAULT", True, ['schedule = "constant" (in [model])', 'train = "head" (in [model])']),
+        (None, False, ['schedule = "constant" (in [model])', "patience = 5 (in [model])"]),
+        (
+            "DEFAULT",
+            True,
+            ['schedule = "constant" (in [model])', 'train = "head" (in [model])', "patience = 5 (in [model])"],
+        ),
         (
             "DEFAULT",
             False,
@@ -287,6 +302,7 @@ def begun_before_phases(campaign, tmp_path, text, *, freeze=False):
                 'schedule = "constant" (in [model])',
                 'train = "all" (in [model])',
                 "body_rate = 1.0 (in [model])",
+                "patience = 5 (in [model])",
             ],
         ),
     ],

@@ -9,14 +9,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from connectors.mlflow_model import load_members
 from connectors.store import read_json, write_json
-from flows import networks
+from flows import cache, networks, score
 from flows.ask import compare_with_half, select, select_from
-from flows.cache import _opened, features_folder, features_of
+from flows.cache import _key, _opened, features_folder, features_of
 from flows.cli import app
 from flows.learn import (
     at_temperature_one,
-    check_model,
     class_indices,
     cross_validate,
     frozen_trunk,
@@ -26,20 +26,20 @@ from flows.learn import (
     train,
     trained_models,
 )
-from flows.networks import frozen_body, new_model, phase_of, predictions
+from flows.networks import check_network, frozen_body, new_model, phase_of, predictions
 from flows.report import campaign_status, round_markdown, warnings_of
 from flows.round import summarise
 from flows.score import embed_labelled, read_candidates, score_shard
 from pipeline.acquisition import ACQUISITIONS
 from pipeline.calibration import calibrate
 from pipeline.evaluation import negative_log_likelihood
-from pipeline.features import FeatureCache, feature_key
-from pipeline.members import first_half, predict_members
+from pipeline.features import FeatureCache, feature_key, usage
+from pipeline.members import first_half, predict_members, stochastic_layers
 from pipeline.models import ModelError
-from pipeline.pool import load_images
+from pipeline.pool import PoolError, load_images
 from pipeline.randomness import derive_seed
 from pipeline.tasks import classification
-from tests.flows.conftest import CLASSES, TINY, ready_round
+from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round
 
 EVERYTHING = "last_stage_from = 1\nall_from = 8\nmax_epochs = 2\n"
 """Eight labels for each class train all of the network."""
@@ -135,8 +135,95 @@ def test_more_labels_train_the_trunk_of_each_member(make_work):
     assert frozen_trunk(folder) is None
     models = trained_models(folder, work)
     assert not torch.equal(models[0].trunk[0].weight, models[1].trunk[0].weight)
+    calibrations = [member["calibration"] for member in read_json(folder / "training.json")["members"]]
+    assert calibrations == [None, None], "the heads that looked for wrong labels are of another trunk"
+
+
+def test_network_without_weights_lists_no_labels(make_work):
+    work = make_work()
+    folder = trained_round(work)
+    assert pq.read_metadata(folder / "out_of_fold.parquet").num_rows == 0
+    assert pq.read_metadata(folder / "suspicious_labels.parquet").num_rows == 0
     summarise.fn(folder, work)
     assert "n_suspicious_labels" not in read_json(folder / "summary.json")["metrics"], "nobody looked"
+
+
+@pytest.mark.parametrize(("n_of_class", "n_judged"), [((8, 8, 1), 16), ((8, 1, 1), 8), ((2, 1, 1), 0)])
+@pytest.mark.parametrize("members", ["", "laplace = 2"])
+def test_images_nearly_alone_in_their_class_are_no_judges(make_work, n_of_class, n_judged, members):
+    work = make_work(network=TINY, members=members)
+    folder = ready_round(work)
+    labelled = pd.read_parquet(folder / "labelled.parquet")
+    kept = dict(zip(CLASSES, n_of_class, strict=True))
+    few = labelled[labelled.groupby("label").cumcount() < labelled["label"].map(kept)]
+    few.to_parquet(folder / "labelled.parquet", index=False)
+    cross_validate.fn(folder, work)
+    train.fn(folder, work, "run")
+    review_labels.fn(folder, work)
+    assert pq.read_metadata(folder / "out_of_fold.parquet").num_rows == len(few)
+    for member in read_json(folder / "training.json")["members"]:
+        assert (member["calibration"]["n"] if member["calibration"] else 0) == n_judged
+    listed = pd.read_parquet(folder / "suspicious_labels.parquet")
+    assert not listed["label"].isin([name for name, n in kept.items() if n < 5]).any()
+    assert (trained_models(folder, work)[0].posterior is not None) == bool(members)
+
+
+def with_guesses(work, n_copies=20):
+    """A round on so many copies of each label, and twelve guesses of the model."""
+    folder = ready_round(work)
+    labelled = pd.read_parquet(folder / "labelled.parquet")
+    pd.concat([labelled] * n_copies).to_parquet(folder / "labelled.parquet", index=False)
+    cross_validate.fn(folder, work)
+    train.fn(folder, work, "run")
+    assert read_json(folder / "training.json")["n_pseudo_labels"] == 12
+    return folder
+
+
+def watch(monkeypatch, name, told):
+    """Note what a function that networks are trained with is given, and what it returns."""
+    function = getattr(networks, name)
+
+    def watched(*data, **how):
+        outcome = function(*data, **how)
+        told.append((data, how, outcome))
+        return outcome
+
+    monkeypatch.setattr(networks, name, watched)
+
+
+@pytest.mark.parametrize("network", [TINY + EVERYTHING, PLAIN])
+def test_guesses_of_the_model_judge_nothing(make_work, monkeypatch, network):
+    guesses = "\n[model.pseudo_labels]\nthreshold = 2.0\nmax_count = 12\n"
+    fits, crossed, drawn = [], [], []
+    for name, told in (("fit", fits), ("cross_fit", crossed), ("swag_draws", drawn)):
+        watch(monkeypatch, name, told)
+    work = make_work(network=network, model=guesses, members="laplace = 2\nswag = 1\nbagging = true", ensemble=1)
+    folder = with_guesses(work)
+    (_, images, targets), _, outcome = fits[-1]
+    assert len(targets) == 480 + 12
+    assert len(outcome.held_out) == 48
+    assert outcome.held_out.max() < 480, "guesses come after the labels"
+    [member] = read_json(folder / "training.json")["members"]
+    assert member["calibration"]["n"] == 48
+    (_, features, judged), how, _ = crossed[-1]
+    assert len(features) == len(judged) == 480
+    assert how["bootstrap"], "as the member itself"
+    assert how["body_rate"] == work.settings.model.body_rate
+    (_, descended, descended_targets), _, _ = drawn[-1]
+    assert torch.equal(descended, images[outcome.train]), "not on what is held out"
+    assert torch.equal(descended_targets, targets[outcome.train])
+
+
+@pytest.mark.parametrize("network", [TINY, TINY + "last_stage_from = 1\nall_from = 8\n"])
+def test_training_goes_to_its_end_unless_patience_ends_it(make_work, network):
+    still = 'learning_rate = 1e-12\nmax_epochs = 12\nschedule = "constant"\n'
+    lengths = []
+    for number, patience in enumerate(("", "patience = 2\n")):
+        folder = trained_round(make_work(network=network, model=still + patience, ensemble=1, name=f"c{number}"))
+        [member] = read_json(folder / "training.json")["members"]
+        lengths.append(len(member["epochs"]))
+    assert lengths[0] == 12
+    assert lengths[1] < 12
 
 
 def test_heads_are_calibrated_on_what_they_have_not_seen(make_work):
@@ -183,13 +270,15 @@ def test_temperature_comes_out_of_probabilities_as_it_went_in():
     assert torch.allclose(at_temperature_one(probs, temperatures), logits.softmax(dim=2), atol=1e-5)
 
 
-def test_labels_that_are_wrong_come_first_on_the_list(make_work, tmp_path):
+@pytest.mark.parametrize("phase", ["head", "all"])
+def test_labels_that_are_wrong_come_first_on_the_list(make_work, tmp_path, phase):
     def swap_two(labels):
         rows = labels[labels != "middle"].index[:2]
         return labels.mask(labels.index.isin(rows), labels.replace({"left": "right", "right": "left"}))
 
-    work = make_work(network=TINY, model="max_epochs = 60\nlearning_rate = 5e-3\n")
+    work = make_work(network=TINY, model=f'train = "{phase}"\nmax_epochs = 60\nlearning_rate = 5e-3\n')
     folder = trained_round(work, relabel=swap_two)
+    assert read_json(folder / "training.json")["phase"] == phase
     labelled = pd.read_parquet(folder / "labelled.parquet")
     truth = work.pool.set_index("item_id")["label"].loc[labelled["item_id"]].to_numpy()
     wrong = dict(zip(labelled["item_id"], truth, strict=True))
@@ -221,6 +310,40 @@ def test_one_label_and_two_train_a_head(make_work, n_labels):
     train.fn(folder, work, "run")
     review_labels.fn(folder, work)
     measure.fn(folder, work)
+
+
+def test_one_label_and_guesses_make_heads_with_a_posterior(make_work):
+    guesses = "\n[model.pseudo_labels]\nthreshold = 2.0\nmax_count = 7\n"
+    work = make_work(network=TINY, model=guesses, members="laplace = 2")
+    folder = ready_round(work)
+    labelled = pd.read_parquet(folder / "labelled.parquet")
+    labelled.head(1).to_parquet(folder / "labelled.parquet", index=False)
+    cross_validate.fn(folder, work)
+    train.fn(folder, work, "run")
+    assert read_json(folder / "training.json")["n_pseudo_labels"] == 1
+    assert all(model.posterior is not None for model in trained_models(folder, work))
+
+
+def test_member_of_an_older_version_is_trained_again(make_work):
+    whole = trained_round(make_work(network=TINY, name="whole"))
+    work = make_work(network=TINY, name="older")
+    folder = ready_round(work)
+    cross_validate.fn(folder, work)
+    told = {"name": "member-0", "seed": 1, "epochs": [{"train_loss": 1.0}]}
+    (folder / "members").mkdir()
+    write_json(folder / "members" / "member-0.json", told)
+    train.fn(folder, work, "run")
+    assert read_json(folder / "training.json") == read_json(whole / "training.json")
+
+
+def test_networks_come_back_with_what_was_frozen(make_work):
+    network = TINY.replace("tiny_network", "two_stages") + 'train = "last_stage"\nmax_epochs = 1\n'
+    work = make_work(network=network, members="mc_dropout = 2", ensemble=1)
+    folder = trained_round(work)
+    loaded_by_mlflow = load_members(read_json(folder / "training.json")["model"], member_weights(folder), trunk=None)
+    for [model] in (trained_models(folder, work), loaded_by_mlflow):
+        assert set(model.frozen) == {"trunk.0.0", "trunk.0.1"}
+        assert list(stochastic_layers(model)) == ["tail.0"], "the first stage dropped nothing in training"
 
 
 def test_killed_training_of_heads_goes_on_to_the_same_members(make_work, monkeypatch):
@@ -293,8 +416,54 @@ def test_image_is_computed_once_in_the_life_of_a_trunk(make_work):
     assert sum(len(decisions) for decisions, _ in predictions(models, nowhere, work.settings.model)) == len(nowhere)
     shutil.rmtree(features_folder())
     _opened.cache_clear()
-    with pytest.raises(Exception, match="nowhere"):
+    with pytest.raises(PoolError, match="nowhere"):
         features_of(body, nowhere, work.settings.model)
+
+
+def test_pool_is_predicted_in_parts_that_make_one(make_work, monkeypatch):
+    work = make_work(network=TINY, members="mc_dropout = 3\nlaplace = 2")
+    folder = trained_round(work)
+    models, items = trained_models(folder, work), work.located(pd.read_parquet(folder / "candidates.parquet"))
+    told, done, keys = [], [], []
+    how = {"members": work.settings.members, "seed": 5}
+
+    def predict(**also):
+        parts = list(predictions(models, items, work.settings.model, **how, **also))
+        return [len(decisions) for decisions, _ in parts], *map(torch.cat, zip(*parts, strict=True))
+
+    sizes, decisions, embeddings = predict()
+    assert sizes == [len(items)] == [30]
+    watch(monkeypatch, "features_of", told)
+    monkeypatch.setattr(cache, "feature_key", lambda *_, **__: keys.append(1) or feature_key(*_, **__))
+    monkeypatch.setattr(networks, "SHARD", 20)
+    monkeypatch.setattr(networks, "MAX_PROBABILITIES", 12 * 3 * 8)
+    _key.cache_clear()
+    sizes, again, embedded = predict(advance=lambda done_now, total: done.append((done_now, total)))
+    assert sizes == [8, 8, 4, 8, 2]
+    assert torch.allclose(again, decisions, atol=1e-6)
+    assert torch.equal(embedded, embeddings)
+    assert [len(features) for _, _, features in told] == [20, 10], "nothing holds the pool"
+    assert done == [(20, 30), (30, 30)]
+    assert len(keys) == 1, "the trunk is hashed once"
+
+
+def test_cache_stays_in_its_bound_while_a_pool_is_scored(make_work, monkeypatch):
+    work = make_work("feature_cache_gb = 0.000012", network=TINY)
+    folder = trained_round(work)
+    held = []
+
+    def count(*what, **how):
+        score_shard.fn(*what, **how)
+        held.append(sum(one.n_bytes for one in usage(features_folder())))
+
+    monkeypatch.setattr(score, "embed_labelled", embed_labelled.fn)
+    monkeypatch.setattr(score, "score_shard", count)
+    monkeypatch.setattr(score, "SHARD", 10)
+    score.score_pool(folder, work)
+    assert len(held) == 3
+    one_shard = min(held) - 12_000
+    assert max(held[1:]) < 12_000 + 2 * max(one_shard, 6_000), "no more than the bound and a shard"
+    assert sum(one.n_bytes for one in usage(features_folder())) <= 12_000
 
 
 @pytest.mark.parametrize("strategy", ["top_k", "badge", "drop_query"])
@@ -381,10 +550,14 @@ def test_training_that_learns_nothing_is_told_on_the_page(make_work):
     assert "Trained the head alone. Without the temperatures NLL would be" in page
 
 
+def check(settings):
+    check_network(settings.model, settings.members, n_classes=len(CLASSES))
+
+
 def test_mc_dropout_needs_dropout_in_every_phase(make_work):
     with pytest.raises(ModelError, match=r"trains has none \(phase head\)"):
-        check_model(make_work(network=TINY, model="dropout = 0\n", members="mc_dropout = 2").settings)
-    check_model(make_work(network=TINY, members="mc_dropout = 2").settings)
+        check(make_work(network=TINY, model="dropout = 0\n", members="mc_dropout = 2").settings)
+    check(make_work(network=TINY, members="mc_dropout = 2").settings)
 
 
 def test_cache_is_shown_shrunk_and_cleared(make_work, monkeypatch):

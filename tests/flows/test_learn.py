@@ -6,9 +6,9 @@ import torch
 
 from connectors.store import read_json
 from flows import networks
-from flows.learn import measure, member_weights, train, trained_models
+from flows.learn import cross_validate, measure, member_weights, train, trained_models
 from flows.round import summarise
-from tests.flows.conftest import ready_round
+from tests.flows.conftest import PLAIN, TINY, ready_round
 
 PSEUDO = "\n[model.pseudo_labels]\nthreshold = 2.0\ndecay = 0.5\nmax_count = 12\n"
 
@@ -85,6 +85,17 @@ def test_threshold_that_has_decayed_away_trains_on_labels_alone(make_work):
     record = read_json(folder / "training.json")
     assert (record["n_pseudo_labels"], record["pseudo_label_threshold"]) == (0, 0.0)
     assert are_same(weights(folder), weights(plain))
+
+
+@pytest.mark.parametrize("network", [PLAIN, TINY])
+def test_model_that_is_sure_of_nothing_trains_on_labels_alone(make_work, network):
+    work = make_work(network=network, model=PSEUDO.replace("2.0", "0.5001"))
+    folder = ready_round(work)
+    cross_validate.fn(folder, work)
+    train.fn(folder, work, "run")
+    record = read_json(folder / "training.json")
+    assert (record["n_pseudo_labels"], record["pseudo_label_threshold"] > 0) == (0, True)
+    assert len(trained_models(folder, work)) == 2
 
 
 @pytest.mark.parametrize("n_fits", [1, 3])

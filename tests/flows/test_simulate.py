@@ -532,6 +532,19 @@ def test_wrong_options_are_refused_and_leave_nothing_behind(digits, tmp_path, ch
     assert not (tmp_path / "out").exists()
 
 
+def test_replay_of_one_head_refuses_members_that_it_does_not_have(digits, tmp_path):
+    (tmp_path / "campaign.toml").write_text(
+        f'name = "digits"\npool = "x"\nclasses = {[str(n) for n in range(10)]}\nbudget = 90\naudit_size = 9\n'
+        '[model]\nname = "tests.flows.tiny:tiny_network"\nweights = "factory"\nimage_size = 8\ntrain = "head"\n'
+        "[members]\nlaplace = 2\nviews = 3\n"
+    )
+    options = options_of(
+        digits, tmp_path / "out", features=None, images=digits / "images", campaign=tmp_path / "campaign.toml"
+    )
+    with pytest.raises(ReplayError, match="one linear head, which has no views and no laplace"):
+        simulate(options)
+
+
 @pytest.mark.parametrize("model", ["small_cnn", None])
 def test_side_that_a_network_cannot_have_is_refused(digits, tmp_path, model):
     (tmp_path / "campaign.toml").write_text(

@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import subprocess
@@ -8,9 +9,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pyarrow as pa
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 
@@ -165,6 +168,42 @@ class TestKey:
         assert key(nn.ReLU()) == key(nn.ReLU())
         assert len({key(nn.ReLU()), key(nn.GELU()), key(nn.Hardtanh(-1, 1)), key(nn.Hardtanh(-2, 1))}) == 4
 
+    def test_changes_with_the_source_of_layers_of_ones_own_and_of_those_they_extend(self, tmp_path, monkeypatch):
+        source = """
+from torch import nn
+
+class Before(nn.Module):
+    def forward(self, images):
+        return images.{before}().flatten(1)
+
+class Own(Before):
+    def forward(self, images):
+        return super().forward(images).{after}()
+"""
+        monkeypatch.syspath_prepend(tmp_path)
+        keys = {}
+        for name, before, after in (
+            ("a", "relu", "abs"),
+            ("b", "relu", "neg"),
+            ("c", "exp", "abs"),
+            ("d", "relu", "abs"),
+        ):
+            (tmp_path / f"own_layers_{name}.py").write_text(source.format(before=before, after=after))
+            trunk = importlib.import_module(f"own_layers_{name}").Own()
+            model = Classifier(trunk, nn.Sequential(nn.Linear(256, 3)), n_classes=3, channels=1)
+            keys[name] = feature_key(model, image_size=16)
+        assert keys["d"] == keys["a"]
+        assert len(set(keys.values())) == 3
+
+    def test_changes_with_the_release_of_the_libraries(self, monkeypatch):
+        small, resnet = network(), network("torchvision:resnet18", size=64, channels=3)
+        for library, changed in ((torch, (True, True)), (PIL, (True, True)), (torchvision, (False, True))):
+            before = [feature_key(model, image_size=16) for model in (small, resnet)]
+            with monkeypatch.context() as patch:
+                patch.setattr(library, "__version__", "0.0")
+                after = [feature_key(model, image_size=16) for model in (small, resnet)]
+            assert tuple(one != other for one, other in zip(before, after, strict=True)) == changed
+
 
 class TestCache:
     @pytest.mark.parametrize("shape", [(8,), (2, 3, 3), (1,)])
@@ -220,14 +259,44 @@ class TestCache:
         with pytest.raises(ValueError, match="wanted float16 features of 2 items, got"):
             FeatureCache(tmp_path, "key").append(["a", "b"], features)
 
-    def test_keeps_reading_a_file_that_was_removed(self, tmp_path):
-        cache, features = FeatureCache(tmp_path, "key"), numbers(5, 4)
-        cache.append(names(5), features)
-        assert not len(cache.missing(names(5)))
+    def test_lets_go_of_a_file_that_was_removed(self, tmp_path):
+        cache, features = FeatureCache(tmp_path, "key"), numbers(9, 4)
+        for rows in (slice(0, 3), slice(3, 6), slice(6, 9)):
+            cache.append(names(9)[rows], features[rows])
+            assert torch.equal(cache.read(names(9)[rows]), features[rows])
+        cache.append(names(5), features[:5])  # some of them twice
+        for path in files(tmp_path):
+            if pa.ipc.open_file(path).read_all()["item_id"][0].as_py().decode() == names(9)[3]:
+                path.unlink()
+        assert cache.missing(names(9)).tolist() == [5]
+        missing, kept = cache.read_kept(names(9))
+        assert missing.tolist() == [5]
+        rest = [0, 1, 2, 3, 4, 6, 7, 8]
+        assert torch.equal(kept[rest], features[rest])
         clear(tmp_path)
-        assert not files(tmp_path)
-        assert torch.equal(cache.read(names(5)), features)
-        assert len(FeatureCache(tmp_path, "key").missing(names(5))) == 5
+        assert cache.missing(names(9)).tolist() == list(range(9))
+        assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+        cache.append(names(9), features)
+        assert torch.equal(cache.read(names(9)), features)
+
+    def test_appends_while_its_folder_is_removed_again_and_again(self, tmp_path):
+        cache, stop, features = FeatureCache(tmp_path, "key"), threading.Event(), numbers(1, 4)
+
+        def remove():
+            while not stop.is_set():
+                clear(tmp_path)
+
+        remover = threading.Thread(target=remove)
+        remover.start()
+        try:
+            for _ in range(300):
+                cache.append(["a"], features)
+                cache.read_kept(["a"])
+        finally:
+            stop.set()
+            remover.join()
+        cache.append(["a"], features)
+        assert torch.equal(cache.read(["a"]), features)
 
     def test_serves_threads(self, tmp_path):
         cache, features, errors = FeatureCache(tmp_path, "key"), numbers(200, 4), []
@@ -462,6 +531,26 @@ class TestFilling:
         assert usage(tmp_path / "cache")[0].n_items == 2 * BATCH
         broken.write_bytes(content)
         assert torch.equal(cached(tmp_path / "cache", images), cached(tmp_path / "other", images))
+
+    @pytest.mark.parametrize("removed_after", [1, 3, 6])
+    def test_goes_on_where_the_cache_is_emptied_meanwhile(self, tmp_path, images, monkeypatch, removed_after):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 1)
+        undisturbed = cached(tmp_path / "undisturbed", images)
+        kept = sorted(images.iterdir())[::9]
+        FeatureCache(tmp_path / "cache", feature_key(network(), image_size=16)).append(
+            [path.stem for path in kept], undisturbed[::9]
+        )
+        calls = []
+
+        def advance(done, total):
+            calls.append(done)
+            if len(calls) == removed_after:
+                shrink(tmp_path / "cache", 0)
+                assert not files(tmp_path / "cache")
+
+        assert torch.equal(cached(tmp_path / "cache", images, advance=advance), undisturbed)
+        assert calls[-1] == 6 * BATCH
+        assert len(calls) == 6
 
     def test_of_no_images_is_empty(self, tmp_path):
         (tmp_path / "none").mkdir()

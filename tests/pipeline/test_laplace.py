@@ -75,6 +75,28 @@ def test_more_draws_leave_the_first_ones_and_the_same_generator_gives_the_same()
     torch.testing.assert_close(many[:2], few)
 
 
+def test_images_that_are_not_judged_have_no_say_in_the_prior_but_in_the_curvature():
+    model, embeddings = network(3, 4), torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    logits = 9 * embeddings @ weights_of(model)[:, :3].T.float()
+    targets = logits.argmax(dim=1)
+    alone = torch.tensor([False] * 38 + [True] * 2)
+    spoilt, others = logits.clone(), targets.clone()
+    spoilt[alone], others[alone] = torch.tensor([30.0, 0, 0, -30]), 3
+    taus = {
+        name: fit_posterior(model, embeddings, logits=said, targets=labels, judged=judged).prior_precision
+        for name, said, labels, judged in (
+            ("all", spoilt, others, None),
+            ("judged", spoilt, others, ~alone),
+            ("without", logits, targets, ~alone),
+            ("none", spoilt, others, alone & ~alone),
+        )
+    }
+    assert taus["judged"] == taus["without"] != taus["all"]
+    assert taus["none"] == fit_posterior(model, embeddings).prior_precision
+    fitted = fit_posterior(model, embeddings, logits=spoilt, targets=others, judged=~alone)
+    torch.testing.assert_close(fitted.input_curvature, fit_posterior(model, embeddings).input_curvature)
+
+
 def test_the_evidence_is_the_log_marginal_likelihood_of_the_dense_curvature():
     model, embeddings = network(3, 3), 4 * torch.randn(1, 3, generator=torch.Generator().manual_seed(0))
     weights = weights_of(model)

