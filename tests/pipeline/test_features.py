@@ -449,9 +449,17 @@ model = build_model("small_cnn", n_classes=3, image_size=16, channels=1, seed=0)
 cache = features.FeatureCache(folder, features.feature_key(model, image_size=16))
 print("ready", flush=True)
 sys.stdin.readline()
+
+
+def tell(done, total):
+    print(done, flush=True)
+    if done == int(sys.argv[4]) * features.BATCH:
+        sys.stdin.readline()
+
+
 filled = features.cached_features(
     cache, model, [path.stem for path in images], [str(path) for path in images], image_size=16, channels=1,
-    device=torch.device("cpu"), advance=lambda done, total: print(done, flush=True),
+    device=torch.device("cpu"), advance=tell,
 )
 torch.save(filled, sys.argv[3])
 """
@@ -474,10 +482,10 @@ def cached(folder, images, model=None, **options):
     return cached_features(cache, model, ids, uris, image_size=16, channels=1, device=CPU, **options)
 
 
-def start_fill(folder, images, result):
-    """Another process that fills the cache once it is told to."""
+def start_fill(folder, images, result, *, chunks=1000):
+    """Another process that fills the cache once it is told to, and after so many chunks waits for ever."""
     process = subprocess.Popen(
-        [sys.executable, "-c", FILL, str(folder), str(images), str(result)],
+        [sys.executable, "-c", FILL, str(folder), str(images), str(result), str(chunks)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -561,11 +569,11 @@ class TestFilling:
         undisturbed = cached(tmp_path / "undisturbed", images)
         shared, interrupted = tmp_path / "shared", tmp_path / "interrupted"
         other = start_fill(shared, images, tmp_path / "other.pt")
-        killed = start_fill(interrupted, images, tmp_path / "killed.pt")
+        killed = start_fill(interrupted, images, tmp_path / "killed.pt", chunks=2)
         for process in (killed, other):
             let_go(process)
         assert torch.equal(cached(shared, images), undisturbed)
-        assert killed.stdout.readline() == f"{BATCH}\n"
+        assert [killed.stdout.readline() for _ in range(2)] == [f"{BATCH}\n", f"{2 * BATCH}\n"]
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
         assert killed.returncode == -signal.SIGKILL
@@ -575,7 +583,7 @@ class TestFilling:
         assert torch.equal(cached(shared, images), undisturbed)
 
         n_kept = usage(interrupted)[0].n_items
-        assert BATCH <= n_kept < 6 * BATCH
+        assert n_kept == 2 * BATCH
         assert torch.equal(cached(interrupted, images), undisturbed)
         n_rows = sum(len(pa.ipc.open_file(path).read_all()) for path in files(interrupted))
         assert n_rows == 6 * BATCH

@@ -597,16 +597,6 @@ def photo(width, height):
     return Image.fromarray(mixed.astype(np.uint8))
 
 
-def fastest(function, *arguments, **options):
-    """Seconds of the fastest of three calls."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        function(*arguments, **options)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
 def shades(*values, mode="L"):
     """An image of equal vertical stripes, 8 pixels each."""
     dtype = {"L": np.uint8, "I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
@@ -669,20 +659,17 @@ class TestLoading:
         assert difference.max() <= 2
 
     @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("RGB", 1), ("L", 3), ("CMYK", 3)])
-    def test_scales_a_detailed_jpeg_close_to_a_full_decode_and_faster(self, tmp_path, mode, channels):
+    def test_decodes_a_detailed_jpeg_at_a_smaller_scale_close_to_a_full_decode(self, tmp_path, mode, channels):
         path = tmp_path / "a.jpg"
         photo(3000, 2000).convert(mode).save(path, quality=90)
 
-        def fully():
-            with Image.open(path) as image:
-                square = image.convert("L" if channels == 1 else "RGB").resize((224, 224), Image.Resampling.BILINEAR)
-                return np.asarray(square).reshape(224, 224, channels).transpose(2, 0, 1)
-
+        with Image.open(path) as image:
+            square = image.convert("L" if channels == 1 else "RGB").resize((224, 224), Image.Resampling.BILINEAR)
+        fully = np.asarray(square).reshape(224, 224, channels).transpose(2, 0, 1)
         loaded = load_image(str(path), size=224, channels=channels)
-        difference = np.abs(loaded.numpy().astype(int) - fully().astype(int))
-        assert difference.mean() < 0.15
+        difference = np.abs(loaded.numpy().astype(int) - fully.astype(int))
+        assert 0 < difference.mean() < 0.15, "a full decode would be equal"
         assert difference.max() < 4
-        assert 1.5 * fastest(load_image, str(path), size=224, channels=channels) < fastest(fully)
 
     def test_turns_a_reduced_jpeg_upright(self, tmp_path):
         stored = Image.fromarray(np.repeat(np.uint8([250, 170, 90, 10]), 400)[None].repeat(900, axis=0))
