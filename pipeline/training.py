@@ -6,6 +6,7 @@ import platform
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -166,7 +167,7 @@ def fit(
     losses: list[float] = []
     best = 0
     best_state: list[Tensor] = []
-    with seeded(seed, device):
+    with seeded(seed, device), _few_threads(from_features):
         for epoch in range(max_epochs):
             shares = [
                 learning_rate_share(epoch * n_steps + step, max_epochs * n_steps, schedule=schedule, losses=losses)
@@ -456,6 +457,18 @@ def device_name(device: torch.device) -> str:
         if named:
             return named[1].strip()
     return platform.processor() or platform.machine()
+
+
+@contextmanager
+def _few_threads(is_small: bool) -> Iterator[None]:
+    """One thread for the products of a small head, which sharing between threads makes slower: twice on two cores."""
+    n_threads = torch.get_num_threads()
+    if is_small:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _prepare(model: Classifier, device: torch.device) -> None:
