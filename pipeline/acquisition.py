@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pipeline.registries import look_up
 
-CPU_VALUES = 2**20
-"""Probabilities handled at a time on a CPU: few enough for its cache, enough to make up for each call."""
+CPU_VALUES = 2**18
+"""Probabilities handled at a time on a CPU: they and what is made of them stay in its cache."""
 
 GPU_VALUES = 2**26
 """Probabilities handled at a time on a GPU, which is slow on little work; with what is made of them under 1 GB."""
@@ -183,8 +183,9 @@ class _Scores:
 
     @property
     def margin(self) -> Tensor:
-        top, runner_up = _two_largest(self._mean)
-        return 1 - (top - runner_up)
+        top, guess = self._mean.max(dim=-1, keepdim=True)
+        runner_up = self._mean.scatter(-1, guess, -1).amax(dim=-1)  # half the time of topk
+        return 1 - (top.squeeze(-1) - runner_up)
 
     @property
     def least_confidence(self) -> Tensor:
@@ -239,19 +240,6 @@ def _entropy(probs: Tensor, *, over: tuple[int, ...] = (-1,)) -> Tensor:
     """Return the entropy over the last axis, or the sum of the entropies over the last two; 0 log 0 is 0."""
     logs = probs.clamp_min(torch.finfo(probs.dtype).tiny).log_()  # six times as fast as torch.xlogy
     return logs.mul_(probs).sum(dim=over).neg_()
-
-
-def _two_largest(probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest and second largest of each row `(n, C)`, by knock-out: a third of the time of topk."""
-    first = probs.t().contiguous()
-    second = torch.full_like(first, -1)
-    while len(first) > 1:
-        half = len(first) // 2
-        left, right, odd = slice(half), slice(half, 2 * half), slice(2 * half, None)
-        loser = torch.minimum(first[left], first[right]).maximum(second[left]).maximum(second[right])
-        second = torch.cat([loser, second[odd]])
-        first = torch.cat([torch.maximum(first[left], first[right]), first[odd]])
-    return first[0], second[0]
 
 
 def _refuse_first_bad_row(probs: Tensor, off: Tensor, tolerance: float) -> None:
