@@ -167,6 +167,8 @@ def cache(
     from flows.cache import GIGABYTE, cache_table, features_folder
     from pipeline import features
 
+    if clear and shrink_to is not None:
+        raise typer.BadParameter("--clear throws all of it away: leave --shrink-to out, or --clear")
     folder = features_folder()
     if clear:
         features.clear(folder)

@@ -1,6 +1,7 @@
 """The networks that settings describe: built, and trained on labels. Worker processes load this, so no Prefect."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -301,12 +302,12 @@ def predictions(
         yield from _predict_features(models, items, settings, members, seed=seed, advance=advance)
         return
     uris, done = items["uri"].tolist(), 0
-    images = stream_images(uris, size=settings.image_size, channels=settings.channels, chunk=CHUNK)
-    for decisions, embeddings in predict_images(models, images, settings, members, seed=seed):
-        yield decisions, embeddings
-        done += len(decisions)
-        if advance is not None:
-            advance(done, len(items))
+    with closing(stream_images(uris, size=settings.image_size, channels=settings.channels, chunk=CHUNK)) as images:
+        for decisions, embeddings in predict_images(models, images, settings, members, seed=seed):
+            yield decisions, embeddings
+            done += len(decisions)
+            if advance is not None:
+                advance(done, len(items))
 
 
 def _predict_features(

@@ -26,8 +26,6 @@ TRAINED = {
     "last_stage": "Trained the head and the last stage of the network.",
     "all": "Trained the whole network.",
 }
-
-
 STABLE = 0.8
 """A batch of which half the draws would keep less is the luck of the draws."""
 
@@ -68,10 +66,10 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
 
 
 def _suspicious(rounds: Sequence[RoundFolder]) -> dict[str, Any] | None:
-    looked = [folder for folder in rounds if suspicious_labels(folder) is not None]
-    if not looked:
-        return None
-    return {"count": suspicious_labels(looked[-1]), "file": str(looked[-1] / "suspicious_labels.parquet")}
+    for folder in reversed(rounds):
+        if (count := suspicious_labels(folder)) is not None:
+            return {"count": count, "file": str(folder / "suspicious_labels.parquet")}
+    return None
 
 
 def suspicious_labels(folder: RoundFolder) -> int | None:

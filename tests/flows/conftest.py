@@ -1,6 +1,6 @@
 """A small campaign on disk, half of whose images have a label, for steps that need no server."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from connectors.store import Campaign, RoundFolder, write_table
+from flows import networks
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
 from flows.learn import gather_labels
@@ -60,6 +61,28 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def training_is_killed(monkeypatch):
+    """Let a training end, as if by a person's Ctrl+C, when it has fitted so many networks."""
+
+    @contextmanager
+    def killed(*, after: int):
+        fit, done = networks.fit, []
+
+        def fit_until_killed(*data, **how):
+            if len(done) == after:
+                raise KeyboardInterrupt
+            done.append(1)
+            return fit(*data, **how)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(networks, "fit", fit_until_killed)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return killed
 
 
 @pytest.fixture(scope="session")

@@ -346,23 +346,13 @@ def test_networks_come_back_with_what_was_frozen(make_work):
         assert list(stochastic_layers(model)) == ["tail.0"], "the first stage dropped nothing in training"
 
 
-def test_killed_training_of_heads_goes_on_to_the_same_members(make_work, monkeypatch):
+def test_killed_training_of_heads_goes_on_to_the_same_members(make_work, training_is_killed):
     whole = trained_round(make_work(network=TINY, name="whole"))
     work = make_work(network=TINY, name="killed")
     folder = ready_round(work)
     cross_validate.fn(folder, work)
-    fit, done = networks.fit, []
-
-    def fit_until_killed(*data, **how):
-        if done:
-            raise KeyboardInterrupt
-        done.append(1)
-        return fit(*data, **how)
-
-    monkeypatch.setattr(networks, "fit", fit_until_killed)
-    with pytest.raises(KeyboardInterrupt):
+    with training_is_killed(after=1):
         train.fn(folder, work, "run")
-    monkeypatch.setattr(networks, "fit", fit)
     train.fn(folder, work, "run")
     assert read_json(folder / "training.json") == read_json(whole / "training.json")
     for one, other in zip(member_weights(folder), member_weights(whole), strict=True):
@@ -578,3 +568,10 @@ def test_cache_is_shown_shrunk_and_cleared(make_work, monkeypatch):
     scored_round(make_work(network=TINY, name="other"))
     assert key in cache()
     assert key not in cache("--clear")
+
+
+def test_cache_is_not_cleared_and_shrunk_at_once(make_work):
+    scored_round(make_work(network=TINY))
+    result = CliRunner().invoke(app, ["cache", "--clear", "--shrink-to", "1"])
+    assert result.exit_code == 2
+    assert usage(features_folder())[0].n_items > 0, "nothing is lost"

@@ -99,23 +99,12 @@ def test_model_that_is_sure_of_nothing_trains_on_labels_alone(make_work, network
 
 
 @pytest.mark.parametrize("n_fits", [1, 3])
-def test_killed_training_goes_on_to_the_same_members(make_work, monkeypatch, n_fits):
+def test_killed_training_goes_on_to_the_same_members(make_work, training_is_killed, n_fits):
     whole = trained_round(make_work(model=PSEUDO, name="whole"))
     work = make_work(model=PSEUDO, name="killed")
     folder = ready_round(work)
-    fit = networks.fit
-    done = []
-
-    def fit_until_killed(*data, **how):
-        if len(done) == n_fits:
-            raise KeyboardInterrupt
-        done.append(1)
-        return fit(*data, **how)
-
-    monkeypatch.setattr(networks, "fit", fit_until_killed)
-    with pytest.raises(KeyboardInterrupt):
+    with training_is_killed(after=n_fits):
         train.fn(folder, work, "run")
-    monkeypatch.setattr(networks, "fit", fit)
     train.fn(folder, work, "run")
     assert are_same(weights(folder), weights(whole))
     records = [read_json(f / "training.json") for f in (folder, whole)]
