@@ -4,8 +4,9 @@ import subprocess
 import sys
 import time
 
-import httpx
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.exceptions import ObjectNotFound
 
 
 def wait_for(look, *, seconds=120):
@@ -18,13 +19,13 @@ def wait_for(look, *, seconds=120):
 
 
 @pytest.fixture
-def api(servers):
-    """Prefect's API."""
-    with httpx.Client(base_url=servers.prefect_api_url, timeout=30) as client:
+def prefect(servers):
+    """Prefect's own client, which asks again where the server is busy (503)."""
+    with SyncPrefectClient(servers.prefect_api_url) as client:
         yield client
 
 
-def test_served_campaign_runs_rounds_when_prefect_says_so(make_campaign, api):
+def test_served_campaign_runs_rounds_when_prefect_says_so(make_campaign, prefect):
     campaign = make_campaign('schedule = "0 0 1 1 *"')
     served = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "serve", str(campaign.file)],
@@ -33,27 +34,33 @@ def test_served_campaign_runs_rounds_when_prefect_says_so(make_campaign, api):
         stderr=subprocess.STDOUT,
     )
     try:
-        address = f"/deployments/name/labelcycle-round/{campaign.name}"
-        deployment = wait_for(lambda: (answer := api.get(address)).status_code == 200 and answer.json())
-        assert [schedule["schedule"]["cron"] for schedule in deployment["schedules"]] == ["0 0 1 1 *"]
-        assert deployment["global_concurrency_limit"]["limit"] == 1
-        states = [run_to_the_end(api, deployment["id"]) for _ in range(2)]
-        assert [(state["type"], state["name"]) for state in states] == [
+        deployment = wait_for(lambda: find_deployment(prefect, f"labelcycle-round/{campaign.name}"))
+        assert [schedule.schedule.cron for schedule in deployment.schedules] == ["0 0 1 1 *"]
+        assert deployment.global_concurrency_limit.limit == 1
+        states = [run_to_the_end(prefect, deployment.id) for _ in range(2)]
+        assert [(state.type, state.name) for state in states] == [
             ("COMPLETED", "AskedForLabels"),
             ("COMPLETED", "AwaitingLabels"),
         ]
-        assert states[1]["message"] == "round 0 awaits labels: 0 of 22 labelled"
+        assert states[1].message == "round 0 awaits labels: 0 of 22 labelled"
         assert len(campaign.tasks(0)) == 22
     finally:
         served.terminate()
         served.communicate(timeout=60)
 
 
-def run_to_the_end(api: httpx.Client, deployment_id: str) -> dict:
-    run = api.post(f"/deployments/{deployment_id}/create_flow_run", json={}).raise_for_status().json()
+def find_deployment(prefect, name):
+    try:
+        return prefect.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return None
+
+
+def run_to_the_end(prefect, deployment_id):
+    run = prefect.create_flow_run_from_deployment(deployment_id)
 
     def final_state():
-        state = api.get(f"/flow_runs/{run['id']}").raise_for_status().json()["state"]
-        return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+        state = prefect.read_flow_run(run.id).state
+        return state if state.is_final() else None
 
     return wait_for(final_state)
