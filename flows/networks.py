@@ -298,7 +298,7 @@ def predictions(
         advance: called with (done, total) images.
     """
     members = members or MemberSettings()
-    if models[0].is_trunk_frozen and all(model.trunk is models[0].trunk for model in models) and not members.views:
+    if share_frozen_trunk(models) and not members.views:
         yield from _predict_features(models, items, settings, members, seed=seed, advance=advance)
         return
     uris, done = items["uri"].tolist(), 0
@@ -308,6 +308,11 @@ def predictions(
             done += len(decisions)
             if advance is not None:
                 advance(done, len(items))
+
+
+def share_frozen_trunk(models: Sequence[Classifier]) -> bool:
+    """Whether the networks are heads on one trunk that none of them trained, so that its features serve them all."""
+    return models[0].is_trunk_frozen and all(model.trunk is models[0].trunk for model in models)
 
 
 def _predict_features(

@@ -27,17 +27,19 @@ from torch import Tensor
 from connectors.store import read_json, write_json, write_table
 from flows.config import MemberSettings, ModelSettings, Settings
 from flows.networks import (
+    TASK,
     Lesson,
     frozen_body,
     phase_of,
     predict_images,
     predict_out_of_fold,
+    share_frozen_trunk,
     train_network,
     weight_draws,
 )
 from flows.progress import progress_bars
 from pipeline.evaluation import evaluate
-from pipeline.features import extract
+from pipeline.members import predict_from_features
 from pipeline.models import Classifier
 from pipeline.randomness import derive_seed, seeded_generator
 from pipeline.replay import CONTROL, SECONDS, Arm, Split, draw_split, linear_head, parse_arm
@@ -153,6 +155,24 @@ class Replay:
     def data(self) -> Tensor:
         """Features `(N, D)` or images `(N, channels, S, S)`, on the disk until read."""
         return torch.from_numpy(np.load(self.data_path, mmap_mode="c"))
+
+    @property
+    def trains_heads_first(self) -> bool:
+        """Whether networks begin as heads on a frozen trunk, and may be trained further later."""
+        how, n_classes = self.settings.network, len(self.settings.classes)
+        if how is None or self.settings.is_linear:
+            return False
+        return phase_of(how, n_labels=self.settings.start, n_classes=n_classes) == "head"
+
+    @property
+    def trunk_features_path(self) -> Path:
+        """What the frozen trunk makes of the images, where networks begin as heads on it."""
+        return self.folder / "trunk_features.npy"
+
+    @cached_property
+    def trunk_features(self) -> Tensor:
+        """Float16 `(N, ...)`, on the disk until read."""
+        return torch.from_numpy(np.load(self.trunk_features_path, mmap_mode="c"))
 
     def split(self, seed: int) -> Split:
         """The images of one seed, the same for every arm."""
@@ -302,6 +322,11 @@ def _predict_network(
     how = replay.settings.network
     if how is None:
         raise ValueError("a replay of ready features has no network")
+    if share_frozen_trunk(models) and not (members and members.views):
+        drawn = {} if members is None else {"mc_dropout": members.mc_dropout, "laplace": members.laplace}
+        features = replay.trunk_features[rows]
+        decisions, embeddings = predict_from_features(models, features, task=TASK, seed=seed, **drawn)
+        return decisions[:, 0], embeddings
     images = (replay.data[part] for part in rows.split(CHUNK))
     parts = list(predict_images(models, images, how, members, seed=seed))
     return torch.cat([decisions[:, 0] for decisions, _ in parts]), torch.cat([embedded for _, embedded in parts])
@@ -313,10 +338,11 @@ def _train_networks(replay: Replay, labelled: Tensor, *, seed: int, round_number
     if how is None:
         raise ValueError("a replay of ready features has no network to train")
     phase = phase_of(how, n_labels=len(labelled), n_classes=n_classes)
-    lesson = Lesson(phase, replay.data[labelled], replay.targets[labelled])
     if phase == "head":
         fold_seed = derive_seed(seed, round_number, "out-of-fold")
-        lesson = _lesson_of_heads(lesson, how, n_classes=n_classes, seed=fold_seed, bagging=members.bagging)
+        lesson = _lesson_of_heads(replay, labelled, how, seed=fold_seed, bagging=members.bagging)
+    else:
+        lesson = Lesson(phase, replay.data[labelled], replay.targets[labelled])
     models = []
     for index in range(members.ensemble):
         member_seed = derive_seed(seed, round_number, f"member-{index}")
@@ -327,15 +353,15 @@ def _train_networks(replay: Replay, labelled: Tensor, *, seed: int, round_number
     return models
 
 
-def _lesson_of_heads(lesson: Lesson, how: ModelSettings, *, n_classes: int, seed: int, bagging: bool) -> Lesson:
-    """The same lesson on the features of a frozen trunk."""
-    body = frozen_body(how, n_classes=n_classes)
-    features = extract(body, lesson.inputs, device=body.mean.device)
-    lesson = Lesson(lesson.phase, features, lesson.targets, body)
+def _lesson_of_heads(replay: Replay, labelled: Tensor, how: ModelSettings, *, seed: int, bagging: bool) -> Lesson:
+    """The labels on the features of a frozen trunk."""
+    body = frozen_body(how, n_classes=len(replay.settings.classes))
+    features, targets = replay.trunk_features[labelled], replay.targets[labelled]
+    lesson = Lesson("head", features, targets, body)
     if len(features) < 2:
         return lesson
-    crossed = predict_out_of_fold(body, features, lesson.targets, how, seed=seed, bagging=bagging)
-    return replace(lesson, epochs=crossed.epochs, out_of_fold=(crossed.logits, lesson.targets))
+    crossed = predict_out_of_fold(body, features, targets, how, seed=seed, bagging=bagging)
+    return replace(lesson, epochs=crossed.epochs, out_of_fold=(crossed.logits, targets))
 
 
 def _candidate_rows(

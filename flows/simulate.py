@@ -7,6 +7,7 @@ A replay's folder holds everything, so a killed one goes on where it stood, and 
 | `replay.json` | the resolved settings, with a digest of the data |
 | `labels.parquet` | file, label, uri, is_test, in the order of the labels file; written anew by each command |
 | `features.npy` or `images.npy` | what models read, computed once |
+| `trunk_features.npy` | what a pretrained network's trunk makes of the images, for the rounds that train heads only |
 | `runs/ARM-SEED.parquet` | the rounds of one arm at one seed, with what each picked |
 | `runs/full-data-SEED.json` | accuracy with all labels |
 | `curves.parquet`, `summary.json`, `report.html` | what came out |
@@ -44,11 +45,12 @@ from connectors.tracking import TrackerError
 from deploy import servers
 from flows.config import COMPARES_MEMBERS, LOCAL, CampaignSettings, MemberSettings, ModelSettings, load_settings
 from flows.home import home
-from flows.networks import check_network, new_model
+from flows.networks import check_network, frozen_body, new_model
 from flows.progress import progress_bar
 from flows.replay_input import ReplayError, count_classes, digest_of, read_campaign_labels, read_features, read_labels
 from flows.replay_runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, ReplaySettings, run_jobs
 from pipeline.acquisition import NEEDS_MEMBERS
+from pipeline.features import extract
 from pipeline.models import check_model_name
 from pipeline.pool import load_images
 from pipeline.replay import CONTROL, DEFAULT_ACQUISITION, parse_arm, summarise
@@ -118,6 +120,8 @@ def simulate(options: Options) -> dict[str, Any]:
         write_table(options.out / "labels.parquet", rows)  # the files may have moved; the digest says they are the same
         if not replay.data_path.exists():
             _write_data(replay, features)
+        if replay.trains_heads_first and not replay.trunk_features_path.exists():
+            _write_trunk_features(replay)
         run_jobs(replay, workers=options.workers or os.cpu_count() or 1)
         summary = write_results(replay, command=command_of(options))
         if tracker is not None:
@@ -418,6 +422,21 @@ def _write_data(replay: Replay, features: NDArray[np.float32] | None) -> None:
     with progress_bar("reading images", unit="images") as advance:
         chunks = _read_chunks(settings, uris, advance)
         write_atomic(replay.data_path, partial(_save_chunks, chunks, len(uris)))
+
+
+def _write_trunk_features(replay: Replay) -> None:
+    network, images = replay.settings.network, replay.data
+    if network is None:
+        raise ValueError("a replay of ready features has no network")
+    body = frozen_body(network, n_classes=len(replay.settings.classes))
+    with progress_bar("features", unit="images") as advance:
+
+        def chunks() -> Iterator[Tensor]:
+            for start in range(0, len(images), CHUNK):
+                yield extract(body, images[start : start + CHUNK], device=body.mean.device)
+                advance(min(start + CHUNK, len(images)), len(images))
+
+        write_atomic(replay.trunk_features_path, partial(_save_chunks, chunks(), len(images)))
 
 
 def _read_chunks(

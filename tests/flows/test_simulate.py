@@ -28,7 +28,7 @@ from flows.cli import app
 from flows.config import load_settings
 from flows.replay_input import ReplayError, read_labels
 from flows.replay_report import report_page, summary_table
-from flows.replay_runs import Replay, _train_networks
+from flows.replay_runs import Replay, _predict_network, _train_networks
 from flows.simulate import Options, _claim, _resolve, command_of, simulate
 from pipeline.acquisition import ACQUISITIONS
 from pipeline.labels import answers_to_table
@@ -373,7 +373,14 @@ def test_heads_of_a_pretrained_network_are_members_too(digits, tmp_path, members
         simulate(replace(options, l2=0.1))
     summary = simulate(options)
     assert summary["settings"]["network"]["train"] == "auto", "and that is the head, with a label for each class"
-    models = _train_networks(Replay(options.out), torch.arange(20), seed=0, round_number=0)
+    (options.out / "images.npy").rename(tmp_path / "images.npy")  # heads read features alone
+    replay = Replay(options.out)
+    models = _train_networks(replay, torch.arange(20), seed=0, round_number=0)
+    probs, embeddings = _predict_network(replay, models, None, 0, torch.arange(60))
+    images = torch.from_numpy(np.load(tmp_path / "images.npy"))
+    with torch.no_grad():
+        torch.testing.assert_close(probs[:, 0], models[0](images).softmax(dim=1), rtol=0, atol=1e-3)
+    torch.testing.assert_close(embeddings, models[0].embed(images), rtol=1e-2, atol=1e-2)
     assert len(models) == (2 if "mc" in members else 4)
     assert all(model.trunk is models[0].trunk for model in models)
     assert len({float(model.tail[1].weight.detach()[0, 0]) for model in models}) == len(models)
