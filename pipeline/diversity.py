@@ -168,7 +168,9 @@ def kmeans(embeddings: Tensor, n_clusters: int, *, generator: torch.Generator) -
     origin = _origin(embeddings)
     sample = torch.randperm(len(embeddings), generator=generator)[: max(LARGE, LARGE_CLUSTER * n_clusters)]
     points = embeddings[sample.to(embeddings.device)].float() - origin
-    centroids = points[_d2_sampling([points], 0, n_clusters, generator)]
+    start = points[_d2_sampling([points], 0, n_clusters, generator)]
+    is_copy = _repeats(start)  # products of equal rows can differ in their last bits, so that copies would share points
+    centroids, n_distinct = start[~is_copy], int((~is_copy).sum())
     before = torch.inf
     while True:
         clusters, squared = _assign(points, centroids, torch.zeros_like(origin))
@@ -176,10 +178,10 @@ def kmeans(embeddings: Tensor, n_clusters: int, *, generator: torch.Generator) -
         if not inertia < (1 - TOLERANCE) * before:
             break
         before = inertia
-        sizes = clusters.bincount(minlength=n_clusters)
+        sizes = clusters.bincount(minlength=n_distinct)
         means = embedding_bag(clusters.argsort(stable=True), points, sizes.cumsum(0) - sizes, mode="mean")
         centroids = torch.where(sizes[:, None] > 0, means, centroids)
-    return centroids + origin, _assign(embeddings, centroids, origin)[0]
+    return torch.cat([centroids, start[is_copy]]) + origin, _assign(embeddings, centroids, origin)[0]
 
 
 def typicality(embeddings: Tensor, clusters: Tensor, *, n_neighbours: int = 20) -> Tensor:
@@ -269,6 +271,14 @@ def _d2_sampling(factors: Sequence[Tensor], first: int, n_picks: int, generator:
             picks = torch.cat([picks, proposals[taken[: n_picks - len(picks)]]])
             useful = len(taken) > PROPOSALS // 16
     return picks
+
+
+def _repeats(rows: Tensor) -> Tensor:
+    """Return `(K,)` whether a row equals one before it."""
+    which = rows.unique(dim=0, return_inverse=True)[1].cpu().numpy()
+    repeats = torch.ones(len(rows), dtype=torch.bool)
+    repeats[np.unique(which, return_index=True)[1]] = False
+    return repeats.to(rows.device)
 
 
 def _accepted(current: NDArray[np.float32], between: NDArray[np.float32], thresholds: NDArray[np.float64]) -> list[int]:

@@ -298,6 +298,15 @@ def test_kmeans_clusters_as_tightly_as_a_library():
     assert (points - centroids[clusters]).square().sum() < 1.03 * library.inertia_
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_kmeans_keeps_copies_together(seed):
+    points = torch.randn(3, 6, generator=seeded())[torch.arange(99) // 33] + 20
+    centroids, clusters = kmeans(points, 7, generator=seeded(seed))
+    assert centroids.shape == (7, 6)
+    assert sorted(clusters.bincount(minlength=7).tolist()) == [0, 0, 0, 0, 33, 33, 33]
+    torch.testing.assert_close(centroids[clusters], points)
+
+
 def test_kmeans_repeats_itself_with_the_same_seed():
     points = some_points(300)
     runs = [kmeans(points, 12, generator=seeded(seed))[1] for seed in (0, 0, 1)]
