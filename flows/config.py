@@ -64,6 +64,7 @@ CHANGED_DEFAULTS = {
     "model.train": "all",
     "model.body_rate": 1.0,
     "model.patience": 5,
+    "model.learning_rate": 1e-3,
 }
 """What a setting was by default, or always, before that changed; a campaign that began then has it."""
 
@@ -230,7 +231,7 @@ class ModelSettings(Settings):
     class_balanced: bool = Field(True, description="weigh rare classes up in the loss")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     schedule: Literal["cosine", "plateau", "constant"] = Field("cosine", description="how the learning rate falls")
-    learning_rate: float = Field(1e-3, gt=0, lt=10)
+    learning_rate: float = Field(2e-3, gt=0, lt=10)
     weight_decay: float = Field(1e-2, ge=0, lt=1)
     max_epochs: int = Field(30, ge=1, le=100_000)
     patience: int | None = Field(

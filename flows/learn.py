@@ -20,6 +20,7 @@ from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings
 from flows.ledger import known_answers
 from flows.networks import (
+    N_SAMPLED,
     Lesson,
     frozen_body,
     phase_of,
@@ -174,7 +175,8 @@ def _prepare(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) ->
     phase = _phase(settings, len(labelled))
     targets = class_indices(labelled["label"].tolist(), settings.classes)
     if phase != "head":
-        return Lesson(phase, _inputs(folder, None, labelled, settings), targets)
+        sample = None if settings.model.is_pretrained else _sample_pool(work)
+        return Lesson(phase, _inputs(folder, None, labelled, settings), targets, pool_sample=sample)
     body = frozen_body(settings.model, n_classes=len(settings.classes))
     trunk = folder / "members" / TRUNK
     if not trunk.exists():
@@ -210,6 +212,14 @@ def _inputs(
         return load_images(items["uri"].tolist(), size=how.image_size, channels=how.channels)
     with progress_bar(f"round {folder.number}: features", unit="images") as advance:
         return features_of(body, items, how, advance=advance)
+
+
+def _sample_pool(work: OpenCampaign) -> torch.Tensor:
+    """Images of the pool, labelled or not; every round draws the same, as long as the pool is the same."""
+    pool, how = work.pool, work.settings.model
+    usable = pool[pool["set_aside_reason"].isna() & (pool["split"] == "pool")].sort_values("item_id")
+    drawn = usable.sample(min(N_SAMPLED, len(usable)), random_state=work.settings.seed)
+    return load_images(drawn["uri"].tolist(), size=how.image_size, channels=how.channels)
 
 
 def _logits(out_of_fold: pd.DataFrame) -> torch.Tensor:

@@ -47,6 +47,8 @@ SHARD = 4096
 """Candidates in one file of scores, and images whose features are in memory at a time."""
 MAX_PROBABILITIES = 2**26
 """Numbers that heads on cached features say at a time: 256 MiB."""
+N_SAMPLED = 256
+"""Images of the pool that networks without pretrained weights are standardised by."""
 VALIDATION_SHARE = 0.1
 """Of the labels, held out to calibrate networks on whose trunk is trained too, where that makes enough of them."""
 
@@ -65,6 +67,7 @@ class Lesson:
             calibrate on; None to calibrate on what is held out.
         n_labels: so many of the first targets are labels, and the others guesses, which nothing is judged by; None
             where all are labels.
+        pool_sample: images `(m, channels, S, S)` to standardise by; None where mean and std come with the weights.
     """
 
     phase: str
@@ -74,6 +77,7 @@ class Lesson:
     epochs: int | None = None
     out_of_fold: tuple[Tensor, Tensor] | None = None
     n_labels: int | None = None
+    pool_sample: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -221,6 +225,7 @@ def train_network(
         from_features=from_features,
         augmentation="none" if from_features else settings.augmentation,
         held_out=_hold_out(lesson, seed=seed),
+        pool_sample=lesson.pool_sample,
         bootstrap=members.bagging,
         on_epoch=on_epoch,
         **options,

@@ -27,6 +27,7 @@ from torch import Tensor
 from connectors.store import read_json, write_json, write_table
 from flows.config import MemberSettings, ModelSettings, Settings
 from flows.networks import (
+    N_SAMPLED,
     TASK,
     Lesson,
     frozen_body,
@@ -186,6 +187,13 @@ class Replay:
             test=test if len(test) else None,
         )
 
+    def pool_sample(self, seed: int) -> Tensor:
+        """Images that networks without pretrained weights are standardised by, of those that may get a label."""
+        split = self.split(seed)
+        pool = torch.cat([split.start, split.rest])
+        drawn = torch.randperm(len(pool), generator=seeded_generator(seed, 0, "pool sample"))[:N_SAMPLED]
+        return self.data[pool[drawn]]
+
     def path(self, job: Job) -> Path:
         """The file of a run."""
         if job.name == FULL_DATA:
@@ -342,7 +350,8 @@ def _train_networks(replay: Replay, labelled: Tensor, *, seed: int, round_number
         fold_seed = derive_seed(seed, round_number, "out-of-fold")
         lesson = _lesson_of_heads(replay, labelled, how, seed=fold_seed, bagging=members.bagging)
     else:
-        lesson = Lesson(phase, replay.data[labelled], replay.targets[labelled])
+        sample = None if how.is_pretrained else replay.pool_sample(seed)
+        lesson = Lesson(phase, replay.data[labelled], replay.targets[labelled], pool_sample=sample)
     models = []
     for index in range(members.ensemble):
         member_seed = derive_seed(seed, round_number, f"member-{index}")

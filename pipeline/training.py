@@ -21,9 +21,11 @@ from pipeline.models import Classifier, evaluating, seeded
 from pipeline.registries import look_up
 from pipeline.tasks import Task
 
-MIN_STEPS_PER_EPOCH = 8
+MIN_STEPS_PER_EPOCH = 16
 """An epoch is one pass over the images, or this many optimiser steps where a pass has fewer: what a network learns
-from few images is decided by the steps it makes, so ten images get as many as two hundred."""
+from few images is decided by the steps it makes, so ten images get as many as five hundred. With half as many steps at
+half the learning rate `small_cnn` is right on 91.3 % of scikit-learn's digits instead of 94.0 % from 100 labels, and
+on 94.8 % instead of 96.9 % from 200; twice as many steps bring half a point more."""
 MIN_VALIDATION = 30
 """A validation part of fewer images picks the best epoch by luck (30 give an accuracy within 9 points) and costs labels
 that training needs, so none is held out; with fewer than `MIN_PER_CLASS` labelled images for each class neither."""
@@ -92,7 +94,7 @@ def fit(
     seed: int,
     device: torch.device,
     from_features: bool = False,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     body_rate: float = 0.1,
     weight_decay: float = 1e-2,
     max_epochs: int = 30,
@@ -104,6 +106,7 @@ def fit(
     schedule: str = "cosine",
     validation_share: float = 0.1,
     held_out: Tensor | None = None,
+    pool_sample: Tensor | None = None,
     bootstrap: bool = False,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> Fit:
@@ -114,7 +117,7 @@ def fit(
     to the weights before, are put back to none. The same arguments on the same machine give the same weights; torch's
     global generator is left as it was.
 
-    Without pretrained weights mean and std are taken from the images trained on, however few they are.
+    Without pretrained weights mean and std are those of `pool_sample`.
 
     Args:
         inputs: images `(n, channels, S, S)` of uint8, n >= 1; or with `from_features` what the frozen trunk made of
@@ -133,6 +136,8 @@ def fit(
         schedule: a key of `SCHEDULES`: what becomes of the learning rate after the warm-up.
         validation_share: share of each class to hold out, in [0, 1).
         held_out: positions to hold out instead, whatever their number; empty for none.
+        pool_sample: `(m, channels, S, S)` of uint8, images that need no label, to take mean and std from; None for the
+            images trained on, however few they are. Pretrained weights come with their own.
         bootstrap: train on as many images of each class as there are, drawn with replacement, for bagging
             (Breiman, 1996); the validation part is carved off first.
         on_epoch: called with each row of the history as it is made.
@@ -153,7 +158,7 @@ def fit(
     if class_balanced:
         weights = class_weights(task.class_counts(targets[train], model.n_classes)).to(device)
     if not from_features and not model.pretrained:
-        model.set_normalisation(inputs, train)
+        model.set_normalisation(*((inputs, train) if pool_sample is None else (pool_sample,)))
     _prepare(model, device)
     _set_training_mode(model, smallest_batch=min(len(train), batch_size))
     network, predict = (model.tail, model.read) if from_features else (model, model)

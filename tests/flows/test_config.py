@@ -270,6 +270,7 @@ def test_campaign_that_began_with_another_default_is_told_what_to_set(campaign, 
     assert open_campaign(path).settings.strategy == "power"
 
 
+LEARNING_RATE = "learning_rate = 0.001 (in [model])"
 TRAINING = ("train", "last_stage_from", "all_from", "body_rate", "start", "head", "label_smoothing", "schedule")
 
 
@@ -279,7 +280,7 @@ def begun_before_phases(campaign, tmp_path, text, *, freeze=False):
     settings = load_settings(path)
     written = resolved(settings)
     written["model"] = {key: value for key, value in written["model"].items() if key not in TRAINING}
-    written["model"] |= {"freeze": freeze, "patience": 5}
+    written["model"] |= {"freeze": freeze, "patience": 5, "learning_rate": 1e-3}
     written["members"] = {key: written["members"][key] for key in ("ensemble", "mc_dropout")}
     write_json(settings.folder / "campaign.json", written)
     write_table(Campaign(settings.folder).pool, pd.DataFrame({"item_id": []}))
@@ -289,11 +290,16 @@ def begun_before_phases(campaign, tmp_path, text, *, freeze=False):
 @pytest.mark.parametrize(
     ("weights", "freeze", "wanted"),
     [
-        (None, False, ['schedule = "constant" (in [model])', "patience = 5 (in [model])"]),
+        (None, False, ['schedule = "constant" (in [model])', "patience = 5 (in [model])", LEARNING_RATE]),
         (
             "DEFAULT",
             True,
-            ['schedule = "constant" (in [model])', 'train = "head" (in [model])', "patience = 5 (in [model])"],
+            [
+                'schedule = "constant" (in [model])',
+                'train = "head" (in [model])',
+                "patience = 5 (in [model])",
+                LEARNING_RATE,
+            ],
         ),
         (
             "DEFAULT",
@@ -303,6 +309,7 @@ def begun_before_phases(campaign, tmp_path, text, *, freeze=False):
                 'train = "all" (in [model])',
                 "body_rate = 1.0 (in [model])",
                 "patience = 5 (in [model])",
+                LEARNING_RATE,
             ],
         ),
     ],

@@ -8,6 +8,7 @@ from connectors.store import read_json
 from flows import networks
 from flows.learn import cross_validate, measure, member_weights, train, trained_models
 from flows.round import summarise
+from pipeline.pool import load_images
 from tests.flows.conftest import PLAIN, TINY, ready_round
 
 PSEUDO = "\n[model.pseudo_labels]\nthreshold = 2.0\ndecay = 0.5\nmax_count = 12\n"
@@ -56,6 +57,17 @@ def test_pseudo_labels_change_the_training_and_leave_only_a_count(make_work):
     assert pseudo_metrics(plain, make_work(name="plain")) == {}
 
 
+def test_networks_are_standardised_by_the_pool_whatever_is_labelled(make_work):
+    work = make_work()
+    record = read_json(trained_round(work) / "training.json")
+    pool = work.pool[work.pool["split"] == "pool"]
+    images = load_images(pool["uri"].tolist(), size=12, channels=1) / 255
+    assert len(pool) > record["n_labelled"]
+    for member in record["members"]:
+        assert member["preprocessing"]["mean"] == pytest.approx([float(images.mean())], rel=1e-5)
+        assert member["preprocessing"]["std"] == pytest.approx([float(images.std(correction=0))], rel=1e-4)
+
+
 def test_members_are_told_the_labels_and_what_the_model_guesses(make_work, monkeypatch):
     told = []
     fit = networks.fit
@@ -89,7 +101,7 @@ def test_threshold_that_has_decayed_away_trains_on_labels_alone(make_work):
 
 @pytest.mark.parametrize("network", [PLAIN, TINY])
 def test_model_that_is_sure_of_nothing_trains_on_labels_alone(make_work, network):
-    work = make_work(network=network, model=PSEUDO.replace("2.0", "0.5001"))
+    work = make_work(network=network, model="learning_rate = 1e-9\n" + PSEUDO.replace("2.0", "0.5001"))
     folder = ready_round(work)
     cross_validate.fn(folder, work)
     train.fn(folder, work, "run")
