@@ -23,7 +23,6 @@ from pathlib import Path
 import filelock
 import httpx
 import psutil
-from uv import find_uv_bin
 
 LOGIN_EMAIL = "annotator@labelcycle.local"
 PASSWORD_VARIABLE = "LABELCYCLE_PASSWORD"  # noqa: S105
@@ -327,8 +326,10 @@ def _install_label_studio(venv: Path, report: Report) -> None:
 def _run_uv(*arguments: str) -> None:
     """Run the uv that came with labelcycle; no other needs to be on the PATH."""
     try:
+        from uv import find_uv_bin
+
         done = subprocess.run([find_uv_bin(), *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError as exc:
+    except (ImportError, FileNotFoundError) as exc:
         raise ServerError("installing Label Studio needs the package uv: run `make install`") from exc
     if done.returncode:
         raise ServerError(f"uv {arguments[0]} failed with {done.returncode}:\n{_tail(done.stderr)}")

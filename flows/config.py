@@ -65,6 +65,7 @@ CHANGED_DEFAULTS = {
     "model.body_rate": 1.0,
     "model.patience": 5,
     "model.learning_rate": 1e-3,
+    "model.min_steps": 8,
 }
 """What a setting was by default, or always, before that changed; a campaign that began then has it."""
 
@@ -219,8 +220,8 @@ class ModelSettings(Settings):
     head: Literal["linear", "mlp"] = "linear"
     dropout: float = Field(0.5, ge=0, lt=1)
     train: Literal["auto", "head", "last_stage", "all"] = Field("auto", description="auto: by the labels per class")
-    last_stage_from: float = Field(20, ge=0, description="labels per class from which auto trains the last stage too")
-    all_from: float = Field(50, ge=0, description="labels per class from which auto trains everything")
+    last_stage_from: float = Field(2, ge=0, description="labels per class from which auto trains the last stage too")
+    all_from: float = Field(100, ge=0, description="labels per class from which auto trains everything")
     body_rate: float = Field(0.1, gt=0, le=1, description="learning rate of pretrained layers, as a share")
     start: Literal["pretrained", "previous", "scratch"] = Field(
         "pretrained",
@@ -238,6 +239,7 @@ class ModelSettings(Settings):
         None, ge=1, description="epochs without improvement before training stops; to max_epochs if not given"
     )
     batch_size: int = Field(32, ge=2, le=65536)
+    min_steps: Size = Field(16, description="optimiser steps of an epoch at least, however few labels there are")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     pseudo_labels: PseudoLabelSettings = PseudoLabelSettings()
 

@@ -44,8 +44,8 @@ name = "torchvision:resnet18"    # torchvision:NAME, timm:NAME, package.module:f
 # head = "linear"                # dropout and a linear layer, or mlp
 # dropout = 0.5
 # train = "auto"                 # head, last_stage (and head), all; auto goes from one to the next as labels come in:
-# last_stage_from = 20           # labels per class from which the last stage is trained too
-# all_from = 50                  # labels per class from which everything is
+# last_stage_from = 2            # labels per class from which the last stage is trained too
+# all_from = 100                 # labels per class from which everything is
 # body_rate = 0.1                # learning rate of pretrained layers, as a share of that of the head
 # start = "pretrained"           # each round anew from the weights; previous: near the last round's, but for heads
                                  # that are trained alone; scratch: from none
@@ -58,6 +58,7 @@ name = "torchvision:resnet18"    # torchvision:NAME, timm:NAME, package.module:f
 # max_epochs = 30
 # patience = 5                   # stop after so many epochs without improvement, or more; if not given at max_epochs
 # batch_size = 32
+# min_steps = 16                 # optimiser steps of an epoch at least, however few labels there are
 # device = "auto"                # auto, cpu, cuda, mps
 
 # [model.pseudo_labels]          # train once more each round on what the model is sure of; these labels are not kept

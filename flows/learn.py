@@ -38,7 +38,7 @@ from pipeline.labels import digest, labelled_set
 from pipeline.models import Classifier, read_state_dict, save_trunk, save_weights
 from pipeline.pool import load_images
 from pipeline.pseudo_labels import choose_confident
-from pipeline.randomness import derive_seed
+from pipeline.randomness import derive_seed, seeded_generator
 from pipeline.training import TrainingError, choose_device, device_name, judged_out_of_fold
 
 
@@ -175,7 +175,7 @@ def _prepare(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) ->
     phase = _phase(settings, len(labelled))
     targets = class_indices(labelled["label"].tolist(), settings.classes)
     if phase != "head":
-        sample = None if settings.model.is_pretrained else _sample_pool(work)
+        sample = None if settings.model.is_pretrained else _sample_pool(folder, work, labelled)
         return Lesson(phase, _inputs(folder, None, labelled, settings), targets, pool_sample=sample)
     body = frozen_body(settings.model, n_classes=len(settings.classes))
     trunk = folder / "members" / TRUNK
@@ -214,11 +214,13 @@ def _inputs(
         return features_of(body, items, how, advance=advance)
 
 
-def _sample_pool(work: OpenCampaign) -> torch.Tensor:
-    """Images of the pool, labelled or not; every round draws the same, as long as the pool is the same."""
-    pool, how = work.pool, work.settings.model
-    usable = pool[pool["set_aside_reason"].isna() & (pool["split"] == "pool")].sort_values("item_id")
-    drawn = usable.sample(min(N_SAMPLED, len(usable)), random_state=work.settings.seed)
+def _sample_pool(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) -> torch.Tensor:
+    """Images of the round, labelled or not, drawn from its own files, so that a round that goes on draws the same."""
+    how = work.settings.model
+    known = pd.concat([labelled[["item_id", "uri"]], pd.read_parquet(folder / "candidates.parquet")])
+    known = known.sort_values("item_id", ignore_index=True)
+    generator = seeded_generator(work.settings.seed, folder.number, "pool sample")
+    drawn = work.located(known.iloc[torch.randperm(len(known), generator=generator)[:N_SAMPLED].numpy()])
     return load_images(drawn["uri"].tolist(), size=how.image_size, channels=how.channels)
 
 

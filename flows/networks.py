@@ -168,7 +168,7 @@ def _noise(settings: ModelSettings) -> Tensor:
 
 def fit_options(settings: ModelSettings) -> dict[str, Any]:
     """The settings that `fit` and `cross_fit` take alike."""
-    names = ("learning_rate", "body_rate", "weight_decay", "max_epochs", "patience", "batch_size")
+    names = ("learning_rate", "body_rate", "weight_decay", "max_epochs", "patience", "batch_size", "min_steps")
     return {name: getattr(settings, name) for name in (*names, "class_balanced", "label_smoothing", "schedule")}
 
 

@@ -69,6 +69,8 @@ GREY = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})
 """Pillow's modes of images without colour."""
 MAY_CHANGE = frozenset({"arms", "seeds", "rounds"})
 """Settings that add to a replay without mixing two."""
+OF_FEATURES = frozenset({"name", "weights", "image_size", "channels", "dropout", "train"})
+"""What a replay of one linear head takes from the settings of a network; how the network is trained is not among it."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def simulate(options: Options) -> dict[str, Any]:
         write_table(options.out / "labels.parquet", rows)  # the files may have moved; the digest says they are the same
         if not replay.data_path.exists():
             _write_data(replay, features)
-        if replay.trains_heads_first and not replay.trunk_features_path.exists():
+        if replay.jobs() and replay.trains_heads_first and not replay.trunk_features_path.exists():
             _write_trunk_features(replay)
         run_jobs(replay, workers=options.workers or os.cpu_count() or 1)
         summary = write_results(replay, command=command_of(options))
@@ -392,9 +394,10 @@ def _claim(folder: Path, settings: ReplaySettings) -> None:
     if path.exists() and any(any(folder.glob(computed)) for computed in ("*.npy", "runs/*")):
         members = {"members": MemberSettings().model_dump(mode="json")}  # of which older versions knew fewer
         before, after = flatten(members) | flatten(read_json(path)), flatten(wanted)
-        changed = sorted(
-            key for key in (before.keys() | after.keys()) - MAY_CHANGE if before.get(key) != after.get(key)
-        )
+        keys = (before.keys() | after.keys()) - MAY_CHANGE
+        if settings.is_linear:
+            keys -= {f"network.{name}" for name in ModelSettings.model_fields.keys() - OF_FEATURES}
+        changed = sorted(key for key in keys if before.get(key) != after.get(key))
         if changed:
             changes = [
                 "the labels, images or features changed"

@@ -34,7 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.models import Classifier, evaluating, half_precision
+from pipeline.models import Classifier, ModelError, evaluating, half_precision
 from pipeline.pool import stream_images
 
 FORMAT = 2
@@ -90,13 +90,13 @@ def extract(model: Classifier, images: Tensor, *, device: torch.device) -> Tenso
         float16 `(n, D)`, or `(n, …)` where the trunk ends in something else than a vector; on the CPU.
 
     Raises:
-        ValueError: a feature is not finite in float16, whose largest number is 65,504.
+        ModelError: a feature is not finite in float16, whose largest number is 65,504.
     """
     model.to(device)
     with torch.no_grad(), evaluating(model):
         features = torch.cat([_batch_features(model, batch, device) for batch in images.split(BATCH)]).cpu()
     if not features.isfinite().all():
-        raise ValueError(
+        raise ModelError(
             f"the features of {type(model.trunk).__name__} do not fit into float16: some are not finite or larger than "
             "65504; take another network, or train this one's body too"
         )

@@ -11,9 +11,11 @@ from pipeline.augmentation import AUGMENTATIONS
 from pipeline.models import Classifier, seeded
 from pipeline.registries import look_up
 from pipeline.tasks import Task
-from pipeline.training import MAX_GRADIENT_NORM, MIN_STEPS_PER_EPOCH, TrainingError, class_weights
+from pipeline.training import MAX_GRADIENT_NORM, TrainingError, class_weights
 
 MOMENTUM = 0.9
+MIN_STEPS = 8
+"""Steps between two points of the path at least: fewer hardly move."""
 
 
 def swag_draws(
@@ -85,7 +87,7 @@ def swag_draws(
         return task.loss(logits * model.temperature, targets[rows].to(device), weights, label_smoothing)
 
     try:
-        n_steps = max(MIN_STEPS_PER_EPOCH, -(-len(inputs) // batch_size))
+        n_steps = max(MIN_STEPS, -(-len(inputs) // batch_size))
         model.train()
         with seeded(seed, device):
             path = _descend(groups, loss_of_batch, n_steps=n_steps, n_columns=n_columns)

@@ -21,11 +21,6 @@ from pipeline.models import Classifier, evaluating, seeded
 from pipeline.registries import look_up
 from pipeline.tasks import Task
 
-MIN_STEPS_PER_EPOCH = 16
-"""An epoch is one pass over the images, or this many optimiser steps where a pass has fewer: what a network learns
-from few images is decided by the steps it makes, so ten images get as many as five hundred. With half as many steps at
-half the learning rate `small_cnn` is right on 91.3 % of scikit-learn's digits instead of 94.0 % from 100 labels, and
-on 94.8 % instead of 96.9 % from 200; twice as many steps bring half a point more."""
 MIN_VALIDATION = 30
 """A validation part of fewer images picks the best epoch by luck (30 give an accuracy within 9 points) and costs labels
 that training needs, so none is held out; with fewer than `MIN_PER_CLASS` labelled images for each class neither."""
@@ -100,6 +95,7 @@ def fit(
     max_epochs: int = 30,
     patience: int | None = 5,
     batch_size: int = 32,
+    min_steps: int = 16,
     augmentation: str = "none",
     class_balanced: bool = True,
     label_smoothing: float = 0.0,
@@ -130,6 +126,8 @@ def fit(
             it does not stop, the last epoch is taken, and the validation part is only measured: the schedule "plateau"
             goes by the loss on the training images.
         batch_size: images in an optimiser step; a single image left over joins the step before it.
+        min_steps: an epoch is one pass over the images, or this many optimiser steps where a pass has fewer: what a
+            network learns from few images is decided by the steps that it makes.
         augmentation: a key of `AUGMENTATIONS`.
         class_balanced: weigh classes by inverse frequency, up to `MAX_CLASS_WEIGHT`.
         label_smoothing: share of the probability that a label gives to all classes evenly, in [0, 1).
@@ -143,7 +141,9 @@ def fit(
         on_epoch: called with each row of the history as it is made.
     """
     task.check_targets(targets, len(inputs), model.n_classes)
-    _check_settings(max_epochs, patience, batch_size, augmentation, label_smoothing, schedule, validation_share)
+    _check_settings(
+        max_epochs, patience, batch_size, min_steps, augmentation, label_smoothing, schedule, validation_share
+    )
     if from_features:
         _check_features(model, augmentation)
     generator = torch.Generator().manual_seed(seed)
@@ -165,7 +165,7 @@ def fit(
     inputs = inputs.to(device, torch.float32) if from_features else inputs
     load = partial(_load, inputs, targets.to(device), device)
     optimiser = _make_optimiser(model.parameter_groups(learning_rate, body_rate), learning_rate, weight_decay)
-    n_steps = _count_steps(len(train), batch_size)
+    n_steps = count_steps(len(train), batch_size, min_steps)
     watched = "validation_loss" if len(held_out) and patience is not None else "train_loss"
     moving = _moving_tensors(network)
     history: list[dict[str, float]] = []
@@ -178,7 +178,7 @@ def fit(
                 learning_rate_share(epoch * n_steps + step, max_epochs * n_steps, schedule=schedule, losses=losses)
                 for step in range(n_steps)
             ]
-            steps = (train[rows] for rows in _steps(len(train), batch_size, generator))
+            steps = (train[rows] for rows in _steps(len(train), batch_size, n_steps, generator))
             batches = load(steps, AUGMENTATIONS[augmentation])
             row = _train_epoch(predict, batches, shares, optimiser, task, weights, label_smoothing)
             if len(held_out):
@@ -212,7 +212,7 @@ def choose_phase(targets_per_class: float, *, pretrained: bool, last_stage_from:
         last_stage_from: labels per class from which the last stage is trained too.
         all_from: labels per class from which everything is, at least `last_stage_from`.
 
-    >>> [choose_phase(n, pretrained=True, last_stage_from=20, all_from=50) for n in (5, 20, 50)]
+    >>> [choose_phase(n, pretrained=True, last_stage_from=2, all_from=100) for n in (1, 2, 100)]
     ['head', 'last_stage', 'all']
     """
     if not 0 <= last_stage_from <= all_from:
@@ -490,15 +490,14 @@ def _make_optimiser(groups: list[dict[str, Any]], learning_rate: float, weight_d
     return optimiser
 
 
-def _count_steps(n: int, batch_size: int) -> int:
-    """Optimiser steps of one epoch."""
+def count_steps(n: int, batch_size: int, min_steps: int) -> int:
+    """Optimiser steps of one epoch over n images."""
     has_single_left = n > batch_size and (n - 1) % batch_size == 0
-    return max(MIN_STEPS_PER_EPOCH, -(-n // batch_size) - has_single_left)
+    return max(min_steps, -(-n // batch_size) - has_single_left)
 
 
-def _steps(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Rows of each optimiser step of one epoch."""
-    left = _count_steps(n, batch_size)
+def _steps(n: int, batch_size: int, left: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows of each of so many optimiser steps, which is one epoch."""
     while left > 0:
         batches = list(torch.randperm(n, generator=generator).split(batch_size))
         if len(batches) > 1 and len(batches[-1]) == 1:
@@ -603,14 +602,16 @@ def _check_settings(
     max_epochs: int,
     patience: int | None,
     batch_size: int,
+    min_steps: int,
     augmentation: str,
     label_smoothing: float,
     schedule: str,
     validation_share: float,
 ) -> None:
-    if min(max_epochs, 1 if patience is None else patience, batch_size) < 1:
+    if min(max_epochs, 1 if patience is None else patience, batch_size, min_steps) < 1:
         raise ValueError(
-            f"max_epochs, patience and batch_size must be at least 1, got {max_epochs}, {patience} and {batch_size}"
+            f"max_epochs, patience, batch_size and min_steps must be at least 1, got {max_epochs}, {patience}, "
+            f"{batch_size} and {min_steps}"
         )
     look_up(AUGMENTATIONS, augmentation, "augmentation")
     look_up(SCHEDULES, schedule, "schedule")

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from deploy.servers import LABEL_STUDIO_LOCK, LOGIN_EMAIL, ServerError, down, personal_token, running, up
+from deploy.servers import LABEL_STUDIO_LOCK, LOGIN_EMAIL, ServerError, _run_uv, down, personal_token, running, up
 
 REPOSITORY = Path(__file__).parent.parent.parent
 LABEL_STUDIO_VENV = REPOSITORY / ".labelcycle" / "label-studio-venv"
@@ -45,6 +45,13 @@ def test_a_second_start_finds_what_the_first_started(servers, servers_home, imag
     assert up(servers_home, images_root=images_root / "..//images", label_studio_venv=LABEL_STUDIO_VENV) == servers
     assert remembered(servers_home) == before
     assert running(servers_home) == servers
+
+
+def test_uv_of_the_environment_is_found_where_no_path_leads_to_it(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    _run_uv("--version")
+    with pytest.raises(ServerError, match="uv no-such-command failed with 2"):
+        _run_uv("no-such-command")
 
 
 def test_nothing_runs_where_nothing_was_started(tmp_path):

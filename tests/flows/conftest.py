@@ -40,6 +40,8 @@ channels = 1
 PLAIN = 'name = "small_cnn"\naugmentation = "none"\nmax_epochs = 2\n'
 TINY = 'name = "tests.flows.tiny:tiny_network"\nweights = "factory"\naugmentation = "none"\n'
 """Pretrained, as far as anybody can see."""
+HEADS = "last_stage_from = 20\nall_from = 50\n"
+"""So that 24 labels of three classes train heads, where a test does not say when more is trained."""
 
 
 class Untracked:
@@ -115,6 +117,8 @@ def make_work(striped_images, tmp_path):
         name: str = "campaign",
     ) -> OpenCampaign:
         file = striped_images / "campaign.toml"
+        if "_from" not in network + model:
+            model = f"{HEADS}{model}"
         members = f"ensemble = {ensemble}\n{members}"
         text = TEMPLATE.format(folder=tmp_path / name, extra=extra, model=network + model, members=members)
         file.write_text(text)

@@ -129,9 +129,9 @@ def test_missing_file_says_how_to_get_one(tmp_path):
         ),
         (("ensemble = 3", "ensemble = 3\n[model]\npatience = 0"), 10, "patience: Input should be greater"),
         (
-            ("ensemble = 3", "ensemble = 3\n[model]\nlast_stage_from = 60"),
+            ("ensemble = 3", "ensemble = 3\n[model]\nlast_stage_from = 160"),
             9,
-            "last_stage_from = 60 must not be above all_from = 50",
+            "last_stage_from = 160 must not be above all_from = 100",
         ),
         (("ensemble = 3", "ensemble = 3\n[model]\nimage_size = 4"), 10, "image_size: Input should be greater"),
         (
@@ -270,8 +270,18 @@ def test_campaign_that_began_with_another_default_is_told_what_to_set(campaign, 
     assert open_campaign(path).settings.strategy == "power"
 
 
-LEARNING_RATE = "learning_rate = 0.001 (in [model])"
-TRAINING = ("train", "last_stage_from", "all_from", "body_rate", "start", "head", "label_smoothing", "schedule")
+SLOWER = ["learning_rate = 0.001 (in [model])", "min_steps = 8 (in [model])"]
+TRAINING = (
+    "train",
+    "last_stage_from",
+    "all_from",
+    "body_rate",
+    "start",
+    "head",
+    "label_smoothing",
+    "schedule",
+    "min_steps",
+)
 
 
 def begun_before_phases(campaign, tmp_path, text, *, freeze=False):
@@ -290,7 +300,7 @@ def begun_before_phases(campaign, tmp_path, text, *, freeze=False):
 @pytest.mark.parametrize(
     ("weights", "freeze", "wanted"),
     [
-        (None, False, ['schedule = "constant" (in [model])', "patience = 5 (in [model])", LEARNING_RATE]),
+        (None, False, ['schedule = "constant" (in [model])', "patience = 5 (in [model])", *SLOWER]),
         (
             "DEFAULT",
             True,
@@ -298,7 +308,7 @@ def begun_before_phases(campaign, tmp_path, text, *, freeze=False):
                 'schedule = "constant" (in [model])',
                 'train = "head" (in [model])',
                 "patience = 5 (in [model])",
-                LEARNING_RATE,
+                *SLOWER,
             ],
         ),
         (
@@ -309,7 +319,7 @@ def begun_before_phases(campaign, tmp_path, text, *, freeze=False):
                 'train = "all" (in [model])',
                 "body_rate = 1.0 (in [model])",
                 "patience = 5 (in [model])",
-                LEARNING_RATE,
+                *SLOWER,
             ],
         ),
     ],

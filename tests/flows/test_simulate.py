@@ -221,6 +221,25 @@ def test_changed_setting_of_a_network_is_named_alone(digits, tmp_path):
         _claim(tmp_path, settings.model_copy(update={"network": network}))
 
 
+def test_linear_head_does_not_care_how_its_network_would_be_trained(digits, tmp_path):
+    options = options_of(digits, tmp_path / "out", features=None, images=digits / "images", model="small_cnn")
+    settings = _resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
+    network = settings.network.model_copy(update={"train": "head"})
+    _claim(tmp_path, settings.model_copy(update={"network": network}))
+    (tmp_path / "features.npy").write_text("")
+    slower = network.model_copy(update={"learning_rate": 1e-3, "min_steps": 8})
+    _claim(tmp_path, settings.model_copy(update={"network": slower}))
+    with pytest.raises(CampaignChanged, match=r"network.dropout: 0.5 -> 0.25\."):
+        _claim(tmp_path, settings.model_copy(update={"network": network.model_copy(update={"dropout": 0.25})}))
+
+
+def test_networks_are_not_standardised_by_what_they_are_tested_on(replayed):
+    replay = Replay(replayed)
+    sample, test = replay.pool_sample(0), replay.data[replay.split(0).test]
+    assert len(sample) == min(256, len(replay.data) - len(test))
+    assert not (sample[:, None] == test).all(dim=2).any()
+
+
 def test_image_that_was_broken_can_be_mended_and_the_same_command_goes_on(digits, tmp_path):
     shutil.copytree(digits / "images", tmp_path / "images")
     image = tmp_path / "images" / "007.png"
@@ -355,7 +374,7 @@ def test_heads_of_a_pretrained_network_are_members_too(digits, tmp_path, members
     (tmp_path / "campaign.toml").write_text(
         f'name = "digits"\npool = "images"\nclasses = {[str(n) for n in range(10)]}\nbudget = 100\naudit_size = 20\n'
         '[model]\nname = "tests.flows.tiny:tiny_network"\nweights = "factory"\nimage_size = 8\nchannels = 1\n'
-        f"max_epochs = 2\n[members]\nensemble = 2\n{members}\n"
+        f"max_epochs = 2\nlast_stage_from = 3\n[members]\nensemble = 2\n{members}\n"
     )
     options = Options(
         out=tmp_path / "out",

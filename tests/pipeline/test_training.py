@@ -14,7 +14,6 @@ from pipeline.models import Classifier, build_model
 from pipeline.tasks import classification
 from pipeline.training import (
     MAX_CLASS_WEIGHT,
-    MIN_STEPS_PER_EPOCH,
     WARM_UP_STEPS,
     TrainingError,
     choose_device,
@@ -217,7 +216,7 @@ def test_the_body_learns_at_its_share_of_the_rate():
     fit(model, images, targets, **(SMALL | options))
     after = model.state_dict()
     moved = {part: (after[part] - before[part]).abs().max().item() for part in ("trunk.0.weight", "tail.5.weight")}
-    assert moved["trunk.0.weight"] <= MIN_STEPS_PER_EPOCH * 1e-5 * 1.1
+    assert moved["trunk.0.weight"] <= 16 * 1e-5 * 1.1
     assert moved["tail.5.weight"] > 1e-3
 
 
@@ -288,15 +287,15 @@ def test_batch_norm_keeps_its_statistics_on_a_single_image_and_is_never_given_on
     model = batch_norm_model()
     model.trunk.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     fit(model, images, targets, **(SMALL | {"batch_size": 2, "max_epochs": 1}))
-    assert sizes == [2, 3] * (MIN_STEPS_PER_EPOCH // 2)
+    assert sizes == [2, 3] * 8
 
 
-@pytest.mark.parametrize(("n", "steps"), [(1, 16), (16, 16), (40, 16), (256, 16), (300, 19)])
+@pytest.mark.parametrize(("n", "steps"), [(1, 9), (16, 9), (40, 9), (144, 9), (160, 10)])
 def test_an_epoch_is_a_pass_or_a_minimum_of_steps(n, steps):
     seen = []
     model = small_model()
     model.trunk.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    fit(model, *stripes(n), **(SMALL | {"batch_size": 16, "max_epochs": 1, "validation_share": 0.0}))
+    fit(model, *stripes(n), **(SMALL | {"batch_size": 16, "max_epochs": 1, "min_steps": 9, "validation_share": 0.0}))
     assert len(seen) == steps
     assert sum(seen[: -(-n // 16)]) == n
 
@@ -626,9 +625,10 @@ def test_a_loss_that_is_not_finite_says_what_to_try():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_epochs": 0}, "got 0, 5 and 32"),
-        ({"patience": 0}, "got 2, 0 and 32"),
-        ({"batch_size": 0}, "got 2, 5 and 0"),
+        ({"max_epochs": 0}, "got 0, 5, 32 and 16"),
+        ({"patience": 0}, "got 2, 0, 32 and 16"),
+        ({"batch_size": 0}, "got 2, 5, 0 and 16"),
+        ({"min_steps": 0}, "got 2, 5, 32 and 0"),
         ({"augmentation": "flowers"}, "unknown augmentation 'flowers'. There are: digits, natural, none"),
         ({"schedule": "cosines"}, "unknown schedule 'cosines', did you mean 'cosine'"),
         ({"label_smoothing": 1.0}, "label_smoothing must be in .0, 1., got 1.0"),
