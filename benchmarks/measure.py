@@ -266,8 +266,9 @@ def peak_mb(case: Case, who: Contender) -> float | None:
 
 
 def _peak_here(who: Contender, small: Callable[[], Any], full: Callable[[], Any]) -> float:
-    who.work(who.prepare(small()), 0)
-    inputs = who.prepare(full())
+    few, many = small(), full()  # held to the end: what is prepared may only name files that go with them
+    who.work(who.prepare(few), 0)
+    inputs = who.prepare(many)
     gc.collect()
     if who.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
