@@ -2,8 +2,10 @@
 
 import json
 import math
+import tempfile
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,6 +238,27 @@ def test_the_rows_are_written_as_a_list_with_what_they_depend_on(tmp_path, capsy
 def test_peak_memory_is_that_of_the_work_beyond_its_inputs():
     case = Case("name", "work", partial(np.ones, 10_000_000), partial(np.ones, 1), Contender("ours", partial(hold, 50)))
     assert peak_mb(case, case.ours) == pytest.approx(50, abs=5)
+
+
+def write_file():
+    """A folder with a file in it, which goes when nobody holds it."""
+    folder = tempfile.TemporaryDirectory()
+    (Path(folder.name) / "file").write_text("here")
+    return folder
+
+
+def path_in(folder):
+    return Path(folder.name) / "file"
+
+
+def read_path(path, seed):
+    return path.read_text()
+
+
+@pytest.mark.skipif(not measure.RESET_HIGH_WATER.exists(), reason="only Linux tells")
+def test_files_stay_while_somebody_works_on_their_paths():
+    case = Case("name", "work", write_file, write_file, Contender("ours", read_path, prepare=path_in))
+    assert peak_mb(case, case.ours) >= 0
 
 
 def test_a_pool_is_the_same_however_it_is_cut_and_its_probabilities_are_ones(monkeypatch):
