@@ -338,8 +338,9 @@ def half_precision(model: Classifier, device: torch.device) -> AbstractContextMa
     """Compute in bfloat16 where the device does so in hardware and the trunk is large enough to gain; else do nothing.
 
     A trunk with depthwise convolutions stays in float32: rounding moves the features of EfficientNet-Lite0 by 4 % of
-    their length, and one guess in a hundred with them; those of ResNet-18 move by 0.4 %. On a processor the backward
-    pass of such a trunk takes twice the time in bfloat16 besides. Weights and gradients are float32 either way.
+    their length, and one guess in a hundred with them; those of ResNet-18 with drawn weights move by 0.4 %. On a
+    processor the backward pass of such a trunk takes twice the time in bfloat16 besides. Weights and gradients are
+    float32 either way.
     """
     if _n_weights(model.trunk) < HALF_FROM or not _has_bfloat16(device) or _has_depthwise_convolutions(model.trunk):
         return nullcontext()

@@ -15,7 +15,7 @@ from pipeline.training import MAX_GRADIENT_NORM, TrainingError, class_weights
 
 MOMENTUM = 0.9
 MIN_STEPS = 8
-"""Steps between two points of the path at least: fewer hardly move."""
+"""Steps between two points of the path at least, however few images there are."""
 
 
 def swag_draws(

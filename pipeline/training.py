@@ -158,14 +158,15 @@ def fit(
     if class_balanced:
         weights = class_weights(task.class_counts(targets[train], model.n_classes)).to(device)
     if not from_features and not model.pretrained:
-        model.set_normalisation(*((inputs, train) if pool_sample is None else (pool_sample,)))
+        images, rows = (inputs, train) if pool_sample is None else (pool_sample, None)
+        model.set_normalisation(images, rows)
     _prepare(model, device)
     _set_training_mode(model, smallest_batch=min(len(train), batch_size))
     network, predict = (model.tail, model.read) if from_features else (model, model)
     inputs = inputs.to(device, torch.float32) if from_features else inputs
     load = partial(_load, inputs, targets.to(device), device)
     optimiser = _make_optimiser(model.parameter_groups(learning_rate, body_rate), learning_rate, weight_decay)
-    n_steps = count_steps(len(train), batch_size, min_steps)
+    n_steps = _count_steps(len(train), batch_size, min_steps)
     watched = "validation_loss" if len(held_out) and patience is not None else "train_loss"
     moving = _moving_tensors(network)
     history: list[dict[str, float]] = []
@@ -490,7 +491,7 @@ def _make_optimiser(groups: list[dict[str, Any]], learning_rate: float, weight_d
     return optimiser
 
 
-def count_steps(n: int, batch_size: int, min_steps: int) -> int:
+def _count_steps(n: int, batch_size: int, min_steps: int) -> int:
     """Optimiser steps of one epoch over n images."""
     has_single_left = n > batch_size and (n - 1) % batch_size == 0
     return max(min_steps, -(-n // batch_size) - has_single_left)
