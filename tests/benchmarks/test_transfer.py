@@ -54,15 +54,17 @@ def test_what_was_done_before_a_failure_is_kept(tmp_path):
 
 
 def test_a_set_gives_no_more_labels_than_it_has():
-    options = argparse.Namespace(sets=["imbalanced", "mnist"], labels=[10, 2000], seeds=2, phases=["head", "scratch"])
-    settings = transfer.lite0_settings(32)
+    options = argparse.Namespace(labels=[10, 2000], seeds=2, phases=["head", "scratch"])
+    settings = {name: transfer.lite0_settings(name) for name in ("imbalanced", "mnist")}
     jobs = transfer.list_jobs(options, settings)
     assert [(job["set"], job["n_labels"]) for job in jobs if job["seed"] == 0 and job["phase"] == "head"] == [
         ("imbalanced", 10),
         ("mnist", 10),
         ("mnist", 2000),
     ]
-    other = transfer.list_jobs(options, settings.model_copy(update={"all_from": 7.0}))
+    other = transfer.list_jobs(
+        options, {name: how.model_copy(update={"all_from": 7.0}) for name, how in settings.items()}
+    )
     assert jobs == other == json.loads(json.dumps(jobs))  # thresholds choose among trainings and change none
 
 
@@ -73,7 +75,7 @@ def test_auto_has_the_numbers_of_the_phase_that_it_chooses(capsys):
         for phase, values in accuracies.items()
         for accuracy in values
     ]
-    settings = transfer.lite0_settings(32)
+    settings = transfer.lite0_settings("mnist")
     transfer._print("mnist", runs, settings.model_copy(update={"last_stage_from": 5.0, "all_from": 20.0}))
     assert "0.0 ± 0.0 (last_stage)" in capsys.readouterr().out
     transfer._print("mnist", runs, settings.model_copy(update={"last_stage_from": 5.0, "all_from": 10.0}))

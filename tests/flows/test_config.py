@@ -9,6 +9,8 @@ from connectors.store import Campaign, CampaignChanged, write_json, write_table
 from flows.campaign import open_campaign
 from flows.config import COMPARES_MEMBERS, MAY_CHANGE, ConfigError, PseudoLabelSettings, load_settings, resolved
 from flows.example import EXAMPLE
+from pipeline.augmentation import AUGMENTATIONS
+from pipeline.training import LAST_STAGE_FROM
 
 GOOD = """\
 name = "pets"
@@ -186,6 +188,34 @@ def test_network_that_nobody_knows_is_told_without_a_word_on_its_size(campaign):
 )
 def test_size_of_the_images_is_that_of_the_weights_if_nobody_says_another(campaign, lines, size):
     assert load_settings(campaign(f"{GOOD}[model]\n{lines}\n")).model.image_size == size
+
+
+@pytest.mark.parametrize(
+    ("lines", "last_stage_from"),
+    [
+        ("", 50),
+        ('augmentation = "natural"', 50),
+        ('augmentation = "digits"', 2),
+        ('augmentation = "none"', 2),
+        ("last_stage_from = 7", 7),
+        ("all_from = 30", 30),
+        ('augmentation = "digits"\nall_from = 30', 2),
+    ],
+)
+def test_the_last_stage_waits_longer_for_photographs_and_never_beyond_everything(campaign, lines, last_stage_from):
+    assert load_settings(campaign(f"{GOOD}[model]\n{lines}\n")).model.last_stage_from == last_stage_from
+
+
+def test_each_augmentation_has_its_labels_per_class():
+    assert LAST_STAGE_FROM.keys() == AUGMENTATIONS.keys()
+
+
+def test_a_campaign_that_began_with_an_earlier_last_stage_is_told_how_to_go_on(campaign, tmp_path, monkeypatch):
+    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
+    path = begun(campaign, tmp_path, f"{GOOD}[model]\nlast_stage_from = 2\n")
+    path.write_text(GOOD)
+    with pytest.raises(CampaignChanged, match=r"to go on, set last_stage_from = 2\.0 \(in \[model\]\) in its file"):
+        open_campaign(path)
 
 
 def test_members_are_the_product_of_all_that_is_on(campaign):
