@@ -231,21 +231,19 @@ def train_network(
         **options,
     )
     logits = _in_parts(model, model.read if from_features else model, inputs)
-    out_of_fold, unseen = lesson.out_of_fold, outcome.held_out
-    unseen_logits = logits[unseen]
-    if out_of_fold is not None:
-        unseen = judged_out_of_fold(lesson.labels).nonzero().flatten()
-        unseen_logits = out_of_fold[0][unseen]
+    out_of_fold = lesson.out_of_fold
+    unseen = (logits[outcome.held_out], targets[outcome.held_out]) if out_of_fold is None else out_of_fold
+    judged = judged_out_of_fold(unseen[1]) if out_of_fold is not None else torch.ones(len(unseen[1])).bool()
     findings = diagnose(
         outcome.history,
         logits=logits[outcome.train],
         targets=targets[outcome.train],
-        held_out_logits=unseen_logits,
-        held_out_targets=targets[unseen],
+        held_out_logits=unseen[0][judged],
+        held_out_targets=unseen[1][judged],
         generator=torch.Generator().manual_seed(seed),
     )
     moved = compare_batch_norm(before, model, smallest_batch=min(len(outcome.train), settings.batch_size))
-    calibration = calibrate(unseen_logits, targets[unseen]) if len(unseen) else None
+    calibration = calibrate(*unseen) if len(unseen[1]) else None
     if calibration is not None:
         model.temperature.fill_(calibration.temperature)
     if members.laplace:

@@ -398,18 +398,35 @@ def test_images_are_judged_out_of_fold_where_heads_without_the_fold_know_their_c
     assert judged.tolist() == [False] * 4 + [True] * 5 + [False] + [True] * 30
 
 
-def test_images_alone_in_their_class_spoil_neither_temperature_nor_the_list_of_wrong_labels():
+def test_images_alone_in_their_class_do_not_spoil_the_list_of_wrong_labels():
     features, targets = blobs(60, width=20, distance=6.0)
     alone = torch.randn(8, 20, generator=torch.Generator().manual_seed(5)) + 6.0 * torch.eye(20)[5:13]
     features, targets = torch.cat([features, alone]), torch.cat([targets, torch.arange(3, 11)])
     options = {"task": classification, "seed": 0, "device": CPU, "learning_rate": 0.01}
     logits = cross_fit(head_on(20, n_classes=11), features, targets, patience=None, **options).logits
     judged = judged_out_of_fold(targets)
-    temperatures = [fit_temperature(logits[rows], targets[rows]) for rows in (judged, ...)]
-    assert 2 * temperatures[0] < temperatures[1]
     wrong = [find_label_errors(logits[rows].softmax(dim=1), targets[rows]).positions for rows in (judged, ...)]
     assert wrong[0].tolist() == []
     assert set(wrong[1].tolist()) == set(range(60, 68))
+
+
+@pytest.mark.parametrize("n_per_class", [1, 2, 4])
+def test_a_temperature_of_all_labels_out_of_fold_is_nearly_the_best_for_fresh_images(n_per_class):
+    n = 10 * n_per_class
+    features, targets = blobs(n + 1000, width=20, n_classes=10)
+    features = 4 * features  # large, as those of many networks, so that heads are far too sure
+    options = {"task": classification, "seed": 0, "device": CPU, "learning_rate": 0.01}
+    out_of_fold = cross_fit(head_on(20, n_classes=10), features[:n], targets[:n], patience=None, **options).logits
+    head = head_on(20, n_classes=10)
+    fit(head, features[:n], targets[:n], from_features=True, held_out=torch.arange(0), **options)
+    with torch.inference_mode():
+        logits = head.read(features[n:])
+
+    def nll(temperature):
+        return float(torch.nn.functional.cross_entropy(logits / temperature, targets[n:]))
+
+    fitted, best = fit_temperature(out_of_fold, targets[:n]), fit_temperature(logits, targets[n:])
+    assert nll(fitted) < nll(best) + 0.2 * (nll(1.0) - nll(best))
 
 
 @pytest.mark.parametrize("targets", [torch.arange(294) % 3, torch.arange(400) % 100, torch.zeros(1).long()])
@@ -491,11 +508,11 @@ def head_on(n_features, *, n_classes=3, seed=0):
     return model
 
 
-def blobs(n, *, width=100, distance=3.0, seed=0):
+def blobs(n, *, width=100, distance=3.0, seed=0, n_classes=3):
     """Features whose class is where their mean is; wide enough for a head to learn any labels by heart."""
     generator = torch.Generator().manual_seed(seed)
-    targets = torch.arange(n) % 3
-    return torch.randn(n, width, generator=generator) + distance * torch.eye(3, width)[targets], targets
+    targets = torch.arange(n) % n_classes
+    return torch.randn(n, width, generator=generator) + distance * torch.eye(n_classes, width)[targets], targets
 
 
 @pytest.mark.parametrize("patience", [None, 3])
