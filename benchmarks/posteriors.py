@@ -53,8 +53,9 @@ MEASURED = ("accuracy", "nll", "ece", "nll_at_1", "ece_at_1")
 def main() -> None:
     """Learn what is missing; print and write what came out."""
     options = _arguments()
+    how = {name: lite0_settings(name).model_dump(mode="json") for name in options.sets}
     jobs = [
-        {"set": name, "arm": arm, "seed": seed, "labels": options.labels}
+        {"set": name, "arm": arm, "seed": seed, "labels": options.labels, "settings": how[name]}
         for name in options.sets
         for seed in range(options.seeds)
         for arm in options.arms
@@ -69,7 +70,7 @@ def main() -> None:
 
 def learn_actively(job: Mapping[str, Any]) -> dict[str, Any]:
     """Go through the rounds of one arm at one seed; return what each came to, and the seconds of all."""
-    settings, members = lite0_settings(job["set"]), ARMS[job["arm"]]
+    settings, members = ModelSettings(**job["settings"]), ARMS[job["arm"]]
     data, (body, features) = data_of(job["set"]), frozen(job["set"])
     test = extract(body, data.test_images, device=body.mean.device)
     labelled = data.start(START, seed=job["seed"])

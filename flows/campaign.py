@@ -17,6 +17,7 @@ from flows.config import (
     CHANGED_DEFAULTS,
     LOCAL,
     MAY_CHANGE,
+    PHASE_LIMITS,
     CampaignSettings,
     ConfigError,
     defaults,
@@ -140,7 +141,8 @@ def _claim(folder: Campaign, settings: CampaignSettings) -> None:
     path = folder.path / "campaign.json"
     written = read_json(path) if path.exists() else {}
     before = defaults(written)
-    may_change = MAY_CHANGE if folder.pool.exists() else None
+    unused = frozenset() if settings.model.follows_labels else {f"model.{name}" for name in PHASE_LIMITS}
+    may_change = MAY_CHANGE | unused if folder.pool.exists() else None
     try:
         folder.claim(resolved(settings), may_change=may_change, defaults=before)
     except CampaignChanged as exc:

@@ -56,6 +56,8 @@ MAY_CHANGE = frozenset(
 )
 """Settings that may change between rounds without mixing two experiments. Images are known by their content, so that
 pool and folder may move."""
+PHASE_LIMITS = frozenset({"last_stage_from", "all_from"})
+"""Settings of the network that change nothing unless what is trained follows the labels."""
 
 
 CHANGED_DEFAULTS = {
@@ -235,7 +237,8 @@ class ModelSettings(Settings):
     last_stage_from: float = Field(
         default_factory=_last_stage_from,
         ge=0,
-        description="labels per class from which auto trains the last stage too; that of the augmentation if not given",
+        description="labels per class from which auto trains the last stage too; 50 for photographs, 2 for others and "
+        "all_from at most if not given",
     )
     body_rate: float = Field(0.1, gt=0, le=1, description="learning rate of pretrained layers, as a share")
     start: Literal["pretrained", "previous", "scratch"] = Field(
@@ -261,6 +264,11 @@ class ModelSettings(Settings):
     def is_pretrained(self) -> bool:
         """Whether training starts from weights that came from elsewhere."""
         return self.weights is not None and self.start != "scratch"
+
+    @property
+    def follows_labels(self) -> bool:
+        """Whether what is trained depends on how many labels there are."""
+        return self.train == "auto" and self.is_pretrained
 
     @model_validator(mode="after")
     def _check_train(self) -> Self:

@@ -148,8 +148,7 @@ def check_network(settings: ModelSettings, members: MemberSettings, *, n_classes
         choose_device(settings.device)
         model = new_model(settings, n_classes=n_classes, seed=0)
         if members.mc_dropout:
-            is_open = settings.train == "auto" and settings.is_pretrained
-            for phase in PHASES if is_open else [phase_of(settings, n_labels=0, n_classes=n_classes)]:
+            for phase in PHASES if settings.follows_labels else [phase_of(settings, n_labels=0, n_classes=n_classes)]:
                 model.train_only(phase)
                 if not stochastic_layers(model):
                     raise ModelError(
@@ -233,13 +232,12 @@ def train_network(
     logits = _in_parts(model, model.read if from_features else model, inputs)
     out_of_fold = lesson.out_of_fold
     unseen = (logits[outcome.held_out], targets[outcome.held_out]) if out_of_fold is None else out_of_fold
-    judged = judged_out_of_fold(unseen[1]) if out_of_fold is not None else torch.ones(len(unseen[1])).bool()
     findings = diagnose(
         outcome.history,
         logits=logits[outcome.train],
         targets=targets[outcome.train],
-        held_out_logits=unseen[0][judged],
-        held_out_targets=unseen[1][judged],
+        held_out_logits=unseen[0],
+        held_out_targets=unseen[1],
         generator=torch.Generator().manual_seed(seed),
     )
     moved = compare_batch_norm(before, model, smallest_batch=min(len(outcome.train), settings.batch_size))

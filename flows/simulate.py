@@ -43,7 +43,15 @@ from connectors.store import (
 )
 from connectors.tracking import TrackerError
 from deploy import servers
-from flows.config import COMPARES_MEMBERS, LOCAL, CampaignSettings, MemberSettings, ModelSettings, load_settings
+from flows.config import (
+    COMPARES_MEMBERS,
+    LOCAL,
+    PHASE_LIMITS,
+    CampaignSettings,
+    MemberSettings,
+    ModelSettings,
+    load_settings,
+)
 from flows.home import home
 from flows.networks import check_network, frozen_body, new_model
 from flows.progress import progress_bar
@@ -397,6 +405,8 @@ def _claim(folder: Path, settings: ReplaySettings) -> None:
         keys = (before.keys() | after.keys()) - MAY_CHANGE
         if settings.is_linear:
             keys -= {f"network.{name}" for name in ModelSettings.model_fields.keys() - OF_FEATURES}
+        elif settings.network and not settings.network.follows_labels:
+            keys -= {f"network.{name}" for name in PHASE_LIMITS}
         changed = sorted(key for key in keys if before.get(key) != after.get(key))
         if changed:
             changes = [
@@ -510,7 +520,7 @@ def _track(replay: Replay, summary: dict[str, Any], tracker: "MLflowTracker") ->
         name: {f"aulc_{end}": value for end, value in summary["strategies"][name]["aulc"].items() if value is not None}
         for name in settings.arms
     }
-    digest = hashlib.blake2b(repr((params, means)).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(repr((sorted(params.items()), means)).encode(), digest_size=8).hexdigest()
     tracker.log_replay(
         digest,
         params=params,

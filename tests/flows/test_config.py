@@ -212,10 +212,23 @@ def test_each_augmentation_has_its_labels_per_class():
 
 def test_a_campaign_that_began_with_an_earlier_last_stage_is_told_how_to_go_on(campaign, tmp_path, monkeypatch):
     monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
-    path = begun(campaign, tmp_path, f"{GOOD}[model]\nlast_stage_from = 2\n")
-    path.write_text(GOOD)
+    text = f'{GOOD}[model]\nweights = "DEFAULT"\n'
+    path = begun(campaign, tmp_path, f"{text}last_stage_from = 2\n")
+    path.write_text(text)
     with pytest.raises(CampaignChanged, match=r"to go on, set last_stage_from = 2\.0 \(in \[model\]\) in its file"):
         open_campaign(path)
+    path.write_text(f"{text}last_stage_from = 2.0\n")
+    assert open_campaign(path).settings.model.last_stage_from == 2
+
+
+@pytest.mark.parametrize(
+    "lines", ["", 'weights = "DEFAULT"\ntrain = "head"\n', 'weights = "DEFAULT"\nstart = "scratch"\n']
+)
+def test_labels_per_class_that_nothing_follows_may_change(campaign, tmp_path, monkeypatch, lines):
+    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
+    path = begun(campaign, tmp_path, f"{GOOD}[model]\n{lines}last_stage_from = 2\n")
+    path.write_text(f"{GOOD}[model]\n{lines}")
+    assert open_campaign(path).settings.model.last_stage_from == 50
 
 
 def test_members_are_the_product_of_all_that_is_on(campaign):

@@ -410,13 +410,13 @@ def test_images_alone_in_their_class_do_not_spoil_the_list_of_wrong_labels():
     assert set(wrong[1].tolist()) == set(range(60, 68))
 
 
-@pytest.mark.parametrize("n_per_class", [1, 2, 4])
-def test_a_temperature_of_all_labels_out_of_fold_is_nearly_the_best_for_fresh_images(n_per_class):
+@pytest.mark.parametrize(("n_per_class", "distance"), [(1, 3.0), (2, 3.0), (4, 3.0), (2, 6.0), (4, 6.0)])
+def test_heads_that_are_far_too_sure_of_few_labels_get_nearly_the_best_temperature(n_per_class, distance):
     n = 10 * n_per_class
-    features, targets = blobs(n + 1000, width=20, n_classes=10)
-    features = 4 * features  # large, as those of many networks, so that heads are far too sure
-    options = {"task": classification, "seed": 0, "device": CPU, "learning_rate": 0.01}
-    out_of_fold = cross_fit(head_on(20, n_classes=10), features[:n], targets[:n], patience=None, **options).logits
+    features, targets = blobs(n + 1000, width=20, distance=distance, n_classes=10)
+    features = 4 * features  # large, as those of many networks
+    options = {"task": classification, "seed": 0, "device": CPU, "learning_rate": 0.01, "patience": None}
+    out_of_fold = cross_fit(head_on(20, n_classes=10), features[:n], targets[:n], **options).logits
     head = head_on(20, n_classes=10)
     fit(head, features[:n], targets[:n], from_features=True, held_out=torch.arange(0), **options)
     with torch.inference_mode():
