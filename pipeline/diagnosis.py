@@ -155,18 +155,18 @@ def batch_norm_statistics(model: Classifier) -> dict[str, Tensor]:
 def compare_batch_norm(
     before: Mapping[str, Tensor], model: Classifier, *, smallest_batch: int = 2
 ) -> tuple[Finding, ...]:
-    """Look for batch-norm statistics that training moved in a frozen part, or did not move elsewhere.
+    """Look for batch-norm statistics that training moved though they were to stay, or did not move elsewhere.
 
     Args:
         before: `batch_norm_statistics` from before the training.
-        model: after it; `model.frozen` names what training was not to touch.
+        model: after it; `model.fixed_batch_norms` names what training was not to move.
         smallest_batch: images in the smallest optimiser step. With one image `fit` keeps the statistics on purpose, so
             that standing still is no finding.
     """
     after = batch_norm_statistics(model)
     moved = [name for name in before if not torch.equal(before[name], after[name])]
-    frozen = [name for name in before if any(f"{name}.".startswith(f"{part}.") for part in model.frozen)]
-    stuck = [name for name in before if name not in moved and name not in frozen and smallest_batch > 1]
+    fixed = model.fixed_batch_norms
+    stuck = [name for name in before if name not in moved and name not in fixed and smallest_batch > 1]
     findings = []
     if stuck:
         findings.append(
@@ -177,13 +177,13 @@ def compare_batch_norm(
                 "as they are, freeze them.",
             )
         )
-    if touched := [name for name in moved if name in frozen]:
+    if touched := [name for name in moved if name in fixed]:
         findings.append(
             Finding(
                 "frozen_batch_norm_moved",
-                f"training moved the statistics of the frozen batch-norm layers {_names(touched)}",
-                "Look for code that puts them in training mode: call train() on the whole network, which leaves frozen "
-                "parts alone, never on a part of it.",
+                f"training moved the statistics of the fixed batch-norm layers {_names(touched)}",
+                "Look for code that puts them in training mode: call train() on the whole network, which leaves them "
+                "alone, never on a part of it.",
             )
         )
     return tuple(findings)

@@ -186,12 +186,28 @@ class Classifier(nn.Module):
         return [group for group in trained if group["params"]]
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Set training or evaluation mode; frozen parts stay in evaluation mode."""
+        """Set training or evaluation mode; frozen parts and `fixed_batch_norms` stay in evaluation mode."""
         super().train(mode)
         if mode:
-            for name in self.frozen:
+            for name in (*self.frozen, *self.fixed_batch_norms):
                 self.get_submodule(name).eval()
         return self
+
+    @property
+    def fixed_batch_norms(self) -> list[str]:
+        """Names of the batch-norm layers whose statistics no training moves, though it may their weights.
+
+        They are all that are frozen, and all whose statistics came with pretrained weights: small batches of few
+        labels tell worse what a layer sees. See docs/decisions/0008-batch-norm.md.
+        """
+        came = {id(module) for part in (self.trunk, self.tail[: self.n_kept]) for module in part.modules()}
+        frozen = tuple(f"{name}." for name in self.frozen)
+        return [
+            name
+            for name, module in self.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and ((self.pretrained and id(module) in came) or f"{name}.".startswith(frozen))
+        ]
 
 
 def build_model(

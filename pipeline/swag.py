@@ -150,13 +150,11 @@ def _set_weights(weights: Sequence[Tensor], vector: Tensor) -> None:
 
 def _moving_batch_norms(model: Classifier) -> list[nn.modules.batchnorm._BatchNorm]:
     """Batch-norm layers with statistics that training moves."""
-    frozen = tuple(f"{name}." for name in model.frozen)
+    fixed = model.fixed_batch_norms
     return [
         module
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.track_running_stats
-        and not f"{name}.".startswith(frozen)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats and name not in fixed
     ]
 
 

@@ -274,6 +274,14 @@ def test_batch_norm_of_a_frozen_part_in_training_mode_is_found():
     assert after_running(model) == [("frozen_batch_norm_moved", "trunk.1, trunk.10")]
 
 
+def test_batch_norm_of_pretrained_weights_is_to_rest_and_found_where_it_moves():
+    model = batch_norm_model()
+    model.pretrained = True
+    assert after_running(model.train()) == []
+    model.trunk[10].train()
+    assert after_running(model) == [("frozen_batch_norm_moved", "trunk.10")]
+
+
 @pytest.mark.parametrize("n", [1, 16])
 def test_training_with_one_image_keeps_its_statistics_on_purpose(n):
     model = batch_norm_model()
