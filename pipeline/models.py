@@ -197,16 +197,15 @@ class Classifier(nn.Module):
     def fixed_batch_norms(self) -> list[str]:
         """Names of the batch-norm layers whose statistics no training moves, though it may their weights.
 
-        They are all that are frozen, and all whose statistics came with pretrained weights: small batches of few
-        labels tell worse what a layer sees. See docs/decisions/0008-batch-norm.md.
+        They are all that are frozen; and where nothing is, all whose statistics came with pretrained weights: see
+        docs/decisions/0008-batch-norm.md.
         """
-        came = {id(module) for part in (self.trunk, self.tail[: self.n_kept]) for module in part.modules()}
-        frozen = tuple(f"{name}." for name in self.frozen)
+        kept = ("trunk", *(f"tail.{place}" for place in range(self.n_kept))) if self.pretrained else ()
+        fixed = tuple(f"{name}." for name in self.frozen or kept)
         return [
             name
             for name, module in self.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            and ((self.pretrained and id(module) in came) or f"{name}.".startswith(frozen))
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.".startswith(fixed)
         ]
 
 

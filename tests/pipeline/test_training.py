@@ -192,17 +192,18 @@ def test_an_open_trunk_moves_with_its_statistics():
     assert not torch.equal(before["trunk.0.weight"], model.state_dict()["trunk.0.weight"])
 
 
-@pytest.mark.parametrize("phase", ["last_stage", "all"])
-def test_batch_norm_of_pretrained_weights_learns_and_keeps_its_statistics(phase):
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_where_everything_is_trained_batch_norm_learns_but_keeps_the_statistics_of_pretrained_weights(pretrained):
     model = build_model("torchvision:resnet18", n_classes=3, image_size=32, channels=1, seed=0)
-    model.pretrained = True
-    model.train_only(phase)
+    model.pretrained = pretrained
+    model.train_only("all")
     before = copy.deepcopy(model.state_dict())
     fit(model, *stripes(12, size=32), **SMALL)
     moved = {name for name, values in model.state_dict().items() if not torch.equal(values, before[name])}
-    assert {name for name in moved if "running" in name} == set()
-    assert {"trunk.layer4.1.bn2.weight", "trunk.layer4.1.bn2.bias"} <= moved
-    assert ("trunk.bn1.weight" in moved) == (phase == "all")
+    assert {name.rpartition(".")[2] for name in moved if ".bn" in name} == (
+        {"weight", "bias"} if pretrained else {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    )
+    assert {"trunk.bn1.weight", "trunk.layer4.1.bn2.bias"} <= moved
 
 
 @pytest.mark.parametrize("phase", ["head", "last_stage"])
@@ -215,6 +216,8 @@ def test_a_frozen_part_of_a_resnet_does_not_move_through_a_whole_fit(phase):
     fit(model, images, targets, **(SMALL | {"augmentation": "digits"}))
     moved = {name.split(".")[1] for name, values in model.state_dict().items() if not torch.equal(values, before[name])}
     assert moved == ({"1"} if phase == "head" else {"1", "layer4"})
+    if phase == "last_stage":
+        assert not torch.equal(before["trunk.layer4.1.bn2.running_mean"], model.trunk.layer4[1].bn2.running_mean)
 
 
 def test_the_body_learns_at_its_share_of_the_rate():
