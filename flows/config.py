@@ -70,6 +70,7 @@ CHANGED_DEFAULTS = {
     "model.learning_rate": 1e-3,
     "model.min_steps": 8,
     "model.last_stage_from": 2,
+    "model.all_from": 100,
 }
 """What a setting was by default, or always, before that changed; a campaign that began then has it."""
 
@@ -124,12 +125,15 @@ def _size_of_weights(values: dict[str, Any]) -> int:
     return default_image_size(values.get("name", ""), values.get("weights"))
 
 
-def _last_stage_from(values: dict[str, Any]) -> float:
-    """Labels per class up to which the last stage gains nothing: docs/decisions/0006-what-is-trained.md."""
-    from pipeline.training import LAST_STAGE_FROM
+def _all_from(values: dict[str, Any]) -> float:
+    from pipeline.training import ALL_FROM
 
+    return ALL_FROM[values.get("augmentation", "natural")]
+
+
+def _last_stage_from(values: dict[str, Any]) -> float:
     all_from: float = values.get("all_from", math.inf)
-    return min(LAST_STAGE_FROM[values.get("augmentation", "natural")], all_from)
+    return all_from
 
 
 def _check_no_login(value: str) -> str:
@@ -233,12 +237,15 @@ class ModelSettings(Settings):
     dropout: float = Field(0.5, ge=0, lt=1)
     train: Literal["auto", "head", "last_stage", "all"] = Field("auto", description="auto: by the labels per class")
     augmentation: Annotated[str, AfterValidator(_check_augmentation)] = "natural"
-    all_from: float = Field(100, ge=0, description="labels per class from which auto trains everything")
+    all_from: float = Field(
+        default_factory=_all_from,
+        ge=0,
+        description="labels per class from which auto trains everything; 50 for photographs, 2 for others if not set",
+    )
     last_stage_from: float = Field(
         default_factory=_last_stage_from,
         ge=0,
-        description="labels per class from which auto trains the last stage too; 50 for photographs, 2 for others and "
-        "all_from at most if not given",
+        description="labels per class from which auto trains the last stage too; all_from if not set: never it alone",
     )
     body_rate: float = Field(0.1, gt=0, le=1, description="learning rate of pretrained layers, as a share")
     start: Literal["pretrained", "previous", "scratch"] = Field(
@@ -435,7 +442,8 @@ def defaults(written: Mapping[str, Any]) -> dict[str, Any]:
     """
     nothing_set: dict[str, Any] = {}
     known = flatten(resolved(CampaignSettings.model_construct(**nothing_set))) | CHANGED_DEFAULTS
-    del known["model.last_stage_from"]  # nothing followed the labels yet
+    for name in PHASE_LIMITS:  # nothing followed the labels yet
+        del known[f"model.{name}"]
     before = flatten(written)
     if before.get("model.freeze"):
         known["model.train"] = "head"

@@ -44,9 +44,9 @@ name = "torchvision:resnet18"    # torchvision:NAME, timm:NAME, package.module:f
 # head = "linear"                # dropout and a linear layer, or mlp
 # dropout = 0.5
 # train = "auto"                 # head, last_stage (and head), all; auto goes from one to the next as labels come in:
-# last_stage_from = 50           # labels per class from which the last stage is trained too; 2 unless augmentation
-                                 # is natural: photographs are what pretrained features are good for
-# all_from = 100                 # labels per class from which everything is
+# all_from = 50                  # labels per class from which everything is trained; 2 unless augmentation is natural:
+                                 # pretrained features fit photographs
+# last_stage_from = 50           # from which the last stage is, for less time; by default all_from, never it alone
 # body_rate = 0.1                # learning rate of pretrained layers, as a share of that of the head
 # start = "pretrained"           # each round anew from the weights; previous: near the last round's, but for heads
                                  # that are trained alone; scratch: from none

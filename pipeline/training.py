@@ -39,9 +39,9 @@ WARM_UP_STEPS = 20
 head sends noise into a pretrained trunk."""
 PATIENCE_GROWTH = 1.5
 """Training goes on until this many times the best epoch at least: late progress is slow, and is not cut."""
-LAST_STAGE_FROM = {"natural": 50.0, "digits": 2.0, "none": 2.0}
-"""For each augmentation, labels per class from which training the last stage too is worth it: photographs are what
-ImageNet's features were made for. See docs/decisions/0006-what-is-trained.md."""
+ALL_FROM = {"natural": 50.0, "digits": 2.0, "none": 2.0}
+"""For each augmentation, labels per class from which training everything is worth it: photographs are what ImageNet's
+features were made for. See docs/decisions/0006-what-is-trained.md."""
 STALL = 3
 """Epochs without a lower loss after which the schedule "plateau" halves the learning rate."""
 

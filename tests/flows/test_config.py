@@ -10,7 +10,7 @@ from flows.campaign import open_campaign
 from flows.config import COMPARES_MEMBERS, MAY_CHANGE, ConfigError, PseudoLabelSettings, load_settings, resolved
 from flows.example import EXAMPLE
 from pipeline.augmentation import AUGMENTATIONS
-from pipeline.training import LAST_STAGE_FROM
+from pipeline.training import ALL_FROM
 
 GOOD = """\
 name = "pets"
@@ -133,7 +133,7 @@ def test_missing_file_says_how_to_get_one(tmp_path):
         (
             ("ensemble = 3", "ensemble = 3\n[model]\nlast_stage_from = 160"),
             9,
-            "last_stage_from = 160 must not be above all_from = 100",
+            "last_stage_from = 160 must not be above all_from = 50",
         ),
         (("ensemble = 3", "ensemble = 3\n[model]\nimage_size = 4"), 10, "image_size: Input should be greater"),
         (
@@ -191,34 +191,36 @@ def test_size_of_the_images_is_that_of_the_weights_if_nobody_says_another(campai
 
 
 @pytest.mark.parametrize(
-    ("lines", "last_stage_from"),
+    ("lines", "labels_from"),
     [
-        ("", 50),
-        ('augmentation = "natural"', 50),
-        ('augmentation = "digits"', 2),
-        ('augmentation = "none"', 2),
-        ("last_stage_from = 7", 7),
-        ("all_from = 30", 30),
-        ('augmentation = "digits"\nall_from = 30', 2),
+        ("", (50, 50)),
+        ('augmentation = "natural"', (50, 50)),
+        ('augmentation = "digits"', (2, 2)),
+        ('augmentation = "none"', (2, 2)),
+        ("last_stage_from = 7", (7, 50)),
+        ("all_from = 30", (30, 30)),
+        ('augmentation = "digits"\nlast_stage_from = 1', (1, 2)),
     ],
 )
-def test_the_last_stage_waits_longer_for_photographs_and_never_beyond_everything(campaign, lines, last_stage_from):
-    assert load_settings(campaign(f"{GOOD}[model]\n{lines}\n")).model.last_stage_from == last_stage_from
+def test_heads_of_photographs_are_alone_for_longer_and_the_last_stage_is_only_by_option(campaign, lines, labels_from):
+    model = load_settings(campaign(f"{GOOD}[model]\n{lines}\n")).model
+    assert (model.last_stage_from, model.all_from) == labels_from
 
 
 def test_each_augmentation_has_its_labels_per_class():
-    assert LAST_STAGE_FROM.keys() == AUGMENTATIONS.keys()
+    assert ALL_FROM.keys() == AUGMENTATIONS.keys()
 
 
-def test_a_campaign_that_began_with_an_earlier_last_stage_is_told_how_to_go_on(campaign, tmp_path, monkeypatch):
+def test_a_campaign_that_began_with_other_limits_of_phases_is_told_how_to_go_on(campaign, tmp_path, monkeypatch):
     monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
     text = f'{GOOD}[model]\nweights = "DEFAULT"\n'
-    path = begun(campaign, tmp_path, f"{text}last_stage_from = 2\n")
+    path = begun(campaign, tmp_path, f"{text}last_stage_from = 2\nall_from = 100\n")
     path.write_text(text)
-    with pytest.raises(CampaignChanged, match=r"to go on, set last_stage_from = 2\.0 \(in \[model\]\) in its file"):
+    wanted = "to go on, set last_stage_from = 2.0 (in [model]), all_from = 100.0 (in [model]) in its file"
+    with pytest.raises(CampaignChanged, match=re.escape(wanted)):
         open_campaign(path)
-    path.write_text(f"{text}last_stage_from = 2.0\n")
-    assert open_campaign(path).settings.model.last_stage_from == 2
+    path.write_text(f"{text}last_stage_from = 2.0\nall_from = 100.0\n")
+    assert open_campaign(path).settings.model.all_from == 100
 
 
 @pytest.mark.parametrize(
