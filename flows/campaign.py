@@ -147,10 +147,10 @@ def _claim(folder: Campaign, settings: CampaignSettings) -> None:
         folder.claim(resolved(settings), may_change=may_change, defaults=before)
     except CampaignChanged as exc:
         before |= flatten(written)
+        limits = {f"model.{name}" for name in PHASE_LIMITS} & before.keys()
+        told = set(exc.settings) | (limits if limits & set(exc.settings) else set())  # one is the default of the other
         lines = [
-            _as_line(name, before[name])
-            for name in CHANGED_DEFAULTS
-            if name in exc.settings and not _is_set(settings, name)
+            _as_line(name, before[name]) for name in CHANGED_DEFAULTS if name in told and not _is_set(settings, name)
         ]
         if not lines:
             raise

@@ -289,6 +289,7 @@ class ModelSettings(Settings):
         if self.last_stage_from > self.all_from:
             raise ValueError(
                 f"last_stage_from = {self.last_stage_from:g} must not be above all_from = {self.all_from:g}"
+                + ("" if "all_from" in self.model_fields_set else "; set all_from too")
             )
         return self
 

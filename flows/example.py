@@ -43,7 +43,7 @@ name = "torchvision:resnet18"    # torchvision:NAME, timm:NAME, package.module:f
 # weights = "IMAGENET1K_V1"      # a weight name of the hub, a file (.pt, .safetensors), factory; random if not given
 # head = "linear"                # dropout and a linear layer, or mlp
 # dropout = 0.5
-# train = "auto"                 # head, last_stage (and head), all; auto goes from one to the next as labels come in:
+# train = "auto"                 # head, last_stage (and head), all; auto goes from head to all as labels come in:
 # all_from = 50                  # labels per class from which everything is trained; 2 unless augmentation is natural:
                                  # pretrained features fit photographs
 # last_stage_from = 50           # from which the last stage is, for less time; by default all_from, never it alone

@@ -367,7 +367,8 @@ def shrink_and_perturb(model: Classifier, previous_state: Mapping[str, Tensor], 
 
     After Ash and Adams (2020), who add small noise; here the noise is what `model` holds, a newly drawn head and a
     pretrained or newly drawn trunk, so that a pretrained trunk is pulled back to where it came from, and a frozen one
-    stays bit for bit. Buffers are the previous ones; the temperature is that of `model`, as it will be fitted again.
+    stays bit for bit. Buffers are the previous ones, but for batch-norm statistics that no training moves; the
+    temperature is that of `model`, as it will be fitted again.
 
     Args:
         previous_state: of a network of the same form; without the trunk's tensors the trunk is left as it is.
@@ -383,8 +384,9 @@ def shrink_and_perturb(model: Classifier, previous_state: Mapping[str, Tensor], 
         for name, values in model.named_parameters():  # one that several layers share comes once
             if name in fresh:
                 values.lerp_(previous_state[name].to(values.device), shrink)
+        fixed = set(model.fixed_batch_norms)
         for name, statistic in model.named_buffers():
-            if name in fresh:
+            if name in fresh and name.rpartition(".")[0] not in fixed:
                 statistic.copy_(previous_state[name])
 
 

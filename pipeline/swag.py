@@ -44,7 +44,7 @@ def swag_draws(
         m + z_1 sqrt(mean of D^2) / sqrt(2) + D z_2 / sqrt(2 (n_columns - 1)),   z_1, z_2 standard normal
 
     (Maddox et al., 2019, equation 1, with deviations from the last mean rather than from that of the time, so that
-    D D^T is the covariance of the path). Batch-norm statistics that are not frozen are taken from the images anew for
+    D D^T is the covariance of the path). Batch-norm statistics that training moves are taken from the images anew for
     each draw. Between draws and after the last one the model must not be trained; when the draws end, also early,
     it has the weights back that it came with. Memory: `n_columns` and a dozen times the weights that are not frozen.
 

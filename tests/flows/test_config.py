@@ -133,7 +133,7 @@ def test_missing_file_says_how_to_get_one(tmp_path):
         (
             ("ensemble = 3", "ensemble = 3\n[model]\nlast_stage_from = 160"),
             9,
-            "last_stage_from = 160 must not be above all_from = 50",
+            "last_stage_from = 160 must not be above all_from = 50; set all_from too",
         ),
         (("ensemble = 3", "ensemble = 3\n[model]\nimage_size = 4"), 10, "image_size: Input should be greater"),
         (
@@ -211,9 +211,12 @@ def test_each_augmentation_has_its_labels_per_class():
     assert ALL_FROM.keys() == AUGMENTATIONS.keys()
 
 
-def test_a_campaign_that_began_with_other_limits_of_phases_is_told_how_to_go_on(campaign, tmp_path, monkeypatch):
+@pytest.mark.parametrize("augmentation", ["natural", "digits"])  # of digits one of the two is the default still
+def test_a_campaign_that_began_with_other_limits_of_phases_is_told_how_to_go_on(
+    campaign, tmp_path, monkeypatch, augmentation
+):
     monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
-    text = f'{GOOD}[model]\nweights = "DEFAULT"\n'
+    text = f'{GOOD}[model]\nweights = "DEFAULT"\naugmentation = "{augmentation}"\n'
     path = begun(campaign, tmp_path, f"{text}last_stage_from = 2\nall_from = 100\n")
     path.write_text(text)
     wanted = "to go on, set last_stage_from = 2.0 (in [model]), all_from = 100.0 (in [model]) in its file"

@@ -862,6 +862,18 @@ def test_shrink_and_perturb_moves_a_weight_with_two_names_once():
     assert model.trunk.norm.running_mean.tolist() == [7, 7, 7]
 
 
+@pytest.mark.parametrize(("phase", "kept"), [("all", [0, 0, 0]), ("last_stage", [7, 7, 7])])
+def test_shrink_and_perturb_takes_over_the_statistics_that_training_moves(phase, kept):
+    previous, model = (
+        Classifier(Tied(), nn.Sequential(nn.Linear(192, 2)), n_classes=2, channels=3, pretrained=True) for _ in range(2)
+    )
+    previous.trunk.norm.running_mean.fill_(7)
+    if phase == "last_stage":
+        model.frozen = ("trunk.first",)  # as where the stage that has the batch-norm is open
+    shrink_and_perturb(model, previous.state_dict())
+    assert model.trunk.norm.running_mean.tolist() == kept
+
+
 def test_shrink_and_perturb_refuses_another_network():
     with pytest.raises(ModelError, match=r"another network: .*tail"):
         shrink_and_perturb(build(n_classes=3), build(n_classes=4).state_dict())
