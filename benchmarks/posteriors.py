@@ -23,9 +23,9 @@ from torch import Tensor
 
 from benchmarks.labelled_sets import LabelledSet
 from benchmarks.measure import do_jobs
-from benchmarks.transfer import N_CLASSES, data_of, frozen, head_lesson, in_words, lite0_settings
+from benchmarks.transfer import N_CLASSES, data_of, frozen, in_words, lite0_settings
 from flows.config import MemberSettings, ModelSettings
-from flows.networks import Lesson, train_network, weight_draws
+from flows.networks import Lesson, cross_fitted, train_network, weight_draws
 from pipeline.evaluation import evaluate
 from pipeline.features import extract
 from pipeline.members import predict_from_features
@@ -79,7 +79,8 @@ def learn_actively(job: Mapping[str, Any]) -> dict[str, Any]:
     for round_number in range((job["labels"] - START) // QUERY_SIZE + 1):
         seeds = [derive_seed(job["seed"], round_number, f"member-{index}") for index in range(members.ensemble)]
         folds = derive_seed(job["seed"], round_number, "out-of-fold")
-        lesson = head_lesson(settings, body, features[labelled], data.targets[labelled], seed=folds)
+        lesson = Lesson("head", features[labelled], data.targets[labelled], body)
+        lesson = cross_fitted(lesson, settings, n_classes=N_CLASSES, seed=folds)
         models = learn(settings, members, lesson, seeds=seeds)
         drawn = derive_seed(job["seed"], round_number, "members")
         rows.append(measure(models, members, test, data, seed=drawn))

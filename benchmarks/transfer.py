@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.labelled_sets import LabelledSet, read_set
 from benchmarks.measure import do_jobs
 from flows.config import MemberSettings, ModelSettings
-from flows.networks import Lesson, frozen_body, phase_of, predict_out_of_fold, train_network
+from flows.networks import Lesson, cross_fitted, frozen_body, phase_of, train_network
 from pipeline.evaluation import evaluate
 from pipeline.features import extract
 from pipeline.members import predict_members
@@ -102,11 +102,9 @@ def run(job: Mapping[str, Any]) -> dict[str, float]:
     phase = "all" if job["phase"] == SCRATCH else job["phase"]
     how = ModelSettings(**job["settings"], start="scratch" if job["phase"] == SCRATCH else "pretrained")
     body, features = frozen(job["set"]) if phase == "head" else (None, None)
+    inputs = data.images[rows] if features is None else features[rows]
     begun = perf_counter()
-    if body is None or features is None:
-        lesson = Lesson(phase, data.images[rows], data.targets[rows])
-    else:
-        lesson = head_lesson(how, body, features[rows], data.targets[rows], seed=seed)
+    lesson = cross_fitted(Lesson(phase, inputs, data.targets[rows], body), how, n_classes=N_CLASSES, seed=seed)
     trained = train_network(how, MemberSettings(), lesson, n_classes=N_CLASSES, seed=seed)
     seconds = perf_counter() - begun
     decisions, _ = predict_members([trained.model], data.test_images, task=classification, seed=0)
@@ -120,18 +118,6 @@ def frozen(name: str) -> tuple[Classifier, Tensor]:
     """The network whose trunk all heads share, and the pool's features `(N, D)`, float16."""
     body = frozen_body(lite0_settings(name), n_classes=N_CLASSES)
     return body, extract(body, data_of(name).images, device=torch.device("cpu"))
-
-
-def head_lesson(settings: ModelSettings, body: Classifier, features: Tensor, targets: Tensor, *, seed: int) -> Lesson:
-    """What heads learn from in a round: how long, and what they are calibrated on, is found out of fold.
-
-    Args:
-        features: `(n, D)`, n >= 2.
-        targets: `(n,)` class indices.
-        seed: of the folds.
-    """
-    crossed = predict_out_of_fold(body, features, targets, settings, seed=seed)
-    return Lesson("head", features, targets, body, crossed.epochs, (crossed.logits, targets))
 
 
 # What came out.

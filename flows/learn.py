@@ -24,9 +24,11 @@ from flows.networks import (
     Lesson,
     frozen_body,
     phase_of,
+    phase_out_of_fold,
     predict_out_of_fold,
     predictions,
     train_network,
+    untrained,
     weight_draws,
 )
 from flows.progress import progress_bar
@@ -61,19 +63,28 @@ def gather_labels(folder: RoundFolder, work: OpenCampaign) -> None:
 
 @step("out_of_fold.parquet")
 def cross_validate(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Let heads on the pretrained trunk predict the labelled images that they have not seen; no row without weights."""
+    """Let networks predict the labelled images that they have not seen; no row without weights."""
     settings = work.settings
     labelled = work.located(pd.read_parquet(folder / "labelled.parquet"))
     if len(labelled) < 2 or not settings.model.is_pretrained:
         write_table(folder / "out_of_fold.parquet", pd.DataFrame({"item_id": [], "label": []}))
         return
-    body = frozen_body(settings.model, n_classes=len(settings.classes))
     targets = class_indices(labelled["label"].tolist(), settings.classes)
-    seed = derive_seed(settings.seed, folder.number, "out-of-fold")
-    features = _inputs(folder, body, labelled, settings)
-    crossed = predict_out_of_fold(body, features, targets, settings.model, seed=seed, bagging=settings.members.bagging)
-    table = labelled[["item_id", "label"]].assign(epochs=crossed.epochs, logits=list(crossed.logits.numpy()))
-    write_table(folder / "out_of_fold.parquet", table)
+    phase = phase_out_of_fold(_phase(settings, len(labelled)), targets)
+    model = untrained(settings.model, phase, n_classes=len(settings.classes))
+    inputs = _inputs(folder, model if phase == "head" else None, labelled, settings)
+    with progress_bar(f"round {folder.number}: labels out of fold", unit="epochs") as advance:
+        crossed = predict_out_of_fold(
+            model,
+            inputs,
+            targets,
+            settings.model,
+            seed=derive_seed(settings.seed, folder.number, "out-of-fold"),
+            bagging=settings.members.bagging,
+            advance=advance,
+        )
+    table = labelled[["item_id", "label"]].assign(phase=phase, epochs=crossed.epochs)
+    write_table(folder / "out_of_fold.parquet", table.assign(logits=list(crossed.logits.numpy())))
 
 
 @step("suspicious_labels.parquet")
@@ -174,16 +185,17 @@ def _prepare(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) ->
     settings = work.settings
     phase = _phase(settings, len(labelled))
     targets = class_indices(labelled["label"].tolist(), settings.classes)
-    if phase != "head":
-        sample = None if settings.model.is_pretrained else _sample_pool(folder, work, labelled)
-        return Lesson(phase, _inputs(folder, None, labelled, settings), targets, pool_sample=sample)
-    body = frozen_body(settings.model, n_classes=len(settings.classes))
-    trunk = folder / "members" / TRUNK
-    if not trunk.exists():
-        write_atomic(trunk, lambda path: save_trunk(body, path))
-    lesson = Lesson(phase, _inputs(folder, body, labelled, settings), targets, body)
+    body = sample = None
+    if phase == "head":
+        body = frozen_body(settings.model, n_classes=len(settings.classes))
+        trunk = folder / "members" / TRUNK
+        if not trunk.exists():
+            write_atomic(trunk, lambda path: save_trunk(body, path))
+    elif not settings.model.is_pretrained:
+        sample = _sample_pool(folder, work, labelled)
+    lesson = Lesson(phase, _inputs(folder, body, labelled, settings), targets, body, pool_sample=sample)
     table = pd.read_parquet(folder / "out_of_fold.parquet")
-    if table.empty:  # of a single labelled image
+    if table.empty or table.get("phase", ["head"])[0] != phase:  # older versions asked heads alone, and do not say so
         return lesson
     out_of_fold = _logits(table), class_indices(table["label"].tolist(), settings.classes)
     return dataclasses.replace(lesson, epochs=int(table["epochs"][0]), out_of_fold=out_of_fold)

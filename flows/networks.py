@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -20,7 +20,7 @@ from pipeline.models import (
     Classifier,
     ModelError,
     build_model,
-    evaluating,
+    compute_in_parts,
     shrink_and_perturb,
     with_new_head,
 )
@@ -41,6 +41,8 @@ from pipeline.training import (
 
 TASK: Task = classification
 """What the networks decide."""
+RECIPE = 1
+"""Raised when the code changes so that the same settings train other networks: what began with another is not mixed."""
 CHUNK = 256
 """Images that pass through a network at a time."""
 SHARD = 4096
@@ -51,6 +53,8 @@ N_SAMPLED = 256
 """Images of the pool that networks without pretrained weights are standardised by."""
 VALIDATION_SHARE = 0.1
 """Of the labels, held out to calibrate networks on whose trunk is trained too, where that makes enough of them."""
+HEAD_FOLDS, NETWORK_FOLDS = 5, 3
+"""Folds that predictions out of fold are made in; a fold costs the training of a head, or of a whole network."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Lesson:
         targets: `(n,)` class indices.
         body: the network whose trunk all share; None where each has its own.
         epochs: so many, on all that there is; None for the settings' own, without what is held out to calibrate on.
-        out_of_fold: logits `(m, C)` and targets `(m,)` of the first m inputs by heads that have not seen them, to
+        out_of_fold: logits `(m, C)` and targets `(m,)` of the first m inputs by networks that have not seen them, to
             calibrate on; None to calibrate on what is held out.
         n_labels: so many of the first targets are labels, and the others guesses, which nothing is judged by; None
             where all are labels.
@@ -94,8 +98,8 @@ class Trained:
         fit: how the training went.
         findings: what is wrong with it.
         calibration: None where there were no images to calibrate on.
-        out_of_fold: logits `(m, C)` and targets `(m,)` of its first m inputs by heads that have not seen them, which
-            the posterior's width is chosen by; None where there are none.
+        out_of_fold: logits `(m, C)` and targets `(m,)` of its first m inputs by networks that have not seen them,
+            which the posterior's width is chosen by; None where there are none.
     """
 
     model: Classifier
@@ -121,9 +125,7 @@ def new_model(settings: ModelSettings, *, n_classes: int, seed: int) -> Classifi
 
 def frozen_body(settings: ModelSettings, *, n_classes: int) -> Classifier:
     """The network whose trunk all members share when they train their heads only, on the settings' device."""
-    model = new_model(settings, n_classes=n_classes, seed=0)
-    model.train_only("head")
-    return model.to(choose_device(settings.device))
+    return untrained(settings, "head", n_classes=n_classes)
 
 
 def phase_of(settings: ModelSettings, *, n_labels: int, n_classes: int) -> str:
@@ -171,22 +173,79 @@ def fit_options(settings: ModelSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in (*names, "class_balanced", "label_smoothing", "schedule")}
 
 
-def predict_out_of_fold(
-    body: Classifier, features: Tensor, targets: Tensor, settings: ModelSettings, *, seed: int, bagging: bool = False
-) -> CrossFit:
-    """What heads on a frozen trunk say of labelled images `(n, ...)` that they have not seen, n >= 2.
+def phase_out_of_fold(phase: str, targets: Tensor) -> str:
+    """What networks train that predict the labels out of fold, where the members train `phase`.
+
+    The same where there are too few labels to hold some out and calibrate on them; else the head, which costs little.
+    """
+    return "head" if len(_validation_part(targets, seed=0)) else phase
+
+
+def untrained(settings: ModelSettings, phase: str, *, n_classes: int) -> Classifier:
+    """The network that `predict_out_of_fold` begins from."""
+    model = new_model(settings, n_classes=n_classes, seed=0)
+    model.train_only(phase)
+    return model.to(choose_device(settings.device))
+
+
+def cross_fitted(
+    lesson: Lesson, settings: ModelSettings, *, n_classes: int, seed: int, bagging: bool = False
+) -> Lesson:
+    """The lesson with predictions out of fold to calibrate on, where no labels are held out for it.
 
     Args:
-        bagging: whether each head learns from a draw of the labels, as the members do.
+        seed: of the folds.
+        bagging: as in `predict_out_of_fold`.
     """
+    targets = lesson.labels
+    if len(targets) < 2 or not settings.is_pretrained or phase_out_of_fold(lesson.phase, targets) != lesson.phase:
+        return lesson
+    model = lesson.body or untrained(settings, lesson.phase, n_classes=n_classes)
+    inputs = lesson.inputs[: len(targets)]
+    crossed = predict_out_of_fold(model, inputs, targets, settings, seed=seed, bagging=bagging)
+    return replace(lesson, epochs=crossed.epochs, out_of_fold=(crossed.logits, targets))
+
+
+def predict_out_of_fold(
+    model: Classifier,
+    inputs: Tensor,
+    targets: Tensor,
+    settings: ModelSettings,
+    *,
+    seed: int,
+    bagging: bool = False,
+    advance: Callable[[int, int], None] | None = None,
+) -> CrossFit:
+    """What networks say of labelled images `(n, ...)` that they have not seen, n >= 2.
+
+    Args:
+        model: untrained, open where they learn.
+        inputs: images, or their features where its trunk is frozen.
+        bagging: whether each network learns from a draw of the labels, as the members do.
+        advance: called with (done, total) epochs; where patience ends them the total grows by those that follow.
+    """
+    from_features = model.is_trunk_frozen
+    n_folds = min(HEAD_FOLDS if from_features else NETWORK_FOLDS, len(targets))
+    done = 0
+
+    def count(_row: Mapping[str, float]) -> None:
+        nonlocal done
+        done += 1
+        if advance is not None:
+            advance(done, max(done, n_folds * settings.max_epochs))
+
     return cross_fit(
-        body,
-        features,
+        model,
+        inputs,
         targets,
         task=TASK,
         seed=seed,
         device=choose_device(settings.device),
+        from_features=from_features,
+        n_folds=n_folds,
+        augmentation="none" if from_features else settings.augmentation,
         bootstrap=bagging,
+        on_epoch=count,
         **fit_options(settings),
     )
 
@@ -229,7 +288,7 @@ def train_network(
         on_epoch=on_epoch,
         **options,
     )
-    logits = _in_parts(model, model.read if from_features else model, inputs)
+    logits = compute_in_parts(model, model.read if from_features else model, inputs)
     out_of_fold = lesson.out_of_fold
     unseen = (logits[outcome.held_out], targets[outcome.held_out]) if out_of_fold is None else out_of_fold
     findings = diagnose(
@@ -245,7 +304,7 @@ def train_network(
     if calibration is not None:
         model.temperature.fill_(calibration.temperature)
     if members.laplace:
-        if body is None and judged_out_of_fold(lesson.labels).any():
+        if out_of_fold is None and body is None and judged_out_of_fold(lesson.labels).any():
             out_of_fold = _judge_trunk(model, lesson, settings, seed=seed, bagging=members.bagging)
         _add_posterior(model, lesson, out_of_fold)
     return Trained(model, outcome, (*findings, *moved), calibration, out_of_fold)
@@ -367,10 +426,13 @@ def predict_images(
 
 def _hold_out(lesson: Lesson, *, seed: int) -> Tensor:
     """Positions of labels to calibrate on, and to stop early by; none where predictions out of fold do for that."""
-    if lesson.epochs is not None:
-        return torch.arange(0)
+    return torch.arange(0) if lesson.epochs is not None else _validation_part(lesson.labels, seed=seed)
+
+
+def _validation_part(targets: Tensor, *, seed: int) -> Tensor:
+    """Positions of labels that can be spared; none where they are few."""
     generator = seeded_generator(seed, 0, "held out")
-    return split_validation(TASK.strata(lesson.labels), share=VALIDATION_SHARE, generator=generator)[1]
+    return split_validation(TASK.strata(targets), share=VALIDATION_SHARE, generator=generator)[1]
 
 
 def _judge_trunk(
@@ -379,7 +441,7 @@ def _judge_trunk(
     """Logits and targets of the labelled images by heads that have not seen them, on a trunk that has."""
     learner = with_new_head(model, seed=seed)
     learner.train_only("head")
-    features = _in_parts(model, model.features, lesson.inputs[: len(lesson.labels)])
+    features = compute_in_parts(model, model.features, lesson.inputs[: len(lesson.labels)])
     crossed = predict_out_of_fold(learner, features, lesson.labels, settings, seed=seed, bagging=bagging)
     model.train_only(lesson.phase)  # of the trunk that both have
     return crossed.logits, lesson.labels
@@ -392,15 +454,9 @@ def _add_posterior(model: Classifier, lesson: Lesson, out_of_fold: tuple[Tensor,
         return model.embed(part) if lesson.body is None else model.tail[:-1](part.float())
 
     if out_of_fold is None:
-        model.posterior = fit_posterior(model, _in_parts(model, embed, lesson.inputs))
+        model.posterior = fit_posterior(model, compute_in_parts(model, embed, lesson.inputs))
         return
     logits, targets = out_of_fold
-    embeddings = _in_parts(model, embed, lesson.inputs[: len(targets)])
+    embeddings = compute_in_parts(model, embed, lesson.inputs[: len(targets)])
     judged = judged_out_of_fold(targets)
     model.posterior = fit_posterior(model, embeddings, logits=logits, targets=targets, judged=judged)
-
-
-def _in_parts(model: Classifier, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """What a network in evaluation mode computes of many inputs, on the CPU."""
-    with evaluating(model), torch.no_grad():
-        return torch.cat([compute(part.to(model.mean.device)).float().cpu() for part in inputs.split(CHUNK)])

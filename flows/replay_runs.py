@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -30,10 +30,10 @@ from flows.networks import (
     N_SAMPLED,
     TASK,
     Lesson,
+    cross_fitted,
     frozen_body,
     phase_of,
     predict_images,
-    predict_out_of_fold,
     share_frozen_trunk,
     train_network,
     weight_draws,
@@ -94,6 +94,7 @@ class ReplaySettings(Settings):
     sub_pool: int | None
     campaign_arm: CampaignArm | None = None
     caveat: str | None = None
+    recipe: int | None = None
     data: str
 
     @property
@@ -346,12 +347,12 @@ def _train_networks(replay: Replay, labelled: Tensor, *, seed: int, round_number
     if how is None:
         raise ValueError("a replay of ready features has no network to train")
     phase = phase_of(how, n_labels=len(labelled), n_classes=n_classes)
-    if phase == "head":
-        fold_seed = derive_seed(seed, round_number, "out-of-fold")
-        lesson = _lesson_of_heads(replay, labelled, how, seed=fold_seed, bagging=members.bagging)
-    else:
-        sample = None if how.is_pretrained else replay.pool_sample(seed)
-        lesson = Lesson(phase, replay.data[labelled], replay.targets[labelled], pool_sample=sample)
+    body = frozen_body(how, n_classes=n_classes) if phase == "head" else None
+    sample = None if how.is_pretrained else replay.pool_sample(seed)
+    inputs = (replay.data if body is None else replay.trunk_features)[labelled]
+    lesson = Lesson(phase, inputs, replay.targets[labelled], body, pool_sample=sample)
+    fold_seed = derive_seed(seed, round_number, "out-of-fold")
+    lesson = cross_fitted(lesson, how, n_classes=n_classes, seed=fold_seed, bagging=members.bagging)
     models = []
     for index in range(members.ensemble):
         member_seed = derive_seed(seed, round_number, f"member-{index}")
@@ -360,17 +361,6 @@ def _train_networks(replay: Replay, labelled: Tensor, *, seed: int, round_number
         shared = {} if lesson.body is None else {id(lesson.body.trunk): lesson.body.trunk}
         models += [copy.deepcopy(model, dict(shared)) for model in draws] if members.swag else [trained.model]
     return models
-
-
-def _lesson_of_heads(replay: Replay, labelled: Tensor, how: ModelSettings, *, seed: int, bagging: bool) -> Lesson:
-    """The labels on the features of a frozen trunk."""
-    body = frozen_body(how, n_classes=len(replay.settings.classes))
-    features, targets = replay.trunk_features[labelled], replay.targets[labelled]
-    lesson = Lesson("head", features, targets, body)
-    if len(features) < 2:
-        return lesson
-    crossed = predict_out_of_fold(body, features, targets, how, seed=seed, bagging=bagging)
-    return replace(lesson, epochs=crossed.epochs, out_of_fold=(crossed.logits, targets))
 
 
 def _candidate_rows(

@@ -53,7 +53,7 @@ from flows.config import (
     load_settings,
 )
 from flows.home import home
-from flows.networks import check_network, frozen_body, new_model
+from flows.networks import RECIPE, check_network, frozen_body, new_model
 from flows.progress import progress_bar
 from flows.replay_input import ReplayError, count_classes, digest_of, read_campaign_labels, read_features, read_labels
 from flows.replay_runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, ReplaySettings, run_jobs
@@ -259,7 +259,7 @@ def _resolve(
     if settings.is_linear and options.members and options.members > 1:
         raise ReplayError("--members are networks, and a linear head is one model: use --mc-dropout")
     _check_members(settings)
-    return settings
+    return settings if settings.is_linear else settings.model_copy(update={"recipe": RECIPE})
 
 
 def _check_numbers(options: Options) -> None:
@@ -409,12 +409,11 @@ def _claim(folder: Path, settings: ReplaySettings) -> None:
             keys -= {f"network.{name}" for name in PHASE_LIMITS}
         changed = sorted(key for key in keys if before.get(key) != after.get(key))
         if changed:
-            changes = [
-                "the labels, images or features changed"
-                if key == "data"
-                else f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-                for key in changed
-            ]
+            told = {
+                "data": "the labels, images or features changed",
+                "recipe": "this version of labelcycle trains networks otherwise",
+            }
+            changes = [told.get(key, f"{key}: {before.get(key)!r} -> {after.get(key)!r}") for key in changed]
             raise CampaignChanged(
                 f"{folder} holds another replay: {'; '.join(changes)}. Give another --out, or set the values back; "
                 "strategies, seeds and rounds may change.",

@@ -136,7 +136,40 @@ def test_more_labels_train_the_trunk_of_each_member(make_work):
     models = trained_models(folder, work)
     assert not torch.equal(models[0].trunk[0].weight, models[1].trunk[0].weight)
     calibrations = [member["calibration"] for member in read_json(folder / "training.json")["members"]]
-    assert calibrations == [None, None], "the heads that looked for wrong labels are of another trunk"
+    assert [how["n"] for how in calibrations] == [24, 24]
+
+
+@pytest.mark.parametrize(("n_copies", "phase", "n_judged"), [(1, "all", 24), (20, "head", 48)])
+def test_networks_are_crossed_as_they_are_trained_where_labels_cannot_be_spared(
+    make_work, monkeypatch, n_copies, phase, n_judged
+):
+    crossed = []
+    watch(monkeypatch, "cross_fit", crossed)
+    work = make_work(network=TINY.replace("none", "digits"), model=EVERYTHING, ensemble=1)
+    folder = ready_round(work)
+    labelled = pd.read_parquet(folder / "labelled.parquet")
+    pd.concat([labelled] * n_copies).to_parquet(folder / "labelled.parquet", index=False)
+    cross_validate.fn(folder, work)
+    train.fn(folder, work, "run")
+    table = pd.read_parquet(folder / "out_of_fold.parquet")
+    assert table["phase"].unique().tolist() == [phase]
+    (_, _, targets), how, outcome = crossed[0]
+    assert len(targets) == len(labelled) * n_copies
+    assert (how["from_features"], how["augmentation"]) == (phase == "head", "none" if phase == "head" else "digits")
+    [member] = read_json(folder / "training.json")["members"]
+    assert member["calibration"]["n"] == n_judged
+    wanted = calibrate(outcome.logits, targets).temperature
+    assert (member["calibration"]["temperature"] == wanted) == (phase == "all")
+
+
+def test_heads_of_an_older_version_do_not_calibrate_networks_that_are_trained_whole(make_work):
+    work = make_work(network=TINY, model=EVERYTHING, ensemble=1)
+    folder = ready_round(work)
+    cross_validate.fn(folder, work)
+    table = pd.read_parquet(folder / "out_of_fold.parquet")
+    table.drop(columns="phase").to_parquet(folder / "out_of_fold.parquet", index=False)
+    train.fn(folder, work, "run")
+    assert read_json(folder / "training.json")["members"][0]["calibration"] is None
 
 
 def test_network_without_weights_lists_no_labels(make_work):

@@ -26,6 +26,7 @@ from connectors.store import Campaign, CampaignChanged, write_table
 from connectors.tracking import TrackerError
 from flows.cli import app
 from flows.config import load_settings
+from flows.networks import RECIPE
 from flows.replay_input import ReplayError, read_labels
 from flows.replay_report import report_page, summary_table
 from flows.replay_runs import Replay, _predict_network, _train_networks
@@ -219,6 +220,20 @@ def test_changed_setting_of_a_network_is_named_alone(digits, tmp_path):
     network = settings.network.model_copy(update={"dropout": 0.25})
     with pytest.raises(CampaignChanged, match=r"another replay: network.dropout: 0.5 -> 0.25; query_size: 3 -> 20\."):
         _claim(tmp_path, settings.model_copy(update={"network": network}))
+
+
+def test_networks_of_an_older_recipe_are_not_mixed_with_others(digits, tmp_path):
+    options = options_of(digits, tmp_path / "out", features=None, images=digits / "images", model="small_cnn")
+    settings = _resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
+    assert settings.recipe == RECIPE
+    written = settings.model_dump(mode="json")
+    (tmp_path / "images.npy").write_text("")
+    for older in (written | {"recipe": 0}, {name: value for name, value in written.items() if name != "recipe"}):
+        (tmp_path / "replay.json").write_text(json.dumps(older))
+        with pytest.raises(
+            CampaignChanged, match=r"another replay: this version of labelcycle trains networks otherwise\. Give"
+        ):
+            _claim(tmp_path, settings)
 
 
 def test_linear_head_does_not_care_how_its_network_would_be_trained(digits, tmp_path):
