@@ -25,7 +25,7 @@ from benchmarks.labelled_sets import LabelledSet
 from benchmarks.measure import do_jobs
 from benchmarks.transfer import N_CLASSES, data_of, frozen, in_words, lite0_settings
 from flows.config import MemberSettings, ModelSettings
-from flows.networks import Lesson, cross_fitted, train_network, weight_draws
+from flows.networks import RECIPE, Lesson, add_out_of_fold, train_network, weight_draws
 from pipeline.evaluation import evaluate
 from pipeline.features import extract
 from pipeline.members import predict_from_features
@@ -55,7 +55,7 @@ def main() -> None:
     options = _arguments()
     how = {name: lite0_settings(name).model_dump(mode="json") for name in options.sets}
     jobs = [
-        {"set": name, "arm": arm, "seed": seed, "labels": options.labels, "settings": how[name]}
+        {"set": name, "arm": arm, "seed": seed, "labels": options.labels, "settings": how[name], "recipe": RECIPE}
         for name in options.sets
         for seed in range(options.seeds)
         for arm in options.arms
@@ -80,7 +80,7 @@ def learn_actively(job: Mapping[str, Any]) -> dict[str, Any]:
         seeds = [derive_seed(job["seed"], round_number, f"member-{index}") for index in range(members.ensemble)]
         folds = derive_seed(job["seed"], round_number, "out-of-fold")
         lesson = Lesson("head", features[labelled], data.targets[labelled], body)
-        lesson = cross_fitted(lesson, settings, n_classes=N_CLASSES, seed=folds)
+        lesson = add_out_of_fold(lesson, settings, n_classes=N_CLASSES, seed=folds)
         models = learn(settings, members, lesson, seeds=seeds)
         drawn = derive_seed(job["seed"], round_number, "members")
         rows.append(measure(models, members, test, data, seed=drawn))

@@ -23,7 +23,7 @@ from benchmarks.lite0 import PREPROCESSING, lite0
 from benchmarks.measure import Case, Contender, arguments, report, run
 from benchmarks.transfer import lite0_settings
 from flows.config import MemberSettings
-from flows.networks import Lesson, cross_fitted, frozen_body, train_network
+from flows.networks import Lesson, add_out_of_fold, frozen_body, train_network
 from pipeline.features import FeatureCache, cached_features, extract, feature_key
 from pipeline.members import predict_from_features, predict_members
 from pipeline.models import Classifier, build_model, half_precision, with_new_head
@@ -332,7 +332,7 @@ def whole_round(prepared: Round, seed: int) -> Batch:
     targets = prepared.targets
     files = FeatureCache(prepared.folder, feature_key(trunk(), image_size=SIZE))
     labelled = files.read(prepared.ids[: len(targets)])
-    lesson = cross_fitted(Lesson("head", labelled, targets, trunk()), SETTINGS, n_classes=N_CLASSES, seed=seed)
+    lesson = add_out_of_fold(Lesson("head", labelled, targets, trunk()), SETTINGS, n_classes=N_CLASSES, seed=seed)
     train = partial(train_network, SETTINGS, MemberSettings(), lesson, n_classes=N_CLASSES)
     heads = [train(seed=N_HEADS * seed + number).model for number in range(N_HEADS)]
     predict = partial(predict_from_features, heads, task=classification, seed=seed)

@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.labelled_sets import LabelledSet, read_set
 from benchmarks.measure import do_jobs
 from flows.config import MemberSettings, ModelSettings
-from flows.networks import Lesson, cross_fitted, frozen_body, phase_of, train_network
+from flows.networks import RECIPE, Lesson, add_out_of_fold, frozen_body, phase_of, train_network
 from pipeline.evaluation import evaluate
 from pipeline.features import extract
 from pipeline.members import predict_members
@@ -77,6 +77,7 @@ def list_jobs(options: argparse.Namespace, settings: Mapping[str, ModelSettings]
             "phase": phase,
             "seed": seed,
             "settings": how.model_dump(mode="json", exclude=chosen_by),
+            "recipe": RECIPE,
         }
         for name, how in settings.items()
         for seed in range(options.seeds)
@@ -93,7 +94,7 @@ def data_of(name: str) -> LabelledSet:
 
 
 def run(job: Mapping[str, Any]) -> dict[str, float]:
-    """Train one network, and return how good it is on the test images, with the seconds that training took.
+    """Train one network, and return how good it is on the test images, with the seconds of training and calibrating.
 
     Features of a frozen trunk are there already when the clock starts, as in a campaign.
     """
@@ -104,7 +105,7 @@ def run(job: Mapping[str, Any]) -> dict[str, float]:
     body, features = frozen(job["set"]) if phase == "head" else (None, None)
     inputs = data.images[rows] if features is None else features[rows]
     begun = perf_counter()
-    lesson = cross_fitted(Lesson(phase, inputs, data.targets[rows], body), how, n_classes=N_CLASSES, seed=seed)
+    lesson = add_out_of_fold(Lesson(phase, inputs, data.targets[rows], body), how, n_classes=N_CLASSES, seed=seed)
     trained = train_network(how, MemberSettings(), lesson, n_classes=N_CLASSES, seed=seed)
     seconds = perf_counter() - begun
     decisions, _ = predict_members([trained.model], data.test_images, task=classification, seed=0)

@@ -22,13 +22,13 @@ from flows.ledger import known_answers
 from flows.networks import (
     N_SAMPLED,
     Lesson,
+    can_hold_out,
     frozen_body,
     phase_of,
-    phase_out_of_fold,
+    predict_networks_out_of_fold,
     predict_out_of_fold,
     predictions,
     train_network,
-    untrained,
     weight_draws,
 )
 from flows.progress import progress_bar
@@ -70,21 +70,28 @@ def cross_validate(folder: RoundFolder, work: OpenCampaign) -> None:
         write_table(folder / "out_of_fold.parquet", pd.DataFrame({"item_id": [], "label": []}))
         return
     targets = class_indices(labelled["label"].tolist(), settings.classes)
-    phase = phase_out_of_fold(_phase(settings, len(labelled)), targets)
-    model = untrained(settings.model, phase, n_classes=len(settings.classes))
-    inputs = _inputs(folder, model if phase == "head" else None, labelled, settings)
-    with progress_bar(f"round {folder.number}: labels out of fold", unit="epochs") as advance:
-        crossed = predict_out_of_fold(
-            model,
-            inputs,
-            targets,
-            settings.model,
-            seed=derive_seed(settings.seed, folder.number, "out-of-fold"),
-            bagging=settings.members.bagging,
-            advance=advance,
-        )
-    table = labelled[["item_id", "label"]].assign(phase=phase, epochs=crossed.epochs)
-    write_table(folder / "out_of_fold.parquet", table.assign(logits=list(crossed.logits.numpy())))
+    phase = "head" if can_hold_out(targets) else _phase(settings, len(labelled))
+    seed, bagging = derive_seed(settings.seed, folder.number, "out-of-fold"), settings.members.bagging
+    table = labelled[["item_id", "label"]].assign(phase=phase)
+    if phase == "head":
+        body = frozen_body(settings.model, n_classes=len(settings.classes))
+        features = _inputs(folder, body, labelled, settings)
+        crossed = predict_out_of_fold(body, features, targets, settings.model, seed=seed, bagging=bagging)
+        table, logits = table.assign(epochs=crossed.epochs), crossed.logits
+    else:
+        images = _inputs(folder, None, labelled, settings)
+        with progress_bar(f"round {folder.number}: out of fold", unit="epochs") as advance:
+            logits = predict_networks_out_of_fold(
+                settings.model,
+                phase,
+                images,
+                targets,
+                n_classes=len(settings.classes),
+                seed=seed,
+                bagging=bagging,
+                advance=advance,
+            )
+    write_table(folder / "out_of_fold.parquet", table.assign(logits=list(logits.numpy())))
 
 
 @step("suspicious_labels.parquet")
@@ -198,7 +205,8 @@ def _prepare(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) ->
     if table.empty or table.get("phase", ["head"])[0] != phase:  # older versions asked heads alone, and do not say so
         return lesson
     out_of_fold = _logits(table), class_indices(table["label"].tolist(), settings.classes)
-    return dataclasses.replace(lesson, epochs=int(table["epochs"][0]), out_of_fold=out_of_fold)
+    epochs = int(table["epochs"][0]) if phase == "head" else None
+    return dataclasses.replace(lesson, epochs=epochs, out_of_fold=out_of_fold)
 
 
 def _add_guesses(

@@ -20,7 +20,7 @@ from pipeline.models import (
     Classifier,
     ModelError,
     build_model,
-    compute_in_parts,
+    evaluating,
     shrink_and_perturb,
     with_new_head,
 )
@@ -36,13 +36,15 @@ from pipeline.training import (
     cross_fit,
     fit,
     judged_out_of_fold,
+    split_folds,
     split_validation,
 )
 
 TASK: Task = classification
 """What the networks decide."""
 RECIPE = 1
-"""Raised when the code changes so that the same settings train other networks: what began with another is not mixed."""
+"""To be raised when a change here or in `pipeline` makes other networks of the same settings: replays and benchmarks
+that began before are not mixed with what comes after."""
 CHUNK = 256
 """Images that pass through a network at a time."""
 SHARD = 4096
@@ -53,8 +55,8 @@ N_SAMPLED = 256
 """Images of the pool that networks without pretrained weights are standardised by."""
 VALIDATION_SHARE = 0.1
 """Of the labels, held out to calibrate networks on whose trunk is trained too, where that makes enough of them."""
-HEAD_FOLDS, NETWORK_FOLDS = 5, 3
-"""Folds that predictions out of fold are made in; a fold costs the training of a head, or of a whole network."""
+NETWORK_FOLDS = 3
+"""Folds in which networks that train more than heads predict out of fold; each costs as much as a member."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Lesson:
         inputs: images `(n, channels, S, S)`; or where only heads are trained what the trunk of `body` made of them.
         targets: `(n,)` class indices.
         body: the network whose trunk all share; None where each has its own.
-        epochs: so many, on all that there is; None for the settings' own, without what is held out to calibrate on.
+        epochs: so many, to the last; None for the settings' own.
         out_of_fold: logits `(m, C)` and targets `(m,)` of the first m inputs by networks that have not seen them, to
             calibrate on; None to calibrate on what is held out.
         n_labels: so many of the first targets are labels, and the others guesses, which nothing is judged by; None
@@ -125,7 +127,9 @@ def new_model(settings: ModelSettings, *, n_classes: int, seed: int) -> Classifi
 
 def frozen_body(settings: ModelSettings, *, n_classes: int) -> Classifier:
     """The network whose trunk all members share when they train their heads only, on the settings' device."""
-    return untrained(settings, "head", n_classes=n_classes)
+    model = new_model(settings, n_classes=n_classes, seed=0)
+    model.train_only("head")
+    return model.to(choose_device(settings.device))
 
 
 def phase_of(settings: ModelSettings, *, n_labels: int, n_classes: int) -> str:
@@ -173,22 +177,91 @@ def fit_options(settings: ModelSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in (*names, "class_balanced", "label_smoothing", "schedule")}
 
 
-def phase_out_of_fold(phase: str, targets: Tensor) -> str:
-    """What networks train that predict the labels out of fold, where the members train `phase`.
+def can_hold_out(targets: Tensor) -> bool:
+    """Whether there are labels enough to hold some out and calibrate networks on them."""
+    return len(_validation_part(targets, seed=0)) > 0
 
-    The same where there are too few labels to hold some out and calibrate on them; else the head, which costs little.
+
+def predict_out_of_fold(
+    body: Classifier, features: Tensor, targets: Tensor, settings: ModelSettings, *, seed: int, bagging: bool = False
+) -> CrossFit:
+    """What heads on a frozen trunk say of labelled images `(n, ...)` that they have not seen, n >= 2.
+
+    Args:
+        bagging: whether each head learns from a draw of the labels, as the members do.
     """
-    return "head" if len(_validation_part(targets, seed=0)) else phase
+    return cross_fit(
+        body,
+        features,
+        targets,
+        task=TASK,
+        seed=seed,
+        device=choose_device(settings.device),
+        bootstrap=bagging,
+        **fit_options(settings),
+    )
 
 
-def untrained(settings: ModelSettings, phase: str, *, n_classes: int) -> Classifier:
-    """The network that `predict_out_of_fold` begins from."""
-    model = new_model(settings, n_classes=n_classes, seed=0)
-    model.train_only(phase)
-    return model.to(choose_device(settings.device))
+def predict_networks_out_of_fold(
+    settings: ModelSettings,
+    phase: str,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    n_classes: int,
+    seed: int,
+    bagging: bool = False,
+    advance: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """What networks that train more than heads say of labelled images that they have not seen.
+
+    They are trained as members are, from the pretrained weights, each without one of `NETWORK_FOLDS` folds; on labels
+    alone, and never near the last round's weights, which have seen them.
+
+    Args:
+        phase: what is trained, a key of `PHASES`.
+        images: `(n, channels, S, S)` of uint8, n >= 2.
+        targets: `(n,)` class indices.
+        seed: of the folds, the heads and the training.
+        bagging: as in `predict_out_of_fold`.
+        advance: called with (done, total) epochs.
+
+    Returns:
+        Logits `(n, C)`, float32 on the CPU.
+    """
+    folds = split_folds(
+        TASK.strata(targets), n_folds=NETWORK_FOLDS, generator=seeded_generator(seed, 0, "folds of networks")
+    )
+
+    def predict(number: int) -> Tensor:
+        def count(row: Mapping[str, float]) -> None:
+            epochs.append(row)
+            if advance is not None:
+                advance(number * settings.max_epochs + len(epochs), len(folds) * settings.max_epochs)
+
+        epochs: list[Mapping[str, float]] = []
+        rest = torch.ones(len(targets), dtype=torch.bool).index_fill(0, folds[number], False)
+        model = new_model(settings, n_classes=n_classes, seed=seed)
+        model.train_only(phase)
+        fit(
+            model,
+            images[rest],
+            targets[rest],
+            task=TASK,
+            seed=seed,
+            device=choose_device(settings.device),
+            augmentation=settings.augmentation,
+            held_out=torch.arange(0),
+            bootstrap=bagging,
+            on_epoch=count,
+            **fit_options(settings),
+        )
+        return _in_parts(model, model, images[folds[number]])
+
+    return torch.cat([predict(number) for number in range(len(folds))])[torch.cat(folds).argsort()]
 
 
-def cross_fitted(
+def add_out_of_fold(
     lesson: Lesson, settings: ModelSettings, *, n_classes: int, seed: int, bagging: bool = False
 ) -> Lesson:
     """The lesson with predictions out of fold to calibrate on, where no labels are held out for it.
@@ -198,56 +271,18 @@ def cross_fitted(
         bagging: as in `predict_out_of_fold`.
     """
     targets = lesson.labels
-    if len(targets) < 2 or not settings.is_pretrained or phase_out_of_fold(lesson.phase, targets) != lesson.phase:
-        return lesson
-    model = lesson.body or untrained(settings, lesson.phase, n_classes=n_classes)
     inputs = lesson.inputs[: len(targets)]
-    crossed = predict_out_of_fold(model, inputs, targets, settings, seed=seed, bagging=bagging)
-    return replace(lesson, epochs=crossed.epochs, out_of_fold=(crossed.logits, targets))
-
-
-def predict_out_of_fold(
-    model: Classifier,
-    inputs: Tensor,
-    targets: Tensor,
-    settings: ModelSettings,
-    *,
-    seed: int,
-    bagging: bool = False,
-    advance: Callable[[int, int], None] | None = None,
-) -> CrossFit:
-    """What networks say of labelled images `(n, ...)` that they have not seen, n >= 2.
-
-    Args:
-        model: untrained, open where they learn.
-        inputs: images, or their features where its trunk is frozen.
-        bagging: whether each network learns from a draw of the labels, as the members do.
-        advance: called with (done, total) epochs; where patience ends them the total grows by those that follow.
-    """
-    from_features = model.is_trunk_frozen
-    n_folds = min(HEAD_FOLDS if from_features else NETWORK_FOLDS, len(targets))
-    done = 0
-
-    def count(_row: Mapping[str, float]) -> None:
-        nonlocal done
-        done += 1
-        if advance is not None:
-            advance(done, max(done, n_folds * settings.max_epochs))
-
-    return cross_fit(
-        model,
-        inputs,
-        targets,
-        task=TASK,
-        seed=seed,
-        device=choose_device(settings.device),
-        from_features=from_features,
-        n_folds=n_folds,
-        augmentation="none" if from_features else settings.augmentation,
-        bootstrap=bagging,
-        on_epoch=count,
-        **fit_options(settings),
+    if len(targets) < 2 or not settings.is_pretrained:
+        return lesson
+    if lesson.body is not None:
+        crossed = predict_out_of_fold(lesson.body, inputs, targets, settings, seed=seed, bagging=bagging)
+        return replace(lesson, epochs=crossed.epochs, out_of_fold=(crossed.logits, targets))
+    if can_hold_out(targets):
+        return lesson
+    logits = predict_networks_out_of_fold(
+        settings, lesson.phase, inputs, targets, n_classes=n_classes, seed=seed, bagging=bagging
     )
+    return replace(lesson, out_of_fold=(logits, targets))
 
 
 def train_network(
@@ -288,7 +323,7 @@ def train_network(
         on_epoch=on_epoch,
         **options,
     )
-    logits = compute_in_parts(model, model.read if from_features else model, inputs)
+    logits = _in_parts(model, model.read if from_features else model, inputs)
     out_of_fold = lesson.out_of_fold
     unseen = (logits[outcome.held_out], targets[outcome.held_out]) if out_of_fold is None else out_of_fold
     findings = diagnose(
@@ -426,7 +461,7 @@ def predict_images(
 
 def _hold_out(lesson: Lesson, *, seed: int) -> Tensor:
     """Positions of labels to calibrate on, and to stop early by; none where predictions out of fold do for that."""
-    return torch.arange(0) if lesson.epochs is not None else _validation_part(lesson.labels, seed=seed)
+    return torch.arange(0) if lesson.out_of_fold is not None else _validation_part(lesson.labels, seed=seed)
 
 
 def _validation_part(targets: Tensor, *, seed: int) -> Tensor:
@@ -441,7 +476,7 @@ def _judge_trunk(
     """Logits and targets of the labelled images by heads that have not seen them, on a trunk that has."""
     learner = with_new_head(model, seed=seed)
     learner.train_only("head")
-    features = compute_in_parts(model, model.features, lesson.inputs[: len(lesson.labels)])
+    features = _in_parts(model, model.features, lesson.inputs[: len(lesson.labels)])
     crossed = predict_out_of_fold(learner, features, lesson.labels, settings, seed=seed, bagging=bagging)
     model.train_only(lesson.phase)  # of the trunk that both have
     return crossed.logits, lesson.labels
@@ -454,9 +489,15 @@ def _add_posterior(model: Classifier, lesson: Lesson, out_of_fold: tuple[Tensor,
         return model.embed(part) if lesson.body is None else model.tail[:-1](part.float())
 
     if out_of_fold is None:
-        model.posterior = fit_posterior(model, compute_in_parts(model, embed, lesson.inputs))
+        model.posterior = fit_posterior(model, _in_parts(model, embed, lesson.inputs))
         return
     logits, targets = out_of_fold
-    embeddings = compute_in_parts(model, embed, lesson.inputs[: len(targets)])
+    embeddings = _in_parts(model, embed, lesson.inputs[: len(targets)])
     judged = judged_out_of_fold(targets)
     model.posterior = fit_posterior(model, embeddings, logits=logits, targets=targets, judged=judged)
+
+
+def _in_parts(model: Classifier, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """What a network in evaluation mode computes of many inputs, on the CPU."""
+    with evaluating(model), torch.no_grad():
+        return torch.cat([compute(part.to(model.mean.device)).float().cpu() for part in inputs.split(CHUNK)])

@@ -30,7 +30,7 @@ from flows.networks import (
     N_SAMPLED,
     TASK,
     Lesson,
-    cross_fitted,
+    add_out_of_fold,
     frozen_body,
     phase_of,
     predict_images,
@@ -352,7 +352,7 @@ def _train_networks(replay: Replay, labelled: Tensor, *, seed: int, round_number
     inputs = (replay.data if body is None else replay.trunk_features)[labelled]
     lesson = Lesson(phase, inputs, replay.targets[labelled], body, pool_sample=sample)
     fold_seed = derive_seed(seed, round_number, "out-of-fold")
-    lesson = cross_fitted(lesson, how, n_classes=n_classes, seed=fold_seed, bagging=members.bagging)
+    lesson = add_out_of_fold(lesson, how, n_classes=n_classes, seed=fold_seed, bagging=members.bagging)
     models = []
     for index in range(members.ensemble):
         member_seed = derive_seed(seed, round_number, f"member-{index}")

@@ -414,8 +414,9 @@ def _claim(folder: Path, settings: ReplaySettings) -> None:
                 "recipe": "this version of labelcycle trains networks otherwise",
             }
             changes = [told.get(key, f"{key}: {before.get(key)!r} -> {after.get(key)!r}") for key in changed]
+            way_back = ", or set the values back" if set(changed).isdisjoint(told) else ""
             raise CampaignChanged(
-                f"{folder} holds another replay: {'; '.join(changes)}. Give another --out, or set the values back; "
+                f"{folder} holds another replay: {'; '.join(changes)}. Give another --out{way_back}; "
                 "strategies, seeds and rounds may change.",
                 changed,
             )

@@ -402,13 +402,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def compute_in_parts(model: nn.Module, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """What a network in evaluation mode computes of many inputs, 256 at a time; float32 on the CPU."""
-    device = next(model.parameters()).device
-    with evaluating(model), torch.no_grad():
-        return torch.cat([compute(part.to(device)).float().cpu() for part in inputs.split(256)])
-
-
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators, which dropout reads, for a while; the caller's states come back.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from pipeline.augmentation import AUGMENTATIONS, Augmentation, unchanged
-from pipeline.models import Classifier, compute_in_parts, evaluating, seeded
+from pipeline.models import Classifier, evaluating, seeded
 from pipeline.registries import look_up
 from pipeline.tasks import Task
 
@@ -227,40 +227,38 @@ def choose_phase(targets_per_class: float, *, pretrained: bool, last_stage_from:
 
 def cross_fit(
     model: Classifier,
-    inputs: Tensor,
+    features: Tensor,
     targets: Tensor,
     *,
     task: Task,
     seed: int,
     device: torch.device,
-    from_features: bool = False,
     n_folds: int = 5,
     max_epochs: int = 30,
     patience: int | None = 5,
     schedule: str = "cosine",
     **options: Any,
 ) -> CrossFit:
-    """Train a network without each fold in turn, from the weights that `model` has, and let it predict the fold.
+    """Train a head without each fold in turn, from the weights that `model` has, and let it predict the fold.
 
     With patience the number of epochs is chosen for all folds at once, by the loss on all images, each out of its fold,
-    and the networks are trained again for as many: no fold's logits come from an epoch that was picked on it alone, and
+    and the heads are trained again for as many: no fold's logits come from an epoch that was picked on it alone, and
     they are what `fit` with `max_epochs=epochs` and `patience=None` gives on images that it has not seen. A cosine
     that ends sooner gets as many epochs as bring the sum of learning rates up to the best epoch; the schedule
     "plateau" goes by the loss on the training images in the folds as it does there.
 
     The model keeps its weights, which must not have seen these images. An image alone in its class is predicted by
-    networks that never saw the class.
+    heads that never saw the class.
 
     Args:
-        inputs: images, or features of the frozen trunk, `(n, ...)` as `fit` takes them, n >= 2.
+        features: `(n, ...)` of the frozen trunk, n >= 2.
         targets: `(n, ...)` as the task has them.
-        from_features: as in `fit`.
         n_folds: folds, each with its share of every class; as many as images at most.
         patience: as in `fit`, on the loss over all folds; None: `max_epochs` it is.
         options: what else `fit` takes, for every fold.
     """
-    if len(inputs) < 2 or n_folds < 2:
-        raise ValueError(f"cross_fit needs 2 images and 2 folds at least, got {len(inputs)} and {n_folds}")
+    if len(features) < 2 or n_folds < 2:
+        raise ValueError(f"cross_fit needs 2 images and 2 folds at least, got {len(features)} and {n_folds}")
     folds = split_folds(task.strata(targets), n_folds=n_folds, generator=torch.Generator().manual_seed(seed))
     sizes = torch.tensor([len(fold) for fold in folds], dtype=torch.float64)
 
@@ -268,22 +266,22 @@ def cross_fit(
         """Logits of all images, and the loss on them after each epoch."""
         logits, losses = [], []
         for fold in folds:
-            learner = copy.deepcopy(model, {id(model.trunk): model.trunk} if from_features else {})
+            head = copy.deepcopy(model, {id(model.trunk): model.trunk})
             outcome = fit(
-                learner,
-                inputs,
+                head,
+                features.float(),
                 targets,
                 task=task,
                 seed=seed,
                 device=device,
-                from_features=from_features,
+                from_features=True,
                 max_epochs=epochs,
                 patience=None,
                 schedule=schedule,
                 held_out=fold,
                 **options,
             )
-            logits.append(compute_in_parts(learner, learner.read if from_features else learner, inputs[fold]))
+            logits.append(head.read(features[fold].to(device)).detach().cpu())
             losses.append([row["validation_loss"] for row in outcome.history])
         return torch.cat(logits)[torch.cat(folds).argsort()], (sizes @ torch.tensor(losses).double()).tolist()
 

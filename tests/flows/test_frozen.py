@@ -139,27 +139,56 @@ def test_more_labels_train_the_trunk_of_each_member(make_work):
     assert [how["n"] for how in calibrations] == [24, 24]
 
 
-@pytest.mark.parametrize(("n_copies", "phase", "n_judged"), [(1, "all", 24), (20, "head", 48)])
-def test_networks_are_crossed_as_they_are_trained_where_labels_cannot_be_spared(
-    make_work, monkeypatch, n_copies, phase, n_judged
-):
-    crossed = []
-    watch(monkeypatch, "cross_fit", crossed)
-    work = make_work(network=TINY.replace("none", "digits"), model=EVERYTHING, ensemble=1)
+def crossed_round(work, *, n_copies):
+    """A round on so many copies of each label; returns its folder and the table of what was said out of fold."""
     folder = ready_round(work)
     labelled = pd.read_parquet(folder / "labelled.parquet")
     pd.concat([labelled] * n_copies).to_parquet(folder / "labelled.parquet", index=False)
     cross_validate.fn(folder, work)
     train.fn(folder, work, "run")
-    table = pd.read_parquet(folder / "out_of_fold.parquet")
-    assert table["phase"].unique().tolist() == [phase]
-    (_, _, targets), how, outcome = crossed[0]
-    assert len(targets) == len(labelled) * n_copies
-    assert (how["from_features"], how["augmentation"]) == (phase == "head", "none" if phase == "head" else "digits")
+    return folder, pd.read_parquet(folder / "out_of_fold.parquet")
+
+
+@pytest.mark.parametrize("bagging", ["false", "true"])
+def test_few_labels_calibrate_networks_by_others_that_are_trained_alike_without_a_third(
+    make_work, monkeypatch, bagging
+):
+    trained = []
+    watch(monkeypatch, "fit", trained)
+    work = make_work(network=TINY, model=EVERYTHING, members=f"bagging = {bagging}", ensemble=1)
+    folder, table = crossed_round(work, n_copies=1)
+    assert table["phase"].unique().tolist() == ["all"]
+    logits = torch.from_numpy(np.stack(table["logits"].to_list()))
+    labelled = pd.read_parquet(folder / "labelled.parquet")
+    images, targets = images_of(work, labelled), class_indices(labelled["label"].tolist(), CLASSES)
     [member] = read_json(folder / "training.json")["members"]
-    assert member["calibration"]["n"] == n_judged
-    wanted = calibrate(outcome.logits, targets).temperature
-    assert (member["calibration"]["temperature"] == wanted) == (phase == "all")
+    assert member["calibration"]["temperature"] == calibrate(logits, targets).temperature
+    *crossed, ((_, seen, _), as_member, outcome) = trained
+    assert len(crossed) == 3
+    assert len(seen) == 24
+    assert outcome.held_out.tolist() == []
+    judged = torch.zeros(len(targets))
+    for (model, part, _), how, _ in crossed:
+        unseen = ~(images[:, None] == part).flatten(2).all(dim=2).any(dim=1)
+        assert unseen.sum() == 8
+        assert targets[unseen].bincount(minlength=3).min() >= 2, "each fold has its share of each class"
+        with torch.no_grad():
+            torch.testing.assert_close(model(images[unseen]), logits[unseen])
+        judged += unseen
+        own = ("seed", "on_epoch", "held_out", "from_features", "pool_sample")
+        assert {name: how[name] for name in how if name not in own} == {
+            name: as_member[name] for name in as_member if name not in own
+        }
+    assert judged.tolist() == [1.0] * 24
+
+
+def test_networks_with_labels_to_spare_are_calibrated_on_those_and_judged_by_heads(make_work):
+    folder, table = crossed_round(make_work(network=TINY, model=EVERYTHING, ensemble=1), n_copies=20)
+    assert table["phase"].unique().tolist() == ["head"]
+    assert len(table) == 480
+    training = read_json(folder / "training.json")
+    assert training["phase"] == "all"
+    assert training["members"][0]["calibration"]["n"] == 48
 
 
 def test_heads_of_an_older_version_do_not_calibrate_networks_that_are_trained_whole(make_work):

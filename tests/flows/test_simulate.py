@@ -26,7 +26,7 @@ from connectors.store import Campaign, CampaignChanged, write_table
 from connectors.tracking import TrackerError
 from flows.cli import app
 from flows.config import load_settings
-from flows.networks import RECIPE
+from flows.networks import RECIPE, share_frozen_trunk
 from flows.replay_input import ReplayError, read_labels
 from flows.replay_report import report_page, summary_table
 from flows.replay_runs import Replay, _predict_network, _train_networks
@@ -407,6 +407,10 @@ def test_heads_of_a_pretrained_network_are_members_too(digits, tmp_path, members
         simulate(replace(options, l2=0.1))
     summary = simulate(options)
     assert summary["settings"]["network"]["train"] == "auto", "and that is the head, with a label for each class"
+    replay = Replay(options.out)
+    with_trunk = _train_networks(replay, torch.arange(40), seed=0, round_number=0)
+    assert not share_frozen_trunk(with_trunk), "there are four labels for each class"
+    assert all(float(model.temperature) != 1 for model in with_trunk), "from networks without a third of the labels"
     (options.out / "images.npy").rename(tmp_path / "images.npy")  # heads read features alone
     replay = Replay(options.out)
     models = _train_networks(replay, torch.arange(20), seed=0, round_number=0)

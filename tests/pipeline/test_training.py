@@ -416,7 +416,7 @@ def test_images_alone_in_their_class_do_not_spoil_the_list_of_wrong_labels():
     features, targets = blobs(60, width=20, distance=6.0)
     alone = torch.randn(8, 20, generator=torch.Generator().manual_seed(5)) + 6.0 * torch.eye(20)[5:13]
     features, targets = torch.cat([features, alone]), torch.cat([targets, torch.arange(3, 11)])
-    options = {"task": classification, "seed": 0, "device": CPU, "learning_rate": 0.01, "from_features": True}
+    options = {"task": classification, "seed": 0, "device": CPU, "learning_rate": 0.01}
     logits = cross_fit(head_on(20, n_classes=11), features, targets, patience=None, **options).logits
     judged = judged_out_of_fold(targets)
     wrong = [find_label_errors(logits[rows].softmax(dim=1), targets[rows]).positions for rows in (judged, ...)]
@@ -430,7 +430,7 @@ def test_heads_that_are_far_too_sure_of_few_labels_get_nearly_the_best_temperatu
     features, targets = blobs(n + 1000, width=20, distance=distance, n_classes=10)
     features = 4 * features  # large, as those of many networks
     options = {"task": classification, "seed": 0, "device": CPU, "learning_rate": 0.01, "patience": None}
-    out_of_fold = cross_fit(head_on(20, n_classes=10), features[:n], targets[:n], **options, from_features=True).logits
+    out_of_fold = cross_fit(head_on(20, n_classes=10), features[:n], targets[:n], **options).logits
     head = head_on(20, n_classes=10)
     fit(head, features[:n], targets[:n], from_features=True, held_out=torch.arange(0), **options)
     with torch.inference_mode():
@@ -538,7 +538,7 @@ def test_predictions_out_of_fold_know_what_is_there_and_not_what_was_learnt_by_h
     options = {"task": classification, "seed": 0, "device": CPU, "learning_rate": 0.01}
     accuracy = {}
     for name, labels in (("true", targets), ("shuffled", shuffled)):
-        crossed = cross_fit(model, features.half(), labels, patience=patience, **options, from_features=True)
+        crossed = cross_fit(model, features.half(), labels, patience=patience, **options)
         assert 1 <= crossed.epochs <= 30
         assert patience is not None or crossed.epochs == 30
         accuracy[name] = (crossed.logits.argmax(dim=1) == labels).float().mean().item()
@@ -553,7 +553,7 @@ def test_predictions_out_of_fold_know_what_is_there_and_not_what_was_learnt_by_h
 def test_logits_out_of_fold_are_those_of_a_head_trained_for_as_many_epochs_without_the_fold():
     features, targets = blobs(40, distance=1.0)
     options = {"task": classification, "seed": 3, "device": CPU, "learning_rate": 0.01}
-    crossed = cross_fit(head_on(100), features, targets, patience=2, n_folds=4, **options, from_features=True)
+    crossed = cross_fit(head_on(100), features, targets, patience=2, n_folds=4, **options)
     fold = split_folds(targets, n_folds=4, generator=torch.Generator().manual_seed(3))[2]
     head, rest = head_on(100), [row for row in range(40) if row not in fold.tolist()]
     options |= {"from_features": True, "patience": None, "max_epochs": crossed.epochs, "held_out": torch.arange(0)}
@@ -566,7 +566,7 @@ def test_logits_out_of_fold_are_those_of_a_head_trained_for_as_many_epochs_witho
 def test_heads_without_a_fold_have_the_schedule_of_the_head_that_is_trained_at_last(schedule):
     features, targets = blobs(40, distance=2.0)
     options = {"task": classification, "seed": 3, "device": CPU, "learning_rate": 0.001, "schedule": schedule}
-    crossed = cross_fit(head_on(100), features, targets, patience=8, **options, from_features=True)
+    crossed = cross_fit(head_on(100), features, targets, patience=8, **options)
     fold = split_folds(targets, n_folds=5, generator=torch.Generator().manual_seed(3))[2]
     rest = torch.tensor([row for row in range(40) if row not in fold.tolist()])
     options |= {"from_features": True, "patience": None, "max_epochs": crossed.epochs}
@@ -589,33 +589,18 @@ def test_a_plateau_is_told_by_the_training_images_unless_patience_watches_others
     assert not states_agree(heads["unlike"].state_dict(), heads["watched"].state_dict())
 
 
-def test_networks_are_crossed_whole_where_no_features_are_shared():
-    images, targets = stripes(24)
-    model = small_model()
-    before = copy.deepcopy(model.state_dict())
-    options = {"task": classification, "seed": 3, "device": CPU, "augmentation": "digits", "max_epochs": 2}
-    crossed = cross_fit(model, images, targets, patience=None, n_folds=3, **options)
-    fold = split_folds(targets, n_folds=3, generator=torch.Generator().manual_seed(3))[1]
-    rest = [row for row in range(24) if row not in fold.tolist()]
-    alone = small_model()
-    fit(alone, images[rest], targets[rest], patience=None, held_out=torch.arange(0), **options)
-    with torch.inference_mode():
-        torch.testing.assert_close(crossed.logits[fold], alone(images[fold]))
-    assert states_agree(before, model.state_dict())
-
-
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_few_images_are_crossed_too_and_classes_with_one_image(n):
     features, _ = blobs(n)
     targets = torch.tensor([0, 0, 0, 0, 0, 2, 1])[-n:]
-    crossed = cross_fit(head_on(100), features, targets, **SMALL, from_features=True)
+    crossed = cross_fit(head_on(100), features, targets, **SMALL)
     assert crossed.logits.shape == (n, 3)
     assert crossed.logits.isfinite().all()
 
 
 def test_one_image_cannot_be_crossed():
     with pytest.raises(ValueError, match="2 images and 2 folds at least, got 1 and 5"):
-        cross_fit(head_on(100), *blobs(1), task=classification, seed=0, device=CPU, from_features=True)
+        cross_fit(head_on(100), *blobs(1), task=classification, seed=0, device=CPU)
 
 
 @pytest.mark.parametrize("n_folds", [2, 5, 50])
