@@ -240,7 +240,7 @@ class ModelSettings(Settings):
     all_from: float = Field(
         default_factory=_all_from,
         ge=0,
-        description="labels per class from which auto trains everything; 50 for photographs, 2 for others if not set",
+        description="labels per class from which auto trains everything; 50 for photographs, 1 for others if not set",
     )
     last_stage_from: float = Field(
         default_factory=_last_stage_from,

@@ -44,7 +44,7 @@ name = "torchvision:resnet18"    # torchvision:NAME, timm:NAME, package.module:f
 # head = "linear"                # dropout and a linear layer, or mlp
 # dropout = 0.5
 # train = "auto"                 # head, last_stage (and head), all; auto goes from head to all as labels come in:
-# all_from = 50                  # labels per class from which everything is trained; 2 unless augmentation is natural:
+# all_from = 50                  # labels per class from which everything is trained; 1 unless augmentation is natural:
                                  # pretrained features fit photographs
 # last_stage_from = 50           # from which the last stage is, for less time; by default all_from, never it alone
 # body_rate = 0.1                # learning rate of pretrained layers, as a share of that of the head

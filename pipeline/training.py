@@ -39,7 +39,7 @@ WARM_UP_STEPS = 20
 head sends noise into a pretrained trunk."""
 PATIENCE_GROWTH = 1.5
 """Training goes on until this many times the best epoch at least: late progress is slow, and is not cut."""
-ALL_FROM = {"natural": 50.0, "digits": 2.0, "none": 2.0}
+ALL_FROM = {"natural": 50.0, "digits": 1.0, "none": 1.0}
 """For each augmentation, labels per class from which training everything is worth it: photographs are what ImageNet's
 features were made for. See docs/decisions/0006-what-is-trained.md."""
 STALL = 3

@@ -195,11 +195,11 @@ def test_size_of_the_images_is_that_of_the_weights_if_nobody_says_another(campai
     [
         ("", (50, 50)),
         ('augmentation = "natural"', (50, 50)),
-        ('augmentation = "digits"', (2, 2)),
-        ('augmentation = "none"', (2, 2)),
+        ('augmentation = "digits"', (1, 1)),
+        ('augmentation = "none"', (1, 1)),
         ("last_stage_from = 7", (7, 50)),
         ("all_from = 30", (30, 30)),
-        ('augmentation = "digits"\nlast_stage_from = 1', (1, 2)),
+        ('augmentation = "digits"\nlast_stage_from = 0.5', (0.5, 1)),
     ],
 )
 def test_heads_of_photographs_are_alone_for_longer_and_the_last_stage_is_only_by_option(campaign, lines, labels_from):
@@ -217,12 +217,12 @@ def test_a_campaign_that_began_with_other_limits_of_phases_is_told_how_to_go_on(
 ):
     monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
     text = f'{GOOD}[model]\nweights = "DEFAULT"\naugmentation = "{augmentation}"\n'
-    path = begun(campaign, tmp_path, f"{text}last_stage_from = 2\nall_from = 100\n")
+    path = begun(campaign, tmp_path, f"{text}last_stage_from = 1\nall_from = 100\n")
     path.write_text(text)
-    wanted = "to go on, set last_stage_from = 2.0 (in [model]), all_from = 100.0 (in [model]) in its file"
+    wanted = "to go on, set last_stage_from = 1.0 (in [model]), all_from = 100.0 (in [model]) in its file"
     with pytest.raises(CampaignChanged, match=re.escape(wanted)):
         open_campaign(path)
-    path.write_text(f"{text}last_stage_from = 2.0\nall_from = 100.0\n")
+    path.write_text(f"{text}last_stage_from = 1.0\nall_from = 100.0\n")
     assert open_campaign(path).settings.model.all_from == 100
 
 
