@@ -26,7 +26,7 @@ MIN_VALIDATION = 30
 that training needs, so none is held out; with fewer than `MIN_PER_CLASS` labelled images for each class neither."""
 MIN_PER_CLASS = 5
 MIN_JUDGED = 5
-"""Images of a class from which predictions out of fold are judged: a head that missed the image's fold has hardly seen
+"""Images of a class from which predictions out of fold are judged: one that missed the image's fold has hardly seen
 a class of fewer, or not at all, and thinks it rarer the more of its images are in the fold. With ten right labels of
 each of five digits and one to three of the others, up to 7 of the rare labels would seem wrong."""
 MAX_CLASS_WEIGHT = 10.0
