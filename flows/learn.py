@@ -201,6 +201,8 @@ def _prepare(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) ->
     elif not settings.model.is_pretrained:
         sample = _sample_pool(folder, work, labelled)
     lesson = Lesson(phase, _inputs(folder, body, labelled, settings), targets, body, pool_sample=sample)
+    if not settings.model.is_pretrained:
+        return lesson
     table = pd.read_parquet(folder / "out_of_fold.parquet")
     if table.empty or table.get("phase", ["head"])[0] != phase:  # older versions asked heads alone, and do not say so
         return lesson
