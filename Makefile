@@ -14,7 +14,7 @@ help: ## list the commands
 		if command -v uv >/dev/null; then uv venv --quiet --clear --python '>=3.11,<3.14' .venv && uv pip install --quiet --python $(BIN)/python uv; \
 		else $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "labelcycle needs Python 3.11 to 3.13, this is " + sys.version + "; name another: make PYTHON=python3.12")' \
 			&& $(PYTHON) -m venv --clear .venv && $(BIN)/python -m pip install --quiet uv; fi; fi
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --editable .
 	@touch $@
 

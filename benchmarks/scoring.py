@@ -27,7 +27,7 @@ from flows.networks import Lesson, add_out_of_fold, frozen_body, train_network
 from pipeline.features import FeatureCache, cached_features, extract, feature_key
 from pipeline.members import predict_from_features, predict_members
 from pipeline.models import Classifier, build_model, half_precision, with_new_head
-from pipeline.pool import load_images
+from pipeline.pixels import load_images
 from pipeline.scoring import score_columns
 from pipeline.strategies import select_batch
 from pipeline.tasks import classification

@@ -19,7 +19,7 @@ from flows.learn import NothingToTrainOn
 from flows.networks import CHUNK
 from flows.score import has_half, read_candidates, read_labelled_embeddings, read_scores_of
 from flows.steps import step
-from pipeline.pool import load_images
+from pipeline.pixels import load_images
 from pipeline.randomness import derive_seed
 from pipeline.strategies import select_batch
 from pipeline.types import Batch, Candidates, Region

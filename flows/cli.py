@@ -89,6 +89,8 @@ def run(campaign: CampaignFile) -> None:
         from flows.round import run_round_of
 
         outcome = run_round_of(campaign)
+    for note in outcome.notes:
+        console.print(escape(note), soft_wrap=True, highlight=False)
     for warning in outcome.warnings:
         errors.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
     console.print(outcome.message[0].upper() + outcome.message[1:] + ".")
@@ -312,7 +314,7 @@ def clear_errors() -> Iterator[None]:
     from connectors.tracking import TrackerError
     from flows.config import ConfigError
     from pipeline.models import ModelError
-    from pipeline.pool import PoolError
+    from pipeline.pixels import PoolError
     from pipeline.training import TrainingError
 
     try:

@@ -38,7 +38,7 @@ from pipeline.evaluation import calibration_error, evaluate, negative_log_likeli
 from pipeline.label_errors import find_label_errors
 from pipeline.labels import digest, labelled_set
 from pipeline.models import Classifier, read_state_dict, save_trunk, save_weights
-from pipeline.pool import load_images
+from pipeline.pixels import load_images
 from pipeline.pseudo_labels import choose_confident
 from pipeline.randomness import derive_seed, seeded_generator
 from pipeline.training import TrainingError, choose_device, device_name, judged_out_of_fold

@@ -24,7 +24,7 @@ from pipeline.models import (
     shrink_and_perturb,
     with_new_head,
 )
-from pipeline.pool import stream_images
+from pipeline.pixels import stream_images
 from pipeline.randomness import seeded_generator
 from pipeline.swag import swag_draws
 from pipeline.tasks import Task, classification

@@ -63,6 +63,7 @@ class RoundOutcome:
         message: for people.
         address: where people label.
         warnings: what this run found to be wrong with the round's training or its batch.
+        notes: what a person should know of the pool, the answers and the costs; a line each.
     """
 
     kind: Literal["asked", "awaiting", "finished"]
@@ -70,6 +71,7 @@ class RoundOutcome:
     message: str
     address: str | None = None
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def _run_name() -> str:

@@ -60,7 +60,7 @@ from flows.replay_runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, Replay
 from pipeline.acquisition import NEEDS_MEMBERS
 from pipeline.features import extract
 from pipeline.models import check_model_name
-from pipeline.pool import load_images
+from pipeline.pixels import load_images
 from pipeline.replay import CONTROL, DEFAULT_ACQUISITION, parse_arm, summarise
 from pipeline.training import choose_device
 

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.models import Classifier, ModelError, evaluating, half_precision
-from pipeline.pool import stream_images
+from pipeline.pixels import stream_images
 
 FORMAT = 3
 """Part of every key: raise it when a change of the code changes the features of an image."""

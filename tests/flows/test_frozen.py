@@ -36,7 +36,7 @@ from pipeline.evaluation import negative_log_likelihood
 from pipeline.features import FeatureCache, feature_key, usage
 from pipeline.members import first_half, predict_members, stochastic_layers
 from pipeline.models import ModelError
-from pipeline.pool import PoolError, load_images
+from pipeline.pixels import PoolError, load_images
 from pipeline.randomness import derive_seed
 from pipeline.tasks import classification
 from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round

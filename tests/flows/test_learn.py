@@ -8,7 +8,7 @@ from connectors.store import read_json
 from flows import networks
 from flows.learn import cross_validate, measure, member_weights, train, trained_models
 from flows.round import summarise
-from pipeline.pool import load_images
+from pipeline.pixels import load_images
 from tests.flows.conftest import PLAIN, TINY, ready_round
 
 PSEUDO = "\n[model.pseudo_labels]\nthreshold = 2.0\ndecay = 0.5\nmax_count = 12\n"

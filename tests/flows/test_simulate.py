@@ -33,7 +33,8 @@ from flows.replay_runs import Replay, _predict_network, _train_networks
 from flows.simulate import Options, _claim, _resolve, command_of, simulate
 from pipeline.acquisition import ACQUISITIONS
 from pipeline.labels import answers_to_table
-from pipeline.pool import PoolError, index_pool, usable
+from pipeline.pixels import PoolError
+from pipeline.pool import index_pool, usable
 from pipeline.replay import summarise
 from pipeline.strategies import STRATEGIES, select_batch
 from pipeline.types import Annotation, Answer, Region

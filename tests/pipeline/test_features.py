@@ -21,7 +21,7 @@ from pipeline import features as module
 from pipeline import models
 from pipeline.features import BATCH, FeatureCache, cached_features, clear, extract, feature_key, shrink, usage
 from pipeline.models import Classifier, build_model, half_precision
-from pipeline.pool import PoolError, load_images
+from pipeline.pixels import PoolError, load_images
 
 CPU = torch.device("cpu")
 DAY = 86_400

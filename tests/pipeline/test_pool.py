@@ -16,18 +16,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from pipeline.pool import (
-    CHANGED,
-    COLUMNS,
-    MAX_PIXELS,
-    PoolError,
-    index_pool,
-    load_image,
-    load_images,
-    set_aside_counts,
-    stream_images,
-    usable,
-)
+from pipeline.pixels import MAX_PIXELS, PoolError, load_image, load_images, stream_images
+from pipeline.pool import CHANGED, COLUMNS, index_pool, set_aside_counts, usable
 
 CLASSES = ("cat", "dog", "NA")
 
