@@ -125,6 +125,12 @@ def running(home: Path) -> Servers | None:
     return _servers(state)
 
 
+def remembered(home: Path) -> Servers | None:
+    """The servers of `home` as they were last started, whether they answer now or not; None before the first start."""
+    state = _State(home.resolve())
+    return _servers(state) if all(state.get(name) for name in HEALTH) else None
+
+
 def down(home: Path) -> list[str]:
     """Stop all servers of `home`, with everything they started, and return the names of those that ran."""
     home = home.resolve()

@@ -1,6 +1,7 @@
 """The `labelcycle` command."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,16 +103,16 @@ def run(campaign: CampaignFile) -> None:
 
 @app.command()
 def serve(campaign: CampaignFile) -> None:
-    """Run the campaign on its schedule until stopped, one run at a time."""
-    use_prefect(servers.running(home()))  # before Prefect is loaded, which reads it once
+    """Run the campaign on its schedule until stopped, one run at a time; say a line for each event."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")  # into a file
+    use_prefect(servers.remembered(home()))  # before Prefect is loaded, which reads it once
     from flows.config import load_settings
     from flows.serve import serve_campaign
 
     with clear_errors():
         settings = load_settings(campaign)
-    if settings.schedule is None:
-        raise _tell(f'{campaign} has no schedule; add for example: schedule = "*/15 * * * *"')
-    with clear_errors():
+        if settings.schedule is None:
+            raise _tell(f'{campaign} has no schedule; add for example: schedule = "*/15 * * * *"')
         serve_campaign(campaign.resolve(), settings)
 
 

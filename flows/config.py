@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
+from zoneinfo import available_timezones
 
 from pydantic import (
     AfterValidator,
@@ -154,10 +155,24 @@ def _check_cron(value: str | None) -> str | None:
         return None
     from prefect.client.schemas.schedules import CronSchedule
 
+    told = "a schedule is a cron line of five fields, for example '*/15 * * * *'"
+    if len(value.split()) > 5:  # of seconds and years, which Prefect would take
+        raise ValueError(told)
     try:
         CronSchedule(cron=value)
     except ValueError as exc:
-        raise ValueError("a schedule is a cron line of five fields, for example '*/15 * * * *'") from exc
+        raise ValueError(told) from exc
+    return value
+
+
+def _check_timezone(value: str | None) -> str | None:
+    if value is None:
+        return None
+    known = available_timezones() - {"Factory", "localtime"}  # which name no place
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1, cutoff=0.6)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"not the name of a time zone, for example 'Europe/Berlin', 'America/New_York', 'UTC'{hint}")
     return value
 
 
@@ -336,6 +351,9 @@ class CampaignSettings(Settings):
     close_at: Share = 1.0
     close_after: Duration | None = None
     schedule: Annotated[str | None, AfterValidator(_check_cron)] = None
+    timezone: Annotated[str | None, AfterValidator(_check_timezone)] = Field(
+        None, description="of the schedule, an IANA name; the machine's own if not given"
+    )
     feature_cache_gb: float = Field(20.0, ge=0, description="features of frozen networks kept on the disk")
     seed: int = Field(0, ge=0, lt=2**31)
     model: ModelSettings = Field(default_factory=ModelSettings)

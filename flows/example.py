@@ -32,6 +32,7 @@ query_size = 100                 # labels asked for in each later round
 # close_at = 1.0                 # close a round when this share of it is answered; late labels join the next round
 # close_after = "3d"             # or when this much time has passed: s, m, h, d, w
 # schedule = "*/15 * * * *"      # cron line for `labelcycle serve`
+# timezone = "Europe/Berlin"     # of that line; the machine's own if not given
 # feature_cache_gb = 20.0        # disk for what frozen networks made of images; see `labelcycle cache`
 # seed = 0                       # same seed, same choices
 # folder = ".labelcycle/campaigns/my-campaign"   # where the campaign keeps its rounds

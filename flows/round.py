@@ -1,6 +1,7 @@
 """The sentence of the loop: collect, train, evaluate, score, select, push."""
 
 import json
+import os
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,14 +13,14 @@ import pyarrow.parquet as pq
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from connectors.store import RoundFolder, flatten, read_json, write_json, write_table
+from connectors.store import CampaignBusy, RoundFolder, flatten, read_json, write_json, write_table
+from flows import books
 from flows.ask import check_strategy, compare_with_half, push, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
 from flows.collect import close, collect, is_ready_to_close, labels_known_to, look
-from flows.config import CampaignSettings, resolved
+from flows.config import CampaignSettings, ConfigError, resolved
 from flows.learn import (
     cross_validate,
     gather_labels,
@@ -50,7 +51,10 @@ ARTIFACTS = (
 """Files of a round that the tracker keeps."""
 
 
-STATES = {"asked": "AskedForLabels", "awaiting": "AwaitingLabels", "finished": "Finished"}
+STATES = {"asked": "AskedForLabels", "awaiting": "AwaitingLabels", "finished": "Finished", "busy": "Busy"}
+
+SERVED_FILE = "LABELCYCLE_SERVED_FILE"
+"""In the environment of `labelcycle serve`: the one campaign file that its runs may work on."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,14 @@ class RoundOutcome:
 
     Attributes:
         kind: "asked" a new batch is with the annotators; "awaiting" labels are missing; "finished" nothing more
-            is to be asked for.
+            is to be asked for; "busy" another process works on the campaign, so this one did nothing.
         message: for people.
         address: where people label.
         warnings: what this run found to be wrong with the round's training or its batch.
         notes: what a person should know of the pool, the answers and the costs; a line each.
     """
 
-    kind: Literal["asked", "awaiting", "finished"]
+    kind: Literal["asked", "awaiting", "finished", "busy"]
     round_number: int
     message: str
     address: str | None = None
@@ -74,12 +78,7 @@ class RoundOutcome:
     notes: tuple[str, ...] = ()
 
 
-def _run_name() -> str:
-    """A flow run is named after its campaign file, so that people find it among others."""
-    return f"{Path(flow_run.parameters['campaign_file']).stem} at {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-
-
-@flow(name="labelcycle-round", flow_run_name=_run_name, persist_result=False, validate_parameters=False)
+@flow(name=books.FLOW, persist_result=False, validate_parameters=False)
 def run_round(campaign_file: str) -> Any:
     """Advance the campaign by one round: close the open one if its labels are in, then learn and ask again.
 
@@ -90,20 +89,48 @@ def run_round(campaign_file: str) -> Any:
         A `RoundOutcome`; in Prefect's pages it is the name of the run's last state. A round whose labels are missing
         is left as it is; run again later.
     """
-    outcome = work_on(open_campaign(Path(campaign_file)))
+    check_is_served(campaign_file)
+    work = open_campaign(Path(campaign_file))
+    round_number = current_round(work.folder).number
+    books.sign(work, round_number=round_number)
+    try:
+        outcome = work_on(work)
+    except CampaignBusy as exc:
+        outcome = RoundOutcome("busy", round_number, str(exc))
+    if outcome.round_number != round_number:
+        books.sign(work, round_number=outcome.round_number)
     return Completed(name=STATES[outcome.kind], message=outcome.message, data=outcome)
 
 
+def check_is_served(campaign_file: Any) -> None:
+    """Refuse another campaign file than the one that `labelcycle serve` was started with.
+
+    Whoever reaches Prefect's server can ask for a run of any file; the file says which server gets the token.
+    """
+    served = os.environ.get(SERVED_FILE)
+    if served is not None and campaign_file != served:
+        raise ConfigError(
+            f"this `labelcycle serve` runs {served} and no other campaign file; the run asked for {campaign_file!r}"
+        )
+
+
 def run_round_of(file: Path) -> RoundOutcome:
-    """Run the flow `run_round` here and now."""
+    """Run the flow `run_round` here and now.
+
+    Raises:
+        CampaignBusy: another process works on the campaign.
+    """
     flow_function: Any = run_round
-    outcome: RoundOutcome = flow_function(str(file))
+    outcome: RoundOutcome = flow_function(str(file.resolve()))
+    if outcome.kind == "busy":
+        raise CampaignBusy(outcome.message)
     return outcome
 
 
 def work_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; another process that works on the campaign makes this an error."""
     with work.folder.lock():
+        books.put_right(work)
         refresh_pool(work)
         folder = current_round(work.folder)
         if folder.has("pushed.json"):

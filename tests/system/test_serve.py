@@ -1,21 +1,107 @@
-"""A campaign on its schedule, as a Prefect deployment."""
+"""A campaign on its schedule: it fires, and what killed processes and lost servers left behind mends itself."""
 
+import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Pending, Running, Scheduled
+
+from connectors.store import Campaign
+from flows import books
+from flows.books import GONE, MISSED, campaign_tag, close_dead
+
+REPOSITORY = Path(__file__).parent.parent.parent
+NEVER = 'schedule = "0 0 1 1 *"'
+IMPATIENT = """
+from datetime import timedelta
+import flows.serve
+flows.serve.OVERDUE = timedelta(seconds=1)
+from flows.cli import main
+main()
+"""
 
 
-def wait_for(look, *, seconds=120):
+def wait_for(look, *, seconds=150, told=lambda: "waited in vain"):
     """What `look` returns, as soon as that is something."""
     deadline = time.monotonic() + seconds
     while not (found := look()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.5)
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.2)
     return found
+
+
+class Serve:
+    """`labelcycle serve`, and what it prints."""
+
+    def __init__(self, campaign, *, program=("-m", "flows.cli"), **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, *program, "serve", str(campaign.file)],
+            env=campaign.environment | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=REPOSITORY,
+        )
+        self.lines = []
+        self.log = campaign.folder.path / "serve.log"
+        self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stdout.readline, "")))
+        self._reader.start()
+
+    @property
+    def printed(self) -> str:
+        return "".join(self.lines)
+
+    def said(self, text: str, *, seconds=150) -> str:
+        """The line that holds `text`, when it is there."""
+
+        def told():
+            log = self.log.read_text() if self.log.exists() else ""
+            return f"nothing said {text!r}:\n{self.printed}\nlog:\n{log}"
+
+        return wait_for(lambda: next((line for line in self.lines if text in line), None), seconds=seconds, told=told)
+
+    def kill(self) -> None:
+        """SIGKILL this process and its run, at once."""
+        family = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
+        for each in family:
+            each.kill()
+        self.end(None)
+
+    def end(self, number: int | None = signal.SIGTERM) -> int:
+        if number is not None:
+            self.process.send_signal(number)
+        exit_code = self.process.wait(timeout=90)
+        self._reader.join()
+        self.process.stdout.close()
+        return exit_code
+
+
+@pytest.fixture
+def serve():
+    """Starts `labelcycle serve`; whatever still runs at the end is killed."""
+    started = []
+
+    def start(campaign, **how) -> Serve:
+        started.append(Serve(campaign, **how))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.kill()
 
 
 @pytest.fixture
@@ -25,42 +111,284 @@ def prefect(servers):
         yield client
 
 
-def test_served_campaign_runs_rounds_when_prefect_says_so(make_campaign, prefect):
-    campaign = make_campaign('schedule = "0 0 1 1 *"')
-    served = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "serve", str(campaign.file)],
-        env=campaign.environment | {"PREFECT_API_URL": campaign.servers.prefect_api_url},
+def deployment_of(prefect, campaign):
+    return prefect.read_deployment_by_name(f"labelcycle-round/{campaign.name}")
+
+
+def ask_for_run(prefect, campaign, **how):
+    return prefect.create_flow_run_from_deployment(deployment_of(prefect, campaign).id, **how).id
+
+
+def wait_for_state(prefect, run_id, *kinds):
+    def state():
+        now = prefect.read_flow_run(run_id).state
+        return now if now.type.value in kinds else None
+
+    return wait_for(state, told=lambda: f"still {prefect.read_flow_run(run_id).state}")
+
+
+def runs_of(prefect, campaign):
+    tag = campaign_tag(campaign.folder)
+    return prefect.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])))
+
+
+def test_schedule_of_each_minute_fires_after_a_kill_and_outlives_a_signal(make_campaign, prefect, serve):
+    campaign = make_campaign('schedule = "* * * * *"\ntimezone = "America/New_York"')
+    killed = serve(campaign)
+    first = killed.said("serving")
+    assert f"from {campaign.file}: '* * * * *' in America/New_York, next run " in first
+    assert first.split(";")[0].endswith(("EST", "EDT"))
+    left = ask_for_run(prefect, campaign)
+    wait_for_state(prefect, left, "RUNNING")
+    killed.kill()
+
+    serving = serve(campaign)
+    serving.said(": round 0 asks for 22 labels")
+    deployment = deployment_of(prefect, campaign)
+    (schedule,) = deployment.schedules
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == ("* * * * *", "America/New_York")
+    assert deployment.global_concurrency_limit is None
+    fired = [run for run in runs_of(prefect, campaign) if run.auto_scheduled and run.start_time]
+    assert fired, "the schedule itself started a run"
+    assert fired[0].name.startswith(f"{campaign.name}, round 0, 20")
+    assert {"labelcycle", campaign.name} <= set(fired[0].tags)
+    assert (left_state := prefect.read_flow_run(left).state).type == "CRASHED"
+    assert left_state.message == GONE
+
+    campaign.label()
+    on = ask_for_run(prefect, campaign)
+    wait_for_state(prefect, on, "RUNNING")
+    assert serving.end() == 0
+    stopped = prefect.read_flow_run(on).state
+    assert (stopped.type, stopped.message) == ("CANCELLED", "Runner is shutting down.")
+    assert serving.lines[-1].endswith("  stopped\n")
+    for line in (*killed.lines, *serving.lines):
+        datetime.strptime(line[:19], "%Y-%m-%d %H:%M:%S")  # each is an event, none is a traceback or a warning
+    assert "never awaited" not in serving.log.read_text()
+    assert not deployment_of(prefect, campaign).paused
+    assert not [run for run in runs_of(prefect, campaign) if run.state.is_running() or run.state.is_pending()]
+    with campaign.folder.lock():  # nobody works on it any more
+        pass
+
+
+def test_one_serve_for_a_campaign_runs_its_own_file_and_no_other(make_campaign, prefect, serve, relay, servers):
+    campaign = make_campaign(NEVER)
+    asked_for = []
+
+    def note(handler, _body):
+        asked_for.append(handler.path)
+        return False
+
+    serving = serve(campaign)
+    serving.said("serving")
+    second = serve(campaign)
+    assert second.end(None) == 1
+    assert f"{campaign.name} is served already, by process {serving.process.pid} on " in second.printed
+    assert not deployment_of(prefect, campaign).paused
+
+    with relay(servers.label_studio_url, note) as url:
+        foreign = make_campaign(label_studio=url)
+        run = ask_for_run(prefect, campaign, parameters={"campaign_file": str(foreign.file)})
+        refused = wait_for_state(prefect, run, "FAILED", "COMPLETED", "CRASHED")
+        assert refused.type == "FAILED"
+        assert f"runs {campaign.file} and no other campaign file" in refused.message
+        assert not asked_for
+        assert not foreign.folder.path.exists()
+    line = serving.said("no other campaign file")
+    assert str(foreign.file) in line
+
+    ago = [datetime.now(UTC) - timedelta(minutes=minutes) for minutes in (3, 2, 1)]
+    late = [ask_for_run(prefect, campaign, state=Scheduled(scheduled_time=time)) for time in ago]
+    serving.said(": round 0 asks for 22 labels")
+    states = [wait_for_state(prefect, run, "COMPLETED", "CANCELLED") for run in late]
+    assert [state.name for state in states] == ["Cancelled", "Cancelled", "AskedForLabels"]
+    assert states[0].message == MISSED
+    assert len(campaign.tasks(0)) == 22
+    serving.said(MISSED)
+    assert serving.end(signal.SIGINT) == 0
+    assert "Traceback" not in serving.printed + second.printed
+    assert not deployment_of(prefect, campaign).paused
+
+
+def test_run_that_finds_the_campaign_busy_alarms_nobody_and_says_so(make_campaign, prefect):
+    campaign = make_campaign()
+    with campaign.folder.lock():
+        assert f"is being worked on by process {os.getpid()}" in campaign.run(expect=1)
+    (run,) = runs_of(prefect, campaign)
+    assert (run.state.type, run.state.name) == ("COMPLETED", "Busy")
+    assert f"process {os.getpid()}" in run.state.message
+    assert run.name.startswith(f"{campaign.name}, round 0, 20")
+
+
+def run_with_books_that_refuse(file: str) -> None:
+    """Run a round while Prefect's server refuses to have its books put right."""
+    from flows.round import run_round
+
+    def refuse(*_, **__):
+        raise httpx.ConnectError("refused")
+
+    books.close_dead = refuse
+    run_round(file)
+
+
+def test_books_that_cannot_be_put_right_stop_no_round(make_campaign, fork):
+    campaign = make_campaign()
+    assert fork(run_with_books_that_refuse, str(campaign.file)) == (0, "")
+    assert campaign.folder.round(0).has("pushed.json")
+
+
+def test_only_dead_runs_of_this_very_campaign_are_closed(prefect, tmp_path, monkeypatch):
+    for kind in books.PATIENCE:
+        monkeypatch.setitem(books.PATIENCE, kind, timedelta(0))
+    here, namesake = Campaign(tmp_path / "here"), Campaign(tmp_path / "there")
+    file = str(tmp_path / "pets.toml")
+
+    def begin(state, *, folder=None, campaign_file=file):
+        from flows.round import run_round
+
+        parameters = {"campaign_file": campaign_file}
+        tags = books.tags_of("pets", folder) if folder else ["labelcycle", "pets"]
+        return prefect.create_flow_run(run_round, parameters=parameters, tags=tags, state=state).id
+
+    dead = [begin(Running(), folder=here), begin(Pending(), folder=here), begin(Running())]
+    alive = {
+        "the present run": (present := begin(Running(), folder=here)),
+        "another campaign of that name": begin(Running(), folder=namesake),
+        "another campaign of that name, in a container with the same paths": begin(Pending(), folder=namesake),
+        "a run of an older version, of another file": begin(Running(), campaign_file=str(tmp_path / "other.toml")),
+        "a run that is to come": begin(Scheduled(), folder=here),
+    }
+    closed = close_dead(prefect, campaign_tag(here), file=file, present=present)
+    assert sorted(run.id for run in closed) == sorted(dead)
+    for run in dead:
+        state = prefect.read_flow_run(run).state
+        assert (state.type, state.message) == ("CRASHED", GONE)
+    for whose, run in alive.items():
+        assert not prefect.read_flow_run(run).state.is_final(), whose
+
+    monkeypatch.undo()
+    young = begin(Running(), folder=here)
+    assert close_dead(prefect, campaign_tag(here), file=file, present=present) == []
+    assert prefect.read_flow_run(young).state.is_running()
+
+
+class PrefectServer:
+    """A server of the test's own that can be killed, with its memory on the disk and no scheduler."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")},
+            "PREFECT_HOME": str(folder),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+        }
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)],
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(self.answers)
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    def kill(self) -> None:
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        for each in (self.process, *family):
+            each.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def own_prefect(tmp_path):
+    server = PrefectServer(tmp_path / "prefect")
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+OLD_VERSION = """
+import sys
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from flows.round import run_round
+limit = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+run_round.to_deployment(
+    name=sys.argv[1], cron="0 0 1 1 *", parameters={"campaign_file": sys.argv[2]}, tags=["labelcycle", sys.argv[1]],
+    concurrency_limit=limit,
+).apply()
+"""
+"""What `labelcycle serve` registered when it still had a concurrency limit."""
+
+
+def test_lost_server_leftovers_of_the_old_version_and_a_broken_scheduler(make_campaign, own_prefect, serve):
+    campaign = make_campaign('schedule = "* * * * *"')
+    address = {"PREFECT_API_URL": own_prefect.url}
+    registered = [sys.executable, "-c", OLD_VERSION, campaign.name, str(campaign.file)]
+    subprocess.run(registered, env=campaign.environment | address, cwd=REPOSITORY, check=True)
+    with SyncPrefectClient(own_prefect.url) as prefect:
+        slots = f"deployment:{deployment_of(prefect, campaign).id}"
+        left = ask_for_run(prefect, campaign)
+        prefect.set_flow_run_state(left, Pending())
+        prefect.set_flow_run_state(left, Running())
+        assert prefect.read_global_concurrency_limit_by_name(slots).active_slots == 1
+        own_prefect.kill()
+        own_prefect.start()
+        assert prefect.read_global_concurrency_limit_by_name(slots).active_slots == 1
+
+        serving = serve(campaign, program=("-c", IMPATIENT), **address)
+        serving.said("serving")
+        with pytest.raises(ObjectNotFound):
+            prefect.read_global_concurrency_limit_by_name(slots)
+        wait_for_state(prefect, ask_for_run(prefect, campaign), "COMPLETED")
+        serving.said(": round 0 asks for 22 labels")
+        closed = prefect.read_flow_run(left).state
+        assert (closed.type, closed.message) == ("CRASHED", GONE)
+        serving.said("no run was made for")
+        assert "the scheduler of Prefect's server seems to be broken" in serving.printed
+
+    own_prefect.kill()
+    serving.said(f"Prefect does not answer at {own_prefect.url}")
+    own_prefect.start()
+    serving.said("Prefect answers again")
+    with SyncPrefectClient(own_prefect.url) as prefect:
+        wait_for_state(prefect, ask_for_run(prefect, campaign), "COMPLETED")
+    serving.said(": round 0 awaits labels: 0 of 22 labelled")
+    assert serving.printed.count("does not answer") == 1
+    assert serving.printed.count("no run was made for") == 1
+    assert "Traceback" not in serving.printed
+    assert serving.end() == 0
+
+
+def test_prefect_takes_the_deployment_file_for_work_pools(servers, prefect, environment, tmp_path):
+    try:
+        prefect.read_work_pool("local")
+    except ObjectNotFound:
+        prefect.create_work_pool(WorkPoolCreate(name="local", type="process"))
+    arguments = ["--no-prompt", "deploy", "--prefect-file", "deploy/prefect.yaml", "--all"]
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *arguments],
+        env=environment,
+        cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
-    try:
-        deployment = wait_for(lambda: find_deployment(prefect, f"labelcycle-round/{campaign.name}"))
-        assert [schedule.schedule.cron for schedule in deployment.schedules] == ["0 0 1 1 *"]
-        assert deployment.global_concurrency_limit.limit == 1
-        states = [run_to_the_end(prefect, deployment.id) for _ in range(2)]
-        assert [(state.type, state.name) for state in states] == [
-            ("COMPLETED", "AskedForLabels"),
-            ("COMPLETED", "AwaitingLabels"),
-        ]
-        assert states[1].message == "round 0 awaits labels: 0 of 22 labelled"
-        assert len(campaign.tasks(0)) == 22
-    finally:
-        served.terminate()
-        served.communicate(timeout=60)
-
-
-def find_deployment(prefect, name):
-    try:
-        return prefect.read_deployment_by_name(name)
-    except ObjectNotFound:
-        return None
-
-
-def run_to_the_end(prefect, deployment_id):
-    run = prefect.create_flow_run_from_deployment(deployment_id)
-
-    def final_state():
-        state = prefect.read_flow_run(run.id).state
-        return state if state.is_final() else None
-
-    return wait_for(final_state)
+    assert done.returncode == 0, done.stdout
+    found = prefect.read_deployment_by_name("labelcycle-round/my-campaign")
+    prefect.delete_deployment(found.id)
+    assert found.work_pool_name == "local"
+    assert found.global_concurrency_limit is None
+    assert [schedule.schedule.timezone for schedule in found.schedules] == ["UTC"]

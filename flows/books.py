@@ -1,0 +1,174 @@
+"""Prefect's books of a campaign, put right by whoever holds the campaign's lock: that lock alone says who is alive.
+
+A killed process leaves its runs RUNNING, PENDING or CANCELLING for ever. Such a run of this campaign, while another
+process holds the campaign's lock, is dead, and is closed with a word. A run is known to be of this campaign by a tag
+that holds an id out of the campaign's folder: a name, or a path in another container, may be another campaign's too.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterId,
+    FlowRunFilterNextScheduledStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.logging import get_run_logger
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled, Crashed
+
+from connectors.store import Campaign, read_json, write_json
+from flows.campaign import OpenCampaign
+
+FLOW = "labelcycle-round"
+GONE = "its process is gone"
+MISSED = "missed: a later one runs in its place"
+TAG = "labelcycle"
+CAMPAIGN_TAG = "campaign:"
+
+LIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+PATIENCE = {
+    StateType.RUNNING: timedelta(seconds=10),
+    StateType.CANCELLING: timedelta(seconds=10),
+    StateType.PENDING: timedelta(minutes=2),
+}
+"""How long a run may be alive and not have asked for the campaign's lock yet."""
+TASK_PATIENCE = timedelta(minutes=1)
+"""How long a step of a run that ended by itself may still count as running: the server notes it with a delay."""
+TIMEOUT_SECONDS = 20.0
+PAGE = 200
+
+
+def books() -> SyncPrefectClient:
+    """A connection to Prefect's server; enter it to use it."""
+    return get_client(sync_client=True, httpx_settings={"timeout": TIMEOUT_SECONDS})
+
+
+def campaign_tag(folder: Campaign) -> str:
+    """The tag that a run of this campaign carries and no other campaign's does."""
+    path = folder.path / "campaign.id.json"
+    if not path.exists():
+        write_json(path, {"id": uuid4().hex})
+    return f"{CAMPAIGN_TAG}{read_json(path)['id']}"
+
+
+def tags_of(name: str, folder: Campaign) -> list[str]:
+    """What the runs of a campaign are tagged with."""
+    return [TAG, name, campaign_tag(folder)]
+
+
+def sign(work: OpenCampaign, *, round_number: int) -> None:
+    """Name the present run after its campaign and round, and tag it; a refusal stops nothing."""
+    zone = ZoneInfo(work.settings.timezone) if work.settings.timezone else None
+    name = f"{work.settings.name}, round {round_number}, {datetime.now(zone):%Y-%m-%d %H:%M}"
+    tags = sorted({*flow_run.tags, *tags_of(work.settings.name, work.folder)})
+    with _at_most_a_warning("could not name this run"), books() as client:
+        client.update_flow_run(UUID(flow_run.id), name=name, tags=tags)
+
+
+def put_right(work: OpenCampaign) -> None:
+    """Close what dead processes left behind, as the present run that holds the lock; a refusal stops nothing."""
+    with _at_most_a_warning("could not close runs whose process is gone"), books() as client:
+        file = flow_run.parameters["campaign_file"]
+        for run in close_dead(client, campaign_tag(work.folder), file=file, present=UUID(flow_run.id)):
+            get_run_logger().info("Closed the run %r: %s", run.name, GONE)
+        if deployment.id:
+            cancel_missed(client, UUID(deployment.id), file=file)
+
+
+def close_dead(client: SyncPrefectClient, tag: str, *, file: str, present: UUID | None = None) -> list[FlowRun]:
+    """Close the runs and steps of a campaign that a dead process left; call it under the campaign's lock only.
+
+    Args:
+        client: a connection that is open.
+        tag: of the campaign.
+        file: the campaign's file, by which the runs of versions without such a tag are known.
+        present: the run that is alive, if there is one.
+
+    Returns:
+        The flow runs that were closed.
+    """
+    now = datetime.now(UTC)
+    live = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVE)))
+    named = FlowFilter(name=FlowFilterName(any_=[FLOW]))
+    runs = list(_pages(client.read_flow_runs, flow_filter=named, flow_run_filter=live))
+    dead = [
+        run
+        for run in runs
+        if run.id != present and _is_of(run, tag, file) and _is_older(run.state, now - PATIENCE[run.state.type])
+    ]
+    closed = [run for run in dead if _set(client.set_flow_run_state, run.id, Crashed(message=GONE))]
+    alive = ({run.id for run in runs} - {run.id for run in closed}) | ({present} if present else set())
+    of_closed = FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in closed]))
+    of_ended = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]), id=FlowRunFilterId(not_any_=list(alive)))
+    steps = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=LIVE)))
+    for runs_of, patience in ((of_closed, timedelta(0)), (of_ended, TASK_PATIENCE)):
+        for step in list(_pages(client.read_task_runs, flow_run_filter=runs_of, task_run_filter=steps)):
+            if _is_older(step.state, now - patience):
+                _set(client.set_task_run_state, step.id, Crashed(message=GONE))
+    return closed
+
+
+def cancel_missed(client: SyncPrefectClient, deployment_id: UUID, *, file: str) -> list[FlowRun]:
+    """Cancel the scheduled runs of a campaign's file in whose place a later one runs: one catches up with all."""
+    due = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=datetime.now(UTC)),
+    )
+    found = _pages(client.read_flow_runs, flow_run_filter=due)
+    late = [run for run in found if run.parameters.get("campaign_file") == file]
+    late.sort(key=lambda run: run.expected_start_time or datetime.now(UTC))
+    return [run for run in late[:-1] if _set(client.set_flow_run_state, run.id, Cancelled(message=MISSED))]
+
+
+def _pages(read: Callable[..., list[Any]], **filters: Any) -> Iterator[Any]:
+    """All that a reading finds, and not its first page only."""
+    offset = 0
+    while page := read(**filters, limit=PAGE, offset=offset):
+        yield from page
+        offset += len(page)
+
+
+def _is_of(run: FlowRun, tag: str, file: str) -> bool:
+    """Whether a run is the campaign's; one of a version without a tag is, when it has this very file."""
+    tagged = [name for name in run.tags if name.startswith(CAMPAIGN_TAG)]
+    return tag in tagged if tagged else run.parameters.get("campaign_file") == file
+
+
+def _is_older(state: State[Any], than: datetime) -> bool:
+    return bool(state.timestamp < than)
+
+
+def _set(set_state: Callable[..., Any], run_id: UUID, state: State[Any]) -> bool:
+    """Whether the server took the state; a run that was deleted meanwhile is no error."""
+    try:
+        set_state(run_id, state, force=True)
+    except (ObjectNotFound, PrefectHTTPStatusError):
+        return False
+    return True
+
+
+@contextmanager
+def _at_most_a_warning(what: str) -> Iterator[None]:
+    """Go on with the round where Prefect's books cannot be reached or refuse; the run's log says so."""
+    try:
+        yield
+    except Exception as exc:
+        get_run_logger().warning("Prefect: %s: %s", what, exc)
