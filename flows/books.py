@@ -39,6 +39,7 @@ from flows.campaign import OpenCampaign
 FLOW = "labelcycle-round"
 GONE = "its process is gone"
 MISSED = "missed: a later one runs in its place"
+STOPPED = "stopped with `labelcycle serve`"
 TAG = "labelcycle"
 CAMPAIGN_TAG = "campaign:"
 
@@ -115,14 +116,21 @@ def close_dead(client: SyncPrefectClient, tag: str, *, file: str, present: UUID 
     ]
     closed = [run for run in dead if _set(client.set_flow_run_state, run.id, Crashed(message=GONE))]
     alive = ({run.id for run in runs} - {run.id for run in closed}) | ({present} if present else set())
-    of_closed = FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in closed]))
-    of_ended = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]), id=FlowRunFilterId(not_any_=list(alive)))
-    steps = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=LIVE)))
-    for runs_of, patience in ((of_closed, timedelta(0)), (of_ended, TASK_PATIENCE)):
-        for step in list(_pages(client.read_task_runs, flow_run_filter=runs_of, task_run_filter=steps)):
-            if _is_older(step.state, now - patience):
-                _set(client.set_task_run_state, step.id, Crashed(message=GONE))
+    ended = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]), id=FlowRunFilterId(not_any_=list(alive)))
+    _close_steps(client, FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in closed])), before=now)
+    _close_steps(client, ended, before=now - TASK_PATIENCE)
     return closed
+
+
+def cancel_stopped(client: SyncPrefectClient, deployment_id: UUID) -> None:
+    """Close what the runs of a deployment left, all of whose processes have just been ended."""
+    live = FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVE))
+    of_deployment = FlowRunFilterDeploymentId(any_=[deployment_id])
+    left = list(_pages(client.read_flow_runs, flow_run_filter=FlowRunFilter(state=live, deployment_id=of_deployment)))
+    for run in left:
+        _set(client.set_flow_run_state, run.id, Cancelled(message=STOPPED))
+    stopped = FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in left]))
+    _close_steps(client, stopped, before=datetime.now(UTC), word=STOPPED)
 
 
 def cancel_missed(client: SyncPrefectClient, deployment_id: UUID, *, file: str) -> list[FlowRun]:
@@ -136,6 +144,14 @@ def cancel_missed(client: SyncPrefectClient, deployment_id: UUID, *, file: str) 
     late = [run for run in found if run.parameters.get("campaign_file") == file]
     late.sort(key=lambda run: run.expected_start_time or datetime.now(UTC))
     return [run for run in late[:-1] if _set(client.set_flow_run_state, run.id, Cancelled(message=MISSED))]
+
+
+def _close_steps(client: SyncPrefectClient, runs: FlowRunFilter, *, before: datetime, word: str = GONE) -> None:
+    """Close the steps of such runs that are said to be alive since before a moment."""
+    live = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=LIVE)))
+    for step in list(_pages(client.read_task_runs, flow_run_filter=runs, task_run_filter=live)):
+        if _is_older(step.state, before):
+            _set(client.set_task_run_state, step.id, Crashed(message=word))
 
 
 def _pages(read: Callable[..., list[Any]], **filters: Any) -> Iterator[Any]:

@@ -144,7 +144,7 @@ def output_to(log: Path) -> Iterator[TextIO]:
     sys.stdout.flush()
     sys.stderr.flush()
     screens = [os.dup(descriptor) for descriptor in (1, 2)]
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o644)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
     try:
         for descriptor in (1, 2):
             os.dup2(target, descriptor)
@@ -350,10 +350,12 @@ class Service:
             process.join(STOP_SECONDS)
             process.kill()
         with suppress(Exception), books.books() as client:
+            books.cancel_stopped(client, self.registered())
             self.tell_runs(client)
         self.say("stopped")
 
     async def _stop_runner(self) -> None:
+        """Let the runner end its run; it may end itself sooner than it has told the server."""
         if self.runner.started:
             await self.runner.astop()
 
