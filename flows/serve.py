@@ -49,6 +49,8 @@ OVERDUE = timedelta(seconds=60)
 REQUEST_SECONDS = 60.0
 STOP_SECONDS = 45.0
 """What a run gets to end in, of which Prefect's runner takes up to 30 before it kills."""
+AWAY_SECONDS = 5.0
+"""The same, where Prefect's server is away and the run would only wait for it."""
 
 
 class _Stopped(BaseException):
@@ -74,6 +76,7 @@ def serve_campaign(file: Path, settings: CampaignSettings) -> None:
     next_time(settings.schedule, zone, datetime.now(UTC))
     folder = Campaign(settings.folder)
     os.environ[SERVED_FILE] = str(file)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of a runner that is stopped
     with only_server_of(folder, settings.name), output_to(folder.path / LOG) as screen:
         Service(file, settings, folder, zone, screen).run()
 
@@ -341,13 +344,15 @@ class Service:
             self.say("stopped; the schedule stays, `labelcycle serve` goes on with it")
             return
         self.say("stopping the run that is on; the next one goes on where it stands")
-        running = self.running
+        patience = AWAY_SECONDS if self.is_away else STOP_SECONDS
         with suppress(Exception):
-            asyncio.run_coroutine_threadsafe(self._stop_runner(), self.loop).result(STOP_SECONDS)
-            running.result(STOP_SECONDS)
-        for process in multiprocessing.active_children():  # where Prefect could not be asked to
+            asyncio.run_coroutine_threadsafe(self._stop_runner(), self.loop).result(patience)
+            self.running.result(patience)
+        for (
+            process
+        ) in multiprocessing.active_children():  # where the runner cannot tell Prefect, it does not come to it
             process.terminate()
-            process.join(STOP_SECONDS)
+            process.join(AWAY_SECONDS)
             process.kill()
         with suppress(Exception), books.books() as client:
             books.cancel_stopped(client, self.registered())

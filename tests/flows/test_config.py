@@ -42,7 +42,7 @@ def test_example_that_init_writes_is_a_valid_campaign(campaign):
 
 def test_defaults_that_the_example_shows_are_the_defaults(campaign):
     without_default = (
-        *("weights", "patience", "instructions", "close_after", "schedule", "project"),
+        *("weights", "patience", "instructions", "close_after", "schedule", "timezone", "project"),
         *("target_accuracy", "min_gain", "sub_pool", "prefilter"),
     )
     shown = "\n".join(
@@ -86,6 +86,11 @@ def test_missing_file_says_how_to_get_one(tmp_path):
         ),
         (("audit_size = 20", 'audit_size = 20\nclose_after = "0d"'), 6, "greater than"),
         (("audit_size = 20", 'audit_size = 20\nschedule = "often"'), 6, "a cron line of five fields"),
+        (("audit_size = 20", 'audit_size = 20\nschedule = "* * * * * *"'), 6, "a cron line of five fields"),
+        (("audit_size = 20", 'audit_size = 20\ntimezone = "Europe/Berlim"'), 6, "did you mean 'Europe/Berlin'?"),
+        (("audit_size = 20", 'audit_size = 20\ntimezone = "../../etc/passwd"'), 6, "not the name of a time zone"),
+        (("audit_size = 20", 'audit_size = 20\ntimezone = ""'), 6, "not the name of a time zone"),
+        (("audit_size = 20", "audit_size = 20\ntimezone = 1"), 6, "timezone: Input should be a valid string"),
         (("audit_size = 20", 'audit_size = 20\nstrategy = "topk"'), 6, "did you mean 'top_k'"),
         (("audit_size = 20", 'audit_size = 20\nacquisition = "entropie"'), 6, "did you mean 'entropy'"),
         (("audit_size = 20", 'audit_size = 20\nstrategy = "anti"'), 6, "strategy: unknown query strategy 'anti'"),

@@ -185,6 +185,11 @@ def test_one_serve_for_a_campaign_runs_its_own_file_and_no_other(make_campaign, 
     assert second.end(None) == 1
     assert f"{campaign.name} is served already, by process {serving.process.pid} on " in second.printed
     assert not deployment_of(prefect, campaign).paused
+    namesake = make_campaign(NEVER)
+    namesake.file.write_text(namesake.file.read_text().replace(namesake.name, campaign.name))
+    third = serve(namesake)
+    assert third.end(None) == 2
+    assert f"a schedule of another campaign '{campaign.name}', with the file {campaign.file}" in third.printed
 
     with relay(servers.label_studio_url, note) as url:
         foreign = make_campaign(label_studio=url)
@@ -206,7 +211,7 @@ def test_one_serve_for_a_campaign_runs_its_own_file_and_no_other(make_campaign, 
     assert len(campaign.tasks(0)) == 22
     serving.said(MISSED)
     assert serving.end(signal.SIGINT) == 0
-    assert "Traceback" not in serving.printed + second.printed
+    assert "Traceback" not in serving.printed + second.printed + third.printed
     assert not deployment_of(prefect, campaign).paused
 
 
