@@ -4,7 +4,9 @@ A campaign is an experiment. In it, one run stands for the campaign and holds th
 each round; the rounds' runs are nested in it, and the members' runs in their round's. Tags find a run again.
 """
 
+import ast
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -16,13 +18,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import requests
 from mlflow import MlflowClient, pyfunc
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, Run, RunTag
@@ -30,7 +31,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, Schema
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
@@ -44,6 +45,9 @@ KIND, ROUND, MEMBER, PARENT = "labelcycle.kind", "labelcycle.round", "labelcycle
 REPLAY, ARM = "labelcycle.replay", "labelcycle.arm"
 SECONDS_TO_ANSWER = 5
 SECONDS_BETWEEN_SAMPLES = 5
+NEEDED = ("numpy", "pandas", "pillow", "pillow-heif", "torch", "torchvision")
+"""What a saved model imports, besides what its network is from."""
+OWN_PACKAGES = frozenset({"pipeline", "connectors", "flows", "deploy"})
 WORTH_A_RETRY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 
 
@@ -432,15 +436,15 @@ def _save_model(
     if trunk is not None:
         shutil.copy(trunk, data / TRUNK)
     told = json.loads(description.read_text(encoding="utf-8"))
-    needed = ["torch", "torchvision", "numpy", *(["timm"] if told["name"].startswith("timm:") else [])]
-    shape = (-1, told["channels"], told["image_size"], told["image_size"])
+    needed = [*NEEDED, *(["timm"] if told["name"].startswith("timm:") else [])]
+    code, also_needed = source_of_network(told["name"])
     here = Path(__file__).parent
     pyfunc.save_model(
         folder / "model",
         loader_module="mlflow_model",
         data_path=data,
-        code_paths=[str(here / "mlflow_model.py"), str(here.parent / "pipeline")],
-        pip_requirements=[f"{name}=={_release(name)}" for name in needed],
+        code_paths=[str(here / "mlflow_model.py"), str(here.parent / "pipeline"), *map(str, code)],
+        pip_requirements=[f"{name}=={_release(name)}" for name in sorted({*needed, *also_needed})],
         model_config={"device": "cpu"},
         metadata={"classes": told["classes"]},
         mlflow_model=Model(
@@ -448,10 +452,66 @@ def _save_model(
             model_uuid=logged.model_id,
             model_id=logged.model_id,
             run_id=logged.source_run_id,
-            signature=ModelSignature(
-                inputs=Schema([TensorSpec(np.dtype(np.uint8), shape)]),
-                outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, told["n_classes"]))]),
-            ),
+            signature=ModelSignature(outputs=_columns(told["classes"])),  # inputs are of many kinds
         ),
     )
     return folder / "model"
+
+
+def _columns(classes: Sequence[str]) -> Schema:
+    """What a prediction holds; see `connectors.mlflow_model`."""
+    numbers = [ColSpec("float", name) for name in ("probability", *(f"p_{name}" for name in classes))]
+    return Schema([ColSpec("string", "class"), *numbers])
+
+
+def source_of_network(name: str) -> tuple[list[Path], list[str]]:
+    """What a network of one's own factory is made of, so that its model can be loaded elsewhere.
+
+    Returns:
+        Files and folders of source: the factory's own package or module, and what lies beside it and is imported; and
+        the installed packages that all of these import, by the names of their distributions. Both are empty for
+        networks of torchvision, timm and our own.
+    """
+    module, is_prefixed, _ = name.partition(":")
+    if not is_prefixed or module in ("torchvision", "timm"):
+        return [], []
+    installed = packages_distributions()
+    found: dict[str, Path] = {}
+    needed: set[str] = set()
+    ahead = [module.partition(".")[0]]
+    while ahead:
+        top = ahead.pop()
+        if top in found or top in sys.stdlib_module_names or top in OWN_PACKAGES:
+            continue
+        if top in installed and top != module.partition(".")[0]:
+            needed.update(installed[top])
+            continue
+        source = _source_of(top)
+        if source is None:
+            needed.update(installed.get(top, []))
+            continue
+        found[top] = source
+        files = source.rglob("*.py") if source.is_dir() else [source]
+        ahead += [imported for file in files for imported in _imports(file)]
+    return list(found.values()), sorted(needed)
+
+
+def _source_of(top: str) -> Path | None:
+    """The folder or file that a top-level name is imported from; None for what is installed or not there."""
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return None
+    where = Path(next(iter(spec.submodule_search_locations))) if spec.submodule_search_locations else None
+    source = where or (Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None)
+    return None if source is None or {"site-packages", "dist-packages"} & set(source.parts) else source
+
+
+def _imports(file: Path) -> set[str]:
+    """Top-level names that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
