@@ -1,7 +1,8 @@
 """MLflow as the experiment tracker: the only module that knows mlflow.
 
 A campaign is an experiment. In it, one run stands for the campaign and holds the learning curve, a point for
-each round; the rounds' runs are nested in it, and the members' runs in their round's. Tags find a run again.
+each round. Each round has a run beside it, so that a table compares them, and the members' runs are nested in their
+round's. Tags find a run again.
 """
 
 import ast
@@ -42,6 +43,14 @@ from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerErr
 
 CHAMPION = "champion"
 KIND, ROUND, MEMBER, PARENT = "labelcycle.kind", "labelcycle.round", "labelcycle.member", "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+ABOUT = (
+    "Rounds of the labelcycle campaign {name}. The run of that name draws the learning curve, a point for each round; "
+    "the runs `round N` compare the rounds, with their settings, members, batch and model. `audit_accuracy` is "
+    "measured on the audit set, which no model learns from. In Models the alias `champion` is the best by the lower "
+    "end of its interval."
+)
+ABOUT_CURVE = "The learning curve: each metric over the labels that were paid for, those of the audit set included."
 REPLAY, ARM = "labelcycle.replay", "labelcycle.arm"
 SECONDS_TO_ANSWER = 5
 SECONDS_BETWEEN_SAMPLES = 5
@@ -92,7 +101,7 @@ class MLflowTracker(Tracker):
         with self._talk() as client:
             campaign = self._campaign_run()
             run = self._find_or_create(
-                {KIND: "round", ROUND: str(round_number)}, name=f"round {round_number}", parent=campaign
+                {KIND: "round", ROUND: str(round_number)}, name=f"round {round_number}", parent=None
             )
             self._log_params(run, params)
             client.log_batch(run.info.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
@@ -160,7 +169,7 @@ class MLflowTracker(Tracker):
         artifacts: Sequence[Path],
         tags: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Log a round's metrics once, at `step` = labels used, its artefacts, and tags.
+        """Log a round's metrics once, at `step` = labels paid for, its artefacts, and tags.
 
         The campaign's run gets the metrics too: there MLflow draws them as one line over the labels.
 
@@ -172,17 +181,24 @@ class MLflowTracker(Tracker):
             points = [Metric(_metric_name(name), value, run.info.start_time, step) for name, value in metrics.items()]
             self._log_metrics(run, points)
             self._log_metrics(self._campaign_run(), points)
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            client.log_batch(run_id, tags=[RunTag(NOTE if key == "description" else key, t) for key, t in tags.items()])
             sizes = {known.path: known.file_size for known in client.list_artifacts(run_id)}
             for path in artifacts:
                 if sizes.get(path.name) != path.stat().st_size:
                     client.log_artifact(run_id, str(path))
 
-    def finish_round(self, run_id: str, *, champion: TrackedModel | None) -> None:
-        """End the run; a given model becomes the campaign's champion, `models:/<campaign>@champion`."""
+    def name_champion(self, model: TrackedModel) -> None:
+        """Make a registered model the campaign's champion, `models:/<campaign>@champion`."""
         with self._talk() as client:
-            if champion is not None:
-                client.set_registered_model_alias(self._model_name, CHAMPION, champion.version)
+            client.set_registered_model_alias(self._model_name, CHAMPION, model.version)
+
+    def address(self, run_id: str) -> str | None:
+        """Where a browser shows the run; None for an SQLite file."""
+        return None if self._artifact_root else f"{self._uri}/#/experiments/{self._experiment_id}/runs/{run_id}"
+
+    def finish_round(self, run_id: str) -> None:
+        """End the run."""
+        with self._talk() as client:
             self._end(client.get_run(run_id))
             self._end(self._campaign_run())
 
@@ -263,7 +279,7 @@ class MLflowTracker(Tracker):
             return self._client.create_experiment(
                 self._campaign,
                 artifact_location=None if root is None else (root / self._model_name).as_uri(),
-                tags={"mlflow.experimentKind": "custom_model_development"},
+                tags={"mlflow.experimentKind": "custom_model_development", NOTE: ABOUT.format(name=self._campaign)},
             )
         if found.lifecycle_stage == "deleted":
             raise TrackerError(
@@ -294,15 +310,18 @@ class MLflowTracker(Tracker):
             raise TrackerError(f"MLflow at {self._uri} refuses: {exc}") from exc
 
     def _campaign_run(self) -> Run:
-        return self._find_or_create({KIND: "campaign"}, name=self._campaign, parent=None)
+        tags = {KIND: "campaign"}
+        return self._find_or_create(tags, name=self._campaign, parent=None, description=ABOUT_CURVE)
 
-    def _find_or_create(self, tags: Mapping[str, str], *, name: str, parent: Run | None) -> Run:
+    def _find_or_create(
+        self, tags: Mapping[str, str], *, name: str, parent: Run | None, description: str | None = None
+    ) -> Run:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         found = self._client.search_runs([self._experiment_id], query, max_results=1)
         if found:
             return found[0]
-        nesting = {} if parent is None else {PARENT: parent.info.run_id}
-        return self._client.create_run(self._experiment_id, run_name=name, tags={**nesting, **tags})
+        more = ({} if parent is None else {PARENT: parent.info.run_id}) | ({NOTE: description} if description else {})
+        return self._client.create_run(self._experiment_id, run_name=name, tags={**more, **tags})
 
     def _log_params(self, run: Run, params: Mapping[str, Any]) -> None:
         logged = run.data.params

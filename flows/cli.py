@@ -141,7 +141,10 @@ def status(
             f"Round {awaiting['round_number']} awaits labels: {awaiting['n_labelled']} of {awaiting['n_tasks']} "
             f"labelled{seen}"
         )
-    console.print(f"{state['labels']} labels collected, {state['budget_left']} of {state['budget']} left in the budget")
+    console.print(
+        f"{state['n_labels_paid']} labels paid for, the audit set's included; the newest model learnt from "
+        f"{state['n_trained_on']}; {state['budget_left']} of {state['budget']} left in the budget"
+    )
     if state["forecast"]:
         console.print(f"By the learning curve {state['forecast']['text']} of audit accuracy")
     else:

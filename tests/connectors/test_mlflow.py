@@ -113,7 +113,8 @@ def log_whole_round(uri, campaign, files):
     tracker.log_members(run_id, MEMBERS)
     model = log_model(tracker, run_id, files)
     tracker.log_round(run_id, metrics=METRICS, step=100, artifacts=[files / "confusion.csv"])
-    tracker.finish_round(run_id, champion=model)
+    tracker.name_champion(model)
+    tracker.finish_round(run_id)
     return run_id
 
 
@@ -144,7 +145,7 @@ def assert_one_record(uri, campaign):
     round_id = runs["round 1"].info.run_id
     assert parents == {
         "campaign": None,
-        "round 1": runs["campaign"].info.run_id,
+        "round 1": None,
         "member member-0": round_id,
         "member member-1": round_id,
     }
@@ -238,7 +239,7 @@ def test_the_campaign_draws_its_learning_curve_with_a_point_for_each_round(uri, 
         for number, (step, accuracy) in enumerate(curve, start=1):
             run_id = tracker.start_round(number, params={})
             tracker.log_round(run_id, metrics={"accuracy": accuracy}, step=step, artifacts=[])
-            tracker.finish_round(run_id, champion=None)
+            tracker.finish_round(run_id)
     runs = runs_of(uri, campaign)
     assert history(uri, runs["campaign"], "accuracy") == sorted(curve)
     assert history(uri, runs["round 2"], "accuracy") == [(200, 0.8)]
@@ -269,7 +270,7 @@ def test_a_replay_has_a_run_for_each_arm_with_its_mean_curve(uri, campaign, file
 
 def test_a_campaign_runs_while_a_round_does(uri, campaign):
     tracker = MLflowTracker(uri=uri, campaign=campaign)
-    tracker.finish_round(tracker.start_round(1, params={}), champion=None)
+    tracker.finish_round(tracker.start_round(1, params={}))
     assert runs_of(uri, campaign)["campaign"].info.status == "FINISHED"
     tracker.start_round(1, params={})
     assert runs_of(uri, campaign)["campaign"].info.status == "FINISHED"
@@ -358,8 +359,8 @@ def test_the_champion_is_the_model_named_last(uri, campaign, files):
     runs = [tracker.start_round(number, params={}) for number in (1, 2)]
     models = [log_model(tracker, run_id, files) for run_id in runs]
     assert [model.version for model in models] == ["1", "2"]
-    for run_id, champion, version in ((runs[0], models[0], "1"), (runs[1], None, "1"), (runs[1], models[1], "2")):
-        tracker.finish_round(run_id, champion=champion)
+    for champion, version in ((models[0], "1"), (models[1], "2")):
+        tracker.name_champion(champion)
         name = models[0].model_uri.split("/")[1]
         assert str(client.get_model_version_by_alias(name, "champion").version) == version
 
