@@ -61,8 +61,11 @@ class Ensemble:
         Raises:
             ValueError: for what is no image, with its place in the list.
         """
-        chunks = [self.probabilities(chunk) for chunk in self._squares(images)]
-        probs = torch.cat(chunks) if chunks else torch.empty(0, len(self.classes))
+        return self.table([self.probabilities(chunk) for chunk in self._squares(images)])
+
+    def table(self, probabilities: Sequence[Tensor]) -> pd.DataFrame:
+        """What `predict` returns, of `(n, C)` probabilities in parts."""
+        probs = torch.cat([torch.empty(0, len(self.classes)), *probabilities])
         best = probs.max(dim=1)
         columns: dict[str, Any] = {
             "class": np.array(self.classes, dtype=object)[best.indices.numpy()],
@@ -183,8 +186,15 @@ def load_members(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Pat
 def load_ensemble(folder: Path, *, device: str) -> Ensemble:
     """Build what `description.json` says, once for each `member-*.pt`, and give it that file's weights."""
     told = json.loads((folder / "description.json").read_text(encoding="utf-8"))
-    trunk = folder / TRUNK
-    weights = sorted(folder.glob("member-*.pt"))
+    return make_ensemble(told, sorted(folder.glob("member-*.pt")), trunk=folder / TRUNK, device=torch.device(device))
+
+
+def make_ensemble(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Path, device: torch.device) -> Ensemble:
+    """Build the network that `told` describes once for each file of weights.
+
+    Args:
+        trunk: file of the trunk that they share; where there is none, each has its own.
+    """
     members = load_members(told, weights, trunk=trunk if trunk.exists() else None)
     return Ensemble(
         [member.to(device) for member in members],

@@ -19,7 +19,6 @@ from connectors.tracking import MemberHistory
 from flows.cache import features_of, shrink_features
 from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings
-from flows.ledger import known_answers
 from flows.networks import (
     N_SAMPLED,
     Lesson,
@@ -38,7 +37,7 @@ from flows.steps import step, timed_task
 from pipeline.acquisition import entropy
 from pipeline.evaluation import calibration_error, evaluate, negative_log_likelihood
 from pipeline.label_errors import find_label_errors
-from pipeline.labels import digest, labelled_set
+from pipeline.labels import digest
 from pipeline.models import Classifier, read_state_dict, save_trunk, save_weights
 from pipeline.pixels import load_images
 from pipeline.pseudo_labels import choose_confident
@@ -53,12 +52,7 @@ class NothingToTrainOn(TrainingError):
 @step("labelled.parquet")
 def gather_labels(folder: RoundFolder, work: OpenCampaign) -> None:
     """Write the labelled set that this round trains on, and `audit.parquet`, the one it is measured on."""
-    pool = work.pool
-    given = pool[pool["label"].notna()]
-    prelabelled = dict(zip(given["item_id"], given["label"], strict=True))
-    labels = labelled_set(known_answers(work.folder), prelabelled=prelabelled, classes=work.settings.classes)
-    usable = pool.loc[pool["set_aside_reason"].isna(), ["item_id", "uri", "split"]]
-    table = labels.merge(usable, on="item_id", how="inner", validate="one_to_one")
+    table = work.labels()
     write_table(folder / "audit.parquet", table[table["split"] == "audit"].drop(columns="split"))
     write_table(folder / "labelled.parquet", table[table["split"] == "pool"].drop(columns="split"))
 
