@@ -1,10 +1,13 @@
 """MLflow as the experiment tracker: the only module that knows mlflow.
 
 A campaign is an experiment. In it, one run stands for the campaign and holds the learning curve, a point for
-each round; the rounds' runs are nested in it, and the members' runs in their round's. Tags find a run again.
+each round. Each round has a run beside it, so that a table compares them, and the members' runs are nested in their
+round's. Tags find a run again.
 """
 
+import ast
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -16,13 +19,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import requests
 from mlflow import MlflowClient, pyfunc
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, Run, RunTag
@@ -30,7 +32,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, Schema
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
@@ -41,9 +43,20 @@ from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerErr
 
 CHAMPION = "champion"
 KIND, ROUND, MEMBER, PARENT = "labelcycle.kind", "labelcycle.round", "labelcycle.member", "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+ABOUT = (
+    "Rounds of the labelcycle campaign {name}. The run of that name draws the learning curve, a point for each round; "
+    "the runs `round N` compare the rounds, with their settings, members, batch and model. `audit_accuracy` is "
+    "measured on the audit set, which no model learns from. In Models the alias `champion` is the best by the lower "
+    "end of its interval."
+)
+ABOUT_CURVE = "The learning curve: each metric over the labels that were paid for, those of the audit set included."
 REPLAY, ARM = "labelcycle.replay", "labelcycle.arm"
 SECONDS_TO_ANSWER = 5
 SECONDS_BETWEEN_SAMPLES = 5
+NEEDED = ("numpy", "pandas", "pillow", "pillow-heif", "torch", "torchvision")
+"""What a saved model imports, besides what its network is from."""
+OWN_PACKAGES = frozenset({"pipeline", "connectors", "flows", "deploy"})
 WORTH_A_RETRY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 
 
@@ -88,7 +101,7 @@ class MLflowTracker(Tracker):
         with self._talk() as client:
             campaign = self._campaign_run()
             run = self._find_or_create(
-                {KIND: "round", ROUND: str(round_number)}, name=f"round {round_number}", parent=campaign
+                {KIND: "round", ROUND: str(round_number)}, name=f"round {round_number}", parent=None
             )
             self._log_params(run, params)
             client.log_batch(run.info.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
@@ -156,7 +169,7 @@ class MLflowTracker(Tracker):
         artifacts: Sequence[Path],
         tags: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Log a round's metrics once, at `step` = labels used, its artefacts, and tags.
+        """Log a round's metrics once, at `step` = labels paid for, its artefacts, and tags.
 
         The campaign's run gets the metrics too: there MLflow draws them as one line over the labels.
 
@@ -168,17 +181,24 @@ class MLflowTracker(Tracker):
             points = [Metric(_metric_name(name), value, run.info.start_time, step) for name, value in metrics.items()]
             self._log_metrics(run, points)
             self._log_metrics(self._campaign_run(), points)
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            client.log_batch(run_id, tags=[RunTag(NOTE if key == "description" else key, t) for key, t in tags.items()])
             sizes = {known.path: known.file_size for known in client.list_artifacts(run_id)}
             for path in artifacts:
                 if sizes.get(path.name) != path.stat().st_size:
                     client.log_artifact(run_id, str(path))
 
-    def finish_round(self, run_id: str, *, champion: TrackedModel | None) -> None:
-        """End the run; a given model becomes the campaign's champion, `models:/<campaign>@champion`."""
+    def name_champion(self, model: TrackedModel) -> None:
+        """Make a registered model the campaign's champion, `models:/<campaign>@champion`."""
         with self._talk() as client:
-            if champion is not None:
-                client.set_registered_model_alias(self._model_name, CHAMPION, champion.version)
+            client.set_registered_model_alias(self._model_name, CHAMPION, model.version)
+
+    def address(self, run_id: str) -> str | None:
+        """Where a browser shows the run; None for an SQLite file."""
+        return None if self._artifact_root else f"{self._uri}/#/experiments/{self._experiment_id}/runs/{run_id}"
+
+    def finish_round(self, run_id: str) -> None:
+        """End the run."""
+        with self._talk() as client:
             self._end(client.get_run(run_id))
             self._end(self._campaign_run())
 
@@ -259,7 +279,7 @@ class MLflowTracker(Tracker):
             return self._client.create_experiment(
                 self._campaign,
                 artifact_location=None if root is None else (root / self._model_name).as_uri(),
-                tags={"mlflow.experimentKind": "custom_model_development"},
+                tags={"mlflow.experimentKind": "custom_model_development", NOTE: ABOUT.format(name=self._campaign)},
             )
         if found.lifecycle_stage == "deleted":
             raise TrackerError(
@@ -290,15 +310,18 @@ class MLflowTracker(Tracker):
             raise TrackerError(f"MLflow at {self._uri} refuses: {exc}") from exc
 
     def _campaign_run(self) -> Run:
-        return self._find_or_create({KIND: "campaign"}, name=self._campaign, parent=None)
+        tags = {KIND: "campaign"}
+        return self._find_or_create(tags, name=self._campaign, parent=None, description=ABOUT_CURVE)
 
-    def _find_or_create(self, tags: Mapping[str, str], *, name: str, parent: Run | None) -> Run:
+    def _find_or_create(
+        self, tags: Mapping[str, str], *, name: str, parent: Run | None, description: str | None = None
+    ) -> Run:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         found = self._client.search_runs([self._experiment_id], query, max_results=1)
         if found:
             return found[0]
-        nesting = {} if parent is None else {PARENT: parent.info.run_id}
-        return self._client.create_run(self._experiment_id, run_name=name, tags={**nesting, **tags})
+        more = ({} if parent is None else {PARENT: parent.info.run_id}) | ({NOTE: description} if description else {})
+        return self._client.create_run(self._experiment_id, run_name=name, tags={**more, **tags})
 
     def _log_params(self, run: Run, params: Mapping[str, Any]) -> None:
         logged = run.data.params
@@ -432,15 +455,15 @@ def _save_model(
     if trunk is not None:
         shutil.copy(trunk, data / TRUNK)
     told = json.loads(description.read_text(encoding="utf-8"))
-    needed = ["torch", "torchvision", "numpy", *(["timm"] if told["name"].startswith("timm:") else [])]
-    shape = (-1, told["channels"], told["image_size"], told["image_size"])
+    needed = [*NEEDED, *(["timm"] if told["name"].startswith("timm:") else [])]
+    code, also_needed = source_of_network(told["name"])
     here = Path(__file__).parent
     pyfunc.save_model(
         folder / "model",
         loader_module="mlflow_model",
         data_path=data,
-        code_paths=[str(here / "mlflow_model.py"), str(here.parent / "pipeline")],
-        pip_requirements=[f"{name}=={_release(name)}" for name in needed],
+        code_paths=[str(here / "mlflow_model.py"), str(here.parent / "pipeline"), *map(str, code)],
+        pip_requirements=[f"{name}=={_release(name)}" for name in sorted({*needed, *also_needed})],
         model_config={"device": "cpu"},
         metadata={"classes": told["classes"]},
         mlflow_model=Model(
@@ -448,10 +471,66 @@ def _save_model(
             model_uuid=logged.model_id,
             model_id=logged.model_id,
             run_id=logged.source_run_id,
-            signature=ModelSignature(
-                inputs=Schema([TensorSpec(np.dtype(np.uint8), shape)]),
-                outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, told["n_classes"]))]),
-            ),
+            signature=ModelSignature(outputs=_columns(told["classes"])),  # inputs are of many kinds
         ),
     )
     return folder / "model"
+
+
+def _columns(classes: Sequence[str]) -> Schema:
+    """What a prediction holds; see `connectors.mlflow_model`."""
+    numbers = [ColSpec("float", name) for name in ("probability", *(f"p_{name}" for name in classes))]
+    return Schema([ColSpec("string", "class"), *numbers])
+
+
+def source_of_network(name: str) -> tuple[list[Path], list[str]]:
+    """What a network of one's own factory is made of, so that its model can be loaded elsewhere.
+
+    Returns:
+        Files and folders of source: the factory's own package or module, and what lies beside it and is imported; and
+        the installed packages that all of these import, by the names of their distributions. Both are empty for
+        networks of torchvision, timm and our own.
+    """
+    module, is_prefixed, _ = name.partition(":")
+    if not is_prefixed or module in ("torchvision", "timm"):
+        return [], []
+    installed = packages_distributions()
+    found: dict[str, Path] = {}
+    needed: set[str] = set()
+    ahead = [module.partition(".")[0]]
+    while ahead:
+        top = ahead.pop()
+        if top in found or top in sys.stdlib_module_names or top in OWN_PACKAGES:
+            continue
+        if top in installed and top != module.partition(".")[0]:
+            needed.update(installed[top])
+            continue
+        source = _source_of(top)
+        if source is None:
+            needed.update(installed.get(top, []))
+            continue
+        found[top] = source
+        files = source.rglob("*.py") if source.is_dir() else [source]
+        ahead += [imported for file in files for imported in _imports(file)]
+    return list(found.values()), sorted(needed)
+
+
+def _source_of(top: str) -> Path | None:
+    """The folder or file that a top-level name is imported from; None for what is installed or not there."""
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return None
+    where = Path(next(iter(spec.submodule_search_locations))) if spec.submodule_search_locations else None
+    source = where or (Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None)
+    return None if source is None or {"site-packages", "dist-packages"} & set(source.parts) else source
+
+
+def _imports(file: Path) -> set[str]:
+    """Top-level names that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names

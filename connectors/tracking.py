@@ -75,10 +75,19 @@ class Tracker(Protocol):
         artifacts: Sequence[Path],
         tags: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Log a round's metrics once, at `step` = labels used, its artefacts, and tags, which may change."""
+        """Log a round's metrics once, at `step` = labels paid for, its artefacts, and tags, which may change.
 
-    def finish_round(self, run_id: str, *, champion: TrackedModel | None) -> None:
-        """End the run; a given model becomes the campaign's champion."""
+        The tag `description` is shown to people beside the run.
+        """
+
+    def name_champion(self, model: TrackedModel) -> None:
+        """Make a registered model the campaign's champion."""
+
+    def finish_round(self, run_id: str) -> None:
+        """End the run."""
+
+    def address(self, run_id: str) -> str | None:
+        """Where a browser shows the run; None where the tracker has no pages."""
 
     def monitor(self, run_id: str) -> AbstractContextManager[None]:
         """Log the machine's load (processor, memory, disk, network, GPU) to the run while the block lasts."""

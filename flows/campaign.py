@@ -28,6 +28,7 @@ from flows.config import (
 from flows.home import home
 from flows.ledger import answered_items, asked_items, known_answers, labels_used, outstanding_tasks
 from flows.outlook import outlook
+from pipeline.labels import labelled_set
 from pipeline.types import Split
 
 
@@ -76,6 +77,15 @@ class OpenCampaign:
     def labels_used(self) -> int:
         """Labels paid for so far, the audit set's included."""
         return labels_used(self.folder, classes=self.settings.classes)
+
+    def labels(self) -> pd.DataFrame:
+        """The labels that stand, on images that can be used: see `labelled_set`; with `uri` and `split`."""
+        pool = self.pool
+        given = pool[pool["label"].notna()]
+        prelabelled = dict(zip(given["item_id"], given["label"], strict=True))
+        labels = labelled_set(known_answers(self.folder), prelabelled=prelabelled, classes=self.settings.classes)
+        usable = pool.loc[pool["set_aside_reason"].isna(), ["item_id", "uri", "split"]]
+        return labels.merge(usable, on="item_id", how="inner", validate="one_to_one")
 
     def may_be_asked(self, *, split: Split) -> pd.DataFrame:
         """The images of a split that are usable, unlabelled and not with the annotators: item_id, uri."""

@@ -142,7 +142,10 @@ def status(
             f"Round {awaiting['round_number']} awaits labels: {awaiting['n_labelled']} of {awaiting['n_tasks']} "
             f"labelled{seen}"
         )
-    console.print(f"{state['labels']} labels collected, {state['budget_left']} of {state['budget']} left in the budget")
+    console.print(
+        f"{state['n_labels_paid']} labels paid for, the audit set's included; the newest model learnt from "
+        f"{state['n_trained_on']}; {state['budget_left']} of {state['budget']} left in the budget"
+    )
     if state["forecast"]:
         console.print(f"By the learning curve {state['forecast']['text']} of audit accuracy")
     else:
@@ -178,6 +181,44 @@ def cache(
     elif shrink_to is not None:
         features.shrink(folder, int(shrink_to * GIGABYTE))
     console.print(cache_table(folder))
+
+
+@app.command()
+def labels(
+    campaign: CampaignFile,
+    out: Annotated[Path, typer.Argument(help="File to write, .csv or .parquet.")] = Path("labels.csv"),
+) -> None:
+    """Write the labels that the campaign has collected: file, label, split, how many people agree.
+
+    Whoever reads it trains on the rows whose split is "pool" and measures on those whose split is "audit".
+    """
+    from flows.config import load_settings
+    from flows.results import write_labels
+
+    with clear_errors():
+        count = write_labels(load_settings(campaign), out)
+    console.print(escape(f"Wrote {count} labels to {out}."), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def predict(
+    campaign: CampaignFile,
+    images: Annotated[Path, typer.Argument(help="Folder of images, or one image.")],
+    out: Annotated[Path, typer.Option(help="File to write, .csv or .parquet.")] = Path("predictions.csv"),
+    round_number: Annotated[
+        int | None, typer.Option("--round", help="Round whose model predicts; the best by its audit interval if open.")
+    ] = None,
+) -> None:
+    """Let the campaign's best model say what is on images: class, its probability, and that of each class.
+
+    Needs no server. Files that hold no image have a row with the reason and no class.
+    """
+    from flows.config import load_settings
+    from flows.results import predict_files
+
+    with clear_errors():
+        done = predict_files(load_settings(campaign), images, out, round_number=round_number)
+    console.print(escape(f"{done}. Wrote {out}."), soft_wrap=True, highlight=False)
 
 
 @app.command()

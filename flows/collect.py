@@ -10,8 +10,7 @@ import pandas as pd
 from connectors.annotation import AnnotationToolError, Progress
 from connectors.store import RoundFolder, read_json, write_json, write_table
 from flows.campaign import OpenCampaign
-from flows.learn import tracked_model
-from flows.ledger import answered_items, asked_items, known_answers
+from flows.ledger import answered_items, asked_items, known_answers, labels_paid
 from flows.steps import seconds_of, step, timed_task
 from pipeline.labels import answers_from_table, answers_to_table, reconcile
 from pipeline.types import Answer
@@ -82,15 +81,14 @@ def collect(folder: RoundFolder, work: OpenCampaign) -> None:
 
 @step("round.json")
 def close(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
-    """Count what the round brought, log it, and close it; a round that is the best so far gives the champion."""
+    """Count what the round brought, log it, and close it."""
     metrics = read_json(folder / "metrics.json") if folder.has("metrics.json") else None
     batch_size = len(pd.read_parquet(folder / "batch.parquet"))
     record: dict[str, Any] = {
         "round_number": folder.number,
         "closed_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "n_asked": batch_size,
-        "n_labelled": labels_known_to(folder),
-        "labels_used": work.labels_used(),
+        "n_labels_paid": work.labels_used(),
         "budget_left": work.budget_left(),
         "outcomes": outcomes(folder),
         "metrics": metrics,
@@ -99,8 +97,8 @@ def close(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
     }
     logged = {f"n_{name}": float(count) for name, count in record["outcomes"].items()}
     artifacts = [folder / name for name in ("annotations.parquet",) if folder.has(name)]
-    work.tracker.log_round(run_id, metrics=logged, step=labels_known_to(folder), artifacts=artifacts)
-    work.tracker.finish_round(run_id, champion=tracked_model(folder) if is_best(folder, work) else None)
+    work.tracker.log_round(run_id, metrics=logged, step=labels_paid(folder), artifacts=artifacts)
+    work.tracker.finish_round(run_id)
     write_json(folder / "round.json", record)
 
 
@@ -110,21 +108,3 @@ def outcomes(folder: RoundFolder) -> dict[str, int]:
         return {}
     answers = answers_from_table(pd.read_parquet(folder / "annotations.parquet"))
     return dict(Counter(answer.outcome for answer in answers))
-
-
-def labels_known_to(folder: RoundFolder) -> int:
-    """Labels that the round's model was trained and measured on, the audit set's included."""
-    names = [name for name in ("labelled.parquet", "audit.parquet") if folder.has(name)]
-    return sum(len(pd.read_parquet(folder / name, columns=["item_id"])) for name in names)
-
-
-def is_best(folder: RoundFolder, work: OpenCampaign) -> bool:
-    """Whether no earlier round has a higher audit accuracy, by the lower end of its interval.
-
-    The lower end, because early rounds may be measured on fewer images: 5 of 5 right is worth less than 190 of 200.
-    """
-    if not folder.has("metrics.json") or read_json(folder / "metrics.json") is None:
-        return False
-    earlier = [f for f in work.folder.rounds() if f.number < folder.number and f.has("metrics.json")]
-    lows = [metrics["accuracy_low"] for f in earlier if (metrics := read_json(f / "metrics.json")) is not None]
-    return bool(read_json(folder / "metrics.json")["accuracy_low"] >= max(lows, default=0.0))

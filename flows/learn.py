@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
+from prefect.runtime import flow_run
 
 from connectors.mlflow_model import TRUNK, load_members
 from connectors.store import RoundFolder, read_json, write_atomic, write_json, write_table
-from connectors.tracking import MemberHistory, TrackedModel
+from connectors.tracking import MemberHistory
 from flows.cache import features_of, shrink_features
 from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings
-from flows.ledger import known_answers
 from flows.networks import (
     N_SAMPLED,
     Lesson,
@@ -31,12 +31,13 @@ from flows.networks import (
     train_network,
     weight_draws,
 )
+from flows.outlook import best_round
 from flows.progress import progress_bar
 from flows.steps import step, timed_task
 from pipeline.acquisition import entropy
 from pipeline.evaluation import calibration_error, evaluate, negative_log_likelihood
 from pipeline.label_errors import find_label_errors
-from pipeline.labels import digest, labelled_set
+from pipeline.labels import digest
 from pipeline.models import Classifier, read_state_dict, save_trunk, save_weights
 from pipeline.pixels import load_images
 from pipeline.pseudo_labels import choose_confident
@@ -51,12 +52,7 @@ class NothingToTrainOn(TrainingError):
 @step("labelled.parquet")
 def gather_labels(folder: RoundFolder, work: OpenCampaign) -> None:
     """Write the labelled set that this round trains on, and `audit.parquet`, the one it is measured on."""
-    pool = work.pool
-    given = pool[pool["label"].notna()]
-    prelabelled = dict(zip(given["item_id"], given["label"], strict=True))
-    labels = labelled_set(known_answers(work.folder), prelabelled=prelabelled, classes=work.settings.classes)
-    usable = pool.loc[pool["set_aside_reason"].isna(), ["item_id", "uri", "split"]]
-    table = labels.merge(usable, on="item_id", how="inner", validate="one_to_one")
+    table = work.labels()
     write_table(folder / "audit.parquet", table[table["split"] == "audit"].drop(columns="split"))
     write_table(folder / "labelled.parquet", table[table["split"] == "pool"].drop(columns="split"))
 
@@ -134,7 +130,7 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
         folder / "training.json",
         {
             "device": device_name(choose_device(settings.model.device)),
-            "n_labelled": len(labelled),
+            "n_trained_on": len(labelled),
             "labelled_digest": digest(labelled),
             "n_pseudo_labels": n_sure,
             "pseudo_label_threshold": threshold,
@@ -421,14 +417,17 @@ def at_temperature_one(probs: torch.Tensor, temperatures: torch.Tensor) -> torch
 
 @timed_task
 def start_tracking(folder: RoundFolder, work: OpenCampaign, *, params: dict[str, Any]) -> str:
-    """Find or begin the round's run in the tracker; return its id."""
+    """Find or begin the round's run in the tracker; return its id, and note where people see it."""
     device = device_name(choose_device(work.settings.model.device))
-    return work.tracker.start_round(folder.number, params=params, tags={"device": device})
+    run_id = work.tracker.start_round(folder.number, params=params, tags={"device": device})
+    pages = {"tracker": work.tracker.address(run_id), "flow_run": flow_run.id}
+    write_json(folder / "pages.json", pages)
+    return run_id
 
 
 @step("model.json")
 def track_model(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
-    """Log the members and register the model."""
+    """Log the members and register the model; one that is the best so far is the champion."""
     training = read_json(folder / "training.json")
     members = [MemberHistory(m["name"], m["seed"], m["epochs"]) for m in training["members"]]
     work.tracker.log_members(run_id, members)
@@ -439,12 +438,15 @@ def track_model(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
         trunk=frozen_trunk(folder),
         description=folder / "description.json",
     )
+    if is_best(folder, work):
+        work.tracker.name_champion(model)
     write_json(folder / "model.json", dataclasses.asdict(model) | {"seeds": [m.seed for m in members]})
 
 
-def tracked_model(folder: RoundFolder) -> TrackedModel | None:
-    """Where the round's model is in the tracker; None for a round that trained none."""
-    if not folder.has("model.json"):
-        return None
-    record = read_json(folder / "model.json")
-    return TrackedModel(record["run_id"], record["model_uri"], record["version"])
+def is_best(folder: RoundFolder, work: OpenCampaign) -> bool:
+    """Whether no earlier round has a higher audit accuracy, by the lower end of its interval.
+
+    The lower end, because early rounds may be measured on fewer images: 5 of 5 right is worth less than 190 of 200.
+    """
+    best = best_round(work.folder, until=folder.number)
+    return best is not None and best.number == folder.number

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from connectors.store import Campaign, read_json
+from connectors.store import Campaign, RoundFolder, read_json
 from pipeline.labels import answers_from_table, current, labelled_set
 from pipeline.types import Answer
 
@@ -44,3 +44,9 @@ def outstanding_tasks(folder: Campaign) -> int:
     """Tasks that are out and may still come back with a label."""
     answered = answered_items(known_answers(folder))
     return sum(item_id not in answered for item_id in asked_items(folder))
+
+
+def labels_paid(folder: RoundFolder) -> int:
+    """Labels paid for that the round's model was trained and measured on; those of a manifest cost nothing."""
+    tables = [folder / name for name in ("labelled.parquet", "audit.parquet") if folder.has(name)]
+    return sum(int((pd.read_parquet(path, columns=["source"])["source"] == "annotators").sum()) for path in tables)

@@ -12,7 +12,7 @@ def measured_rounds(folder: Campaign) -> list[MeasuredRound]:
     """The learning curve: one point for each round whose model was measured on the audit set."""
     return [
         MeasuredRound(
-            n_labels=read_json(f / "training.json")["n_labelled"],
+            n_labels=read_json(f / "training.json")["n_trained_on"],
             n_correct=round(metrics["accuracy"] * metrics["n"]),
             n_audit=metrics["n"],
         )
@@ -24,6 +24,16 @@ def measured_rounds(folder: Campaign) -> list[MeasuredRound]:
 def metrics_of(folder: RoundFolder) -> dict[str, Any] | None:
     """How good the round's model is on the audit set; None where there is no model or no label to measure it on."""
     return read_json(folder / "metrics.json") if folder.has("metrics.json") else None
+
+
+def best_round(folder: Campaign, *, until: int | None = None) -> RoundFolder | None:
+    """The round with the best model by the lower end of its audit interval, of equals the latest; None before one.
+
+    Args:
+        until: no later round than this.
+    """
+    measured = [f for f in folder.rounds() if (until is None or f.number <= until) and metrics_of(f) is not None]
+    return max(measured, key=lambda f: ((metrics_of(f) or {})["accuracy_low"], f.number), default=None)
 
 
 def outlook(folder: Campaign, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from connectors.store import Campaign, RoundFolder, read_json, write_atomic
 from deploy import servers
-from flows.ledger import labels_used, outstanding_tasks
+from flows.ledger import labels_paid, labels_used, outstanding_tasks
 from flows.outlook import metrics_of, outlook
 
 STEPS = {
@@ -35,11 +35,12 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
 
     Returns:
         `campaign`, `round_number`, `rounds_closed`, `awaiting` (None, or the labels that the open round waits for),
-        `labels`, `budget`, `budget_left` (labels that may still be asked for), `set_aside` (files of the pool that are
-        not used, by reason), `metrics` of the newest model on the audit set (None before there is one), `forecast`,
-        `no_forecast` and `stop` (see `outlook`), `stops_when` (of each stopping rule its `limit` and where it is
-        `now`), `suspicious` (`count` of the labels that the newest round to look thinks wrong, and the `file` that
-        names them; None before one looked) and `urls`.
+        `n_labels_paid` (those of the audit set included), `n_trained_on` (by the newest model), `budget`,
+        `budget_left` (labels that may still be asked for), `set_aside` (files of the pool that are not used, by
+        reason), `metrics` of the newest model on the audit set (None before there is one), `forecast`, `no_forecast`
+        and `stop` (see `outlook`), `stops_when` (of each stopping rule its `limit` and where it is `now`),
+        `suspicious` (`count` of the labels that the newest round to look thinks wrong, and the `file` that names them;
+        None before one looked) and `urls`, straight to the campaign's own pages.
     """
     settings = read_json(folder.path / "campaign.json")
     rounds = folder.rounds()
@@ -53,7 +54,8 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         "round_number": rounds[-1].number if rounds else None,
         "rounds_closed": sum(f.is_closed for f in rounds),
         "awaiting": awaited_labels(rounds[-1]) if rounds else None,
-        "labels": labels,
+        "n_labels_paid": labels,
+        "n_trained_on": next((_count(f, "labelled.parquet") for f in reversed(rounds) if f.has("training.json")), 0),
         "budget": settings["budget"],
         "budget_left": max(0, settings["budget"] - labels - outstanding_tasks(folder)),
         "set_aside": set_aside_images(folder),
@@ -167,19 +169,27 @@ def stopping_text(rules: dict[str, dict[str, Any]]) -> str:
 def _addresses(rounds: Sequence[RoundFolder], settings: dict[str, Any], home: Path) -> dict[str, str]:
     pushed = [read_json(f / "pushed.json") for f in rounds if f.has("pushed.json")]
     running = servers.running(home)
+    pages: dict[str, Any] = next((read_json(f / "pages.json") for f in reversed(rounds) if f.has("pages.json")), {})
+    uri = running.mlflow_url if running and settings["mlflow"]["uri"] == "local" else settings["mlflow"]["uri"]
     addresses = {
         "label_studio": pushed[-1]["address"] if pushed else settings["label_studio"]["url"],
-        "mlflow": running.mlflow_url if running and settings["mlflow"]["uri"] == "local" else settings["mlflow"]["uri"],
+        "mlflow": pages.get("tracker") or uri,
     }
-    return addresses | ({"prefect": running.prefect_ui_url} if running else {})
+    if running:
+        run = f"/runs/flow-run/{pages['flow_run']}" if pages.get("flow_run") else ""
+        addresses["prefect"] = running.prefect_ui_url + run
+    return addresses
 
 
 def rounds_table(folder: Campaign, *, only: int | None = None) -> Table:
-    """One row for each round, or for one: labels, audit accuracy with its interval, NLL, ECE, seconds of each step."""
+    """One row for each round, or for one: labels, audit accuracy with its interval, NLL, ECE, seconds of each step.
+
+    Labels are those that the round's model learnt from, and those paid for, the audit set's included.
+    """
     name = read_json(folder.path / "campaign.json")["name"]
     caption = f"{', '.join(STEPS)}: seconds; LS is Label Studio"
     table = Table(title=name, caption=caption, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
-    names = ("round", "asked", "labels", "audit accuracy", "NLL", "ECE", *STEPS)
+    names = ("round", "asked", "trained on", "paid", "audit accuracy", "NLL", "ECE", *STEPS)
     for column in names:
         table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     for round_folder in folder.rounds() if only is None else [folder.round(only)]:
@@ -194,7 +204,8 @@ def _round_row(folder: RoundFolder) -> list[str]:
     return [
         str(folder.number),
         str(asked),
-        str(_count(folder, "labelled.parquet", "audit.parquet")),
+        str(_count(folder, "labelled.parquet")),
+        str(labels_paid(folder)),
         *([accuracy_text(metrics), f"{metrics['nll']:.3f}", f"{metrics['ece']:.3f}"] if metrics else ["", "", ""]),
         *(f"{sum(seconds.get(name, 0.0) for name in names):.1f}" for names in STEPS.values()),
     ]
@@ -214,14 +225,9 @@ def round_markdown(folder: RoundFolder, campaign: str) -> str:
     """A round as a page for Prefect: state, metrics, the first of the batch, seconds."""
     metrics = metrics_of(folder)
     state = "closed" if folder.is_closed else "awaiting labels"
-    lines = [f"# {campaign}, round {folder.number}: {state}", ""]
+    lines = [f"# {campaign}, round {folder.number}: {state}", "", round_sentence(folder), ""]
     if metrics:
-        lines += [
-            f"Audit accuracy **{accuracy_text(metrics)}** on {metrics['n']} images, "
-            f"NLL {metrics['nll']:.3f}, ECE {metrics['ece']:.3f}, from {_count(folder, 'labelled.parquet')} labels.",
-            "",
-            *_markdown_outlook(folder),
-        ]
+        lines += _markdown_outlook(folder)
     lines += _markdown_training(folder, metrics)
     if folder.has("pushed.json"):
         pushed = read_json(folder / "pushed.json")
@@ -240,6 +246,19 @@ def round_markdown(folder: RoundFolder, campaign: str) -> str:
         *(f"| {name} | {spent:.2f} |" for name, spent in seconds.items()),
     ]
     return "\n".join(lines)
+
+
+def round_sentence(folder: RoundFolder) -> str:
+    """How good the round's model is, and on how many labels; in Markdown."""
+    n_trained_on, n_audit = _count(folder, "labelled.parquet"), _count(folder, "audit.parquet")
+    paid = f"{n_trained_on} labels to train on, {n_audit} of the audit set; {labels_paid(folder)} of them paid for."
+    metrics = metrics_of(folder)
+    if metrics is None:
+        return f"No model yet. {paid}"
+    return (
+        f"Audit accuracy **{accuracy_text(metrics)}** on {metrics['n']} images, "
+        f"NLL {metrics['nll']:.3f}, ECE {metrics['ece']:.3f}. {paid}"
+    )
 
 
 def _markdown_outlook(folder: RoundFolder) -> list[str]:

@@ -19,7 +19,7 @@ from connectors.store import CampaignBusy, RoundFolder, flatten, read_json, writ
 from flows import books
 from flows.ask import check_strategy, compare_with_half, push, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
-from flows.collect import close, collect, is_ready_to_close, labels_known_to, look
+from flows.collect import close, collect, is_ready_to_close, look
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.learn import (
     cross_validate,
@@ -30,10 +30,11 @@ from flows.learn import (
     track_model,
     train,
 )
+from flows.ledger import labels_paid
 from flows.networks import check_network
 from flows.outlook import metrics_of, outlook
 from flows.progress import progress_bar
-from flows.report import round_markdown, suspicious_labels, warnings_of, write_confusion_matrix
+from flows.report import round_markdown, round_sentence, suspicious_labels, warnings_of, write_confusion_matrix
 from flows.score import list_candidates, score_pool
 from flows.steps import seconds_of, step, task_without_result, timed_task
 from pipeline.labels import digest
@@ -49,7 +50,8 @@ ARTIFACTS = (
     "confusion_matrix.png",
 )
 """Files of a round that the tracker keeps."""
-
+MOST_RECALLS = 50
+"""With more classes the recall of each is in `metrics.json` alone."""
 
 STATES = {"asked": "AskedForLabels", "awaiting": "AwaitingLabels", "finished": "Finished", "busy": "Busy"}
 
@@ -261,14 +263,16 @@ def parameters(folder: RoundFolder) -> dict[str, Any]:
 
 @step("summary.json")
 def summarise(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Write down the round's numbers as the tracker gets them; the step is the number of labels used."""
+    """Write down the round's numbers as the tracker gets them; the step is the number of labels paid for."""
     metrics = metrics_of(folder)
-    n_labels = labels_known_to(folder)
-    logged: dict[str, float] = {"n_labels": n_labels, "pool_size": int(work.pool["set_aside_reason"].isna().sum())}
+    n_paid = labels_paid(folder)
+    logged: dict[str, float] = {"n_labels_paid": n_paid, "pool_size": int(work.pool["set_aside_reason"].isna().sum())}
     logged |= {f"seconds_{name}": spent for name, spent in seconds_of(folder).items()}
     if metrics is not None:
         scalars = {name: value for name, value in metrics.items() if isinstance(value, (int, float)) and name != "n"}
         logged |= {f"audit_{name}" if name.startswith("accuracy") else name: value for name, value in scalars.items()}
+        if len(metrics["recall"]) <= MOST_RECALLS:
+            logged |= {f"recall/{name}": value for name, value in metrics["recall"].items()}
         write_confusion_matrix(folder, metrics, work.settings.classes)
     if folder.has("outlook.json") and (expected := read_json(folder / "outlook.json")["forecast"]) is not None:
         logged |= {f"forecast_{name}": expected[name] for name in ("gain", "gain_low", "gain_high")}
@@ -278,13 +282,13 @@ def summarise(folder: RoundFolder, work: OpenCampaign) -> None:
         logged["n_suspicious_labels"] = n_suspicious
     if folder.has("stability.json"):
         logged |= {name: value for name, value in read_json(folder / "stability.json").items() if value is not None}
-    write_json(folder / "summary.json", {"step": n_labels, "metrics": logged})
+    write_json(folder / "summary.json", {"step": n_paid, "metrics": logged})
 
 
 def _told_of_training(training: dict[str, Any], settings: CampaignSettings) -> dict[str, float]:
     """The numbers of a training that the tracker gets."""
-    names = ("n_pseudo_labels", "pseudo_label_threshold") if settings.model.pseudo_labels.threshold > 0 else ()
-    told = {name: training[name] for name in names if name in training}
+    pseudo = ("n_pseudo_labels", "pseudo_label_threshold") if settings.model.pseudo_labels.threshold > 0 else ()
+    told = {name: training[name] for name in ("n_trained_on", *pseudo) if name in training}
     calibrations = [member.get("calibration") for member in training.get("members", [])]
     temperatures = [calibration["temperature"] for calibration in calibrations if calibration]
     return told | ({"temperature": fmean(temperatures)} if temperatures else {})
@@ -302,6 +306,7 @@ def log_summary(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
         preprocessing = json.dumps(training["preprocessing"])
         tags = {"phase": training["phase"], "findings": findings, "preprocessing": preprocessing}
         tags["warnings"] = "\n".join(warnings_of(folder)) or "none"
+    tags["description"] = f"{round_sentence(folder)}\n\n{', '.join(f'`{path.name}`' for path in artifacts)}: below."
     work.tracker.log_round(run_id, metrics=summary["metrics"], step=summary["step"], artifacts=artifacts, tags=tags)
 
 

@@ -1,14 +1,17 @@
 """Where networks and their weights come from: torchvision, timm, a factory of one's own; the hub or a file."""
 
+import argparse
 import difflib
+import hashlib
 import importlib
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
@@ -96,12 +99,13 @@ def load_backbone(name: str, *, image_size: int, weights: str | None) -> Backbon
         weights: None, the path of a file, a name on the hub, or "factory".
     """
     file = Path(weights) if weights is not None and Path(weights).is_file() else None
-    fetched = None if file else weights
     if name.startswith(TIMM):
         return _timm_backbone(name.removeprefix(TIMM), image_size, weights, file)
     if name.startswith(TORCHVISION):
-        network = _torchvision_network(name.removeprefix(TORCHVISION), image_size, fetched)
+        network = _torchvision_network(name.removeprefix(TORCHVISION), image_size)
         preprocessing = _torchvision_preprocessing(name.removeprefix(TORCHVISION), weights)
+        if weights is not None and file is None:
+            file = _torchvision_file(name.removeprefix(TORCHVISION), image_size, weights)
     else:
         network = _own_network(name, weights, is_filled_later=file is not None)
         preprocessing = _own_preprocessing(network, name)
@@ -134,12 +138,33 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"there is no weights file {path}")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    if not isinstance(state, Mapping) or not all(isinstance(values, Tensor) for values in state.values()):
+    found = dict(_state_dicts(state))
+    if len(found) > 1:
+        raise ModelError(
+            f"{path} holds several networks, {', '.join(found)}: write the one that is meant to a file of its own, "
+            "with torch.save(checkpoint[key], path)"
+        )
+    if not found:
         held = (
             f"the keys {', '.join(map(str, list(state)[:4]))}" if isinstance(state, Mapping) else type(state).__name__
         )
         raise ModelError(f"{path} must hold a state dict, names to tensors; it holds {held}")
-    return dict(state)
+    return next(iter(found.values()))
+
+
+def _state_dicts(held: object, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The state dicts that a file holds, by their keys: checkpoints of trainings keep them beside epoch and optimiser.
+
+    >>> [(key, list(state)) for key, state in _state_dicts({"epoch": 3, "state_dict": {"fc.bias": torch.zeros(2)}})]
+    [('state_dict', ['fc.bias'])]
+    """
+    if not isinstance(held, Mapping) or not all(isinstance(name, str) for name in held):
+        return
+    if held and all(isinstance(values, Tensor) for values in held.values()):
+        yield key, dict(held)
+        return
+    for name, inner in held.items():
+        yield from _state_dicts(inner, f"{key}.{name}".lstrip("."))
 
 
 def _read_safetensors(path: Path) -> object:
@@ -154,7 +179,8 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_pickle(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options of a training, which run nothing
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as exc:
         raise ModelError(
             f"{path} is not a plain state dict: it is damaged, or a pickle with code in it, which is not run; "
@@ -167,7 +193,10 @@ def _load_file(network: nn.Module, path: Path, *, without: Sequence[str]) -> Non
     ends = tuple(f"{name}." for name in without)
     old_densenet = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
     renamed = {old_densenet.sub(r"\1\2", key): values for key, values in read_state_dict(path).items()}
-    state = {key: values for key, values in renamed.items() if not key.startswith(ends)}
+    needed = [name for name, _ in network.named_parameters() if not name.startswith(ends)]
+    prefix = _prefix_of(renamed, needed, path)
+    inner = {key.removeprefix(prefix): values for key, values in renamed.items() if key.startswith(prefix)}
+    state = {key: values for key, values in inner.items() if not key.startswith(ends)}
     try:
         outcome = network.load_state_dict(state, strict=False)
     except RuntimeError as exc:
@@ -178,6 +207,24 @@ def _load_file(network: nn.Module, path: Path, *, without: Sequence[str]) -> Non
             f"{path} holds the weights of another network: {len(missing)} are missing, {missing[:3]}, and "
             f"{len(outcome.unexpected_keys)} have no place, {outcome.unexpected_keys[:3]}"
         )
+
+
+def _prefix_of(names: Iterable[str], wanted: Sequence[str], path: Path) -> str:
+    """What a file puts before the names of a network's tensors, as "module." of DataParallel; empty where nothing.
+
+    Raises:
+        ModelError: several prefixes give all tensors, as those of a network and its moving average.
+    """
+    held = set(names)
+    endings = [name for name in held if wanted and name.endswith(wanted[0])]
+    prefixes = sorted({name.removesuffix(wanted[0]) for name in endings}, key=lambda prefix: (len(prefix), prefix))
+    whole = [prefix for prefix in prefixes if all(prefix + name in held for name in wanted)]
+    if len(whole) > 1 and whole[0] != "":
+        raise ModelError(
+            f"{path} holds several networks, their names begin with {', '.join(whole)}: write the one that is meant to "
+            "a file of its own, without the prefix"
+        )
+    return whole[0] if whole else ""
 
 
 def _find_end(network: nn.Module, name: str, image_size: int) -> str:
@@ -244,28 +291,46 @@ def _torchvision_models() -> ModuleType:
     return cast(ModuleType, models)
 
 
-def _torchvision_network(network: str, image_size: int, weights: str | None) -> nn.Module:
-    """A torchvision network with its own classifier; its weights are drawn, or fetched by name."""
+def _torchvision_network(network: str, image_size: int) -> nn.Module:
+    """A torchvision network with its own classifier; its weights are drawn."""
     if network in TUPLES_IN_TRAINING:
         raise ModelError(f"{TORCHVISION}{network} does not end in one Linear layer; choose another network")
-    options: dict[str, Any] = {}
-    if network.startswith("vit_"):
-        options["image_size"] = image_size
-    elif network.startswith("maxvit_"):
-        options["input_size"] = (image_size, image_size)
-    zoo = _torchvision_models()
-    if weights is None:
-        try:
-            return cast(nn.Module, zoo.get_model(network, weights=None, **options))
-        except (ValueError, RuntimeError, AssertionError) as exc:
-            raise ModelError(f"{TORCHVISION}{network} cannot be built with {options}: {exc}") from exc
-    entry = _torchvision_entry(network, weights)
+    options = _torchvision_options(network, image_size)
     try:
-        return cast(nn.Module, zoo.get_model(network, weights=entry, progress=False, **options))
-    except ValueError as exc:
-        raise ModelError(f"weights {weights!r} of {network} do not take {image_size} pixels: {exc}") from exc
-    except (OSError, RuntimeError) as exc:
-        raise _not_fetched(f"{weights!r} of {network}", entry.url, exc) from exc
+        return cast(nn.Module, _torchvision_models().get_model(network, weights=None, **options))
+    except (ValueError, RuntimeError, AssertionError) as exc:
+        raise ModelError(f"{TORCHVISION}{network} cannot be built with {options}: {exc}") from exc
+
+
+def _torchvision_options(network: str, image_size: int) -> dict[str, Any]:
+    """How the networks that are made for one size of images are told it."""
+    if network.startswith("vit_"):
+        return {"image_size": image_size}
+    return {"input_size": (image_size, image_size)} if network.startswith("maxvit_") else {}
+
+
+def _torchvision_file(network: str, image_size: int, weights: str) -> Path:
+    """The file of weights by name, fetched unless it is in the hub's folder; its name holds the start of its hash.
+
+    torchvision itself would run the code in a pickle that lies there under the right name.
+    """
+    entry = _torchvision_entry(network, weights)
+    trained_at = _torchvision_preprocessing(network, weights).image_size
+    if _torchvision_options(network, image_size) and image_size != trained_at:
+        raise ModelError(f"weights {weights!r} of {network} do not take {image_size} pixels: they are for {trained_at}")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(entry.url).path).name
+    named = re.search(r"-([a-f0-9]{6,})\.", path.name)
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(entry.url, str(path), named[1] if named else None, progress=False)
+        except (OSError, RuntimeError) as exc:
+            raise _not_fetched(f"{weights!r} of {network}", entry.url, exc) from exc
+    if named:
+        with path.open("rb") as file:
+            if not hashlib.file_digest(file, "sha256").hexdigest().startswith(named[1]):
+                raise ModelError(f"{path} is not what its name says, its hash is another: delete it to fetch it anew")
+    return path
 
 
 def _torchvision_entry(network: str, weights: str) -> Any:

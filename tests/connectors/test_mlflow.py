@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import uuid
+from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from packaging.requirements import Requirement
 
 import connectors.mlflow
 from connectors.mlflow import MLflowTracker
@@ -111,7 +113,8 @@ def log_whole_round(uri, campaign, files):
     tracker.log_members(run_id, MEMBERS)
     model = log_model(tracker, run_id, files)
     tracker.log_round(run_id, metrics=METRICS, step=100, artifacts=[files / "confusion.csv"])
-    tracker.finish_round(run_id, champion=model)
+    tracker.name_champion(model)
+    tracker.finish_round(run_id)
     return run_id
 
 
@@ -142,7 +145,7 @@ def assert_one_record(uri, campaign):
     round_id = runs["round 1"].info.run_id
     assert parents == {
         "campaign": None,
-        "round 1": runs["campaign"].info.run_id,
+        "round 1": None,
         "member member-0": round_id,
         "member member-1": round_id,
     }
@@ -236,7 +239,7 @@ def test_the_campaign_draws_its_learning_curve_with_a_point_for_each_round(uri, 
         for number, (step, accuracy) in enumerate(curve, start=1):
             run_id = tracker.start_round(number, params={})
             tracker.log_round(run_id, metrics={"accuracy": accuracy}, step=step, artifacts=[])
-            tracker.finish_round(run_id, champion=None)
+            tracker.finish_round(run_id)
     runs = runs_of(uri, campaign)
     assert history(uri, runs["campaign"], "accuracy") == sorted(curve)
     assert history(uri, runs["round 2"], "accuracy") == [(200, 0.8)]
@@ -267,7 +270,7 @@ def test_a_replay_has_a_run_for_each_arm_with_its_mean_curve(uri, campaign, file
 
 def test_a_campaign_runs_while_a_round_does(uri, campaign):
     tracker = MLflowTracker(uri=uri, campaign=campaign)
-    tracker.finish_round(tracker.start_round(1, params={}), champion=None)
+    tracker.finish_round(tracker.start_round(1, params={}))
     assert runs_of(uri, campaign)["campaign"].info.status == "FINISHED"
     tracker.start_round(1, params={})
     assert runs_of(uri, campaign)["campaign"].info.status == "FINISHED"
@@ -356,60 +359,104 @@ def test_the_champion_is_the_model_named_last(uri, campaign, files):
     runs = [tracker.start_round(number, params={}) for number in (1, 2)]
     models = [log_model(tracker, run_id, files) for run_id in runs]
     assert [model.version for model in models] == ["1", "2"]
-    for run_id, champion, version in ((runs[0], models[0], "1"), (runs[1], None, "1"), (runs[1], models[1], "2")):
-        tracker.finish_round(run_id, champion=champion)
+    for champion, version in ((models[0], "1"), (models[1], "2")):
+        tracker.name_champion(champion)
         name = models[0].model_uri.split("/")[1]
         assert str(client.get_model_version_by_alias(name, "champion").version) == version
 
 
 LOADED = """
 import json, sys
-checkout, uris, uri_of_model, images = sys.argv[1], sys.argv[2:4], sys.argv[4:6], sys.argv[6]
-sys.path = [folder for folder in sys.path if folder != checkout]
-for package in ("connectors", "flows", "prefect", "label_studio_sdk", "torchmetrics", "mlxtend", "timm"):
-    sys.modules[package] = None
-try:
-    import pipeline
-except ModuleNotFoundError:
-    pass
-else:
-    raise SystemExit(f"this process sees the checkout: {pipeline}")
+site, folder = sys.argv[1:3]
+sys.path = [path for path in sys.path if path.startswith(sys.base_prefix)] + [site]
 import mlflow, numpy as np
-probs = []
-for tracking, model_uri in zip(uris, uri_of_model):
-    mlflow.set_tracking_uri(tracking)
-    model = mlflow.pyfunc.load_model(model_uri)
-    assert model.metadata.metadata == {"classes": ["ant", "bee", "cat"]}
-    probs.append(model.predict(np.load(images)).tolist())
-print(json.dumps(probs))
+assert mlflow.__file__.startswith(site)
+model = mlflow.pyfunc.load_model(folder)
+assert model.metadata.metadata == {"classes": ["ant", "bee", "cat"]}
+told = model.predict(np.load(sys.argv[3]))
+print(json.dumps({"class": told["class"].tolist(), "probs": told[["p_ant", "p_bee", "p_cat"]].to_numpy().tolist()}))
+"""
+OWN = """
+import own_layers
+
+def network():
+    import tenacity
+    return own_layers.make()
+"""
+OWN_LAYERS = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 """
 
 
-def test_a_model_loads_in_a_fresh_process_without_the_checkout_and_without_a_gpu(
-    mlflow_uri, sqlite_uri, campaign, files, tmp_path
+def fresh_environment(site, requirements):
+    """A folder to import from that holds what the requirements bring, and nothing else of this environment."""
+    ahead = [Requirement(line) for line in requirements.read_text().splitlines()]
+    seen = set()
+    while ahead:
+        wanted = ahead.pop()
+        if wanted.name in seen or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
+            continue
+        seen.add(wanted.name)
+        found = distribution(wanted.name)
+        assert wanted.specifier.contains(found.version.partition("+")[0], prereleases=True)
+        ahead += [Requirement(line) for line in found.requires or []]
+        for top in {file.parts[0] for file in found.files or [] if file.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(found.locate_file(top))
+    return site
+
+
+@pytest.mark.parametrize(
+    "name", ["small_cnn", "torchvision:mobilenet_v3_small", "timm:mobilenetv3_small_050", "own:network"]
+)
+def test_a_model_loads_in_an_environment_of_its_own_requirements_without_a_gpu(
+    name, sqlite_uri, campaign, tmp_path, monkeypatch
 ):
-    images = torch.randint(256, (300, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "own.py").write_text(OWN)
+    (tmp_path / "here" / "own_layers.py").write_text(OWN_LAYERS)
+    monkeypatch.syspath_prepend(tmp_path / "here")
+    told = DESCRIPTION | {"name": name, "image_size": 32}
+    shape = {key: told[key] for key in ("n_classes", "image_size", "channels", "dropout")}
+    networks = [build_model(name, **shape, weights=None, seed=seed) for seed in (0, 1)]
+    weights = [tmp_path / f"member-{seed}.pt" for seed in (0, 1)]
+    for network, path in zip(networks, weights, strict=True):
+        save_weights(network, path)
+    (tmp_path / "description.json").write_text(json.dumps(told))
+    tracker = MLflowTracker(uri=sqlite_uri, campaign=campaign)
+    run_id = tracker.start_round(1, params={})
+    stored = stored_model(
+        sqlite_uri, tracker.log_model(run_id, weights=weights, description=tmp_path / "description.json")
+    )
+    (tmp_path / "site").mkdir()
+    site = fresh_environment(tmp_path / "site", stored / "requirements.txt")
+    images = torch.randint(256, (5, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "images.npy", images.numpy())
-    uris = [mlflow_uri, sqlite_uri]
-    for uri in uris:
-        tracker = MLflowTracker(uri=uri, campaign=campaign)
-        model = log_model(tracker, tracker.start_round(1, params={}), files)
-    addresses = [model.model_uri, model.model_uri]
     loaded = subprocess.run(
-        [sys.executable, "-c", LOADED, str(CHECKOUT), *uris, *addresses, str(tmp_path / "images.npy")],
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        | QUIET
-        | {"CUDA_VISIBLE_DEVICES": ""},
+        [sys.executable, "-I", "-S", "-c", LOADED, str(site), str(stored), str(tmp_path / "images.npy")],
+        env=os.environ | QUIET | {"CUDA_VISIBLE_DEVICES": ""},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
     assert loaded.returncode == 0, loaded.stderr
+    said = json.loads(loaded.stdout.splitlines()[-1])
     with torch.inference_mode():
-        wanted = torch.stack([build(seed)(images).softmax(dim=-1) for seed in (0, 1)]).mean(dim=0)
-    for probs in json.loads(loaded.stdout.splitlines()[-1]):
-        torch.testing.assert_close(torch.tensor(probs), wanted)
+        wanted = torch.stack([network.eval()(images).softmax(dim=-1) for network in networks]).mean(dim=0)
+    torch.testing.assert_close(torch.tensor(said["probs"]), wanted)
+    assert said["class"] == [DESCRIPTION["classes"][place] for place in wanted.argmax(dim=1)]
+
+
+def test_a_model_of_a_server_loads_by_its_address(mlflow_uri, campaign, files, monkeypatch):
+    tracker = MLflowTracker(uri=mlflow_uri, campaign=campaign)
+    model = log_model(tracker, tracker.start_round(1, params={}), files)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    [said] = mlflow.pyfunc.load_model(model.model_uri).predict(np.zeros((9, 7), dtype=np.uint8))["class"]
+    assert said in DESCRIPTION["classes"]
 
 
 def test_members_of_one_trunk_keep_it_once_and_say_what_they_said(sqlite_uri, campaign, tmp_path):
@@ -429,10 +476,10 @@ def test_members_of_one_trunk_keep_it_once_and_say_what_they_said(sqlite_uri, ca
     names = {path.name for path in trunk.parent.iterdir()}
     assert names == {"description.json", "trunk.pt", "member-000.pt", "member-001.pt"}
     images = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    said = load_ensemble(trunk.parent, device="cpu").predict(images.numpy())
+    said = load_ensemble(trunk.parent, device="cpu").probabilities(images)
     with torch.inference_mode():
         wanted = torch.stack([head.eval()(images).softmax(dim=-1) for head in heads]).mean(dim=0)
-    torch.testing.assert_close(torch.from_numpy(said), wanted)
+    torch.testing.assert_close(said, wanted)
 
 
 @pytest.mark.parametrize(("name", "needs_timm"), [("small_cnn", False), ("timm:resnet18", True)])

@@ -78,7 +78,7 @@ def test_status_reads_the_folder_alone(command, tmp_path):
     exit_code, output = command("status", str(folder.path), "--json")
     state = json.loads(output)
     assert exit_code == 0
-    assert (state["rounds_closed"], state["labels"], state["budget_left"]) == (0, 0, 6), (
+    assert (state["rounds_closed"], state["n_labels_paid"], state["budget_left"]) == (0, 0, 6), (
         "four labels of ten are asked for"
     )
     assert (state["awaiting"]["n_labelled"], state["awaiting"]["n_tasks"]) == (3, 4)

@@ -427,7 +427,7 @@ def test_pseudo_labels_are_learned_from_as_features_too(make_work):
     folder = trained_round(work)
     record = read_json(folder / "training.json")
     assert (record["n_pseudo_labels"], record["phase"]) == (7, "head")
-    assert {member["calibration"]["n"] for member in record["members"]} == {record["n_labelled"]}, (
+    assert {member["calibration"]["n"] for member in record["members"]} == {record["n_trained_on"]}, (
         "guesses judge nothing"
     )
     assert not (folder / "members" / "before-pseudo-labels").exists()

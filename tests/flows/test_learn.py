@@ -40,7 +40,7 @@ def test_pseudo_labels_change_the_training_and_leave_only_a_count(make_work):
     folder = trained_round(work)
     record = read_json(folder / "training.json")
     assert (record["n_pseudo_labels"], record["pseudo_label_threshold"]) == (12, 1.5)
-    assert record["n_labelled"] == 24
+    assert record["n_trained_on"] == 24
     assert record["labelled_digest"] == read_json(plain / "training.json")["labelled_digest"]
     assert len(pd.read_parquet(folder / "labelled.parquet")) == 24
     assert not are_same(weights(folder), weights(plain))
@@ -62,7 +62,7 @@ def test_networks_are_standardised_by_the_pool_whatever_is_labelled(make_work):
     record = read_json(trained_round(work) / "training.json")
     pool = work.pool[work.pool["split"] == "pool"]
     images = load_images(pool["uri"].tolist(), size=12, channels=1) / 255
-    assert len(pool) > record["n_labelled"]
+    assert len(pool) > record["n_trained_on"]
     for member in record["members"]:
         assert member["preprocessing"]["mean"] == pytest.approx([float(images.mean())], rel=1e-5)
         assert member["preprocessing"]["std"] == pytest.approx([float(images.std(correction=0))], rel=1e-4)

@@ -25,7 +25,7 @@ def write_rounds(folder: Campaign, points, *, first=1):
         metrics = accuracy | {"n": 200, "balanced_accuracy": 0.5, "nll": 0.3, "ece": 0.05, "recall": {}}
         metrics["confusion"] = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
         write_json(folder.round(number) / "metrics.json", metrics)
-        write_json(folder.round(number) / "training.json", {"n_labelled": n_labels})
+        write_json(folder.round(number) / "training.json", {"n_trained_on": n_labels})
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
+import argparse
 import contextlib
 import copy
+import hashlib
 import os
 import pickle
 import re
@@ -523,6 +525,76 @@ def test_weights_in_safetensors_are_those_in_a_state_dict(tmp_path):
         build(name, weights=str(tmp_path / "weights.safetensors"))
 
 
+WRAPPED = {
+    "DataParallel": lambda state: {f"module.{name}": values for name, values in state.items()},
+    "compiled": lambda state: {f"_orig_mod.{name}": values for name, values in state.items()},
+    "a checkpoint": lambda state: {
+        "epoch": 3,
+        "state_dict": state,
+        "optimizer": {"state": {0: {"step": torch.ones(1)}}},
+    },
+    "a checkpoint of DataParallel": lambda state: {"model": {f"module.{name}": v for name, v in state.items()}},
+    "Lightning": lambda state: {"state_dict": {f"model.{name}": v for name, v in state.items()}, "callbacks": {}},
+    "options beside": lambda state: {"args": argparse.Namespace(lr=0.1), "model_state_dict": state},
+    "self-supervised": lambda state: {f"encoder_q.{n}": v for n, v in state.items()} | {"queue": torch.ones(2)},
+    "an average of weights": lambda state: (
+        {"n_averaged": torch.ones(())} | {f"module.{n}": v for n, v in state.items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_weights_are_found_in_what_trainings_write_around_them(wrap, tmp_path):
+    torch.manual_seed(3)
+    state = zoo.get_model("mobilenet_v3_small", weights=None).state_dict()
+    torch.save(wrap(state), tmp_path / "weights.pth")
+    model = build("torchvision:mobilenet_v3_small", weights=str(tmp_path / "weights.pth"))
+    assert torch.equal(model.trunk.state_dict()["features.0.0.weight"], state["features.0.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("wrap", "named"),
+    [
+        (lambda state: {"student": state, "teacher": state}, "student, teacher"),
+        (lambda state: {f"{side}.{n}": v for n, v in state.items() for side in ("q", "key")}, r"begin with q\., key\."),
+    ],
+)
+def test_a_file_of_two_networks_names_both(wrap, named, tmp_path):
+    torch.save(wrap(zoo.get_model("mobilenet_v3_small", weights=None).state_dict()), tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match=f"holds several networks.*{named}"):
+        build("torchvision:mobilenet_v3_small", weights=str(tmp_path / "weights.pth"))
+
+
+def test_a_pickle_in_the_hubs_folder_is_not_run(tmp_path, monkeypatch):
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "was run",)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    entry = zoo.get_model_weights("resnet18").IMAGENET1K_V1
+    planted = tmp_path / "hub" / "checkpoints" / Path(entry.url).name
+    planted.parent.mkdir(parents=True)
+    torch.save(Code(), planted)
+    with pytest.raises(ModelError, match="its hash is another: delete it to fetch it anew"):
+        build("torchvision:resnet18", weights="IMAGENET1K_V1")
+    assert not (tmp_path / "was run").exists()
+
+
+def test_weights_in_the_hubs_folder_are_used_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(3)
+    state = zoo.get_model("mobilenet_v3_small", weights=None).state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    digest = hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest()
+    entry = zoo.get_model_weights("mobilenet_v3_small").DEFAULT
+    monkeypatch.setattr(entry.value, "url", f"http://127.0.0.1:9/mobilenet-{digest[:8]}.pth")
+    kept = tmp_path / "hub" / "checkpoints" / f"mobilenet-{digest[:8]}.pth"
+    kept.parent.mkdir(parents=True)
+    (tmp_path / "weights.pt").rename(kept)
+    model = build("torchvision:mobilenet_v3_small", weights="DEFAULT")
+    assert torch.equal(model.trunk.state_dict()["features.0.0.weight"], state["features.0.0.weight"])
+
+
 OWN = """
 import torch
 from torch import nn
@@ -709,9 +781,9 @@ def test_a_damaged_file_is_refused(content, tmp_path):
         read_state_dict(path)
 
 
-def test_a_file_with_more_than_a_state_dict_is_refused(tmp_path):
-    torch.save({"model": {"weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ModelError, match="it holds the keys model, epoch"):
+def test_a_file_without_a_state_dict_is_refused(tmp_path):
+    torch.save({"weights": [torch.zeros(1)], "epoch": 3}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ModelError, match="it holds the keys weights, epoch"):
         read_state_dict(tmp_path / "checkpoint.pt")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     with pytest.raises(ModelError, match="it holds Tensor"):

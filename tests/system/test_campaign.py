@@ -54,7 +54,7 @@ def check_status(campaign):
     metrics = read_json(campaign.folder.round(3) / "metrics.json")
     assert state["rounds_closed"] == 4
     assert state["awaiting"] is None
-    assert (state["labels"], state["budget_left"]) == (38, 0)
+    assert (state["n_labels_paid"], state["budget_left"]) == (38, 0)
     assert state["metrics"]["audit_accuracy"] == metrics["accuracy"]
     assert state["metrics"]["audit_accuracy_low"] <= metrics["accuracy"] <= state["metrics"]["audit_accuracy_high"]
     assert state["urls"]["mlflow"] == campaign.servers.mlflow_url

@@ -1,0 +1,139 @@
+"""What a campaign is good for besides its rounds: its labels as a table, and what its best model sees on any images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from connectors.mlflow_model import TRUNK, Ensemble, make_ensemble
+from connectors.store import Campaign, RoundFolder, read_json, write_atomic
+from flows.campaign import OpenCampaign
+from flows.config import CampaignSettings, ConfigError
+from flows.learn import member_weights
+from flows.outlook import best_round
+from flows.progress import progress_bar
+from pipeline.listing import File, stat_file, walk
+from pipeline.pixels import PoolError, load_images
+from pipeline.training import choose_device
+
+CHUNK = 256
+"""Images in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What came of a prediction.
+
+    Attributes:
+        n_images: that have a class now.
+        reasons: why the other files have none, a line each.
+    """
+
+    round_number: int
+    n_images: int
+    reasons: Sequence[str]
+
+    def __str__(self) -> str:
+        left = f"; {len(self.reasons)} files hold no image, such as {self.reasons[0]}" if self.reasons else ""
+        return f"The model of round {self.round_number} predicted {self.n_images} images{left}"
+
+
+def write_labels(settings: CampaignSettings, out: Path) -> int:
+    """Write the labels that stand, a row for each image, and return how many.
+
+    Raises:
+        ConfigError: there is no campaign yet, or `out` is of a kind that is not known.
+    """
+    _check_kind(out)
+    columns = ["uri", "label", "split", "source", "n_answers", "agreement", "item_id"]
+    table = OpenCampaign(settings, _begun(settings)).labels()[columns].sort_values("uri", ignore_index=True)
+    _write(table, out)
+    return len(table)
+
+
+def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_number: int | None = None) -> Predicted:
+    """Write what a round's model sees on an image, or on all images below a folder.
+
+    The table has a row for each file: `uri`, `class`, `probability`, `p_` and the name of each class, and `reason`, why
+    there is no class.
+
+    Args:
+        round_number: of the model; by default that of the best by its audit interval.
+
+    Raises:
+        ConfigError: there is no such model, nothing to predict, or `out` is of a kind that is not known.
+    """
+    _check_kind(out)
+    folder = _round_with_model(_begun(settings), round_number)
+    files = list(walk(images)) if images.is_dir() else [stat_file(str(images.absolute()))]
+    if not files:
+        raise ConfigError(f"{images} is empty: wanted an image, or a folder of images")
+    described = read_json(folder / "training.json")["model"]
+    device = choose_device(settings.model.device)
+    ensemble = make_ensemble(described, member_weights(folder), trunk=folder / "members" / TRUNK, device=device)
+    parts: list[pd.DataFrame] = []
+    with progress_bar("predicting", unit="files") as advance:
+        for start in range(0, len(files), CHUNK):
+            parts.append(_predict(ensemble, files[start : start + CHUNK]))
+            advance(min(start + CHUNK, len(files)), len(files))
+    table = pd.concat(parts, ignore_index=True)
+    _write(table, out)
+    failed = table.loc[table["reason"].notna(), ["uri", "reason"]]
+    reasons = [f"{uri}: {reason}" for uri, reason in failed.itertuples(index=False)]
+    return Predicted(folder.number, len(table) - len(reasons), reasons)
+
+
+def _predict(ensemble: Ensemble, files: Sequence[File]) -> pd.DataFrame:
+    """A row for each file, in order."""
+    reasons = {file.uri: file.set_aside_reason for file in files if file.set_aside_reason is not None}
+    uris, squares, unreadable = _read([file.uri for file in files if file.uri not in reasons], ensemble)
+    seen = ensemble.table([ensemble.probabilities(squares)] if uris else []).assign(uri=uris)
+    table = pd.DataFrame({"uri": [file.uri for file in files]})
+    table["reason"] = table["uri"].map(reasons | unreadable).astype("str")
+    return table.merge(seen, on="uri", how="left")[[*("uri", *seen.columns.drop("uri")), "reason"]]
+
+
+def _read(uris: list[str], ensemble: Ensemble) -> tuple[list[str], Tensor, dict[str, str]]:
+    """Those of the images that can be read, their pixels, and why the others cannot."""
+    try:
+        return uris, load_images(uris, size=ensemble.image_size, channels=ensemble.channels), {}
+    except PoolError as exc:
+        if len(uris) == 1:
+            size = (0, ensemble.channels, ensemble.image_size, ensemble.image_size)
+            return [], torch.empty(size, dtype=torch.uint8), {uris[0]: str(exc).removeprefix(f"{uris[0]}: ")}
+    first, second = _read(uris[: len(uris) // 2], ensemble), _read(uris[len(uris) // 2 :], ensemble)
+    return first[0] + second[0], torch.cat([first[1], second[1]]), first[2] | second[2]
+
+
+def _begun(settings: CampaignSettings) -> Campaign:
+    folder = Campaign(settings.folder)
+    if not folder.pool.exists():
+        raise ConfigError(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
+    return folder
+
+
+def _round_with_model(folder: Campaign, number: int | None) -> RoundFolder:
+    trained = [f for f in folder.rounds() if f.has("training.json")]
+    if not trained:
+        raise ConfigError(f"{folder.path} has no model yet: label the first batch, then `labelcycle run` trains one")
+    if number is None:
+        return best_round(folder) or trained[-1]
+    chosen = [f for f in trained if f.number == number]
+    if not chosen:
+        raise ConfigError(f"round {number} has no model; these have: {', '.join(str(f.number) for f in trained)}")
+    return chosen[0]
+
+
+def _check_kind(out: Path) -> None:
+    if out.suffix.lower() not in (".csv", ".parquet"):
+        raise ConfigError(f"wanted a .csv or .parquet file to write, got {out}")
+
+
+def _write(table: pd.DataFrame, out: Path) -> None:
+    if out.suffix.lower() == ".csv":
+        write_atomic(out, lambda path: table.to_csv(path, index=False))
+    else:
+        write_atomic(out, lambda path: table.to_parquet(path, index=False))

@@ -1,0 +1,104 @@
+"""What a campaign gives besides rounds: labels as a table, predictions of any images."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from connectors.store import write_json
+from flows import learn, results
+from flows.config import ConfigError
+from flows.results import predict_files, write_labels
+from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round
+
+
+@pytest.fixture
+def trained(make_work):
+    """A campaign whose first round has learnt from the 24 labels of the manifest."""
+
+    def make(**options):
+        work = make_work(**options)
+        folder = ready_round(work, 0)
+        learn.cross_validate.fn(folder, work)
+        learn.train.fn(folder, work, "no run")
+        return work
+
+    return make
+
+
+@pytest.fixture
+def strangers(tmp_path):
+    """Images of any size with a bright stripe, and files that are none."""
+    folder = tmp_path / "strangers"
+    (folder / "deep").mkdir(parents=True)
+    for place, name in enumerate(["left.png", "deep/middle.png", "right.png"]):
+        image = np.zeros((24, 24), dtype=np.uint8)
+        image[:, 8 * place : 8 * place + 6] = 220
+        Image.fromarray(image).save(folder / name)
+    (folder / "torn.png").write_bytes((folder / "left.png").read_bytes()[:60])
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.mark.parametrize("network", [PLAIN.replace("epochs = 2", "epochs = 20"), TINY], ids=["own trunks", "one trunk"])
+def test_files_are_predicted_each_with_a_row(network, trained, strangers, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "CHUNK", 4)
+    work = trained(network=network)
+    done = predict_files(work.settings, strangers, tmp_path / "said.csv")
+    assert (done.round_number, done.n_images, len(done.reasons)) == (0, 3, 2)
+    table = pd.read_csv(tmp_path / "said.csv").set_index("uri")
+    assert list(table.columns) == ["class", "probability", *(f"p_{name}" for name in CLASSES), "reason"]
+    said = table["class"]
+    wanted = {
+        str(strangers / name): name.removeprefix("deep/").removesuffix(".png")
+        for name in ("left.png", "deep/middle.png", "right.png")
+    }
+    assert said.dropna().to_dict() == wanted
+    assert table.loc[str(strangers / "torn.png"), "reason"].startswith("damaged: ")
+    assert table.loc[str(strangers / "notes.txt"), "reason"] == "not an image: suffix .txt"
+    sums = table[[f"p_{name}" for name in CLASSES]].sum(axis=1)[said.notna()]
+    assert sums.to_numpy() == pytest.approx(1, abs=1e-5)
+
+
+def test_one_file_is_predicted_as_among_others(trained, strangers, tmp_path):
+    work = trained()
+    predict_files(work.settings, strangers, tmp_path / "all.parquet")
+    predict_files(work.settings, strangers / "right.png", tmp_path / "one.parquet")
+    together = pd.read_parquet(tmp_path / "all.parquet").set_index("uri")
+    [alone] = pd.read_parquet(tmp_path / "one.parquet").to_dict("records")
+    assert alone["probability"] == pytest.approx(together.loc[alone["uri"], "probability"], abs=1e-5)
+
+
+def test_the_best_measured_round_predicts_unless_another_is_asked_for(trained, strangers, tmp_path):
+    work = trained()
+    later = work.folder.round(1)
+    for folder, low in ((work.folder.round(0), 0.8), (later, 0.7)):
+        write_json(folder / "metrics.json", {"accuracy_low": low})
+    write_json(later / "training.json", {"model": {}, "members": []})
+    assert predict_files(work.settings, strangers, tmp_path / "said.csv").round_number == 0
+    with pytest.raises(ConfigError, match="round 7 has no model; these have: 0, 1"):
+        predict_files(work.settings, strangers, tmp_path / "said.csv", round_number=7)
+
+
+def test_what_cannot_be_predicted_is_told(make_work, trained, strangers, tmp_path):
+    with pytest.raises(ConfigError, match="has no model yet: label the first batch"):
+        predict_files(make_work().settings, strangers, tmp_path / "said.csv")
+    work = trained(name="other")
+    with pytest.raises(ConfigError, match=r"wanted a \.csv or \.parquet file to write, got .*said\.xlsx"):
+        predict_files(work.settings, strangers, tmp_path / "said.xlsx")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="empty: wanted an image, or a folder of images"):
+        predict_files(work.settings, tmp_path / "empty", tmp_path / "said.csv")
+    done = predict_files(work.settings, tmp_path / "nowhere.png", tmp_path / "said.csv")
+    assert done.n_images == 0
+    assert "nowhere.png: cannot be read: No such file" in str(done)
+
+
+def test_labels_are_written_with_their_files(make_work, tmp_path):
+    work = make_work()
+    assert write_labels(work.settings, tmp_path / "labels.csv") == 24
+    table = pd.read_csv(tmp_path / "labels.csv")
+    assert list(table.columns) == ["uri", "label", "split", "source", "n_answers", "agreement", "item_id"]
+    assert set(table["source"]) == {"manifest"}
+    places = table["uri"].str.extract(r"(\d+)\.png")[0].astype(int)
+    assert (table["label"] == [CLASSES[place % 3] for place in places]).all()
