@@ -52,6 +52,7 @@ ABOUT = (
 )
 ABOUT_CURVE = "The learning curve: each metric over the labels that were paid for, those of the audit set included."
 REPLAY, ARM = "labelcycle.replay", "labelcycle.arm"
+LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 SECONDS_TO_ANSWER = 5
 SECONDS_BETWEEN_SAMPLES = 5
 NEEDED = ("numpy", "pandas", "pillow", "pillow-heif", "torch", "torchvision")
@@ -69,12 +70,14 @@ class MLflowTracker(Tracker):
         uri: a server, `http://host:5000`, or an SQLite file, `sqlite:////path/mlflow.db`. A user name and a
             password come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
         campaign: name of the campaign, of its experiment and of its registered model.
+        login: user and password of this very server, in place of those of the environment.
 
     Raises:
         TrackerError: for a `uri` of another kind.
     """
 
-    def __init__(self, *, uri: str, campaign: str) -> None:
+    def __init__(self, *, uri: str, campaign: str, login: tuple[str, str] | None = None) -> None:
+        self._login = login
         self._uri, self._artifact_root = _check_uri(uri)
         self._campaign = campaign
         self._model_name = re.sub(r"[/:]+", "-", campaign)  # MLflow takes neither sign in a model's name
@@ -259,11 +262,12 @@ class MLflowTracker(Tracker):
                 resume_logging=True,
                 tracking_uri=self._uri,
             )
-        monitor.start()
-        try:
-            yield
-        finally:
-            monitor.finish()
+        with _logged_in(self._login):  # it talks from a thread of its own
+            monitor.start()
+            try:
+                yield
+            finally:
+                monitor.finish()
 
     @cached_property
     def _client(self) -> MlflowClient:
@@ -293,15 +297,16 @@ class MLflowTracker(Tracker):
     def _talk(self) -> Iterator[MlflowClient]:
         """See that the server answers, and turn MLflow's errors into ours."""
         try:
-            if self._artifact_root is None:
-                http_request(
-                    get_default_host_creds(self._uri),
-                    "/health",
-                    "GET",
-                    max_retries=0,
-                    timeout=SECONDS_TO_ANSWER,
-                )
-            yield self._client
+            with _logged_in(self._login):
+                if self._artifact_root is None:
+                    http_request(
+                        get_default_host_creds(self._uri),
+                        "/health",
+                        "GET",
+                        max_retries=0,
+                        timeout=SECONDS_TO_ANSWER,
+                    )
+                yield self._client
         except MlflowException as exc:
             if exc.error_code in WORTH_A_RETRY:
                 raise TrackerUnavailable(f"MLflow at {self._uri} does not answer: {exc}") from exc
@@ -389,6 +394,27 @@ class MLflowTracker(Tracker):
     def _end(self, run: Run) -> None:
         if run.info.status != "FINISHED":
             self._client.set_terminated(run.info.run_id)
+
+
+@contextmanager
+def _logged_in(login: tuple[str, str] | None) -> Iterator[None]:
+    """Let MLflow's clients use a login while the block lasts, and no longer: it is not for other servers.
+
+    They look for one in the environment alone, at each request.
+    """
+    if login is None:
+        yield
+        return
+    before = {name: os.environ.get(name) for name in LOGIN_VARIABLES}
+    os.environ.update(zip(LOGIN_VARIABLES, login, strict=True))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _check_uri(uri: str) -> tuple[str, Path | None]:

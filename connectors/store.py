@@ -1,19 +1,52 @@
 """The campaign folder: write-once files, each written whole or not at all."""
 
+import errno
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from uuid import uuid4
 
 import filelock
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 ROUND_NAME = re.compile(r"\d{4,}")
+SETTINGS_OF_ALL_VERSIONS = frozenset({"name", "pool", "classes", "budget"})
+"""By which a campaign.json is known to be ours."""
+PROBE = bytes(2**20)
+
+NO_ROOM = "the disk is full: free some space there, or move what is on it"
+REASONS = {
+    errno.ENOSPC: NO_ROOM,
+    errno.EDQUOT: "your share of the disk (quota) is used up: free some space there, or ask for more",
+    errno.EFBIG: "the file would be larger than this process or this disk allows: see `ulimit -f`",
+    errno.EROFS: "the disk can only be read, not written to: name a folder on another one, or mount it for writing",
+    errno.EACCES: "you have no permission: give yourself the right (chmod, chown), or name a folder of your own",
+    errno.EPERM: "the system does not permit it: give yourself the right (chmod, chown), or name a folder of your own",
+    errno.ENOENT: "it is not there: a folder was moved or deleted, or a disk is not mounted",
+    errno.ENOTDIR: "a part of the path is a file, and must be a folder: name another path, or move the file away",
+    errno.EEXIST: "a file is there, and must be a folder: name another path, or move the file away",
+    errno.EISDIR: "a folder is there, and must be a file: name another path, or move the folder away",
+    errno.ENAMETOOLONG: "the name is too long for this disk: give a shorter one",
+    errno.ELOOP: "symbolic links lead in a circle",
+    errno.EMFILE: "too many files are open: raise the limit, see `ulimit -n`",
+    errno.ENFILE: "this machine has too many files open: end other programs, or raise its limit",
+    errno.ENOMEM: "there is not enough memory: end other programs",
+    errno.EIO: "the disk fails to read or write: look at it, and at the system's log, before anything else",
+    errno.ESTALE: "the network disk has lost it: mount the disk again",
+    errno.EBUSY: "another program uses it: end that",
+}
+"""What an error of the system means for a file of ours, and what to do."""
+
+
+class StoreError(Exception):
+    """A file cannot be read or written, or is not ours; the message says which, why, and what to do."""
 
 
 class CampaignBusy(Exception):
@@ -32,20 +65,63 @@ class CampaignChanged(Exception):
         self.settings = settings
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it: `path` is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
+def explain(exc: OSError, path: Path | None = None) -> str:
+    """One line on a file that could not be read or written: which, why, and what to do.
+
+    Args:
+        path: what was worked on, where the error does not name it.
+    """
+    named = exc.filename if isinstance(exc.filename, str | os.PathLike) and os.fspath(exc.filename) else path
+    where = f"{named}: " if named else ""
+    why = REASONS.get(exc.errno or 0) or exc.strerror or str(exc) or type(exc).__name__
+    return f"{where}{why}"
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an error of the system on `path` into a `StoreError` that says what to do."""
     try:
-        write(Path(temporary))
-        with Path(temporary).open("rb") as written:
-            os.fsync(written.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        yield
+    except OSError as exc:
+        raise StoreError(explain(exc, path)) from exc
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is never seen half written.
+
+    Who may read it is what the caller's umask says.
+
+    Raises:
+        StoreError: the disk does not take it.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        try:
+            try:
+                write(temporary)
+            except Exception as exc:
+                _tell_failing_disk(temporary, path, exc)
+                raise
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):  # of a disk that went away, which is told already
+                temporary.unlink(missing_ok=True)
     return path
+
+
+def _tell_failing_disk(temporary: Path, path: Path, exc: Exception) -> None:
+    """Raise a `StoreError` if the disk is why a writer failed: libraries say so in their own words, or not at all."""
+    try:
+        with temporary.open("ab") as file:
+            file.write(PROBE)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as cause:
+        raise StoreError(explain(cause, path)) from exc
 
 
 def write_json(path: Path, value: Any) -> Path:
@@ -68,8 +144,16 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Read what `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read what `write_json` wrote.
+
+    Raises:
+        StoreError: the file cannot be read, or does not hold what was written.
+    """
+    with explained(path):
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as exc:
+            raise StoreError(f"{path} is damaged: {exc}. Bring it back from a copy of the folder") from exc
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -126,8 +210,46 @@ class Campaign:
     def rounds(self) -> list[RoundFolder]:
         """The rounds that have begun, oldest first."""
         folder = self.path / "rounds"
+        if folder.exists() and not folder.is_dir():
+            raise StoreError(f"{folder} must be a folder, and is a file: move it away")
         names = sorted(p.name for p in folder.iterdir() if ROUND_NAME.fullmatch(p.name)) if folder.is_dir() else []
         return [RoundFolder(folder / name) for name in sorted(names, key=int)]
+
+    def check_ours(self) -> None:
+        """Refuse a folder that labelcycle did not make, before anything in it is written over.
+
+        Raises:
+            StoreError: naming what is there.
+        """
+        way_out = "Name another place with folder in the campaign file, or move what is there away"
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"{self.path} must be a folder for the campaign, and is a file. {way_out}")
+        settings = self.path / "campaign.json"
+        with explained(self.path):
+            if settings.exists():
+                held = read_json(settings)
+                if not isinstance(held, dict) or not held.keys() >= SETTINGS_OF_ALL_VERSIONS:
+                    raise StoreError(f"{settings} was not written by labelcycle. {way_out}")
+                return
+            for name in ("pool.parquet", "rounds"):
+                if (self.path / name).exists():
+                    raise StoreError(f"{self.path} holds {name} and no campaign.json, so it is no campaign. {way_out}")
+
+    def check_files(self) -> None:
+        """See that the files of all rounds can be read; of tables, their ends.
+
+        Raises:
+            StoreError: naming the first that cannot.
+        """
+        for path in (self.pool, *(file for folder in self.rounds() for file in sorted(folder.path.iterdir()))):
+            if path.suffix == ".json":
+                read_json(path)
+            elif path.suffix == ".parquet" and path.exists():
+                with explained(path):
+                    try:
+                        pq.read_metadata(path)
+                    except pa.ArrowInvalid as exc:
+                        raise StoreError(f"{path} is damaged: {exc}. Bring it back from a copy of the folder") from exc
 
     def claim(
         self,
@@ -172,13 +294,15 @@ class Campaign:
         Raises:
             CampaignBusy: at once, when another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.path / "campaign.lock")
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except filelock.Timeout as exc:
             holder = self._read_holder()
             raise CampaignBusy(f"{self.path} is being worked on by {holder}; try again when it has ended") from exc
+        except OSError as exc:
+            raise StoreError(explain(exc, self.path)) from exc
         try:
             write_json(self.path / "campaign.lock.json", {"pid": os.getpid()})
             yield
@@ -188,5 +312,5 @@ class Campaign:
     def _read_holder(self) -> str:
         try:
             return f"process {read_json(self.path / 'campaign.lock.json')['pid']}"
-        except (OSError, ValueError, KeyError):
+        except (StoreError, TypeError, KeyError):
             return "another process"

@@ -24,9 +24,12 @@ from flows.config import (
     images_root,
     load_settings,
     resolved,
+    with_own_image_size,
 )
-from flows.home import home
+from flows.home import VARIABLE as HOME_VARIABLE
+from flows.home import home, settle_home
 from flows.ledger import answered_items, asked_items, known_answers, labels_used, outstanding_tasks
+from flows.local import reach_local_addresses_directly
 from flows.outlook import outlook
 from pipeline.labels import labelled_set
 from pipeline.types import Split
@@ -47,7 +50,7 @@ class OpenCampaign:
         if url == LOCAL:
             local = local_servers()
             url = local.label_studio_url
-            token = servers.personal_token(url, local.email, local.password)
+            token = servers.personal_token(local)
         return LabelStudio(
             url=url,
             token=token,
@@ -62,8 +65,11 @@ class OpenCampaign:
         """The experiment tracker; connected to when first asked for."""
         from connectors.mlflow import MLflowTracker  # takes seconds to load, and a run that awaits labels needs none
 
-        uri = self.settings.mlflow.uri
-        return MLflowTracker(uri=local_servers().mlflow_url if uri == LOCAL else uri, campaign=self.settings.name)
+        uri, name = self.settings.mlflow.uri, self.settings.name
+        if uri != LOCAL:
+            return MLflowTracker(uri=uri, campaign=name)
+        local = local_servers()
+        return MLflowTracker(uri=local.mlflow_url, campaign=name, login=local.mlflow_login)
 
     @property
     def pool(self) -> pd.DataFrame:
@@ -132,18 +138,22 @@ def local_servers() -> servers.Servers:
     running = servers.running(home())
     if running is None:
         raise ConfigError(
-            "the campaign uses the local servers and they are not running: start them with `labelcycle up`, "
-            "or set url in [label_studio] and uri in [mlflow]"
+            f"the campaign uses the local servers and those of {home()} are not running: start them with "
+            f"`labelcycle up` and the campaign's file, or let {HOME_VARIABLE} name the folder of those that run, or "
+            "set url in [label_studio] and uri in [mlflow]"
         )
     return running
 
 
 def open_campaign(path: Path) -> OpenCampaign:
     """Read a campaign file, claim its folder and remember it as the one that was used last."""
+    reach_local_addresses_directly()
     settings = load_settings(path)
+    settings = settings.model_copy(update={"model": with_own_image_size(settings.model)})
     folder = Campaign(settings.folder)
+    folder.check_ours()
     _claim(folder, settings)
-    write_json(home() / "last-campaign.json", {"folder": str(settings.folder), "file": str(path.resolve())})
+    write_json(settle_home(path) / "last-campaign.json", {"folder": str(settings.folder), "file": str(path.resolve())})
     return OpenCampaign(settings=settings, folder=folder)
 
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,26 +9,35 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from connectors.store import Campaign, read_json
+from connectors.store import Campaign, StoreError, read_json
 from deploy import servers
-from flows.home import home
-from flows.local import prepare_environment, print_addresses, use_prefect
-
-EXIT_FAILURE = 1
-EXIT_USAGE = 2
-EXIT_AWAITING = 3
-EXIT_STOPPED = 130
+from flows.errors import EXIT_AWAITING, EXIT_STOPPED, CommandGroup, tell
+from flows.home import home, settle_home
+from flows.local import prepare_environment, print_addresses, require_prefect, use_prefect
 
 app = typer.Typer(
-    help="Cycle train -> score -> select -> push to Label Studio -> collect, one round at a time.\n\n"
-    "Start with `labelcycle demo`, or on your own images with `labelcycle init`, `labelcycle up`, `labelcycle run`.\n\n"
-    "Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 awaiting labels.",
+    cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
 errors = Console(stderr=True)
+
+
+@app.callback()
+def labelcycle(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="LABELCYCLE_DEBUG", help="Show where in the code an error came from.")
+    ] = False,
+) -> None:
+    """Cycle train -> score -> select -> push to Label Studio -> collect, one round at a time.
+
+    Start with `labelcycle demo`, or on your own images with `labelcycle init`, `labelcycle up`, `labelcycle run`.
+
+    Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 awaiting labels.
+    """
+
 
 CampaignFile = Annotated[Path, typer.Argument(help="The campaign's TOML file; `labelcycle init` writes one.")]
 
@@ -46,10 +53,9 @@ def init(
         with path.open("x", encoding="utf-8") as file:
             file.write(EXAMPLE)
     except FileExistsError:
-        raise _tell(f"{path} exists already; give another name, or move it away") from None
-    except OSError as exc:
-        raise _tell(f"{path} cannot be written: {exc.strerror}") from exc
-    console.print(f"Wrote {path}. Set its name, pool and classes, then: labelcycle up {path}; labelcycle run {path}")
+        raise tell(f"{path} exists already; give another name, or move it away") from None
+    named = escape(str(path))
+    console.print(f"Wrote {named}. Set its name, pool and classes, then: labelcycle up {named}; labelcycle run {named}")
 
 
 @app.command()
@@ -63,8 +69,10 @@ def up(
     """Start Label Studio, MLflow and Prefect on this machine, on SQLite, for nobody else."""
     if images_root is None:
         images_root = _images_root(campaign)
-    with clear_errors(), console.status("starting the local servers") as status:
-        started = servers.up(home(), images_root=images_root, on_progress=status.update)
+    with console.status("starting the local servers") as status:
+        started = servers.up(
+            settle_home(campaign), images_root=images_root, on_progress=lambda line: status.update(escape(line))
+        )
     print_addresses(started, console)
 
 
@@ -72,7 +80,10 @@ def up(
 def down() -> None:
     """Stop what `labelcycle up` or the demo started, by process id."""
     stopped = servers.down(home())
-    console.print(f"Stopped {', '.join(stopped)}." if stopped else "Nothing of ours is running.")
+    if stopped:
+        console.print(f"Stopped {', '.join(stopped)}.")
+    else:
+        console.print(f"Nothing of ours is running in {escape(str(home()))}.", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -82,21 +93,25 @@ def run(campaign: CampaignFile) -> None:
     Ends with exit code 3, and changes nothing, while labels of the open round are missing. A run that was killed
     goes on where it stood.
     """
-    use_prefect(servers.running(home()))  # before Prefect is loaded, which reads it once
+    use_prefect(servers.running(settle_home(campaign)))  # before Prefect is loaded, which reads it once
     from flows.config import load_settings
 
-    with clear_errors():
-        load_settings(campaign)
-        from flows.round import run_round_of
+    settings = load_settings(campaign)
+    require_prefect()
+    from flows.round import run_round_of
 
+    try:
         outcome = run_round_of(campaign)
+    except (ValueError, KeyError, TypeError):
+        Campaign(settings.folder).check_files()  # one that is damaged shows in many ways
+        raise
     for note in outcome.notes:
         console.print(escape(note), soft_wrap=True, highlight=False)
     for warning in outcome.warnings:
         errors.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
-    console.print(outcome.message[0].upper() + outcome.message[1:] + ".")
+    console.print(escape(outcome.message[0].upper() + outcome.message[1:] + "."))
     if outcome.address:
-        console.print(f"Label here: {outcome.address}", soft_wrap=True)
+        console.print(f"Label here: {escape(outcome.address)}", soft_wrap=True)
     if outcome.kind == "awaiting":
         raise typer.Exit(EXIT_AWAITING)
 
@@ -105,15 +120,16 @@ def run(campaign: CampaignFile) -> None:
 def serve(campaign: CampaignFile) -> None:
     """Run the campaign on its schedule until stopped, one run at a time; say a line for each event."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")  # into a file
-    use_prefect(servers.remembered(home()))  # before Prefect is loaded, which reads it once
+    use_prefect(servers.remembered(settle_home(campaign)))  # before Prefect is loaded, which reads it once
     from flows.config import load_settings
+
+    settings = load_settings(campaign)
+    if settings.schedule is None:
+        raise tell(f'{campaign} has no schedule; add for example: schedule = "*/15 * * * *"')
+    require_prefect()
     from flows.serve import serve_campaign
 
-    with clear_errors():
-        settings = load_settings(campaign)
-        if settings.schedule is None:
-            raise _tell(f'{campaign} has no schedule; add for example: schedule = "*/15 * * * *"')
-        serve_campaign(campaign.resolve(), settings)
+    serve_campaign(campaign.resolve(), settings)
 
 
 @app.command()
@@ -128,9 +144,11 @@ def status(
     from flows.report import campaign_status, rounds_table, stopping_text
 
     folder = Campaign(_campaign_folder(campaign))
+    folder.check_ours()
     if not (folder.path / "campaign.json").exists():
-        raise _tell(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
-    state = campaign_status(folder, home())
+        raise tell(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
+    folder.check_files()
+    state = campaign_status(folder, home(campaign))
     if as_json:
         print(json.dumps(state, indent=2))  # noqa: T201 (for programs, so without rich)
         return
@@ -159,7 +177,7 @@ def status(
             "Labels that are probably wrong: {count}, in {file}".format(**state["suspicious"]), soft_wrap=True
         )
     for name, url in state["urls"].items():
-        console.print(f"{name}: {url}", soft_wrap=True)
+        console.print(f"{name}: {escape(url)}", soft_wrap=True)
 
 
 @app.command()
@@ -195,8 +213,7 @@ def labels(
     from flows.config import load_settings
     from flows.results import write_labels
 
-    with clear_errors():
-        count = write_labels(load_settings(campaign), out)
+    count = write_labels(load_settings(campaign), out)
     console.print(escape(f"Wrote {count} labels to {out}."), soft_wrap=True, highlight=False)
 
 
@@ -216,8 +233,7 @@ def predict(
     from flows.config import load_settings
     from flows.results import predict_files
 
-    with clear_errors():
-        done = predict_files(load_settings(campaign), images, out, round_number=round_number)
+    done = predict_files(load_settings(campaign), images, out, round_number=round_number)
     console.print(escape(f"{done}. Wrote {out}."), soft_wrap=True, highlight=False)
 
 
@@ -228,8 +244,7 @@ def demo(
     """Run a whole campaign on 5,000 MNIST digits, with a simulated annotator working in Label Studio."""
     from flows.demo import run_demo
 
-    with clear_errors():
-        run_demo(home(), console=console, anew=anew)
+    run_demo(settle_home(), console=console, anew=anew)
 
 
 @app.command()
@@ -338,37 +353,13 @@ def simulate(
         mlflow=mlflow,
     )
     try:
-        with clear_errors():
-            summary = replay(options)
+        summary = replay(options)
     except KeyboardInterrupt:
         errors.print("Stopped. The same command goes on where this one stopped.")
         raise typer.Exit(EXIT_STOPPED) from None
     console.print(summary_table(summary))
-    console.print(summary["verdict"])
-    console.print(f"Look at it: {out / 'report.html'}", soft_wrap=True)
-
-
-@contextmanager
-def clear_errors() -> Iterator[None]:
-    """End with an exit code and one clear message where something is wrong that a person can mend."""
-    from connectors.annotation import AnnotationToolError, AuthenticationFailed
-    from connectors.store import CampaignBusy, CampaignChanged
-    from connectors.tracking import TrackerError
-    from flows.config import ConfigError
-    from pipeline.models import ModelError
-    from pipeline.pixels import PoolError
-    from pipeline.training import TrainingError
-
-    try:
-        yield
-    except (ConfigError, CampaignChanged, AuthenticationFailed, PoolError, ModelError) as exc:
-        raise _tell(str(exc)) from exc
-    except (AnnotationToolError, TrackerError, CampaignBusy, TrainingError, servers.ServerError) as exc:
-        raise _tell(str(exc), EXIT_FAILURE) from exc
-    except RuntimeError as exc:
-        if "Failed to reach API" not in str(exc):
-            raise
-        raise _tell(f"Prefect does not answer: {exc}. Start it, or unset PREFECT_API_URL", EXIT_FAILURE) from exc
+    console.print(escape(summary["verdict"]))
+    console.print(f"Look at it: {escape(str(out / 'report.html'))}", soft_wrap=True)
 
 
 def _images_root(campaign: Path | None) -> Path:
@@ -376,27 +367,23 @@ def _images_root(campaign: Path | None) -> Path:
         return Path.cwd()
     from flows.config import images_root, load_settings
 
-    with clear_errors():
-        return images_root(load_settings(campaign).pool)
+    return images_root(load_settings(campaign).pool)
 
 
 def _campaign_folder(campaign: Path | None) -> Path:
     if campaign is None:
         last = home() / "last-campaign.json"
         if not last.exists():
-            raise _tell("no campaign has been run here; name one: labelcycle status campaign.toml")
-        return Path(read_json(last)["folder"])
+            raise tell("no campaign has been run here; name one: labelcycle status campaign.toml")
+        try:
+            return Path(read_json(last)["folder"])
+        except (KeyError, TypeError) as exc:
+            raise StoreError(f"{last} is damaged; name a campaign: labelcycle status campaign.toml") from exc
     if campaign.is_dir():
         return campaign
     from flows.config import load_settings
 
-    with clear_errors():
-        return load_settings(campaign).folder
-
-
-def _tell(message: str, exit_code: int = EXIT_USAGE) -> typer.Exit:
-    errors.print(f"[red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
-    return typer.Exit(exit_code)
+    return load_settings(campaign).folder
 
 
 def main() -> None:

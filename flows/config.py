@@ -1,9 +1,11 @@
 """The campaign file: one frozen model holds every setting, and a wrong one fails before anything runs."""
 
+import codecs
 import difflib
 import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -23,17 +25,35 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from connectors.store import flatten
+from connectors.store import explain, flatten
 from pipeline.registries import look_up
 
 LOCAL = "local"
 """Stands for the server that `labelcycle up` started on this machine."""
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
+LONGEST = timedelta(days=100 * 365)
 SECONDS_OF_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
+SQLITE = "sqlite:///"
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # which begins as UTF-16 does
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+TYPOGRAPHIC_QUOTES = "“”„‟‘’‚«»"  # noqa: RUF001
 WEIGHTS_FILES = frozenset({".pt", ".pth", ".safetensors"})
 """Endings of the files that weights are in; no name of a hub ends so."""
+
+MOST = 10**9
+"""Of anything that is counted; what is above it is a slip of the hand."""
+MOST_CLASSES = 1000
+LARGEST = 10_000_000
+"""Bytes of a campaign file."""
+SHOWN = 120
+"""Characters of a wrong value that an error shows."""
 
 COMPARES_MEMBERS = frozenset({"batch_bald", "drop_query"})
 """Query strategies that make no sense with a single member."""
@@ -89,7 +109,13 @@ def _parse_duration(value: Any) -> Any:
     match = DURATION.fullmatch(value.strip())
     if match is None:
         raise ValueError("a duration is a number and a unit (s, m, h, d, w), for example '3d' or '12h'")
-    return timedelta(seconds=float(match[1]) * SECONDS_OF_UNIT[match[2]])
+    try:
+        duration = timedelta(seconds=float(match[1]) * SECONDS_OF_UNIT[match[2]])
+    except OverflowError:
+        duration = timedelta.max
+    if duration > LONGEST:
+        raise ValueError(f"a duration is at most {LONGEST.days // 365} years")
+    return duration
 
 
 def _check_acquisition(value: str) -> str:
@@ -121,9 +147,13 @@ def _check_model(value: str) -> str:
 
 
 def _size_of_weights(values: dict[str, Any]) -> int:
+    from pipeline.backbones import Preprocessing, is_factory
     from pipeline.models import default_image_size
 
-    return default_image_size(values.get("name", ""), values.get("weights"))
+    name = values.get("name", "")
+    if is_factory(name):  # which `with_own_image_size` asks, once its code is to be run anyway
+        return Preprocessing.image_size
+    return default_image_size(name, values.get("weights"))
 
 
 def _all_from(values: dict[str, Any]) -> float:
@@ -145,6 +175,8 @@ def _check_no_login(value: str) -> str:
 
 
 def _check_on_disk(value: Any) -> Any:
+    if "\0" in str(value):
+        raise ValueError("must be a path, and no path holds a NUL character")
     if "://" in str(value):
         raise ValueError("must be on a disk that this machine sees")
     return value
@@ -183,11 +215,11 @@ Duration = Annotated[
     PlainSerializer(lambda value: f"{value.total_seconds():g}s", return_type=str),
 ]
 ClassName = Annotated[str, Field(min_length=1, pattern=r"^\S+( \S+)*$")]
-Size = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-LocalPath = Annotated[Path, BeforeValidator(_check_on_disk)]
+LocalPath = Annotated[Path, BeforeValidator(_check_on_disk), AfterValidator(Path.expanduser)]
 Options = Annotated[
     dict[str, Any],
     # As one value: an option that comes or goes changes the experiment, a key that does is another version's.
@@ -309,6 +341,16 @@ class ModelSettings(Settings):
         return self
 
 
+def with_own_image_size(settings: ModelSettings) -> ModelSettings:
+    """The settings with the image size of a factory's own weights, where none is given; this runs the factory."""
+    from pipeline.backbones import is_factory
+    from pipeline.models import default_image_size
+
+    if settings.weights is None or "image_size" in settings.model_fields_set or not is_factory(settings.name):
+        return settings
+    return settings.model_copy(update={"image_size": default_image_size(settings.name, settings.weights)})
+
+
 class LabelStudioSettings(Settings):
     """Where people label. The token is in the environment: LABEL_STUDIO_API_KEY."""
 
@@ -336,7 +378,7 @@ class CampaignSettings(Settings):
     folder: LocalPath
     budget: Size
     audit_size: Size
-    seed_set_size: int = Field(50, ge=0)
+    seed_set_size: int = Field(50, ge=0, le=MOST)
     query_size: Size = 100
     random_slice: float = Field(0.1, ge=0, lt=1)
     target_accuracy: float | None = Field(None, gt=0, lt=1, description="stop when the audit interval is above it")
@@ -346,7 +388,7 @@ class CampaignSettings(Settings):
     strategy: Annotated[str, AfterValidator(_check_strategy)] = "auto"
     strategy_options: Options = Field({}, description="keywords of the strategy")
     sub_pool: Size | None = Field(None, description="the strategy sees a random part of this many candidates")
-    prefilter: float | None = Field(None, ge=1, description="and of these the best by score, times query_size")
+    prefilter: float | None = Field(None, ge=1, le=MOST, description="and of these the best by score, times query_size")
     balance_classes: bool = Field(False, description="ask for as many of each guessed class as makes labels even")
     close_at: Share = 1.0
     close_after: Duration | None = None
@@ -354,7 +396,7 @@ class CampaignSettings(Settings):
     timezone: Annotated[str | None, AfterValidator(_check_timezone)] = Field(
         None, description="of the schedule, an IANA name; the machine's own if not given"
     )
-    feature_cache_gb: float = Field(20.0, ge=0, description="features of frozen networks kept on the disk")
+    feature_cache_gb: float = Field(20.0, ge=0, le=MOST, description="features of frozen networks kept on the disk")
     seed: int = Field(0, ge=0, lt=2**31)
     model: ModelSettings = Field(default_factory=ModelSettings)
     members: MemberSettings = MemberSettings()
@@ -368,7 +410,12 @@ class CampaignSettings(Settings):
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
-        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if len(self.classes) > MOST_CLASSES:
+            raise ValueError(
+                f"classes must be at most {MOST_CLASSES:,}, as people choose among them on one page, got "
+                f"{len(self.classes):,}"
+            )
+        repeated = sorted(name for name, count in Counter(self.classes).items() if count > 1)
         if repeated:
             raise ValueError(f"classes must be distinct, repeated: {', '.join(repeated)}")
         return self
@@ -408,38 +455,101 @@ class CampaignSettings(Settings):
 
 
 def load_settings(path: Path) -> CampaignSettings:
-    """Read a campaign file; relative paths in it are relative to the file.
+    """Read a campaign file; relative paths in it, and those of SQLite files, are relative to the file.
 
     Raises:
         ConfigError: naming the file, the line, what is wrong there and what is allowed.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as exc:
-        raise ConfigError(f"{path}: no such campaign file; `labelcycle init {path}` writes an example") from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+    text = _read_text(path)
+    values = _parse(path, text)
     if isinstance(values.get("name"), str):
         values.setdefault("folder", f".labelcycle/campaigns/{values['name']}")
     base = path.resolve().parent
-    model = values.get("model")
-    if isinstance(model, dict) and isinstance(model.get("weights"), str):
-        if (base / model["weights"]).is_file():
-            model["weights"] = str(base / model["weights"])
-        elif Path(model["weights"]).suffix in WEIGHTS_FILES:
-            line = _line_of(text, ["model", "weights"])
-            raise ConfigError(f"{path}, line {line}: model.weights: there is no file {model['weights']!r} in {base}")
+    _resolve_weights(values.get("model"), base, path, text)
     try:
         settings = CampaignSettings.model_validate(values)
     except ValidationError as exc:
         # A size that could not be looked up is told by what is wrong with the network's name.
         errors = [error for error in exc.errors() if error["type"] != "default_factory_not_called"]
         raise ConfigError("\n".join(_explain(path, text, error) for error in errors)) from exc
-    return settings.model_copy(update={"pool": base / settings.pool, "folder": base / settings.folder})
+    except ValueError as exc:  # weights that the network does not have: their image size is a default
+        line = _line_of(text, ["model", "weights"])
+        raise ConfigError(f"{path}, line {line}: {exc}" if line else f"{path}: {exc}") from exc
+    return settings.model_copy(
+        update={
+            "pool": base / settings.pool,
+            "folder": base / settings.folder,
+            "mlflow": settings.mlflow.model_copy(update={"uri": _beside(base, settings.mlflow.uri)}),
+        }
+    )
+
+
+def _read_text(path: Path) -> str:
+    """The text of a campaign file in UTF-8, or in what its first bytes say: editors write UTF-16 too."""
+    try:
+        with path.open("rb") as file:
+            held = file.read(LARGEST + 1)
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path}: no such campaign file; `labelcycle init {path}` writes an example") from exc
+    except IsADirectoryError as exc:
+        raise ConfigError(f"{path} is a folder; name the campaign's file, which `labelcycle init` writes") from exc
+    except OSError as exc:
+        raise ConfigError(explain(exc, path)) from exc
+    if len(held) > LARGEST:
+        raise ConfigError(f"{path}: is no campaign file, which is a small text: it has more than {LARGEST:,} bytes")
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if held.startswith(mark)), "utf-8")
+    if encoding in ("utf-8", "utf-8-sig") and b"\0" in held:
+        raise ConfigError(f"{path}: holds NUL bytes: it is no text, or UTF-16 without a mark; save it as UTF-8")
+    try:
+        text = held.decode(encoding)
+    except UnicodeDecodeError as exc:
+        line = held.count(b"\n", 0, exc.start) + 1
+        raise ConfigError(
+            f"{path}, line {line}: not {encoding.upper()}, at the byte 0x{held[exc.start]:02x}: the file was saved in "
+            "another encoding, as Windows-1252; save it as UTF-8"
+        ) from exc
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}{_cause(text, str(exc))}") from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{path}: lists or tables lie too deep in one another") from exc
+    except ValueError as exc:  # a number that Python refuses to read
+        raise ConfigError(f"{path}: holds a number that is too long: {str(exc).partition(';')[0]}") from exc
+
+
+def _cause(text: str, told: str) -> str:
+    """What a person did who got an error of TOML's grammar, where the line shows it."""
+    found = re.search(r"at line (\d+)", told)
+    line = text.splitlines()[int(found[1]) - 1] if found else ""
+    if set(line) & set(TYPOGRAPHIC_QUOTES):
+        return f': quotes of a word processor, {" ".join(sorted(set(line) & set(TYPOGRAPHIC_QUOTES)))}; write " instead'
+    if "\\" in line:
+        return ": a path with \\ goes in single quotes, '...', or is written with /"
+    return ""
+
+
+def _resolve_weights(model: Any, base: Path, path: Path, text: str) -> None:
+    """Let the weights of a network be a file beside the campaign file, if there is one."""
+    if not isinstance(model, dict) or not isinstance(model.get("weights"), str):
+        return
+    file = base / Path(model["weights"]).expanduser()
+    if file.is_file():
+        model["weights"] = str(file)
+    elif file.suffix in WEIGHTS_FILES:
+        line = _line_of(text, ["model", "weights"])
+        raise ConfigError(f"{path}, line {line}: model.weights: there is no file {model['weights']!r} in {base}")
+
+
+def _beside(base: Path, uri: str) -> str:
+    """The address of an SQLite file with its whole path."""
+    if not uri.startswith(SQLITE):
+        return uri
+    return f"{SQLITE}{base / Path(uri.removeprefix(SQLITE)).expanduser()}"
 
 
 def images_root(pool: Path) -> Path:
@@ -489,8 +599,12 @@ def _explain(path: Path, text: str, error: Any) -> str:
         return f"{where}: {key!r} is missing; `labelcycle init` writes an example with every key"
     message = error["msg"].removeprefix("Value error, ")
     is_shown = location and not isinstance(error["input"], dict) and error["type"] != "login_in_address"
-    given = f" (got {error['input']!r})" if is_shown else ""
+    given = f" (got {_shortened(repr(error['input']))})" if is_shown else ""
     return f"{where}: {key}: {message}{given}" if key else f"{where}: {message}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _known_keys(section: list[str]) -> list[str]:

@@ -128,7 +128,7 @@ def simulated_annotator(folder: Campaign, local: servers.Servers, truth: dict[st
     """An annotator who knows every digit and works through Label Studio's HTTP API."""
     pool = pd.read_parquet(folder.pool, columns=["item_id", "uri"])
     labels = {item_id: truth[Path(uri).name] for item_id, uri in pool.itertuples(index=False)}
-    token = servers.personal_token(local.label_studio_url, local.email, local.password)
+    token = servers.personal_token(local)
     project = read_json(folder.path / "campaign.json")["name"]
     return SimulatedAnnotator(url=local.label_studio_url, token=token, project=project, answers=labels)
 

@@ -2,7 +2,7 @@
 
 EXAMPLE = """\
 # A labelcycle campaign: one pool of images, labelled round by round.
-# Relative paths are relative to this file. Keys that are commented out show their default.
+# Relative paths are relative to this file, those of SQLite files too. Keys that are commented out show their default.
 
 name = "my-campaign"             # lower case; names the Label Studio project and the MLflow experiment
 pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label
@@ -38,7 +38,8 @@ query_size = 100                 # labels asked for in each later round
 # folder = ".labelcycle/campaigns/my-campaign"   # where the campaign keeps its rounds
 
 [model]
-name = "torchvision:resnet18"    # torchvision:NAME, timm:NAME, package.module:factory, or small_cnn for small images
+name = "torchvision:resnet18"    # torchvision:NAME, timm:NAME, small_cnn for small images, or package.module:factory:
+                                 # a network of your own. That is code, and a campaign that names it runs it
 # image_size = 224               # pixels; images are resized to this square; by default that of the weights
 # channels = 3                   # 1 for grey images
 # weights = "IMAGENET1K_V1"      # a weight name of the hub, a file (.pt, .safetensors), factory; random if not given

@@ -1,9 +1,54 @@
-"""Where the local servers live and the last campaign is remembered."""
+"""Where the local servers live, features are kept and the last campaign is remembered."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from connectors.store import StoreError
 
-def home() -> Path:
-    """The folder `.labelcycle` of the working directory, or what LABELCYCLE_HOME names."""
-    return Path(os.environ.get("LABELCYCLE_HOME", ".labelcycle")).absolute()
+NAME = ".labelcycle"
+VARIABLE = "LABELCYCLE_HOME"
+SERVERS = "servers.json"
+"""In a home whose servers were started once; a campaign may lie in a folder of the same name without."""
+
+
+def home(near: Path | None = None) -> Path:
+    """The home that a command uses, whatever folder it is called from.
+
+    It is what LABELCYCLE_HOME names; else the nearest `.labelcycle` with servers beside the campaign file or above it;
+    else the nearest beside or above the working folder; else a new one, in the working folder if the campaign file lies
+    in it or below, and beside the file if not. One that belongs to another user is passed over: it would send us to
+    servers of theirs.
+
+    Args:
+        near: the campaign file, or None for a command without one.
+    """
+    named = os.environ.get(VARIABLE)
+    if named:
+        path = Path(named).expanduser().absolute()
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"{VARIABLE} must name a folder, and {path} is a file")
+        return path
+    here = Path.cwd()
+    beside = here if near is None else near.expanduser().resolve().parent
+    for folder in (*_upwards(beside), *_upwards(here)):
+        if (folder / NAME / SERVERS).exists():
+            return folder / NAME
+    return (here if beside.is_relative_to(here) else beside) / NAME
+
+
+def settle_home(near: Path | None = None) -> Path:
+    """Find the home and let this process, and those that it starts, use it from now on."""
+    found = home(near)
+    os.environ[VARIABLE] = str(found)
+    return found
+
+
+def _upwards(folder: Path) -> Iterator[Path]:
+    """The folder and those above it whose home, if there is one, is ours."""
+    for each in (folder, *folder.parents):
+        try:
+            if (each / NAME).stat().st_uid == os.getuid():
+                yield each
+        except OSError:  # there is none, or we may not look
+            continue

@@ -1,10 +1,17 @@
-"""The servers of this machine, as the command uses them."""
+"""The servers of this machine, as the command uses them, and what else the surroundings decide."""
 
 import os
+import re
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from deploy import servers
+from deploy import logins, servers
+from flows.home import VARIABLE, home
+
+PROXY_VARIABLE = re.compile("(http|https|all)_proxy", re.IGNORECASE)
+LOCAL_ADDRESSES = ("localhost", "127.0.0.1", "::1")
+PREFECT_URL, PREFECT_LOGIN = "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"
 
 
 def prepare_environment() -> None:
@@ -20,23 +27,66 @@ def prepare_environment() -> None:
         "MLFLOW_LOGGING_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
+    os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # one that starts with each run is not up in time
+    reach_local_addresses_directly()
+
+
+def reach_local_addresses_directly() -> None:
+    """Keep local addresses from the proxy, if the environment names one: it would get the logins of local servers.
+
+    Where it names none nothing is set: a variable would hide the proxy of the system's own settings.
+    """
+    if not proxies():
+        return
+    told = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
+    hosts = [host.strip() for host in ",".join(told).split(",") if host.strip()]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys([*hosts, *LOCAL_ADDRESSES]))
+
+
+def proxies() -> dict[str, str]:
+    """The variables of the environment that name a proxy, with its host and port: a login in them is not told."""
+    named = {name: value for name, value in sorted(os.environ.items()) if PROXY_VARIABLE.fullmatch(name) and value}
+    places = {name: urlsplit(value if "://" in value else f"//{value}").netloc for name, value in named.items()}
+    return {name: place.rpartition("@")[2] for name, place in places.items()}
 
 
 def use_prefect(local: servers.Servers | None) -> None:
-    """Let Prefect report to the local server, unless the environment names another; its log is in its own pages."""
+    """Let Prefect report to the local server, unless the environment names another; its log is in its own pages.
+
+    Before Prefect is loaded, which reads it once. The processes that it starts get the same.
+    """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    if local is not None:
-        os.environ.setdefault("PREFECT_API_URL", local.prefect_api_url)
+    if local is None:
+        return
+    if os.environ.setdefault(PREFECT_URL, local.prefect_api_url).rstrip("/") == local.prefect_api_url:
+        os.environ[PREFECT_LOGIN] = local.prefect_login
+
+
+def require_prefect() -> None:
+    """Refuse to go on where no Prefect server is named; Prefect would start one of its own for each run.
+
+    Raises:
+        ConfigError: saying where servers were looked for.
+    """
+    from prefect.settings import get_current_settings
+
+    from flows.config import ConfigError
+
+    if get_current_settings().api.url is None:
+        raise ConfigError(
+            f"there is no Prefect server: those of {home()} are not running, and {PREFECT_URL} names none. Start them "
+            f"with `labelcycle up` and the campaign's file, let {VARIABLE} name the folder of those that run, or "
+            f"set {PREFECT_URL}"
+        )
 
 
 def print_addresses(local: servers.Servers, console: Console) -> None:
-    """Print where the three servers are; a password that somebody chose is not printed."""
-    password = (
-        local.password if local.password == servers.DEFAULT_PASSWORD else f"what {servers.PASSWORD_VARIABLE} says"
+    """Print where the three servers are and how a person logs in."""
+    lines = (
+        f"Label Studio  {local.label_studio_url}   log in as {local.email}, password: {local.password}",
+        f"MLflow        {local.mlflow_url}   log in as {local.mlflow_login[0]}, with the same password",
+        f"Prefect       {local.prefect_ui_url}   log in with {local.prefect_login}",
+        f"The password is kept in {logins.password_file(local.home)}, which only you can read.",
     )
-    console.print(
-        f"Label Studio  {local.label_studio_url}   log in as {local.email}, password: {password}",
-        soft_wrap=True,
-    )
-    console.print(f"MLflow        {local.mlflow_url}", soft_wrap=True)
-    console.print(f"Prefect       {local.prefect_ui_url}", soft_wrap=True)
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)

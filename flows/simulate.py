@@ -51,6 +51,7 @@ from flows.config import (
     MemberSettings,
     ModelSettings,
     load_settings,
+    with_own_image_size,
 )
 from flows.home import home
 from flows.networks import RECIPE, check_network, frozen_body, new_model
@@ -319,7 +320,7 @@ def _model(options: Options, campaign: CampaignSettings | None, rows: pd.DataFra
     if options.model is None and campaign is not None:
         changes: dict[str, Any] = {"weights": options.weights, "train": "head"} if options.weights else {}
         changes |= {"image_size": options.image_size} if options.image_size else {}
-        network = _network(campaign.model.model_dump() | changes)
+        network = _network(with_own_image_size(campaign.model).model_dump() | changes)
         asked = {"ensemble": options.members, "mc_dropout": options.mc_dropout}
         members = campaign.members.model_copy(update={name: n for name, n in asked.items() if n is not None})
     else:
@@ -353,7 +354,7 @@ def _model(options: Options, campaign: CampaignSettings | None, rows: pd.DataFra
 
 def _network(values: dict[str, Any]) -> ModelSettings:
     try:
-        return ModelSettings.model_validate(values)
+        return with_own_image_size(ModelSettings.model_validate(values))
     except ValidationError as exc:
         first = exc.errors()[0]
         option = str(first["loc"][-1]).replace("_", "-") if first["loc"] else "model"
@@ -485,6 +486,7 @@ def _tracker(uri: str, out: Path) -> "MLflowTracker":
     """MLflow, which answers: that it does not is found before the hours of the runs."""
     from connectors.mlflow import MLflowTracker  # takes seconds to load
 
+    login = None
     if uri == LOCAL:
         running = servers.running(home())
         if running is None:
@@ -492,9 +494,9 @@ def _tracker(uri: str, out: Path) -> "MLflowTracker":
                 "--mlflow local is the server of `labelcycle up`, which is not running: start it, name another, for "
                 "example --mlflow sqlite:///mlflow.db, or leave --mlflow out"
             )
-        uri = running.mlflow_url
+        uri, login = running.mlflow_url, running.mlflow_login
     try:
-        tracker = MLflowTracker(uri=uri, campaign=f"replay {out.resolve().name}")
+        tracker = MLflowTracker(uri=uri, campaign=f"replay {out.resolve().name}", login=login)
         tracker.ping()
     except TrackerError as exc:
         raise TrackerError(f"--mlflow: {exc}. Nothing was run yet; mend it, or leave --mlflow out") from exc

@@ -20,6 +20,7 @@ TORCHVISION = "torchvision:"
 TIMM = "timm:"
 FACTORY = "factory"
 """The weights that the network of one's own factory comes with."""
+FACTORY_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 TUPLES_IN_TRAINING = ("googlenet", "inception_v3")
 """Torchvision classifiers with a second output while they train."""
 
@@ -58,7 +59,10 @@ class Backbone:
 
 
 def check_network_name(name: str, *, own: Iterable[str] = ()) -> None:
-    """Refuse a name that is none of `own` and that `load_backbone` does not know, naming those that are near."""
+    """Refuse a name that is none of `own` and that `load_backbone` does not know, naming those that are near.
+
+    Of a factory only the form of the name is looked at: to import its module is to run it.
+    """
     source, is_prefixed, network = name.partition(":")
     if name in own:
         return
@@ -69,14 +73,23 @@ def check_network_name(name: str, *, own: Iterable[str] = ()) -> None:
         zoo = _torchvision_models()
         known = [*own, *(TORCHVISION + listed for listed in zoo.list_models(module=zoo))]
         is_known = name in known
-    else:
-        _find_factory(name)
+    elif FACTORY_NAME.fullmatch(name):
         return
+    else:
+        raise ModelError(
+            f"model {name!r}: a network of your own is named package.module:factory; other names begin with "
+            f"{TORCHVISION} or {TIMM}"
+        )
     if not is_known:
         near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or list(own) or known[:4]
         raise ModelError(f"there is no model {name!r}; near: {', '.join(near)}")
     if f"{source}:" == TIMM:
         _timm_settings(network, None)
+
+
+def is_factory(name: str) -> bool:
+    """Whether the name is that of code of somebody's own, which is run when it is imported."""
+    return FACTORY_NAME.fullmatch(name) is not None and not name.startswith((TORCHVISION, TIMM))
 
 
 def trained_image_size(name: str, weights: str | None) -> int:

@@ -417,25 +417,28 @@ def _write(path: Path, ids: NDArray[np.bytes_], features: NDArray[np.float16]) -
     feature_column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features[0].size)
     metadata = {"shape": json.dumps(features.shape[1:]), "checksum": str(_checksum(ids, features))}
     batch = pa.record_batch({"item_id": id_column, "features": feature_column}).replace_schema_metadata(metadata)
-    handle, temporary = _make_unfinished(path)
+    temporary = _make_unfinished(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             with pa.ipc.new_file(file, batch.schema) as writer:
                 writer.write_batch(batch)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
+    except OSError as exc:  # Arrow does not say which file
+        raise OSError(exc.errno, exc.strerror or str(exc), str(path)) from exc
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _make_unfinished(path: Path) -> tuple[int, str]:
-    """Open a temporary file in the folder of `path`, which another process may remove as long as it is empty."""
+def _make_unfinished(path: Path) -> Path:
+    """Make a temporary file in the folder of `path`, which another process may remove as long as it is empty."""
     for _ in range(ATTEMPTS):
         with suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            return tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+            temporary = path.with_name(f".{path.name}.{uuid4().hex}{UNFINISHED}")
+            temporary.touch(exist_ok=False)
+            return temporary
     raise FileNotFoundError(f"the folder {path.parent} cannot be made, or is removed again and again")
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from deploy.servers import Servers, down, personal_token, up
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see flows.local
+LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LABEL_STUDIO_VENV = Path(__file__).parent.parent / ".labelcycle" / "label-studio-venv"
 
 
@@ -56,9 +57,13 @@ def images_root(servers_home) -> Path:
 
 @pytest.fixture(scope="session")
 def servers(servers_home, images_root) -> Iterator[Servers]:
-    """Label Studio, MLflow and Prefect."""
+    """Label Studio, MLflow and Prefect; the clients of the tests themselves are logged in."""
     try:
-        yield up(servers_home, images_root=images_root, label_studio_venv=LABEL_STUDIO_VENV)
+        started = up(servers_home, images_root=images_root, label_studio_venv=LABEL_STUDIO_VENV)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in zip(LOGIN_VARIABLES, started.mlflow_login, strict=True):
+                patch.setenv(name, value)
+            yield started
     finally:
         if "LABELCYCLE_TEST_HOME" not in os.environ:
             down(servers_home)
@@ -67,7 +72,7 @@ def servers(servers_home, images_root) -> Iterator[Servers]:
 @pytest.fixture(scope="session")
 def label_studio_token(servers) -> str:
     """A token of the one person that the local Label Studio knows."""
-    return personal_token(servers.label_studio_url, servers.email, servers.password)
+    return personal_token(servers)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pandas as pd
 import pytest
@@ -11,6 +14,8 @@ from connectors.store import (
     Campaign,
     CampaignBusy,
     CampaignChanged,
+    StoreError,
+    explain,
     read_json,
     write_atomic,
     write_json,
@@ -23,9 +28,9 @@ def test_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
 
     def fail(temporary):
         temporary.write_text("half")
-        raise OSError("disk full")
+        raise OSError("the network card is gone")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StoreError, match=r"a\.json: the network card is gone"):
         write_atomic(path, fail)
     assert read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
@@ -112,3 +117,169 @@ with Campaign(Path(sys.argv[1])).lock():
     process.communicate()
     with Campaign(tmp_path).lock():
         assert json.loads((tmp_path / "campaign.lock.json").read_text()) == {"pid": os.getpid()}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_who_may_read_a_file_is_what_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        path = write_json(tmp_path / "new" / "a.json", {})
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
+
+
+WRITERS = """
+import resource, sys
+from pathlib import Path
+import numpy as np, pandas as pd, torch
+from PIL import Image
+from connectors.store import StoreError, write_atomic, write_table, write_text
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+numbers = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+table = pd.DataFrame({"number": np.random.default_rng(0).random(50_000)})
+writers = {
+    "text": lambda path: write_text(path, "a" * 200_000),
+    "table": lambda path: write_table(path, table),
+    "csv": lambda path: write_atomic(path, table.to_csv),
+    "weights": lambda path: write_atomic(path, lambda there: torch.save({"a": torch.zeros(100_000)}, there)),
+    "picture": lambda path: write_atomic(path, lambda there: Image.fromarray(numbers).save(there, format="PNG")),
+}
+for name, write in writers.items():
+    try:
+        write(Path(sys.argv[1]) / name)
+    except StoreError as exc:
+        print(exc)
+"""
+
+
+def test_writers_of_all_kinds_say_that_the_disk_takes_no_more(tmp_path):
+    done = subprocess.run([sys.executable, "-c", WRITERS, tmp_path], capture_output=True, text=True, check=True)
+    told = "the file would be larger than this process or this disk allows: see `ulimit -f`"
+    assert done.stdout.splitlines() == [
+        f"{tmp_path / name}: {told}" for name in ("text", "table", "csv", "weights", "picture")
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 kB, where the tests may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("no disk can be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="there is no program `mount` on this machine")
+def test_full_and_read_only_disks_are_named_and_nothing_is_lost(small_disk):
+    old = write_json(small_disk / "a.json", {"a": 1})
+
+    def fail_in_words_of_its_own(temporary):
+        with suppress(OSError):
+            temporary.write_bytes(bytes(200_000))
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    with pytest.raises(StoreError, match=rf"^{old}: the disk is full: free some space there"):
+        write_atomic(old, fail_in_words_of_its_own)
+    assert [path.name for path in small_disk.iterdir()] == ["a.json"]
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(StoreError, match="the disk can only be read, not written to: name a folder on another one"):
+        write_json(old, {"a": 2})
+    with pytest.raises(StoreError, match="can only be read"), Campaign(small_disk / "campaign").lock():
+        pass
+    assert read_json(old) == {"a": 1}
+
+
+def test_error_that_is_not_the_disks_stays_what_it_was(tmp_path):
+    def fail(temporary):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        write_atomic(tmp_path / "a", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "only be read"),
+        (errno.EACCES, "no permission"),
+        (errno.EPERM, "does not permit"),
+        (errno.ENOENT, "is not there"),
+        (errno.ENOTDIR, "must be a folder"),
+        (errno.EISDIR, "must be a file"),
+        (errno.ENAMETOOLONG, "too long"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EIO, "fails to read or write"),
+        (errno.ECONNRESET, "Connection reset"),
+    ],
+)
+def test_error_of_the_system_is_one_line_with_path_and_reason(tmp_path, number, told):
+    exc = OSError(number, os.strerror(number), str(tmp_path / "a"))
+    assert explain(exc).startswith(f"{tmp_path / 'a'}: ")
+    assert told in explain(exc)
+    assert explain(OSError(number, os.strerror(number)), tmp_path).startswith(f"{tmp_path}: ")
+    assert "\n" not in explain(exc)
+
+
+def test_path_that_is_in_the_way_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StoreError, match=r"a part of the path is a file|a file is there, and must be a folder"):
+        write_json(tmp_path / "file" / "a.json", {})
+    with pytest.raises(StoreError, match="a folder is there, and must be a file"):
+        write_json(tmp_path / "folder", {})
+    with pytest.raises(StoreError, match="must be a folder"), Campaign(tmp_path / "file").lock():
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\x00", '{"a": 1'])
+def test_damaged_json_is_told_by_name(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(StoreError, match=r"a\.json is damaged: "):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_bytes(b"\xff")
+    with pytest.raises(StoreError, match=r"a\.json is damaged: "):
+        read_json(tmp_path / "a.json")
+
+
+OURS = {"name": "pets", "pool": "images", "classes": ["a", "b"], "budget": 10}
+
+
+@pytest.mark.parametrize("held", [{"mine": 1}, [], None, "text", {"name": "an advertisement", "budget": 5}])
+def test_folder_with_a_foreign_campaign_file_is_refused(tmp_path, held):
+    written = write_json(tmp_path / "campaign.json", held).read_bytes()
+    with pytest.raises(
+        StoreError, match=r"campaign\.json was not written by labelcycle. Name another place with folder"
+    ):
+        Campaign(tmp_path).check_ours()
+    assert (tmp_path / "campaign.json").read_bytes() == written
+
+
+@pytest.mark.parametrize("name", ["pool.parquet", "rounds"])
+def test_folder_in_which_something_would_be_written_over_is_refused(tmp_path, name):
+    (tmp_path / "notes.txt").touch()
+    Campaign(tmp_path).check_ours()
+    (tmp_path / name).mkdir()
+    with pytest.raises(StoreError, match=rf"holds {name} and no campaign\.json"):
+        Campaign(tmp_path).check_ours()
+    write_json(tmp_path / "campaign.json", OURS | {"a setting of another version": 1})
+    Campaign(tmp_path).check_ours()
+    with pytest.raises(StoreError, match="must be a folder for the campaign, and is a file"):
+        Campaign(tmp_path / "campaign.json").check_ours()
+
+
+def test_damaged_file_of_a_round_is_found_by_name(tmp_path):
+    campaign = Campaign(tmp_path)
+    write_json(campaign.round(0) / "config.json", {})
+    table = write_table(campaign.round(0) / "batch.parquet", pd.DataFrame({"a": [1]}))
+    campaign.check_files()
+    table.write_bytes(table.read_bytes()[:-10])
+    with pytest.raises(StoreError, match=r"batch\.parquet is damaged: "):
+        campaign.check_files()

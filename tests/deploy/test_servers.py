@@ -8,16 +8,32 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from werkzeug.security import check_password_hash
 
-from deploy.servers import LABEL_STUDIO_LOCK, LOGIN_EMAIL, ServerError, _run_uv, down, personal_token, running, up
+from deploy.logins import EMAIL, USER, ServerError, fingerprint, make_password, password_file, set_mlflow_password
+from deploy.servers import (
+    HEALTH,
+    LABEL_STUDIO_LOCK,
+    Servers,
+    _is_listening,
+    _make_home,
+    _run_uv,
+    _Server,
+    down,
+    personal_token,
+    running,
+    up,
+)
 
 REPOSITORY = Path(__file__).parent.parent.parent
 LABEL_STUDIO_VENV = REPOSITORY / ".labelcycle" / "label-studio-venv"
+NAMES = tuple(HEALTH)
 START = """
 import sys
 from pathlib import Path
@@ -70,8 +86,10 @@ def test_only_this_machine_can_reach_them(servers, servers_home):
         assert set(listening) == {"127.0.0.1"}, server["name"]
 
 
-def test_the_password_is_in_no_file_of_ours_and_on_no_command_line(servers, servers_home):
-    texts = [path.read_text() for path in [servers_home / "servers.json", *(servers_home / "logs").iterdir()]]
+def test_the_password_is_in_one_file_of_ours_and_on_no_command_line(servers, servers_home):
+    assert password_file(servers_home).read_text().strip() == servers.password
+    configuration = [servers_home / "servers.json", servers_home / "mlflow" / "auth.ini"]
+    texts = [path.read_text() for path in [*configuration, *(servers_home / "logs").iterdir()]]
     for server in remembered(servers_home).values():
         texts += [" ".join(process.cmdline()) for process in session_of(server["pid"])]
     assert len(texts) >= 7
@@ -80,17 +98,17 @@ def test_the_password_is_in_no_file_of_ours_and_on_no_command_line(servers, serv
 
 
 def test_two_logins_share_one_token(servers):
-    tokens = {personal_token(servers.label_studio_url, servers.email, servers.password) for _ in range(2)}
+    tokens = {personal_token(servers) for _ in range(2)}
     assert len(tokens) == 1
     whoami = httpx.get(
         f"{servers.label_studio_url}/api/current-user/whoami", headers={"Authorization": f"Token {tokens.pop()}"}
     )
-    assert whoami.json()["email"] == LOGIN_EMAIL
+    assert whoami.json()["email"] == EMAIL
 
 
 def test_a_wrong_password_is_refused_and_not_told(servers):
     with pytest.raises(ServerError, match="refuses the login") as caught:
-        personal_token(servers.label_studio_url, servers.email, "not the password")
+        personal_token(replace(servers, password="not the password"))
     assert "not the password" not in str(caught.value)
 
 
@@ -130,6 +148,8 @@ def test_a_failed_start_can_be_repeated_and_everything_ends_with_down(servers, s
         started = running(home)
         second = remembered(home)
         assert started is not None
+        assert started.password != servers.password
+        assert personal_token(started), "of a first start with another password, this home's is set"
         assert {key: second[key] for key in ("mlflow", "prefect")} == {key: first[key] for key in ("mlflow", "prefect")}
         assert started.label_studio_url != servers.label_studio_url
 
@@ -175,3 +195,157 @@ def test_a_server_that_ignores_the_polite_signal_is_killed(tmp_path, monkeypatch
         (tmp_path / "servers.json").write_text(json.dumps([server]))
         assert down(tmp_path) == ["mlflow"]
         assert not psutil.pid_exists(stubborn.pid)
+
+
+def modes(folder, *, deep=True):
+    """What others may do with the files of a folder, links not followed; the installed program is no secret."""
+    paths = [path for path in (folder.rglob("*") if deep else folder.iterdir()) if not path.is_symlink()]
+    return {str(path): path.stat().st_mode & 0o077 for path in paths if "label-studio-venv" not in path.parts}
+
+
+def test_what_the_servers_write_is_readable_by_its_owner_alone(servers, servers_home):
+    for name in ("label-studio", "mlflow", "prefect", "logs"):
+        assert (servers_home / name).stat().st_mode & 0o777 == 0o700
+    for name in ("password", "servers.json", "mlflow/auth.ini", "mlflow/mlflow.db", "prefect/prefect.db"):
+        assert (servers_home / name).stat().st_mode & 0o777 == 0o600, name
+    assert not {
+        path: mode for name in ("mlflow", "prefect") for path, mode in modes(servers_home / name).items() if mode
+    }
+
+
+def test_nobody_is_let_in_without_the_password(servers):
+    mlflow, prefect = servers.mlflow_url, servers.prefect_api_url
+    asked = {
+        f"{prefect}/flows/filter": httpx.post(f"{prefect}/flows/filter", json={}),
+        f"{mlflow}/": httpx.get(f"{mlflow}/"),
+        f"{mlflow}/api/2.0/mlflow/experiments/search": httpx.post(
+            f"{mlflow}/api/2.0/mlflow/experiments/search", json={"max_results": 1}
+        ),
+        f"{mlflow}/get-artifact": httpx.get(f"{mlflow}/get-artifact", params={"path": "a", "run_uuid": "b"}),
+        f"{mlflow}/artifacts": httpx.put(f"{mlflow}/api/2.0/mlflow-artifacts/artifacts/a.txt", content=b"a"),
+    }
+    assert {address: answer.status_code for address, answer in asked.items()} == dict.fromkeys(asked, 401)
+    allowed = httpx.post(f"{prefect}/flows/filter", json={}, auth=tuple(servers.prefect_login.split(":")))
+    assert allowed.status_code == 200
+    assert httpx.get(f"{mlflow}/version", auth=servers.mlflow_login).status_code == 200
+
+
+def test_a_page_of_another_address_gets_no_answer_from_prefect(servers):
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    foreign = httpx.options(
+        f"{servers.prefect_api_url}/flows/filter", headers=asked | {"Origin": "https://example.org"}
+    )
+    own = httpx.options(f"{servers.prefect_api_url}/flows/filter", headers=asked | {"Origin": servers.prefect_ui_url})
+    assert "access-control-allow-origin" not in foreign.headers
+    assert own.headers["access-control-allow-origin"] == servers.prefect_ui_url
+
+
+def test_two_homes_have_two_passwords_and_a_home_keeps_its_own(tmp_path):
+    first, second = make_password(tmp_path), None
+    assert make_password(tmp_path) == first
+    (tmp_path / "other").mkdir()
+    second = make_password(tmp_path / "other")
+    assert len({first, second}) == 2
+    assert min(len(first), len(second)) >= 20
+    assert password_file(tmp_path).stat().st_mode & 0o777 == 0o600
+
+
+def test_password_of_an_mlflow_that_started_with_another_is_set(tmp_path):
+    database = tmp_path / "auth.db"
+    set_mlflow_password(database, "of no use yet")
+    assert not database.exists()
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("CREATE TABLE users (username TEXT, password_hash TEXT)")
+        connection.executemany("INSERT INTO users VALUES (?, ?)", [(USER, "the first"), ("another", "theirs")])
+    set_mlflow_password(database, "the-second-password")
+    with closing(sqlite3.connect(database)) as connection:
+        hashes = dict(connection.execute("SELECT username, password_hash FROM users"))
+    assert check_password_hash(hashes[USER], "the-second-password")
+    assert hashes["another"] == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "told"),
+    [
+        ("a-good-long-password", 0o644, "others may read it"),
+        ("short", 0o600, "12 characters or more"),
+        ("with:a colon inside", 0o600, "without a colon"),
+        ("", 0o600, "12 characters or more"),
+    ],
+)
+def test_a_password_that_is_none_is_refused_with_what_to_do(tmp_path, text, mode, told):
+    password_file(tmp_path).write_text(text)
+    password_file(tmp_path).chmod(mode)
+    with pytest.raises(ServerError, match=f"{told}.*delete the file and run `labelcycle up`") as caught:
+        make_password(tmp_path)
+    assert text == "" or text not in str(caught.value)
+
+
+def test_a_home_that_is_named_keeps_its_rights_and_a_new_one_is_private(tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    _make_home(shared)
+    assert shared.stat().st_mode & 0o777 == 0o755
+    for home in (tmp_path / "new" / "home", tmp_path / ".labelcycle"):
+        _make_home(home)
+        assert home.stat().st_mode & 0o777 == 0o700
+    (tmp_path / ".labelcycle").chmod(0o755)
+    _make_home(tmp_path / ".labelcycle")
+    assert (tmp_path / ".labelcycle").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    with pytest.raises(ServerError, match="must be a folder"):
+        _make_home(tmp_path / "file")
+
+
+def listener(port, seconds=60):
+    """A program in a session of its own that takes a port and answers any request with 200."""
+    code = f"""
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+server = HTTPServer(("127.0.0.1", {port}), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_stranger_who_took_the_port_is_no_server_and_gets_no_password(tmp_path):
+    make_password(tmp_path)
+    with listener(0) as stranger, subprocess.Popen(["sleep", "60"], start_new_session=True) as ours:
+        try:
+            port = int(stranger.stdout.readline())
+            server = _Server("label-studio", port, ours.pid, psutil.Process(ours.pid).create_time(), login="any")
+            (tmp_path / "servers.json").write_text(json.dumps([asdict(replace(server, name=name)) for name in NAMES]))
+            assert not _is_listening(server)
+            assert running(tmp_path) is None
+            local = Servers(tmp_path, server.url, server.url, server.url, server.url, password="the-password")
+            with pytest.raises(ServerError, match="is not the Label Studio that was started here"):
+                personal_token(local)
+            itself = replace(server, pid=stranger.pid, created=psutil.Process(stranger.pid).create_time())
+            assert _is_listening(itself)
+        finally:
+            stranger.kill()
+            ours.kill()
+
+
+def test_servers_of_an_older_version_without_a_login_do_not_count_as_running(tmp_path):
+    password = make_password(tmp_path)
+    with listener(0) as ours:
+        try:
+            port = int(ours.stdout.readline())
+            server = _Server("mlflow", port, ours.pid, psutil.Process(ours.pid).create_time())
+            for login, counts in ((None, False), ("of another password", False), (fingerprint(password), True)):
+                state = [asdict(replace(server, name=name, login=login)) for name in NAMES]
+                (tmp_path / "servers.json").write_text(json.dumps(state))
+                assert (running(tmp_path) is not None) == counts
+        finally:
+            ours.kill()
+
+
+def test_servers_file_that_is_damaged_is_told(tmp_path):
+    for text in ("{", '[{"name": "mlflow"}]', '{"name": 1}', "[1]", "null"):
+        (tmp_path / "servers.json").write_text(text)
+        with pytest.raises(ServerError, match=r"servers\.json is damaged, or of another version"):
+            running(tmp_path)

@@ -79,6 +79,9 @@ def test_person_labels_the_most_wanted_images_and_the_next_round_learns_from_the
 def test_pages_of_prefect_show_the_round(make_campaign, page):
     campaign = make_campaign()
     campaign.run()
+    page.goto(f"{campaign.servers.prefect_ui_url}/v2/login")
+    page.locator("input").fill(campaign.servers.prefect_login)
+    page.get_by_role("button", name="Login").click()
     page.goto(f"{campaign.servers.prefect_ui_url}/v2/artifacts/key/{campaign.name}-round-0000")
     page.locator("a[href*='/artifacts/artifact/']").first.click()
     expect(page.get_by_role("paragraph").filter(has_text="Asked for 22 labels")).to_be_visible()

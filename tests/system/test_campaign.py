@@ -91,7 +91,8 @@ def check_mlflow(campaign):
 def check_prefect(campaign):
     wanted = {"artifacts": {"key": {"like_": f"{campaign.name}-round"}}}
     address = f"{campaign.servers.prefect_api_url}/artifacts/latest/filter"
-    pages = httpx.post(address, json=wanted, timeout=30).raise_for_status().json()
+    login = tuple(campaign.servers.prefect_login.split(":"))
+    pages = httpx.post(address, json=wanted, timeout=30, auth=login).raise_for_status().json()
     assert {page["key"] for page in pages} == {f"{campaign.name}-round-000{number}" for number in range(4)}
     assert all(page["type"] == "markdown" for page in pages)
     assert "Audit accuracy" in next(page["data"] for page in pages if page["key"].endswith("3"))

@@ -107,7 +107,7 @@ def serve():
 @pytest.fixture
 def prefect(servers):
     """Prefect's own client, which asks again where the server is busy (503)."""
-    with SyncPrefectClient(servers.prefect_api_url) as client:
+    with SyncPrefectClient(servers.prefect_api_url, auth_string=servers.prefect_login) as client:
         yield client
 
 
