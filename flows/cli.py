@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from connectors.store import Campaign, read_json
 from deploy import servers
 from flows.home import home
 from flows.local import prepare_environment, print_addresses, use_prefect
+from flows.terminal import Terminal, prepare_output
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -28,8 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
-errors = Console(stderr=True)
+console = Terminal()
+errors = Terminal(stderr=True)
 
 CampaignFile = Annotated[Path, typer.Argument(help="The campaign's TOML file; `labelcycle init` writes one.")]
 
@@ -63,7 +63,7 @@ def up(
     if images_root is None:
         images_root = _images_root(campaign)
     with clear_errors(), console.status("starting the local servers") as status:
-        started = servers.up(home(), images_root=images_root, on_progress=status.update)
+        started = servers.up(home(), images_root=images_root, on_progress=lambda line: status.update(Text(line)))
     print_addresses(started, console)
 
 
@@ -90,9 +90,9 @@ def run(campaign: CampaignFile) -> None:
 
         outcome = run_round_of(campaign)
     for note in outcome.notes:
-        console.print(escape(note), soft_wrap=True, highlight=False)
+        console.print(note, soft_wrap=True, highlight=False)
     for warning in outcome.warnings:
-        errors.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
+        errors.print(Text.assemble(("Warning:", "yellow"), " ", warning), soft_wrap=True)
     console.print(outcome.message[0].upper() + outcome.message[1:] + ".")
     if outcome.address:
         console.print(f"Label here: {outcome.address}", soft_wrap=True)
@@ -353,13 +353,14 @@ def _campaign_folder(campaign: Path | None) -> Path:
 
 
 def _tell(message: str, exit_code: int = EXIT_USAGE) -> typer.Exit:
-    errors.print(f"[red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    errors.print(Text.assemble(("Error:", "red"), " ", message), soft_wrap=True)
     return typer.Exit(exit_code)
 
 
 def main() -> None:
     """Run the command."""
     prepare_environment()
+    prepare_output()
     app()
 
 

@@ -22,7 +22,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from connectors.store import flatten
+from connectors.store import Campaign, flatten, read_json
+from pipeline.names import checked_class, mistakable
 from pipeline.registries import look_up
 
 LOCAL = "local"
@@ -167,7 +168,7 @@ Duration = Annotated[
     Field(gt=timedelta(0)),
     PlainSerializer(lambda value: f"{value.total_seconds():g}s", return_type=str),
 ]
-ClassName = Annotated[str, Field(min_length=1, pattern=r"^\S+( \S+)*$")]
+ClassName = Annotated[str, AfterValidator(checked_class)]
 Size = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -408,6 +409,10 @@ def load_settings(path: Path) -> CampaignSettings:
     if isinstance(values.get("name"), str):
         values.setdefault("folder", f".labelcycle/campaigns/{values['name']}")
     base = path.resolve().parent
+    try:
+        str(base).encode()
+    except UnicodeEncodeError as exc:
+        raise ConfigError(f"{path}: the name of its folder, {base}, is not UTF-8: rename the folder") from exc
     model = values.get("model")
     if isinstance(model, dict) and isinstance(model.get("weights"), str):
         if (base / model["weights"]).is_file():
@@ -421,7 +426,20 @@ def load_settings(path: Path) -> CampaignSettings:
         # A size that could not be looked up is told by what is wrong with the network's name.
         errors = [error for error in exc.errors() if error["type"] != "default_factory_not_called"]
         raise ConfigError("\n".join(_explain(path, text, error) for error in errors)) from exc
-    return settings.model_copy(update={"pool": base / settings.pool, "folder": base / settings.folder})
+    settings = settings.model_copy(update={"pool": base / settings.pool, "folder": base / settings.folder})
+    trap = mistakable(settings.classes)
+    if trap and not _has_begun(settings):
+        raise ConfigError(
+            f"{path}, line {_line_of(text, ['classes'])}: classes: {trap}. People and other programs take one for the "
+            "other: rename one of them"
+        )
+    return settings
+
+
+def _has_begun(settings: CampaignSettings) -> bool:
+    """Whether a campaign is under way with these classes: its labels are not to be lost to a rule that is newer."""
+    written = Campaign(settings.folder).path / "campaign.json"
+    return written.exists() and set(settings.classes) <= set(read_json(written).get("classes", ()))
 
 
 def images_root(pool: Path) -> Path:

@@ -15,6 +15,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from connectors.escaping import prefect_key, visible
 from connectors.store import RoundFolder, flatten, read_json, write_json, write_table
 from flows.ask import check_strategy, compare_with_half, push, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
@@ -76,7 +77,7 @@ class RoundOutcome:
 
 def _run_name() -> str:
     """A flow run is named after its campaign file, so that people find it among others."""
-    return f"{Path(flow_run.parameters['campaign_file']).stem} at {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    return f"{visible(Path(flow_run.parameters['campaign_file']).stem)} at {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
 
 
 @flow(name="labelcycle-round", flow_run_name=_run_name, persist_result=False, validate_parameters=False)
@@ -290,7 +291,7 @@ def log_warnings(folder: RoundFolder) -> tuple[str, ...]:
 def publish(folder: RoundFolder, work: OpenCampaign) -> None:
     """Show the round in Prefect's pages."""
     create_markdown_artifact(
-        key=f"{work.settings.name.replace('_', '-')}-round-{folder.number:04d}",
+        key=prefect_key(f"{work.settings.name}-round-{folder.number:04d}"),
         markdown=round_markdown(folder, work.settings.name),
         description=f"Round {folder.number} of campaign {work.settings.name}",
     )
