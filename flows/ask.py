@@ -139,7 +139,8 @@ def select_first(folder: RoundFolder, work: OpenCampaign) -> None:
         )
     ids = (*seed_set.ids, *audit)
     reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set.ids), *["audit set"] * len(audit))
-    aims = (*seed_set.aims, *["check"] * len(audit))
+    checks: list[Aim] = ["check"] * len(audit)
+    aims = (*seed_set.aims, *checks)
     table = _batch_table(Batch(ids, (0.0,) * len(ids), reasons, folder.number, aims), work)
     table["why"] = [_words(aim) for aim in aims]
     shuffled = table.sample(frac=1, random_state=derive_seed(settings.seed, folder.number, "order"))

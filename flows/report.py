@@ -311,8 +311,8 @@ def _draw(counts: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -
     from sklearn.metrics import ConfusionMatrixDisplay
 
     side = min(20.0, 3.0 + 0.45 * len(counts))
-    plain = {"text.parse_math": False, "text.usetex": False}  # a class may be called $x_1$
-    with rc_context(plain), warnings.catch_warnings():
+    # A class may be called $x_1$: no text is a formula.
+    with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # a box stands for what the font does not have
         warnings.filterwarnings("ignore", r"Matplotlib currently does not support")  # letters that join
         figure = Figure(figsize=(side, side), layout="constrained")
