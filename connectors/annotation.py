@@ -34,7 +34,8 @@ class Task:
     Attributes:
         rank: place in the batch; 0 is the most wanted.
         guess: what the model sees there, with its probability; None hides it (cold start, audit set).
-        columns: why it was picked, for people to read and sort by (`reason`, `uncertainty`, `confused_classes`, …).
+        columns: why it was picked: `reason`, in words, stands above the image; people sort tasks by the others
+            (`uncertainty`, `confused_classes`, …).
     """
 
     item_id: str

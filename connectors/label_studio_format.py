@@ -4,9 +4,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 from xml.etree import ElementTree
 
 from connectors.annotation import Task
+from connectors.escaping import label_studio_choice, reads_as_variable
+from pipeline.names import checked_class
 from pipeline.types import Annotation, Answer, Outcome, Region
 
 CONTROL, OBJECT, IMAGE, REASONS = "label", "image", "image", "reasons"
@@ -29,7 +32,7 @@ def labelling_page(classes: Sequence[str]) -> str:
     keys = hotkeys(classes)
     for label in classes:
         hotkey = {"hotkey": keys[label]} if label in keys else {}
-        ElementTree.SubElement(choices, "Choice", {"value": label} | hotkey)
+        ElementTree.SubElement(choices, "Choice", label_studio_choice(label) | hotkey)
     ElementTree.SubElement(view, "Header", value=f"${REASONS}", size="5", style=REASONS_STYLE)
     ElementTree.SubElement(view, "Image", name=OBJECT, value=f"${IMAGE}", maxWidth="600px")
     return ElementTree.tostring(view, encoding="unicode")
@@ -50,12 +53,10 @@ def hotkeys(classes: Sequence[str]) -> dict[str, str]:
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """The classes, or ValueError if a page could not tell them apart."""
-    for label in classes:
-        if not label or label != " ".join(label.split()):
-            raise ValueError(f"a class name is not empty and has single spaces inside only, got {label!r}")
-    if len(set(classes)) != len(classes) or len(classes) < 2:
+    checked = tuple(checked_class(label) for label in classes)
+    if len(set(checked)) != len(checked) or len(checked) < 2:
         raise ValueError(f"wanted two or more distinct classes, got {list(classes)}")
-    return tuple(classes)
+    return checked
 
 
 def page_differences(controls: Mapping[str, Any], page: str, classes: Sequence[str]) -> list[str]:
@@ -65,14 +66,22 @@ def page_differences(controls: Mapping[str, Any], page: str, classes: Sequence[s
         return [f"asks for {asks} where {CONTROL} (Choices) is wanted"]
     control = controls[CONTROL]
     differences = []
-    if set(control["labels"]) != set(classes):
+    if {normalize("NFC", label) for label in control["labels"]} != set(classes):
         differences.append(f"has the classes {', '.join(control['labels'])} where {', '.join(classes)} are wanted")
+    differences += _classes_without_name(control)
     shown = [(part["type"], part["value"]) for part in control["inputs"]]
     if control["to_name"] != [OBJECT] or shown != [("Image", IMAGE)]:
         differences.append(f"shows {shown} where an Image named {OBJECT!r} with value ${IMAGE} is wanted")
-    if re.search(r"""choice\s*=\s*["']multiple""", page):
+    if re.search(r"""<Choices\s[^<>]*\bchoice\s*=\s*["']multiple""", page):
         differences.append("lets people choose several classes where one is wanted")
     return differences
+
+
+def _classes_without_name(control: Mapping[str, Any]) -> list[str]:
+    """Classes that the page shows as nothing, as it takes their names for variables of the task."""
+    choices = control.get("labels_attrs", {}).items()
+    nameless = [label for label, choice in choices if reads_as_variable(choice.get("value", ""))]
+    return [f"shows no name for {', '.join(nameless)}, which it takes for variables of the task"] if nameless else []
 
 
 def check_tasks(tasks: Sequence[Task], round_number: int, classes: Sequence[str]) -> None:
@@ -109,7 +118,7 @@ def task_to_import(task: Task, *, image: str, version: str, n_ranks: int) -> dic
         version: model version, of this round alone.
         n_ranks: ranks are below it.
     """
-    data = {IMAGE: image, REASONS: _reasons(task.columns), "item_id": task.item_id}
+    data = {IMAGE: image, REASONS: _why(task.columns), "item_id": task.item_id}
     prediction = {"model_version": version, "score": task.rank / n_ranks, "result": _guess(task.guess)}
     return {"data": {**data, "round_number": task.round_number, **task.columns}, "predictions": [prediction]}
 
@@ -122,11 +131,9 @@ def _guess(guess: Region | None) -> list[dict[str, Any]]:
     return [{"from_name": CONTROL, "to_name": OBJECT, **choice, **score}]
 
 
-def _reasons(columns: Mapping[str, str | float]) -> str:
-    return "; ".join(
-        f"{name.replace('_', ' ')}: {value if isinstance(value, str) else format(value, '.3g')}"
-        for name, value in columns.items()
-    )
+def _why(columns: Mapping[str, str | float]) -> str:
+    """What stands above the image: words. The numbers are columns of the project's table."""
+    return f"Why this image: {columns['reason']}" if columns.get("reason") else ""
 
 
 def read_answer(
@@ -179,6 +186,7 @@ def _judge(annotation: Mapping[str, Any], classes: Sequence[str]) -> tuple[Outco
         return "empty", None, ""
     if len(labels) > 1:
         return "invalid", None, f"wanted one class, got {', '.join(labels)}"
-    if labels[0] not in classes:
+    label = normalize("NFC", str(labels[0]))  # a page that a person has typed may write it another way
+    if label not in classes:
         return "invalid", None, f"{labels[0]!r} is not a class of this campaign"
-    return "labelled", labels[0], ""
+    return "labelled", label, ""

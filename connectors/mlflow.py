@@ -38,6 +38,7 @@ from mlflow.utils.rest_utils import http_request
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy.exc import SQLAlchemyError
 
+from connectors.escaping import mlflow_key
 from connectors.mlflow_model import TRUNK
 from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError, TrackerUnavailable
 
@@ -107,7 +108,7 @@ class MLflowTracker(Tracker):
                 {KIND: "round", ROUND: str(round_number)}, name=f"round {round_number}", parent=None
             )
             self._log_params(run, params)
-            client.log_batch(run.info.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+            client.log_batch(run.info.run_id, tags=[RunTag(mlflow_key(key), str(value)) for key, value in tags.items()])
             if run.info.status == "RUNNING" != campaign.info.status:
                 client.update_run(campaign.info.run_id, status="RUNNING")
             return str(run.info.run_id)
@@ -128,7 +129,7 @@ class MLflowTracker(Tracker):
                 self._log_metrics(
                     run,
                     [
-                        Metric(_metric_name(name), value, run.info.start_time + epoch, epoch)
+                        Metric(mlflow_key(name), value, run.info.start_time + epoch, epoch)
                         for epoch, row in enumerate(member.epochs, start=1)
                         for name, value in row.items()
                     ],
@@ -181,10 +182,11 @@ class MLflowTracker(Tracker):
         """
         with self._talk() as client:
             run = client.get_run(run_id)
-            points = [Metric(_metric_name(name), value, run.info.start_time, step) for name, value in metrics.items()]
+            points = [Metric(mlflow_key(name), value, run.info.start_time, step) for name, value in metrics.items()]
             self._log_metrics(run, points)
             self._log_metrics(self._campaign_run(), points)
-            client.log_batch(run_id, tags=[RunTag(NOTE if key == "description" else key, t) for key, t in tags.items()])
+            named = {NOTE if key == "description" else mlflow_key(key): value for key, value in tags.items()}
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in named.items()])
             sizes = {known.path: known.file_size for known in client.list_artifacts(run_id)}
             for path in artifacts:
                 if sizes.get(path.name) != path.stat().st_size:
@@ -241,7 +243,7 @@ class MLflowTracker(Tracker):
                 self._log_metrics(
                     run,
                     [
-                        Metric(_metric_name(name), value, run.info.start_time + n_labels, n_labels)
+                        Metric(mlflow_key(name), value, run.info.start_time + n_labels, n_labels)
                         for n_labels, metrics in (*points, (points[-1][0], totals[arm]))
                         for name, value in metrics.items()
                     ],
@@ -330,7 +332,7 @@ class MLflowTracker(Tracker):
 
     def _log_params(self, run: Run, params: Mapping[str, Any]) -> None:
         logged = run.data.params
-        wanted = {key: str(value) for key, value in params.items()}
+        wanted = {mlflow_key(key): str(value) for key, value in params.items()}
         changed = [
             f"{key}: {reprlib.repr(logged[key])} -> {reprlib.repr(value)}"
             for key, value in wanted.items()
@@ -435,11 +437,6 @@ def _check_uri(uri: str) -> tuple[str, Path | None]:
         "MLflow needs a server, http://host:5000, or an SQLite file, sqlite:////folder/mlflow.db; "
         f"it keeps no runs in folders any more. Got {came}"
     )
-
-
-def _metric_name(name: str) -> str:
-    """Replace what MLflow does not take in a name; class names can hold anything."""
-    return re.sub(r"[^\w./: -]", lambda sign: f"_{ord(sign[0]):x}_", name)
 
 
 def _shorten(value: str) -> str:

@@ -22,8 +22,17 @@ from flows.steps import step
 from pipeline.pixels import load_images
 from pipeline.randomness import derive_seed
 from pipeline.strategies import select_batch
-from pipeline.types import Batch, Candidates, Region
+from pipeline.types import Aim, Batch, Candidates, Region
 
+SURE = 0.9
+"""A guess of this probability is not called unsure."""
+WORDS: Mapping[Aim, str] = {
+    "check": "a check, drawn at random",
+    "typical": "many images are like it",
+    "unlike": "it is unlike the images labelled so far",
+    "unsure": "the model is unsure between {guess} and {runner_up}",
+}
+"""What people read of why an image was chosen."""
 EMBEDDING_SIDE = 16
 """For a cold start that is not random, an image is described by its pixels at this side, before any model exists."""
 
@@ -61,7 +70,7 @@ def select(folder: RoundFolder, work: OpenCampaign, *, query_size: int) -> None:
     settings = work.settings
     n_candidates = pq.read_metadata(folder / "candidates.parquet").num_rows
     if n_candidates == 0 or query_size == 0:
-        write_table(folder / "batch.parquet", _batch_table(Batch((), (), (), folder.number), work))
+        write_table(folder / "batch.parquet", _batch_table(Batch((), (), (), folder.number, ()), work))
         return
     candidates = read_candidates(folder, settings)
     batch = select_from(candidates, settings, query_size=query_size, round_number=folder.number)
@@ -73,6 +82,8 @@ def select(folder: RoundFolder, work: OpenCampaign, *, query_size: int) -> None:
     for part in scored.columns.intersection(["aleatoric", "epistemic"]):
         table[part] = scored[part].to_numpy()
     table["confused_classes"] = (scored["guess"] + " / " + scored["runner_up"]).to_numpy()
+    seen = zip(batch.aims, scored["guess"], scored["runner_up"], scored["guess_probability"], strict=True)
+    table["why"] = [_words(aim, *guesses) for aim, *guesses in seen]
     table["novelty"] = _novelty(np.stack(scored["embedding"].to_list()), read_labelled_embeddings(folder))
     write_table(folder / "batch.parquet", table)
 
@@ -121,22 +132,25 @@ def select_first(folder: RoundFolder, work: OpenCampaign) -> None:
     size = min(settings.seed_set_size, max(0, work.budget_left() - len(audit)))
     seed_set = _select_seed_set(rest, work, folder.number, size)
     has_labels = not pd.read_parquet(folder / "labelled.parquet").empty
-    if not seed_set and not has_labels and not work.outstanding():
+    if not seed_set.ids and not has_labels and not work.outstanding():
         raise NothingToTrainOn(
             f"round {folder.number}: there is no label to learn from and no image to ask for: seed_set_size is "
             f"{settings.seed_set_size}, {len(rest)} images may be asked for, {work.budget_left()} labels are left"
         )
-    ids = (*seed_set, *audit)
-    reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set), *["audit set"] * len(audit))
-    table = _batch_table(Batch(ids, (0.0,) * len(ids), reasons, folder.number), work)
+    ids = (*seed_set.ids, *audit)
+    reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set.ids), *["audit set"] * len(audit))
+    checks: list[Aim] = ["check"] * len(audit)
+    aims = (*seed_set.aims, *checks)
+    table = _batch_table(Batch(ids, (0.0,) * len(ids), reasons, folder.number, aims), work)
+    table["why"] = [_words(aim) for aim in aims]
     shuffled = table.sample(frac=1, random_state=derive_seed(settings.seed, folder.number, "order"))
     write_table(folder / "batch.parquet", shuffled.assign(rank=np.arange(len(table))))
 
 
-def _select_seed_set(rest: pd.DataFrame, work: OpenCampaign, round_number: int, size: int) -> tuple[str, ...]:
+def _select_seed_set(rest: pd.DataFrame, work: OpenCampaign, round_number: int, size: int) -> Batch:
     settings = work.settings
     if size == 0 or rest.empty:
-        return ()
+        return Batch((), (), (), round_number, ())
     embeddings = None if settings.cold_start == "random" else _pixels(rest["uri"].tolist())
     candidates = Candidates(
         ids=rest["item_id"].to_numpy(dtype=np.str_),
@@ -150,12 +164,23 @@ def _select_seed_set(rest: pd.DataFrame, work: OpenCampaign, round_number: int, 
         query_size=size,
         round_number=round_number,
         seed=settings.seed,
-    ).ids
+    )
 
 
 def _pixels(uris: list[str]) -> torch.Tensor:
     chunks = [uris[start : start + CHUNK] for start in range(0, len(uris), CHUNK)]
     return torch.cat([load_images(chunk, size=EMBEDDING_SIDE, channels=3).flatten(1).half() / 255 for chunk in chunks])
+
+
+def _words(aim: Aim, guess: str = "", runner_up: str = "", probability: float = 0.0) -> str:
+    """Why an image was chosen, for people who label it; of the audit set they are not to know.
+
+    >>> _words("unsure", "cat", "dog", 0.4)
+    'the model is unsure between cat and dog'
+    """
+    if aim == "unsure" and guess and probability >= SURE:
+        return f"to see whether it is {guess}, as the model says"
+    return WORDS[aim].format(guess=guess, runner_up=runner_up)
 
 
 def _batch_table(batch: Batch, work: OpenCampaign) -> pd.DataFrame:
@@ -185,7 +210,7 @@ def tasks_of(folder: RoundFolder, work: OpenCampaign) -> list[Task]:
 
 
 def _task(row: Mapping[Hashable, Any], round_number: int) -> Task:
-    columns: dict[str, str | float] = {"reason": row["reason"]}
+    columns: dict[str, str | float] = {"reason": row.get("why", row["reason"])}  # older batches have no words
     guess = None
     if "guess" in row:
         guess = Region(kind="image", label=row["guess"], score=float(row["guess_probability"]))

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from connectors.store import Campaign, StoreError, read_json
 from deploy import servers
 from flows.errors import EXIT_AWAITING, EXIT_STOPPED, CommandGroup, tell
 from flows.home import home, settle_home
 from flows.local import prepare_environment, print_addresses, require_prefect, use_prefect
+from flows.terminal import Terminal, prepare_output
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -21,8 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
-errors = Console(stderr=True)
+console = Terminal()
+errors = Terminal(stderr=True)
 
 
 @app.callback()
@@ -54,7 +54,7 @@ def init(
             file.write(EXAMPLE)
     except FileExistsError:
         raise tell(f"{path} exists already; give another name, or move it away") from None
-    named = escape(str(path))
+    named = path
     console.print(f"Wrote {named}. Set its name, pool and classes, then: labelcycle up {named}; labelcycle run {named}")
 
 
@@ -71,7 +71,7 @@ def up(
         images_root = _images_root(campaign)
     with console.status("starting the local servers") as status:
         started = servers.up(
-            settle_home(campaign), images_root=images_root, on_progress=lambda line: status.update(escape(line))
+            settle_home(campaign), images_root=images_root, on_progress=lambda line: status.update(Text(line))
         )
     print_addresses(started, console)
 
@@ -83,7 +83,7 @@ def down() -> None:
     if stopped:
         console.print(f"Stopped {', '.join(stopped)}.")
     else:
-        console.print(f"Nothing of ours is running in {escape(str(home()))}.", soft_wrap=True, highlight=False)
+        console.print(f"Nothing of ours is running in {home()}.", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -106,12 +106,12 @@ def run(campaign: CampaignFile) -> None:
         Campaign(settings.folder).check_files()  # one that is damaged shows in many ways
         raise
     for note in outcome.notes:
-        console.print(escape(note), soft_wrap=True, highlight=False)
+        console.print(note, soft_wrap=True, highlight=False)
     for warning in outcome.warnings:
-        errors.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
-    console.print(escape(outcome.message[0].upper() + outcome.message[1:] + "."))
+        errors.print(Text.assemble(("Warning:", "yellow"), " ", warning), soft_wrap=True)
+    console.print(outcome.message[0].upper() + outcome.message[1:] + ".")
     if outcome.address:
-        console.print(f"Label here: {escape(outcome.address)}", soft_wrap=True)
+        console.print(f"Label here: {outcome.address}", soft_wrap=True)
     if outcome.kind == "awaiting":
         raise typer.Exit(EXIT_AWAITING)
 
@@ -177,7 +177,7 @@ def status(
             "Labels that are probably wrong: {count}, in {file}".format(**state["suspicious"]), soft_wrap=True
         )
     for name, url in state["urls"].items():
-        console.print(f"{name}: {escape(url)}", soft_wrap=True)
+        console.print(f"{name}: {url}", soft_wrap=True)
 
 
 @app.command()
@@ -214,7 +214,7 @@ def labels(
     from flows.results import write_labels
 
     count = write_labels(load_settings(campaign), out)
-    console.print(escape(f"Wrote {count} labels to {out}."), soft_wrap=True, highlight=False)
+    console.print(f"Wrote {count} labels to {out}.", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -234,7 +234,7 @@ def predict(
     from flows.results import predict_files
 
     done = predict_files(load_settings(campaign), images, out, round_number=round_number)
-    console.print(escape(f"{done}. Wrote {out}."), soft_wrap=True, highlight=False)
+    console.print(f"{done}. Wrote {out}.", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -358,8 +358,8 @@ def simulate(
         errors.print("Stopped. The same command goes on where this one stopped.")
         raise typer.Exit(EXIT_STOPPED) from None
     console.print(summary_table(summary))
-    console.print(escape(summary["verdict"]))
-    console.print(f"Look at it: {escape(str(out / 'report.html'))}", soft_wrap=True)
+    console.print(summary["verdict"])
+    console.print(f"Look at it: {out / 'report.html'}", soft_wrap=True)
 
 
 def _images_root(campaign: Path | None) -> Path:
@@ -389,6 +389,7 @@ def _campaign_folder(campaign: Path | None) -> Path:
 def main() -> None:
     """Run the command."""
     prepare_environment()
+    prepare_output()
     app()
 
 

@@ -25,7 +25,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from connectors.store import explain, flatten
+from connectors.store import Campaign, explain, flatten, read_json
+from pipeline.names import checked_class, mistakable
 from pipeline.registries import look_up
 
 LOCAL = "local"
@@ -214,7 +215,7 @@ Duration = Annotated[
     Field(gt=timedelta(0)),
     PlainSerializer(lambda value: f"{value.total_seconds():g}s", return_type=str),
 ]
-ClassName = Annotated[str, Field(min_length=1, pattern=r"^\S+( \S+)*$")]
+ClassName = Annotated[str, AfterValidator(checked_class)]
 Size = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -465,6 +466,10 @@ def load_settings(path: Path) -> CampaignSettings:
     if isinstance(values.get("name"), str):
         values.setdefault("folder", f".labelcycle/campaigns/{values['name']}")
     base = path.resolve().parent
+    try:
+        str(base).encode()
+    except UnicodeEncodeError as exc:
+        raise ConfigError(f"{path}: the name of its folder, {base}, is not UTF-8: rename the folder") from exc
     _resolve_weights(values.get("model"), base, path, text)
     try:
         settings = CampaignSettings.model_validate(values)
@@ -475,13 +480,26 @@ def load_settings(path: Path) -> CampaignSettings:
     except ValueError as exc:  # weights that the network does not have: their image size is a default
         line = _line_of(text, ["model", "weights"])
         raise ConfigError(f"{path}, line {line}: {exc}" if line else f"{path}: {exc}") from exc
-    return settings.model_copy(
+    settings = settings.model_copy(
         update={
             "pool": base / settings.pool,
             "folder": base / settings.folder,
             "mlflow": settings.mlflow.model_copy(update={"uri": _beside(base, settings.mlflow.uri)}),
         }
     )
+    trap = mistakable(settings.classes)
+    if trap and not _has_begun(settings):
+        raise ConfigError(
+            f"{path}, line {_line_of(text, ['classes'])}: classes: {trap}. People and other programs take one for the "
+            "other: rename one of them"
+        )
+    return settings
+
+
+def _has_begun(settings: CampaignSettings) -> bool:
+    """Whether a campaign is under way with these classes: its labels are not to be lost to a rule that is newer."""
+    written = Campaign(settings.folder).path / "campaign.json"
+    return written.exists() and set(settings.classes) <= set(read_json(written).get("classes", ()))
 
 
 def _read_text(path: Path) -> str:

@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
+from rich.text import Text
 
 from connectors.simulated import SimulatedAnnotator
 from connectors.store import Campaign, read_json, write_atomic, write_text
@@ -55,7 +55,7 @@ def run_demo(home: Path, *, console: Console, anew: bool) -> None:
     truth = write_digits(folder)
     file = choose_campaign(folder, console, anew=anew)
     with console.status("starting Label Studio, MLflow and Prefect") as status:
-        local = servers.up(home, images_root=folder / "images", on_progress=status.update)
+        local = servers.up(home, images_root=folder / "images", on_progress=lambda line: status.update(Text(line)))
     use_prefect(local)
     run_to_the_end(file, local, truth, console)
     console.print(rounds_table(Campaign(file.parent / "campaign")))
@@ -113,7 +113,7 @@ def run_to_the_end(file: Path, local: servers.Servers, truth: dict[str, str], co
         started = perf_counter()
         outcome = run_round_of(file)
         for warning in outcome.warnings:
-            console.print(f"[yellow]Warning:[/] {escape(warning)}")
+            console.print(Text.assemble(("Warning:", "yellow"), " ", warning))
         console.print(f"\n{outcome.message[0].upper()}{outcome.message[1:]} ({perf_counter() - started:.1f} s).")
         console.print(rounds_table(folder, only=outcome.round_number))
         if outcome.kind == "finished":

@@ -5,12 +5,12 @@ import traceback
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperGroup
 
 from connectors.store import explain
 from flows.local import proxies
+from flows.terminal import Terminal
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -61,7 +61,7 @@ class CommandGroup(TyperGroup):
 
 def tell(message: str, exit_code: int = EXIT_USAGE) -> typer.Exit:
     """Print what is wrong; return what ends the command."""
-    Console(stderr=True).print(f"[red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    Terminal(stderr=True).print(Text.assemble(("Error:", "red"), " ", message), soft_wrap=True, highlight=False)
     return typer.Exit(exit_code)
 
 

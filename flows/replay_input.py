@@ -61,7 +61,8 @@ def read_labels(path: Path, *, images: Path | None) -> pd.DataFrame:
         raise ReplayError(f"{path}: has no row below its first line")
     split = rows["split"] if "split" in rows else pd.Series("pool", index=rows.index)
     _refuse(path, rows, ~split.isin(["pool", "test"]), "has a split that is neither pool nor test")
-    rows = rows[["file", "label"]].assign(is_test=split == "test")
+    label = rows["label"].str.normalize("NFC")  # the same letters in another form are no other class
+    rows = rows[["file"]].assign(label=label, is_test=split == "test")
     _refuse(path, rows, rows["file"] == "", "has no file")
     _refuse(path, rows, rows["label"] == "", "has no label: add one, or delete the row")
     _refuse(path, rows, rows["file"].duplicated(), "names a file for the second time: delete one of the two rows")

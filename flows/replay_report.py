@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from connectors.escaping import visible
 from connectors.store import flatten
 from pipeline.replay import CONTROL
 
@@ -32,7 +33,9 @@ def report_page(summary: Mapping[str, Any]) -> str:
     """The page of a replay, from its summary; it loads nothing from anywhere."""
     from jinja2 import Environment, PackageLoader
 
-    environment = Environment(loader=PackageLoader("flows"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("flows"), autoescape=True, finalize=_shown, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"points": _points, "percent": _percent, "count": _count, "number": _number}
     colours = _colours(summary)
     return environment.get_template("replay.html").render(
@@ -45,6 +48,11 @@ def report_page(summary: Mapping[str, Any]) -> str:
         efficiency=partial(_efficiency, summary),
         best=_ranked(summary)[0],
     )
+
+
+def _shown(value: Any) -> Any:
+    """What the page writes of a value: of a text that comes from elsewhere, no sign that hides or reorders others."""
+    return visible(value) if type(value) is str else value
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:

@@ -1,14 +1,18 @@
 """What people read about a campaign: the state, the table of rounds, the page of a round."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from connectors.escaping import csv_cell, markdown
 from connectors.store import Campaign, RoundFolder, read_json, write_atomic
 from deploy import servers
 from flows.ledger import labels_paid, labels_used, outstanding_tasks
@@ -26,6 +30,10 @@ TRAINED = {
     "last_stage": "Trained the head and the last stage of the network.",
     "all": "Trained the whole network.",
 }
+ADDRESS_SIGNS = ":/?#[]@!$&'()*+,;=%~-._"
+"""What may stand in an address; anything else is written in percents."""
+LONGEST_NAME = 40
+"""Signs of a class that the picture of the confusion matrix shows."""
 STABLE = 0.8
 """A batch of which half the draws would keep less is the luck of the draws."""
 
@@ -225,13 +233,13 @@ def round_markdown(folder: RoundFolder, campaign: str) -> str:
     """A round as a page for Prefect: state, metrics, the first of the batch, seconds."""
     metrics = metrics_of(folder)
     state = "closed" if folder.is_closed else "awaiting labels"
-    lines = [f"# {campaign}, round {folder.number}: {state}", "", round_sentence(folder), ""]
+    lines = [f"# {markdown(campaign)}, round {folder.number}: {state}", "", round_sentence(folder), ""]
     if metrics:
         lines += _markdown_outlook(folder)
     lines += _markdown_training(folder, metrics)
     if folder.has("pushed.json"):
         pushed = read_json(folder / "pushed.json")
-        lines += [f"Asked for {len(pushed['tasks'])} labels at <{pushed['address']}>.", ""]
+        lines += [f"Asked for {len(pushed['tasks'])} labels at {_link(pushed['address'])}.", ""]
     if folder.is_closed:
         outcomes = read_json(folder / "round.json")["outcomes"]
         lines += [
@@ -277,14 +285,17 @@ def _markdown_training(folder: RoundFolder, metrics: dict[str, Any] | None) -> l
         told.append(f"Without the temperatures NLL would be {nll:.3f}, ECE {ece:.3f}.")
     if count := suspicious_labels(folder):
         told.append(f"Labels that are probably wrong: {count}, in `suspicious_labels.parquet`.")
-    warned = [f"**Warning:** {warning}\n" for warning in warnings_of(folder)]
+    warned = [f"**Warning:** {markdown(warning)}\n" for warning in warnings_of(folder)]
     return [*([" ".join(told), ""] if told else []), *warned]
 
 
 def _markdown_batch(folder: RoundFolder) -> list[str]:
     batch = pd.read_parquet(folder / "batch.parquet").head(10)
-    columns = [name for name in ("rank", "item_id", "reason", "guess", "uncertainty", "novelty") if name in batch]
-    rows = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in batch[columns].to_numpy()]
+    why = "why" if "why" in batch else "reason"  # batches of older versions have no words
+    columns = [name for name in ("rank", "item_id", why, "guess", "uncertainty", "novelty") if name in batch]
+    rows = [
+        [f"{v:.3f}" if isinstance(v, float) else markdown(str(v)) for v in row] for row in batch[columns].to_numpy()
+    ]
     if not rows:
         return []
     return [
@@ -297,25 +308,44 @@ def _markdown_batch(folder: RoundFolder) -> list[str]:
     ]
 
 
+def _link(address: str) -> str:
+    """An address as a link in Markdown; it is the server's, so it may hold anything."""
+    return f"[{markdown(address)}](<{quote(address, safe=ADDRESS_SIGNS)}>)"
+
+
 def write_confusion_matrix(folder: RoundFolder, metrics: dict[str, Any], classes: Sequence[str]) -> None:
-    """Write the confusion matrix as a table and as a picture; rows are true classes."""
-    counts = pd.DataFrame(metrics["confusion"], index=list(classes), columns=list(classes))
+    """Write the confusion matrix as a table and as a picture; rows are true classes.
+
+    In the table a class that a spreadsheet would take for a formula begins with an apostrophe; see `csv_cell`.
+    """
+    cells = [csv_cell(name) for name in classes]
+    counts = pd.DataFrame(metrics["confusion"], index=cells, columns=cells)
     write_atomic(folder / "confusion_matrix.csv", lambda path: counts.to_csv(path, index_label="true class"))
-    write_atomic(folder / "confusion_matrix.png", lambda path: _draw(counts, path))
+    write_atomic(folder / "confusion_matrix.png", lambda path: _draw(metrics["confusion"], classes, path))
 
 
-def _draw(counts: pd.DataFrame, path: Path) -> None:
+def _draw(counts: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from sklearn.metrics import ConfusionMatrixDisplay
 
     side = min(20.0, 3.0 + 0.45 * len(counts))
-    figure = Figure(figsize=(side, side), layout="constrained")
-    display = ConfusionMatrixDisplay(counts.to_numpy(), display_labels=list(counts.columns))
-    display.plot(
-        ax=figure.subplots(),
-        cmap="Blues",
-        colorbar=False,
-        xticks_rotation="vertical",
-        include_values=len(counts) <= 20,
-    )
-    figure.savefig(path, format="png", dpi=110)
+    # A class may be called $x_1$: no text is a formula.
+    with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")  # a box stands for what the font does not have
+        warnings.filterwarnings("ignore", r"Matplotlib currently does not support")  # letters that join
+        figure = Figure(figsize=(side, side), layout="constrained")
+        display = ConfusionMatrixDisplay(np.array(counts), display_labels=[_short(name) for name in classes])
+        display.plot(
+            ax=figure.subplots(),
+            cmap="Blues",
+            colorbar=False,
+            xticks_rotation="vertical",
+            include_values=len(counts) <= 20,
+        )
+        figure.savefig(path, format="png", dpi=110)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the picture."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

@@ -15,6 +15,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
+from connectors.escaping import prefect_key
 from connectors.store import CampaignBusy, RoundFolder, flatten, read_json, write_json, write_table
 from flows import books
 from flows.ask import check_strategy, compare_with_half, push, select, select_first
@@ -322,7 +323,7 @@ def log_warnings(folder: RoundFolder) -> tuple[str, ...]:
 def publish(folder: RoundFolder, work: OpenCampaign) -> None:
     """Show the round in Prefect's pages."""
     create_markdown_artifact(
-        key=f"{work.settings.name.replace('_', '-')}-round-{folder.number:04d}",
+        key=prefect_key(f"{work.settings.name}-round-{folder.number:04d}"),
         markdown=round_markdown(folder, work.settings.name),
         description=f"Round {folder.number} of campaign {work.settings.name}",
     )

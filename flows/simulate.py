@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
+from connectors.escaping import visible
 from connectors.store import (
     Campaign,
     CampaignChanged,
@@ -496,7 +497,7 @@ def _tracker(uri: str, out: Path) -> "MLflowTracker":
             )
         uri, login = running.mlflow_url, running.mlflow_login
     try:
-        tracker = MLflowTracker(uri=uri, campaign=f"replay {out.resolve().name}", login=login)
+        tracker = MLflowTracker(uri=uri, campaign=f"replay {visible(out.resolve().name)}", login=login)
         tracker.ping()
     except TrackerError as exc:
         raise TrackerError(f"--mlflow: {exc}. Nothing was run yet; mend it, or leave --mlflow out") from exc

@@ -17,6 +17,7 @@ def read_manifest(path: Path, classes: Sequence[str]) -> pd.DataFrame:
     if "uri" not in rows:
         raise PoolError(f"{path} needs a column uri, has {', '.join(map(str, rows.columns)) or 'no columns'}")
     rows = rows.reindex(columns=["uri", "label"]).reset_index(drop=True).astype("str").replace("", None)
+    rows["label"] = rows["label"].str.normalize("NFC")  # as the classes are
     _refuse(path, rows, rows["uri"].isna(), "has no uri")
     wrong = rows["label"].notna() & ~rows["label"].isin(list(classes))
     _refuse(path, rows, wrong, f"has a label that is not one of the classes {', '.join(classes)}")

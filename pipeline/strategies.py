@@ -2,7 +2,8 @@
 
 A strategy's positional parameters name the columns of `Candidates` that it reads; only these are computed.
 One with a default may be missing. Its keywords are `query_size`, `generator` and options with defaults. It returns
-`min(query_size, N)` distinct positions, most wanted first, alone or with a note for the reason of each pick. Rows
+`min(query_size, N)` distinct positions, most wanted first, alone or with a note for the reason of each pick and the aim
+of all, which is otherwise that of `AIMS`. Rows
 come in a seeded random order, so it may break ties by position. They may be the caller's own memory: it writes to none.
 """
 
@@ -23,7 +24,10 @@ from pipeline.covering import facility_location, herd
 from pipeline.diversity import d2_sampling, k_center_greedy, kmeans, nearest_to_centroids, typicality
 from pipeline.randomness import seeded_generator
 from pipeline.registries import look_up
-from pipeline.types import Batch, Candidates
+from pipeline.types import Aim, Batch, Candidates
+
+Told = tuple[str, Aim]
+"""A note on a pick, and what it was picked for."""
 
 MOST_CLUSTERS = 500
 """Clusters of `typiclust`."""
@@ -107,9 +111,9 @@ def select_batch(
         seen = seen[best[: math.ceil(prefilter * query_size)].sort().values.cpu()]
     generator = seeded_generator(seed, round_number, "strategy")
     ask = _ask_each_class if class_balanced else _ask
-    chosen, notes = ask(candidates, strategy, seen, size - n_random, generator, options)
+    chosen, told = ask(candidates, strategy, seen, size - n_random, generator, options)
     drawn = _draw_from_the_rest(order, chosen, n_random, by_lot)
-    return _batch(candidates, strategy, chosen, notes, drawn, round_number)
+    return _batch(candidates, strategy, chosen, told, drawn, round_number)
 
 
 def seeded_order(ids: NDArray[np.str_], *, round_number: int, seed: int) -> Tensor:
@@ -487,7 +491,7 @@ def auto(
     *,
     query_size: int,
     generator: torch.Generator,
-) -> tuple[Tensor, str]:
+) -> tuple[Tensor, str, Aim]:
     """Cover the pool while labels are few, then what is uncertain: the default, for every number of labels.
 
     Below `FEW_LABELS` for each class the model's word counts for nothing and every image is to be covered, as in
@@ -523,7 +527,8 @@ def auto(
     )
     aim = "the whole pool" if few else "what is uncertain"
     compared = "fewer than" if few else "at least"
-    return picks, f"covers {aim}: {n_labels} labels are {compared} {FEW_LABELS} for each of {n_classes} classes"
+    note = f"covers {aim}: {n_labels} labels are {compared} {FEW_LABELS} for each of {n_classes} classes"
+    return picks, note, "typical" if few else "unsure"
 
 
 def badge(probs: Tensor, embeddings: Tensor, *, query_size: int, generator: torch.Generator) -> Tensor:
@@ -723,13 +728,13 @@ def _ask(
     size: int,
     generator: torch.Generator,
     options: Mapping[str, object],
-) -> tuple[Tensor, list[str]]:
-    """Return `(size,)` of the rows, and a note on each; what the strategy leaves open is filled by score."""
+) -> tuple[Tensor, list[Told]]:
+    """Return `(size,)` of the rows, and what is told of each; what the strategy leaves open is filled by score."""
     columns = _columns(candidates, strategy, rows)
     if size == 0:
         return rows[:0], []
     answer = STRATEGIES[strategy](*columns, query_size=size, generator=generator, **options)
-    positions, note = answer if isinstance(answer, tuple) else (answer, "")
+    positions, note, aim = answer if isinstance(answer, tuple) else (answer, "", AIMS.get(strategy, "unsure"))
     positions = positions.cpu()
     _check_positions(positions, strategy, size, len(rows))
     left = torch.ones(len(rows), dtype=torch.bool)
@@ -737,7 +742,8 @@ def _ask(
     rest = rows[left]
     scores = candidates.scores[rest.to(candidates.scores.device)]
     filling = rest[top_k(scores, query_size=size - len(positions), generator=generator).cpu()]
-    return torch.cat([rows[positions], filling]), [note] * len(positions) + ["filled by score"] * len(filling)
+    filled: list[Told] = [("filled by score", "unsure")] * len(filling)
+    return torch.cat([rows[positions], filling]), [(note, aim)] * len(positions) + filled
 
 
 def _ask_each_class(
@@ -747,7 +753,7 @@ def _ask_each_class(
     size: int,
     generator: torch.Generator,
     options: Mapping[str, object],
-) -> tuple[Tensor, list[str]]:
+) -> tuple[Tensor, list[Told]]:
     """Ask as `_ask` for each predicted class apart, and let the classes take turns, the most wanted first."""
     if candidates.guesses is None or candidates.labelled_targets is None:
         raise ValueError("a class-balanced batch needs guesses and labelled_targets, which scoring did not compute")
@@ -755,14 +761,15 @@ def _ask_each_class(
     n_classes = 1 + max((int(column.max()) for column in (guesses, labels) if len(column)), default=-1)
     available = guesses.bincount(minlength=n_classes)
     turns = _even_turns(labels.bincount(minlength=n_classes).tolist(), available.tolist(), size, generator)
-    chosen, notes = torch.empty(size, dtype=torch.long), [""] * size
+    chosen = torch.empty(size, dtype=torch.long)
+    told: list[Told] = [("", "unsure")] * size
     for guess in turns.unique().tolist():
         places = (turns == guess).nonzero().flatten()
         of_class = rows[guesses == guess]
-        chosen[places], told = _ask(candidates, strategy, of_class, len(places), generator, options)
-        for place, note in zip(places.tolist(), told, strict=True):
-            notes[place] = note
-    return chosen, notes
+        chosen[places], of_these = _ask(candidates, strategy, of_class, len(places), generator, options)
+        for place, each in zip(places.tolist(), of_these, strict=True):
+            told[place] = each
+    return chosen, told
 
 
 def _even_turns(n_labels: Sequence[int], available: Sequence[int], size: int, generator: torch.Generator) -> Tensor:
@@ -807,7 +814,7 @@ def _draw_from_the_rest(order: Tensor, chosen: Tensor, n_draws: int, generator: 
 
 
 def _batch(
-    candidates: Candidates, strategy: str, chosen: Tensor, notes: list[str], drawn: Tensor, round_number: int
+    candidates: Candidates, strategy: str, chosen: Tensor, told: list[Told], drawn: Tensor, round_number: int
 ) -> Batch:
     """Spread what was drawn evenly through what was chosen, and say why each is there."""
     size = len(chosen) + len(drawn)
@@ -818,13 +825,19 @@ def _batch(
     scores = candidates.scores.cpu()
     picked = scores[positions]
     shares = torch.searchsorted(scores.sort().values, picked) / max(len(scores), 1)
-    note = iter(notes)
+    notes, aims = iter(note for note, _ in told), iter(aim for _, aim in told)
     reasons = tuple(
-        "random slice" if random_pick else _reason(strategy, score, share, next(note))
+        "random slice" if random_pick else _reason(strategy, score, share, next(notes))
         for random_pick, score, share in zip(is_drawn.tolist(), picked.tolist(), shares.tolist(), strict=True)
     )
     ids = tuple(str(item_id) for item_id in candidates.ids[positions.numpy()])
-    return Batch(ids, tuple(picked.tolist()), reasons, round_number)
+    return Batch(
+        ids=ids,
+        scores=tuple(picked.tolist()),
+        reasons=reasons,
+        round_number=round_number,
+        aims=tuple("check" if random_pick else next(aims) for random_pick in is_drawn.tolist()),
+    )
 
 
 def _reason(strategy: str, score: float, share: float, note: str) -> str:
@@ -832,7 +845,7 @@ def _reason(strategy: str, score: float, share: float, note: str) -> str:
     return f"{told}; {note}" if note else told
 
 
-STRATEGIES: dict[str, Callable[..., Tensor | tuple[Tensor, str]]] = {
+STRATEGIES: dict[str, Callable[..., Tensor | tuple[Tensor, str, Aim]]] = {
     "anti": anti,
     "auto": auto,
     "badge": badge,
@@ -855,6 +868,18 @@ STRATEGIES: dict[str, Callable[..., Tensor | tuple[Tensor, str]]] = {
     "uherding": uherding,
     "weighted_k_center": weighted_k_center,
 }
+
+AIMS: dict[str, Aim] = {
+    "coverage": "typical",
+    "k_center": "unlike",
+    "max_herding": "typical",
+    "novel": "unlike",
+    "random": "check",
+    "typical": "typical",
+    "typiclust": "typical",
+    "weighted_k_center": "unlike",
+}
+"""What a strategy picks an image for, where it is not that the model is unsure of it."""
 
 SUB_POOL = {"auto": 10_000, "max_herding": 10_000, "typiclust": 50_000, "uherding": 10_000}
 """Candidates that a strategy sees unless the caller says otherwise, for those that cost more than linear time."""

@@ -14,6 +14,10 @@ RegionKind = Literal["image", "box", "polygon", "mask"]
 CHECKED = 2**20
 """Values of a column looked at together, so that checking a column takes no memory of its size."""
 
+Aim = Literal["check", "unsure", "unlike", "typical"]
+"""What an image is chosen for: as a check on all images, because the model is unsure of it, because it is unlike what
+is labelled, or because many images are like it."""
+
 Outcome = Literal["labelled", "skipped", "empty", "invalid", "deleted"]
 """What came of asking an annotator: see `Answer`."""
 
@@ -172,17 +176,19 @@ class Batch:
     Attributes:
         ids: `(n,)` distinct item ids.
         scores: `(n,)` of the acquisition function.
-        reasons: `(n,)` why each was chosen, for people to read.
+        reasons: `(n,)` why each was chosen, with the numbers.
+        aims: `(n,)` what each was chosen for.
     """
 
     ids: tuple[str, ...]
     scores: tuple[float, ...]
     reasons: tuple[str, ...]
     round_number: int
+    aims: tuple[Aim, ...]
 
     def __post_init__(self) -> None:
-        if not len(self.ids) == len(self.scores) == len(self.reasons):
-            raise ValueError("a batch needs one score and one reason for each id")
+        if not len(self.ids) == len(self.scores) == len(self.reasons) == len(self.aims):
+            raise ValueError("a batch needs one score, one reason and one aim for each id")
         if len(set(self.ids)) != len(self.ids):
             raise ValueError("a batch must not ask for an image twice")
 

@@ -345,7 +345,7 @@ class TestPush:
         columns = {"reason": "unsure <b>", "uncertainty": 0.693147, "confused_classes": "cat, dog"}
         push(prepared, batch(space, 1, columns=columns))
         (task,) = tasks_of(api, space)
-        assert task["data"]["reasons"] == "reason: unsure <b>; uncertainty: 0.693; confused classes: cat, dog"
+        assert task["data"]["reasons"] == "Why this image: unsure <b>"
         assert task["data"]["uncertainty"] == 0.693147
         assert task["data"]["round_number"] == 1
         (prediction,) = task["predictions"]

@@ -1,3 +1,5 @@
+import json
+import os
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +13,7 @@ from flows.config import COMPARES_MEMBERS, MAY_CHANGE, ConfigError, PseudoLabelS
 from flows.example import EXAMPLE
 from pipeline.augmentation import AUGMENTATIONS
 from pipeline.training import ALL_FROM
+from tests.hostile import CLASSES
 
 GOOD = """\
 name = "pets"
@@ -161,7 +164,15 @@ def test_missing_file_says_how_to_get_one(tmp_path):
         (('"cat", "dog"', '"cat", "hot  dog"'), 3, "classes"),
         (('name = "pets"', 'name = "Pets!"'), 1, "name: String should match pattern"),
         (('"cat", "dog"', '"cat", "cat"'), None, "classes must be distinct, repeated: cat"),
-        (('"cat", "dog"', '"cat", " dog"'), 3, "classes"),
+        (('"cat", "dog"', '"cat", " dog"'), 3, "classes: a class name is not empty and has single spaces inside only"),
+        (('"cat", "dog"', '"cat", ""'), 3, "classes: a class name is not empty"),
+        (('"cat", "dog"', '"cat", "a\xa0b"'), 3, "must not hold U+00A0 NO-BREAK SPACE, which nobody can see"),
+        (('"cat", "dog"', '"cat", "a\u200bb"'), 3, "must not hold U+200B ZERO WIDTH SPACE"),
+        (('"cat", "dog"', '"cat", "a\u202eb"'), 3, "must not hold U+202E RIGHT-TO-LEFT OVERRIDE"),
+        (('"cat", "dog"', '"cat", "a\\u001bb"'), 3, "must not hold U+001B"),
+        (('"cat", "dog"', '"cat", "Cat"'), 3, "'cat' and 'Cat' differ only in capitals. People and other programs"),
+        (('"cat", "dog"', '"fish", "\ufb01sh"'), 3, "U+FB01 LATIN SMALL LIGATURE FI"),
+        (('"cat", "dog"', '"caf\xe9", "cafe\u0301"'), None, "classes must be distinct, repeated: caf\xe9"),
         (("audit_size = 20", "audit_size = 90"), None, "does not pay for round 0, which asks for"),
         (('"cat", "dog"]', '"cat"'), None, "not valid TOML"),
         (("ensemble = 3", "ensemble = 1\n[oops]"), 9, "unknown key 'oops'"),
@@ -174,6 +185,33 @@ def test_wrong_setting_fails_with_its_line_and_what_is_allowed(campaign, change,
         load_settings(path)
     assert message in str(caught.value)
     assert (f"{path}, line {line}: " if line else str(path)) in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [CLASSES[:40], CLASSES[40:]])
+def test_classes_of_any_name_that_people_can_see_are_taken(campaign, names):
+    listed = f"classes = {json.dumps(names, ensure_ascii=False)}"
+    assert load_settings(campaign(GOOD.replace('classes = ["cat", "dog"]', listed))).classes == names
+
+
+def test_class_is_the_same_in_whatever_form_its_letters_are_written(campaign):
+    settings = load_settings(campaign(GOOD.replace('"dog"', '"cafe\u0301"')))
+    assert settings.classes == ("cat", "caf\xe9")
+
+
+def test_campaign_that_has_begun_with_names_that_can_be_mistaken_goes_on(campaign, tmp_path):
+    path = campaign(GOOD.replace('"dog"', '"Cat"'))
+    write_json(tmp_path / ".labelcycle/campaigns/pets/campaign.json", {"name": "pets", "classes": ["cat", "Cat"]})
+    assert load_settings(path).classes == ("cat", "Cat")
+    with pytest.raises(ConfigError, match="differ only in capitals"):
+        load_settings(campaign(GOOD.replace('"dog"', '"dog", "Dog"')))
+
+
+def test_folder_whose_name_is_not_utf8_is_refused(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (folder / "campaign.toml").write_text(GOOD)
+    with pytest.raises(ConfigError, match="is not UTF-8: rename the folder"):
+        load_settings(folder / "campaign.toml")
 
 
 def test_network_that_nobody_knows_is_told_without_a_word_on_its_size(campaign):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from connectors.escaping import markdown
 from connectors.mlflow_model import load_members
 from connectors.store import read_json, write_json
 from flows import cache, networks, score
@@ -601,7 +602,7 @@ def test_training_that_learns_nothing_is_told_on_the_page(make_work):
     [warning] = warnings_of(folder)
     assert warning.startswith(f"{finding['name']} (member-0, member-1): ")
     page = round_markdown(folder, "stripes")
-    assert f"**Warning:** {warning}" in page
+    assert f"**Warning:** {markdown(warning)}" in page
     assert "Trained the head alone. Without the temperatures NLL would be" in page
 
 

@@ -22,6 +22,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
+from connectors.escaping import visible
 from connectors.store import Campaign, CampaignChanged, write_table
 from connectors.tracking import TrackerError
 from flows.cli import app
@@ -38,6 +39,7 @@ from pipeline.pool import index_pool, usable
 from pipeline.replay import summarise
 from pipeline.strategies import STRATEGIES, select_batch
 from pipeline.types import Annotation, Answer, Region
+from tests.hostile import HIDDEN, NAMES, Words
 
 SECONDS = ["seconds_select", "seconds_train", "seconds_score"]
 N = 300
@@ -532,6 +534,32 @@ def test_names_in_the_page_are_escaped(digits, tmp_path):
     assert "&lt;script&gt;alert(1)" in page
     assert "<script>alert" not in page
     assert page.count("</script>") == 1
+
+
+def test_letters_of_a_class_in_another_form_are_no_other_class(digits, tmp_path):
+    table = pd.read_csv(digits / "labels.csv", dtype=str)
+    forms = {"0": "caf\xe9", "1": "cafe\u0301"}
+    table["label"] = table["label"].replace(forms)
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    assert set(read_labels(tmp_path / "labels.csv", images=None)["label"]) == {"caf\xe9", *"23456789"}
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_page_of_a_replay_shows_names_as_they_are(replayed, part):
+    summary = json.loads((replayed / "summary.json").read_text())
+
+    def page(names: tuple[str, ...]) -> Words:
+        counts = list(range(1, len(names) + 1))
+        labelled = dict.fromkeys(summary["class_balance"]["labelled"], counts)
+        told = {"verdict": " / ".join(names), "command": " / ".join(names)}
+        balance = {"classes": names, "data": counts, "labelled": labelled}
+        return Words(report_page(summary | told | {"class_balance": balance}))
+
+    names = (*NAMES[part::4], *HIDDEN[part::4])[:40]
+    found, told = page(names), [visible(name) for name in names]
+    assert f"rarest class{''.join(told)}" in found.words
+    assert found.words.count(" / ".join(told)) == 2
+    assert found.tags == page(("plain",) * len(names)).tags
 
 
 @pytest.mark.parametrize(

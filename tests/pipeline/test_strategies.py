@@ -392,10 +392,14 @@ def test_the_reason_tells_the_score_and_how_many_score_lower():
 def test_a_note_of_the_strategy_goes_into_each_reason(monkeypatch):
     candidates = replace(some_candidates(4), scores=torch.tensor([0.1, 0.8, 0.5, 0.2]))
     monkeypatch.setitem(
-        STRATEGIES, "noted", lambda scores, *, query_size, generator: (torch.arange(query_size), "few labels")
+        STRATEGIES,
+        "noted",
+        lambda scores, *, query_size, generator: (torch.arange(query_size), "few labels", "typical"),
     )
-    reasons = select(candidates, "noted", 4, random_slice=0.25).reasons
+    batch = select(candidates, "noted", 4, random_slice=0.25)
+    reasons = batch.reasons
     assert reasons[2] == "random slice"
+    assert batch.aims == ("typical", "typical", "check", "typical")
     assert all(reason.endswith(" of the candidates; few labels") for i, reason in enumerate(reasons) if i != 2)
 
 
@@ -407,6 +411,7 @@ def test_what_a_strategy_may_leave_open_is_filled_by_score(monkeypatch):
     batch = select(candidates, "short", 5)
     assert batch.ids[2:] == tuple(candidates.ids[best])
     assert ["filled by score" in reason for reason in batch.reasons] == [False, False, True, True, True]
+    assert batch.aims == ("unsure",) * 5
 
 
 def seen_by_a_strategy(monkeypatch, candidates: Candidates, query_size: int = 4, **options) -> Tensor:
@@ -912,7 +917,9 @@ def test_auto_is_the_greedy_of_its_coverage_and_says_which(n_labelled):
     assert pick("auto", candidates, 6) == greedily(coverage, list(range(60)), 6)
     aim = "covers the whole pool" if few else "covers what is uncertain"
     compared = f"{n_labelled} labels are {'fewer than' if few else 'at least'} 2 for each of 4 classes"
-    assert all(f"; {aim}: {compared}" in reason for reason in select(candidates, "auto").reasons)
+    batch = select(candidates, "auto")
+    assert all(f"; {aim}: {compared}" in reason for reason in batch.reasons)
+    assert set(batch.aims) == {"typical" if few else "unsure"}
 
 
 def test_a_label_of_another_class_settles_nothing_for_auto():
