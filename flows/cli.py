@@ -53,17 +53,18 @@ def init(
 
 @app.command()
 def up(
-    campaign: Annotated[Path | None, typer.Argument(help="Serve this campaign's images to the annotators.")] = None,
-    images_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder whose images Label Studio may show; the campaign's pool by default."),
+    campaign: Annotated[
+        Path | None, typer.Argument(help="A campaign whose file is checked first; the servers are the same for all.")
     ] = None,
 ) -> None:
     """Start Label Studio, MLflow and Prefect on this machine, on SQLite, for nobody else."""
-    if images_root is None:
-        images_root = _images_root(campaign)
+    if campaign is not None:
+        from flows.config import load_settings
+
+        with clear_errors():
+            load_settings(campaign)
     with clear_errors(), console.status("starting the local servers") as status:
-        started = servers.up(home(), images_root=images_root, on_progress=status.update)
+        started = servers.up(home(), on_progress=status.update)
     print_addresses(started, console)
 
 
@@ -327,15 +328,6 @@ def clear_errors() -> Iterator[None]:
         if "Failed to reach API" not in str(exc):
             raise
         raise _tell(f"Prefect does not answer: {exc}. Start it, or unset PREFECT_API_URL", EXIT_FAILURE) from exc
-
-
-def _images_root(campaign: Path | None) -> Path:
-    if campaign is None:
-        return Path.cwd()
-    from flows.config import images_root, load_settings
-
-    with clear_errors():
-        return images_root(load_settings(campaign).pool)
 
 
 def _campaign_folder(campaign: Path | None) -> Path:

@@ -335,6 +335,7 @@ class CampaignSettings(Settings):
     balance_classes: bool = Field(False, description="ask for as many of each guessed class as makes labels even")
     close_at: Share = 1.0
     close_after: Duration | None = None
+    max_unused: Share = Field(0.5, description="stop and tell when more of the answers than this cannot be used")
     schedule: Annotated[str | None, AfterValidator(_check_cron)] = None
     feature_cache_gb: float = Field(20.0, ge=0, description="features of frozen networks kept on the disk")
     seed: int = Field(0, ge=0, lt=2**31)

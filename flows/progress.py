@@ -14,6 +14,11 @@ from rich.progress import (
 )
 
 
+def say(line: str) -> None:
+    """Tell in one line what is waited for."""
+    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def progress_bars(unit: str) -> Progress:
     """Bars that count in `unit`, for as long as the context lasts; silent where nobody looks."""
     columns = (

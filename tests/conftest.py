@@ -47,18 +47,18 @@ def servers_home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def images_root(servers_home) -> Path:
-    """The folder whose images the servers' Label Studio can show."""
-    root = servers_home / "pool" / "images"
-    root.mkdir(parents=True, exist_ok=True)
+def images_root(servers) -> Path:
+    """A folder of images that a project of the servers' Label Studio can show where they are."""
+    root = servers.images / "pools"
+    root.mkdir(exist_ok=True)
     return root
 
 
 @pytest.fixture(scope="session")
-def servers(servers_home, images_root) -> Iterator[Servers]:
+def servers(servers_home) -> Iterator[Servers]:
     """Label Studio, MLflow and Prefect."""
     try:
-        yield up(servers_home, images_root=images_root, label_studio_venv=LABEL_STUDIO_VENV)
+        yield up(servers_home, label_studio_venv=LABEL_STUDIO_VENV)
     finally:
         if "LABELCYCLE_TEST_HOME" not in os.environ:
             down(servers_home)
