@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from connectors.annotation import Task
 from connectors.escaping import label_studio_choice, reads_as_variable
 from pipeline.names import checked_class
-from pipeline.types import Annotation, Answer, Outcome, Region
+from pipeline.types import Region
 
 CONTROL, OBJECT, IMAGE, REASONS = "label", "image", "image", "reasons"
 OWN_KEYS = frozenset({IMAGE, REASONS, "item_id", "round_number"})
@@ -60,8 +60,11 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def page_differences(controls: Mapping[str, Any], page: str, classes: Sequence[str]) -> list[str]:
-    """How a project's page differs from `labelling_page(classes)` in what answers depend on."""
-    if list(controls) != [CONTROL] or controls[CONTROL]["type"] != "Choices":
+    """How a project's page differs from `labelling_page(classes)` in what answers depend on.
+
+    It may ask for more: a comment, a rating, another choice.
+    """
+    if CONTROL not in controls or controls[CONTROL]["type"] != "Choices":
         asks = ", ".join(f"{name} ({control['type']})" for name, control in controls.items()) or "nothing"
         return [f"asks for {asks} where {CONTROL} (Choices) is wanted"]
     control = controls[CONTROL]
@@ -72,7 +75,8 @@ def page_differences(controls: Mapping[str, Any], page: str, classes: Sequence[s
     shown = [(part["type"], part["value"]) for part in control["inputs"]]
     if control["to_name"] != [OBJECT] or shown != [("Image", IMAGE)]:
         differences.append(f"shows {shown} where an Image named {OBJECT!r} with value ${IMAGE} is wanted")
-    if re.search(r"""<Choices\s[^<>]*\bchoice\s*=\s*["']multiple""", page):
+    ours = re.search(rf"""<Choices\b[^<>]*\bname\s*=\s*["']{CONTROL}["'][^>]*>""", page)
+    if ours and re.search(r"""choice\s*=\s*["']multiple""", ours[0]):
         differences.append("lets people choose several classes where one is wanted")
     return differences
 
@@ -134,59 +138,3 @@ def _guess(guess: Region | None) -> list[dict[str, Any]]:
 def _why(columns: Mapping[str, str | float]) -> str:
     """What stands above the image: words. The numbers are columns of the project's table."""
     return f"Why this image: {columns['reason']}" if columns.get("reason") else ""
-
-
-def read_answer(
-    annotation: Mapping[str, Any],
-    *,
-    item_id: str,
-    task_id: int,
-    round_number: int,
-    classes: Sequence[str],
-    emails: Mapping[int, str],
-) -> Answer:
-    """One annotation of Label Studio as an answer; what cannot be used says why.
-
-    Args:
-        annotation: as its API gives it, with `result`, `was_cancelled`, `completed_by`, `lead_time`, `updated_at`.
-        emails: address by user id; a person who is not in it is named by the id.
-    """
-    person = annotation["completed_by"]
-    annotator = emails.get(person, f"user {person}")
-    outcome, label, message = _judge(annotation, classes)
-    seconds = annotation["lead_time"]
-    answered = Annotation(item_id, (Region("image", label),), annotator, seconds) if label is not None else None
-    return Answer(
-        item_id=item_id,
-        task_id=task_id,
-        answer_id=annotation["id"],
-        round_number=round_number,
-        outcome=outcome,
-        annotator=annotator,
-        updated_at=annotation["updated_at"],
-        annotation=answered,
-        seconds=seconds,
-        message=message,
-    )
-
-
-def _judge(annotation: Mapping[str, Any], classes: Sequence[str]) -> tuple[Outcome, str | None, str]:
-    """Outcome, label (None unless there is one to use), message."""
-    if annotation["was_cancelled"]:
-        return "skipped", None, ""
-    result = annotation["result"] or []
-    if not result:
-        return "empty", None, ""
-    kinds = {(part.get("from_name"), part.get("type")) for part in result}
-    if kinds != {(CONTROL, "choices")}:
-        came = ", ".join(sorted(f"{name} of type {kind}" for name, kind in kinds))
-        return "invalid", None, f"wanted {CONTROL} of type choices, got {came}"
-    labels = [label for part in result for label in part.get("value", {}).get("choices", [])]
-    if not labels:
-        return "empty", None, ""
-    if len(labels) > 1:
-        return "invalid", None, f"wanted one class, got {', '.join(labels)}"
-    label = normalize("NFC", str(labels[0]))  # a page that a person has typed may write it another way
-    if label not in classes:
-        return "invalid", None, f"{labels[0]!r} is not a class of this campaign"
-    return "labelled", label, ""

@@ -9,7 +9,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from connectors.annotation import AnnotationTool, AnnotationToolError, Progress, Pulled, PushMismatch, Task
+from connectors.annotation import (
+    AnnotationTool,
+    AnnotationToolError,
+    Asked,
+    Progress,
+    Pulled,
+    PushMismatch,
+    Task,
+    Tended,
+)
 from connectors.label_studio_format import check_tasks, checked_classes
 from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError
 from pipeline.types import Annotation, Answer, Outcome, Region
@@ -36,7 +45,9 @@ class MemoryTool(AnnotationTool):
         """See `AnnotationTool.prepare`; there is nothing to make."""
         return "memory:"
 
-    def push(self, tasks: Sequence[Task], *, round_number: int, model_version: str) -> dict[str, int]:
+    def push(
+        self, tasks: Sequence[Task], *, round_number: int, model_version: str, asked: Mapping[int, Mapping[str, int]]
+    ) -> dict[str, int]:
         """See `AnnotationTool.push`."""
         check_tasks(tasks, round_number, self.classes)
         held = {task.item_id: task_id for task_id, task in self._of(round_number)}
@@ -49,23 +60,29 @@ class MemoryTool(AnnotationTool):
                 self.tasks[held[task.item_id]] = task
         return {task.item_id: held[task.item_id] for task in tasks}
 
-    def progress(self, *, round_number: int) -> Progress:
-        """See `AnnotationTool.progress`."""
-        outcomes = [{answer.outcome for answer in self._on(task_id)} for task_id, _ in self._of(round_number)]
-        return Progress(
+    def tend(self, rounds: Sequence[Asked], *, asked: Mapping[int, Mapping[str, int]]) -> Tended:
+        """See `AnnotationTool.tend`; nothing gets lost here."""
+        held = dict(self._of(rounds[-1].round_number)) if rounds else {}
+        outcomes = [{answer.outcome for answer in self._on(task_id)} for task_id in held]
+        progress = Progress(
             n_tasks=len(outcomes),
             n_labelled=sum("labelled" in some for some in outcomes),
             n_set_aside=sum(bool(some) and "labelled" not in some for some in outcomes),
         )
+        return Tended(progress, {one.round_number: one.task_ids for one in rounds}, self.pull(asked))
 
-    def pull(self, *, round_numbers: Sequence[int]) -> Pulled:
+    def pull(self, asked: Mapping[int, Mapping[str, int]]) -> Pulled:
         """See `AnnotationTool.pull`."""
-        held = [pair for number in round_numbers for pair in self._of(number)]
+        held = [pair for number in asked for pair in self._of(number)]
         return Pulled(
             answers=[answer for task_id, _ in held for answer in self._on(task_id)],
             task_ids={task.item_id: task_id for task_id, task in held},
             n_drafts=0,
         )
+
+    def task_address(self, task_id: int) -> str:
+        """See `AnnotationTool.task_address`."""
+        return f"memory:{task_id}"
 
     def served(self) -> list[Task]:
         """The tasks that nobody has answered, in the order of the newest round first, most wanted first."""

@@ -51,13 +51,18 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Where the local servers are, and how to log in."""
+    """Where the local servers are, and how to log in.
+
+    Attributes:
+        images: Label Studio shows files from folders below this one, and nothing else of this machine.
+    """
 
     home: Path
     label_studio_url: str
     mlflow_url: str
     prefect_api_url: str
     prefect_ui_url: str
+    images: Path
     password: str = field(repr=False)
     email: str = logins.EMAIL
 
@@ -101,7 +106,6 @@ Plan = Callable[[_Server, Path, str], tuple[list[str], dict[str, str]]]
 def up(
     home: Path,
     *,
-    images_root: Path,
     on_progress: Report | None = None,
     label_studio_venv: Path | None = None,
 ) -> Servers:
@@ -109,27 +113,22 @@ def up(
 
     Args:
         home: folder of all their data and logs; a second call with it finds the servers of the first.
-        images_root: images in this folder and below can be shown. A Label Studio that serves another place is
-            restarted; tasks with images of the former place then show none, so give one home one place.
         on_progress: gets one line whenever something happened.
         label_studio_venv: environment of the Label Studio server, made as `label-studio.lock` says.
 
     Raises:
         ServerError: with the last lines of the log, if a server ends or stays silent.
     """
-    home, images_root = home.resolve(), images_root.resolve()
-    if not images_root.is_dir():
-        raise ServerError(f"images_root must be a folder, got {images_root}")
+    home = home.resolve()
     _make_home(home)
     venv = (label_studio_venv or home / "label-studio-venv").absolute()
     report = on_progress or (lambda line: None)
     with filelock.FileLock(home / "servers.lock"):
         logins.make_password(home)
         state = _State(home)
-        root = _document_root(state.get("label-studio"), images_root)
         with ThreadPoolExecutor(len(HEALTH)) as pool:
             starts = [
-                pool.submit(_ensure_label_studio, state, root, venv, report),
+                pool.submit(_ensure_label_studio, state, _document_root(home), venv, report),
                 pool.submit(_ensure, state, "mlflow", _mlflow, report),
                 pool.submit(_ensure, state, "prefect", _prefect, report),
             ]
@@ -241,11 +240,11 @@ class _State:
         return self.home / "logs" / f"{name}.log"
 
 
-def _document_root(server: _Server | None, images_root: Path) -> Path:
-    """The remembered root if it covers the images, as tasks hold paths relative to it; else their parent."""
-    if server and server.document_root and Path(server.document_root) in images_root.parents:
-        return Path(server.document_root)
-    return images_root.parent
+def _document_root(home: Path) -> Path:
+    """A folder of our own, in which campaigns lay out what annotators see: nothing beside it can be asked for."""
+    root = home / "images"
+    root.mkdir(exist_ok=True)
+    return root
 
 
 def _ensure_label_studio(state: _State, document_root: Path, venv: Path, report: Report) -> None:
@@ -364,6 +363,7 @@ def _servers(state: _State) -> Servers:
         mlflow_url=mlflow.url,
         prefect_api_url=f"{prefect.url}/api",
         prefect_ui_url=prefect.url,
+        images=_document_root(state.home),
         password=state.password,
     )
 

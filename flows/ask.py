@@ -16,6 +16,7 @@ from connectors.store import RoundFolder, write_json, write_table
 from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings, ConfigError
 from flows.learn import NothingToTrainOn
+from flows.ledger import asked_tasks
 from flows.networks import CHUNK
 from flows.score import has_half, read_candidates, read_labelled_embeddings, read_scores_of
 from flows.steps import step
@@ -226,13 +227,21 @@ def _task(row: Mapping[Hashable, Any], round_number: int) -> Task:
     )
 
 
+def model_version(folder: RoundFolder, work: OpenCampaign) -> str:
+    """Name of the model that guessed in a round, as the annotation tool shows it."""
+    return f"{work.settings.name}-round-{folder.number:04d}"
+
+
 @step("pushed.json")
 def push(folder: RoundFolder, work: OpenCampaign) -> None:
     """Make the batch exist in the annotation tool exactly once, prove it, and write which task is which item."""
     tasks = tasks_of(folder, work)
     address = work.tool.prepare()
     task_ids = work.tool.push(
-        tasks, round_number=folder.number, model_version=f"{work.settings.name}-round-{folder.number:04d}"
+        tasks,
+        round_number=folder.number,
+        model_version=model_version(folder, work),
+        asked=asked_tasks(work.folder),
     )
     pushed_at = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(folder / "pushed.json", {"pushed_at": pushed_at, "address": address, "tasks": task_ids})

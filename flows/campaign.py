@@ -31,6 +31,7 @@ from flows.home import home, settle_home
 from flows.ledger import answered_items, asked_items, known_answers, labels_used, outstanding_tasks
 from flows.local import reach_local_addresses_directly
 from flows.outlook import outlook
+from flows.progress import say
 from pipeline.labels import labelled_set
 from pipeline.types import Split
 
@@ -47,17 +48,22 @@ class OpenCampaign:
         """The annotation tool; connected to when first asked for."""
         settings = self.settings.label_studio
         url, token = settings.url, os.environ.get(TOKEN_VARIABLE, "")
+        shown_in = None
         if url == LOCAL:
             local = local_servers()
             url = local.label_studio_url
             token = servers.personal_token(local)
+            shown_in = local.images / self.settings.name
         return LabelStudio(
             url=url,
             token=token,
             project=self.settings.project,
             classes=self.settings.classes,
-            images_root=images_root(self.settings.pool),
+            images_root=None if shown_in else images_root(self.settings.pool),
+            shown_in=shown_in,
+            remember_in=self.folder.path / "label_studio.json",
             instructions=settings.instructions or INSTRUCTIONS,
+            say=say,
         )
 
     @cached_property

@@ -60,19 +60,17 @@ def init(
 
 @app.command()
 def up(
-    campaign: Annotated[Path | None, typer.Argument(help="Serve this campaign's images to the annotators.")] = None,
-    images_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder whose images Label Studio may show; the campaign's pool by default."),
+    campaign: Annotated[
+        Path | None, typer.Argument(help="A campaign whose file is checked first; the servers are the same for all.")
     ] = None,
 ) -> None:
     """Start Label Studio, MLflow and Prefect on this machine, on SQLite, for nobody else."""
-    if images_root is None:
-        images_root = _images_root(campaign)
+    if campaign is not None:
+        from flows.config import load_settings
+
+        load_settings(campaign)
     with console.status("starting the local servers") as status:
-        started = servers.up(
-            settle_home(campaign), images_root=images_root, on_progress=lambda line: status.update(Text(line))
-        )
+        started = servers.up(settle_home(campaign), on_progress=lambda line: status.update(Text(line)))
     print_addresses(started, console)
 
 
@@ -360,14 +358,6 @@ def simulate(
     console.print(summary_table(summary))
     console.print(summary["verdict"])
     console.print(f"Look at it: {out / 'report.html'}", soft_wrap=True)
-
-
-def _images_root(campaign: Path | None) -> Path:
-    if campaign is None:
-        return Path.cwd()
-    from flows.config import images_root, load_settings
-
-    return images_root(load_settings(campaign).pool)
 
 
 def _campaign_folder(campaign: Path | None) -> Path:

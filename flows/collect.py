@@ -1,29 +1,51 @@
 """The end of a round: how far the annotators are, what they answered, and closing the books."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pandas as pd
 
-from connectors.annotation import AnnotationToolError, Progress
+from connectors.annotation import AnnotationToolError, AnswersUnusable, Asked, Progress, Pulled, Tended
 from connectors.store import RoundFolder, read_json, write_json, write_table
+from flows.ask import model_version, tasks_of
 from flows.campaign import OpenCampaign
-from flows.ledger import answered_items, asked_items, known_answers, labels_paid
+from flows.ledger import answered_items, asked_items, asked_tasks, known_answers, labels_paid
 from flows.steps import seconds_of, step, timed_task
 from pipeline.labels import answers_from_table, answers_to_table, reconcile
 from pipeline.types import Answer
 
+UNUSED = ("empty", "invalid")
+"""Outcomes of answers that a person gave and that tell nothing; a skip tells that the image cannot be judged."""
+MOST_REASONS = 5
+
+
+COPIED = (
+    "{n} answers are copies of the model's guesses or of other answers, as made by \"Create annotations from "
+    'predictions", such as {address}: nobody looked at the image, and they are not labels. Delete them in Label Studio '
+    "(select the tasks, Delete Annotations), so that people are asked"
+)
+
 
 @timed_task
-def look(folder: RoundFolder, work: OpenCampaign) -> Progress:
-    """Ask how far the annotators are with the round, and keep it for `labelcycle status`.
+def look(folder: RoundFolder, work: OpenCampaign) -> Tended:
+    """See that what is with the annotators is whole, and ask how far they are; `labelcycle status` tells it.
 
     Raises:
         AnnotationToolError: when not one of the round's tasks is left, which is an accident rather than an answer.
     """
-    progress = work.tool.progress(round_number=folder.number)
+    recorded = asked_tasks(work.folder)
+    tended = work.tool.tend(
+        [Asked(f.number, tasks_of(f, work), model_version(f, work), recorded[f.number]) for f in _out(folder, work)],
+        asked=recorded,
+    )
+    for number, task_ids in tended.task_ids.items():
+        if task_ids != recorded[number]:
+            path = work.folder.round(number) / "pushed.json"
+            write_json(path, read_json(path) | {"tasks": dict(task_ids)})
+    progress = tended.progress
     n_pushed = len(read_json(folder / "pushed.json")["tasks"])
     if n_pushed and not progress.n_tasks:
         raise AnnotationToolError(
@@ -32,7 +54,51 @@ def look(folder: RoundFolder, work: OpenCampaign) -> Progress:
         )
     seen_at = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(folder / "progress.json", asdict(progress) | {"seen_at": seen_at})
-    return progress
+    return tended
+
+
+def _out(folder: RoundFolder, work: OpenCampaign) -> list[RoundFolder]:
+    """The rounds with tasks that are out, as far as is known, and the open round last."""
+    answered = answered_items(known_answers(work.folder))
+    numbers = {number for item_id, number in asked_items(work.folder).items() if item_id not in answered}
+    return [work.folder.round(number) for number in sorted(numbers - {folder.number})] + [folder]
+
+
+def notes_of(standing: Pulled, answers: Sequence[Answer], work: OpenCampaign) -> list[str]:
+    """Which answers are not used, and why; a line each."""
+    notes = []
+    unused = [answer for answer in answers if answer.outcome in UNUSED]
+    if unused:
+        n_given = sum(answer.outcome != "deleted" for answer in answers)
+        notes.append(f"{len(unused)} of {n_given} answers are not used: {_reasons(unused, work)}")
+    if standing.copied:
+        address = work.tool.task_address(standing.copied[0])
+        notes.append(COPIED.format(n=len(standing.copied), address=address))
+    return [*notes, *standing.notes]
+
+
+def _reasons(unused: Sequence[Answer], work: OpenCampaign) -> str:
+    kinds: dict[str, list[Answer]] = defaultdict(list)
+    for answer in unused:
+        kinds[answer.message or "submitted without a class"].append(answer)
+    frequent = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+    told = [f"{len(of_kind)} {why} ({work.tool.task_address(of_kind[0].task_id)})" for why, of_kind in frequent]
+    more = f"; and {len(told) - MOST_REASONS} more reasons" if len(told) > MOST_REASONS else ""
+    return "; ".join(told[:MOST_REASONS]) + more
+
+
+def check_used(standing: Pulled, answers: Sequence[Answer], work: OpenCampaign) -> None:
+    """Raise AnswersUnusable where more of the new answers cannot be used than the campaign allows."""
+    given = [answer for answer in answers if answer.outcome != "deleted"]
+    n_unused = sum(answer.outcome in UNUSED for answer in given) + len(standing.copied)
+    n_given = len(given) + len(standing.copied)
+    if n_unused > work.settings.max_unused * n_given:
+        raise AnswersUnusable(
+            f"{n_unused} of {n_given} new answers cannot be used, more than max_unused = "
+            f"{work.settings.max_unused:g} allows, and nothing was collected. "
+            + ". ".join(notes_of(standing, given, work))
+            + ". Mend or delete these answers in Label Studio and run again; or raise max_unused to go on without them"
+        )
 
 
 def may_close(
@@ -61,22 +127,41 @@ def is_ready_to_close(folder: RoundFolder, work: OpenCampaign, progress: Progres
     )
 
 
-def news(work: OpenCampaign) -> tuple[list[Answer], set[str]]:
-    """Answers that no closed round has brought in, and the items whose tasks exist now."""
-    rounds = [folder.number for folder in work.folder.rounds() if folder.has("pushed.json")]
-    pulled = work.tool.pull(round_numbers=rounds)
-    answers = reconcile(known_answers(work.folder), pulled.answers, round_numbers=set(rounds), task_ids=pulled.task_ids)
-    return answers, set(pulled.task_ids)
+def news(work: OpenCampaign) -> tuple[list[Answer], Pulled]:
+    """Answers that no closed round has brought in, and what stands on all tasks."""
+    asked = asked_tasks(work.folder)
+    pulled = work.tool.pull(asked)
+    answers = reconcile(
+        known_answers(work.folder),
+        pulled.answers,
+        round_numbers=set(asked),
+        task_ids=pulled.task_ids,
+        doubles=pulled.doubles,
+    )
+    return answers, pulled
 
 
 @step("annotations.parquet")
 def collect(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Write every answer that is new, changed or withdrawn since the last round closed, late ones included."""
-    answers, task_ids = news(work)
+    """Write every answer that is new, changed or withdrawn since the last round closed, late ones included.
+
+    Raises:
+        AnswersUnusable: more of them cannot be used than the campaign allows; nothing is written.
+    """
+    answers, pulled = news(work)
+    check_used(pulled, answers, work)
     answered = answered_items([*known_answers(work.folder), *answers])
-    gone = sorted(set(asked_items(work.folder)) - task_ids - answered)
+    there = {*pulled.task_ids, *pulled.doubles.values()}
+    gone = sorted(set(asked_items(work.folder)) - there - answered)
+    write_json(folder / "not_used.json", notes_of(pulled, answers, work))
     write_json(folder / "withdrawn.json", gone)
     write_table(folder / "annotations.parquet", answers_to_table(answers))
+
+
+def told_when_collected(folder: RoundFolder) -> list[str]:
+    """Which of the answers that the round collected are not used; a line each."""
+    path = folder / "not_used.json"  # which older versions did not write
+    return read_json(path) if path.exists() else []
 
 
 @step("round.json")

@@ -393,6 +393,7 @@ class CampaignSettings(Settings):
     balance_classes: bool = Field(False, description="ask for as many of each guessed class as makes labels even")
     close_at: Share = 1.0
     close_after: Duration | None = None
+    max_unused: Share = Field(0.5, description="stop and tell when more of the answers than this cannot be used")
     schedule: Annotated[str | None, AfterValidator(_check_cron)] = None
     timezone: Annotated[str | None, AfterValidator(_check_timezone)] = Field(
         None, description="of the schedule, an IANA name; the machine's own if not given"

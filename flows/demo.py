@@ -55,7 +55,7 @@ def run_demo(home: Path, *, console: Console, anew: bool) -> None:
     truth = write_digits(folder)
     file = choose_campaign(folder, console, anew=anew)
     with console.status("starting Label Studio, MLflow and Prefect") as status:
-        local = servers.up(home, images_root=folder / "images", on_progress=lambda line: status.update(Text(line)))
+        local = servers.up(home, on_progress=lambda line: status.update(Text(line)))
     use_prefect(local)
     run_to_the_end(file, local, truth, console)
     console.print(rounds_table(Campaign(file.parent / "campaign")))

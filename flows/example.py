@@ -31,6 +31,7 @@ query_size = 100                 # labels asked for in each later round
 # random_slice = 0.1             # share of each batch drawn at random: keeps exploring
 # close_at = 1.0                 # close a round when this share of it is answered; late labels join the next round
 # close_after = "3d"             # or when this much time has passed: s, m, h, d, w
+# max_unused = 0.5               # stop and tell, before the next round, when more of the answers cannot be used
 # schedule = "*/15 * * * *"      # cron line for `labelcycle serve`
 # timezone = "Europe/Berlin"     # of that line; the machine's own if not given
 # feature_cache_gb = 20.0        # disk for what frozen networks made of images; see `labelcycle cache`

@@ -15,6 +15,11 @@ def known_answers(folder: Campaign) -> list[Answer]:
     return [answer for path in tables for answer in answers_from_table(pd.read_parquet(path))]
 
 
+def asked_tasks(folder: Campaign) -> dict[int, dict[str, int]]:
+    """Every task that was pushed: round -> item id -> task id."""
+    return {f.number: read_json(f / "pushed.json")["tasks"] for f in folder.rounds() if f.has("pushed.json")}
+
+
 def asked_items(folder: Campaign) -> dict[str, int]:
     """Items that were asked for: item id -> the round that asked last.
 

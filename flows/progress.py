@@ -15,6 +15,11 @@ from rich.progress import (
 from flows.terminal import Terminal
 
 
+def say(line: str) -> None:
+    """Tell in one line what is waited for."""
+    Terminal(stderr=True).print(line, highlight=False, soft_wrap=True)
+
+
 def progress_bars(unit: str) -> Progress:
     """Bars that count in `unit`, for as long as the context lasts; silent where nobody looks."""
     columns = (

@@ -20,7 +20,7 @@ from connectors.store import CampaignBusy, RoundFolder, flatten, read_json, writ
 from flows import books
 from flows.ask import check_strategy, compare_with_half, push, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
-from flows.collect import close, collect, is_ready_to_close, look
+from flows.collect import close, collect, is_ready_to_close, look, notes_of, told_when_collected
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.learn import (
     cross_validate,
@@ -136,13 +136,19 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
         books.put_right(work)
         refresh_pool(work)
         folder = current_round(work.folder)
+        notes: tuple[str, ...] = ()
         if folder.has("pushed.json"):
-            progress = look(folder, work)
-            if not folder.has("annotations.parquet") and not is_ready_to_close(folder, work, progress):
-                return finished(work) if is_empty(folder / "batch.parquet") else awaiting(folder, progress)
+            tended = look(folder, work)
+            notes = tended.mended
+            if not folder.has("annotations.parquet") and not is_ready_to_close(folder, work, tended.progress):
+                notes = (*notes, *notes_of(tended.standing, tended.standing.answers, work))
+                waiting = is_empty(folder / "batch.parquet")
+                return replace(finished(work) if waiting else awaiting(folder, tended.progress), notes=notes)
             finish(folder, work)
+            notes = (*notes, *told_when_collected(folder))
             folder = current_round(work.folder)
-        return finished(work) if is_finished(work) else advance(folder, work)
+        outcome = finished(work) if is_finished(work) else advance(folder, work)
+        return replace(outcome, notes=(*notes, *outcome.notes))
 
 
 def is_finished(work: OpenCampaign) -> bool:

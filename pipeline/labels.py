@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -63,6 +64,7 @@ def reconcile(
     *,
     round_numbers: Collection[int],
     task_ids: Mapping[str, int],
+    doubles: Mapping[int, str] = MappingProxyType({}),
 ) -> list[Answer]:
     """What to add to the ledger so that it agrees with the annotation tool: nothing, the second time.
 
@@ -73,6 +75,7 @@ def reconcile(
         known: the ledger.
         pulled: all answers that stand now on the tasks of `round_numbers`.
         task_ids: the tasks of `round_numbers` that exist now.
+        doubles: further tasks that ask for an item: task id -> item id.
     """
     latest = {(answer.item_id, answer.answer_id): answer for answer in known}
     standing = {(answer.item_id, answer.answer_id): answer for answer in pulled}
@@ -84,7 +87,7 @@ def reconcile(
         if key not in standing
         and answer.outcome != "deleted"
         and answer.round_number in rounds
-        and task_ids.get(answer.item_id) == answer.task_id
+        and (task_ids.get(answer.item_id) == answer.task_id or doubles.get(answer.task_id) == answer.item_id)
     ]
 
 

@@ -231,3 +231,24 @@ def map_in_threads(
             if report is not None:
                 report(len(results))
     return results
+
+
+def read_picture(uri: str, *, longest_side: int) -> Image.Image:
+    """An image for people to look at: upright, on white, in 8 bits, as RGB or grey.
+
+    Args:
+        longest_side: a larger image is made smaller, to this many pixels on its longer side.
+
+    Raises:
+        PoolError: the image cannot be read; the message begins with its uri.
+    """
+    try:
+        with without_pillow_warnings(), Path(uri).open("rb") as file:
+            stored = open_image(file)
+            orientation, box = decode(stored, at_least=longest_side)
+            image = to_eight_bits(stored, channels=3)
+    except Exception as exc:
+        raise PoolError(f"{uri}: {reason_of(exc)}") from exc
+    image = image.crop((0, 0, round(box[2]), round(box[3]))) if box else image
+    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image

@@ -48,18 +48,18 @@ def servers_home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def images_root(servers_home) -> Path:
-    """The folder whose images the servers' Label Studio can show."""
-    root = servers_home / "pool" / "images"
-    root.mkdir(parents=True, exist_ok=True)
+def images_root(servers) -> Path:
+    """A folder of images that a project of the servers' Label Studio can show where they are."""
+    root = servers.images / "pools"
+    root.mkdir(exist_ok=True)
     return root
 
 
 @pytest.fixture(scope="session")
-def servers(servers_home, images_root) -> Iterator[Servers]:
+def servers(servers_home) -> Iterator[Servers]:
     """Label Studio, MLflow and Prefect; the clients of the tests themselves are logged in."""
     try:
-        started = up(servers_home, images_root=images_root, label_studio_venv=LABEL_STUDIO_VENV)
+        started = up(servers_home, label_studio_venv=LABEL_STUDIO_VENV)
         with pytest.MonkeyPatch.context() as patch:
             for name, value in zip(LOGIN_VARIABLES, started.mlflow_login, strict=True):
                 patch.setenv(name, value)
@@ -106,7 +106,7 @@ def relay_to(target: str, misbehave) -> Iterator[str]:
             if misbehave(self, body):
                 return
             answer = self.forward(body)
-            self.answer(answer.status_code, answer.content)
+            self.answer(answer.status_code, answer.content, answer.headers.get("Content-Type", ""))
 
         do_GET = do_POST = do_PATCH = do_DELETE = handle_one  # noqa: N815
 
@@ -114,9 +114,11 @@ def relay_to(target: str, misbehave) -> Iterator[str]:
             passed = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")}
             return httpx.request(self.command, target + self.path, content=body, headers=passed, timeout=60)
 
-        def answer(self, status, content):
+        def answer(self, status, content, content_type="application/json", **headers):
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", content_type)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

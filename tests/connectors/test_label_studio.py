@@ -6,18 +6,25 @@ import threading
 import traceback
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from PIL import Image
 
 from connectors import label_studio
 from connectors.annotation import (
     AnnotationToolError,
     AnnotationToolUnavailable,
+    Asked,
     AuthenticationFailed,
+    Progress,
     ProjectMismatch,
+    Pulled,
     PushMismatch,
     Task,
+    Tended,
 )
 from connectors.label_studio import LabelStudio
 from connectors.label_studio_format import labelling_page
@@ -25,6 +32,8 @@ from connectors.simulated import SimulatedAnnotator
 from pipeline.types import Region
 
 CLASSES = ("cat", "dog", "fox")
+PUSHED: dict[str, dict[int, Asked]] = {}
+"""What each project was asked, by round."""
 
 
 @pytest.fixture(autouse=True)
@@ -92,8 +101,30 @@ def batch(space, n=4, *, round_number=1, guess="cat", **changes) -> list[Task]:
     ]
 
 
-def push(tool, tasks, *, model_version="m"):
-    return tool.push(tasks, round_number=tasks[0].round_number, model_version=model_version)
+def push(tool, tasks, *, model_version="m") -> dict[str, int]:
+    """Push a round, and keep the record that a campaign keeps."""
+    number, asked = tasks[0].round_number, PUSHED.setdefault(tool.project, {})
+    earlier = {round_number: each.task_ids for round_number, each in asked.items() if round_number < number}
+    task_ids = tool.push(tasks, round_number=number, model_version=model_version, asked=earlier)
+    asked[number] = Asked(number, tasks, model_version, task_ids)
+    return task_ids
+
+
+def pull(tool, *rounds) -> Pulled:
+    return tool.pull({number: PUSHED[tool.project][number].task_ids for number in rounds})
+
+
+def tend(tool) -> Tended:
+    """Look after the last round, as each run does, and keep the record up to date."""
+    asked = PUSHED[tool.project]
+    tended = tool.tend([asked[max(asked)]], asked={number: each.task_ids for number, each in asked.items()})
+    for number, task_ids in tended.task_ids.items():
+        asked[number] = replace(asked[number], task_ids=task_ids)
+    return tended
+
+
+def progress(tool) -> Progress:
+    return tend(tool).progress
 
 
 def project_of(api, space) -> dict:
@@ -108,6 +139,35 @@ def tasks_of(api, space) -> list[dict]:
 
 def choice(*labels, **changes) -> dict:
     return {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [*labels]}} | changes
+
+
+def is_import(handler) -> bool:
+    """Whether a request brings tasks."""
+    return urlsplit(handler.path).path.endswith("/import")
+
+
+def are_guesses(handler) -> bool:
+    """Whether a request brings predictions."""
+    return urlsplit(handler.path).path.endswith("/import/predictions")
+
+
+def guesses_of(api, space) -> dict[str, list]:
+    """Item id -> model version, score and classes of its predictions."""
+    return {
+        task["data"]["item_id"]: [
+            (each["model_version"], each["score"], [part["value"]["choices"] for part in each["result"]])
+            for each in task["predictions"]
+        ]
+        for task in tasks_of(api, space)
+    }
+
+
+def add_copies(api, space, *item_ids, **changes) -> list[int]:
+    """Add tasks with the data of those that ask for some items, as an import that arrives twice does."""
+    data = {task["data"]["item_id"]: task["data"] for task in tasks_of(api, space)}
+    path = f"/api/projects/{project_of(api, space)['id']}/import?return_task_ids=true"
+    copies = [{"data": data[item_id] | changes} for item_id in item_ids]
+    return api.post(path, json=copies).raise_for_status().json()["task_ids"]
 
 
 def annotate(api, task_id, *result, **fields) -> int:
@@ -189,11 +249,43 @@ class TestPrepare:
         with pytest.raises(ProjectMismatch, match=difference):
             tool.prepare()
 
-    def test_refuses_two_projects_of_one_title(self, tool, api, space):
+    def test_refuses_two_projects_of_one_title_that_both_hold_tasks(self, tool, api, space):
+        page = labelling_page(CLASSES)
         for _ in range(2):
-            api.post("/api/projects", json={"title": space.project}).raise_for_status()
+            made = api.post("/api/projects", json={"title": space.project, "label_config": page}).raise_for_status()
+            task = {"data": {"image": "x", "reasons": ""}}
+            api.post(f"/api/projects/{made.json()['id']}/import", json=[task]).raise_for_status()
         with pytest.raises(ProjectMismatch, match="2 projects"):
             tool.prepare()
+
+    def test_empty_ghosts_of_its_title_are_passed_over(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        for _ in range(2):
+            api.post("/api/projects", json={"title": space.project}).raise_for_status()
+        assert push(connect(space), batch(space)) == task_ids
+
+    def test_one_of_several_empty_projects_is_taken(self, tool, api, space):
+        page = labelling_page(CLASSES)
+        for _ in range(3):
+            api.post("/api/projects", json={"title": space.project, "label_config": page}).raise_for_status()
+        assert tool.prepare() == connect(space).prepare()
+
+    def test_a_project_that_is_remembered_may_be_renamed_and_have_ghosts_with_tasks(self, space, api, tmp_path):
+        tool = connect(space, remember_in=tmp_path / "project.json")
+        address = tool.prepare()
+        project = project_of(api, space)
+        api.patch(f"/api/projects/{project['id']}/", json={"title": f"{space.project} renamed"}).raise_for_status()
+        other = api.post("/api/projects", json={"title": space.project, "label_config": project["label_config"]}).json()
+        task = {"data": {"image": "x", "reasons": ""}}
+        api.post(f"/api/projects/{other['id']}/import", json=[task]).raise_for_status()
+        assert connect(space, remember_in=tmp_path / "project.json").prepare() == address
+
+    def test_a_project_that_is_remembered_and_gone_is_made_anew(self, space, api, tmp_path):
+        first = connect(space, remember_in=tmp_path / "project.json").prepare()
+        api.delete(f"/api/projects/{project_of(api, space)['id']}/").raise_for_status()
+        second = connect(space, remember_in=tmp_path / "project.json").prepare()
+        assert second != first
+        assert connect(space, remember_in=tmp_path / "project.json").prepare() == second
 
     def test_is_not_misled_by_a_longer_title(self, tool, api, space):
         api.post("/api/projects", json={"title": f"{space.project} old"}).raise_for_status()
@@ -238,7 +330,7 @@ class TestPush:
         api.delete(f"/api/tasks/{first['1.2']}/").raise_for_status()
         second = push(prepared, batch(space))
         assert [item for item in first if first[item] != second[item]] == ["1.2"]
-        assert len(prepared.pull(round_numbers=[1]).answers) == 1
+        assert len(pull(prepared, 1).answers) == 1
 
     def test_the_same_image_can_be_asked_for_in_another_round(self, prepared, space):
         task = batch(space, 1)[0]
@@ -251,7 +343,7 @@ class TestPush:
         imports = []
 
         def lose_the_answer(handler, body):
-            if "/import" not in handler.path:
+            if not is_import(handler):
                 return False
             imports.append(threading.Thread(target=handler.forward, args=(body,)))
             imports[-1].start()
@@ -271,7 +363,7 @@ class TestPush:
         cut = []
 
         def cut_the_first(handler, body):
-            if "/import" not in handler.path or cut:
+            if not is_import(handler) or cut:
                 return False
             cut.append(handler.path)
             with socket.create_connection(space.url.removeprefix("http://").split(":")) as server:
@@ -290,7 +382,7 @@ class TestPush:
         imports = []
 
         def answer_late(handler, body):
-            if "/import" not in handler.path:
+            if not is_import(handler):
                 return False
             imports.append(handler.forward(body))
             threading.Event().wait(1.5)
@@ -314,17 +406,19 @@ class TestPush:
         assert second == first | {"1.1": again[1]}
         assert sorted(task["id"] for task in tasks_of(api, space)) == sorted(second.values())
 
-    def test_refuses_two_answered_copies_and_deletes_neither(self, prepared, api, space):
+    def test_of_two_answered_copies_both_answers_count(self, prepared, api, space):
         task_ids = push(prepared, batch(space))
-        data = {task["data"]["item_id"]: task["data"] for task in tasks_of(api, space)}
-        project = project_of(api, space)
-        path = f"/api/projects/{project['id']}/import?return_task_ids=true"
-        copy = api.post(path, json=[{"data": data["1.0"]}]).json()["task_ids"][0]
-        for task_id in (task_ids["1.0"], copy):
-            annotate(api, task_id, choice("dog"))
-        with pytest.raises(PushMismatch, match=r"1 answered in several tasks, such as 1\.0"):
-            push(prepared, batch(space))
+        (copy,) = add_copies(api, space, "1.0")
+        for task_id, label in ((task_ids["1.0"], "dog"), (copy, "cat")):
+            annotate(api, task_id, choice(label))
+        assert push(prepared, batch(space)) == task_ids
         assert len(tasks_of(api, space)) == 5
+        pulled = pull(prepared, 1)
+        assert pulled.doubles == {copy: "1.0"}
+        assert {(answer.item_id, answer.task_id) for answer in pulled.answers} == {
+            ("1.0", task_ids["1.0"]),
+            ("1.0", copy),
+        }
 
     def test_refuses_a_round_that_holds_what_was_not_pushed(self, prepared, space):
         push(prepared, batch(space, 4))
@@ -334,12 +428,59 @@ class TestPush:
             push(prepared, batch(space, 3))
 
     def test_an_empty_batch_asks_for_nothing(self, prepared, api, space):
-        assert prepared.push([], round_number=1, model_version="m") == {}
+        assert prepared.push([], round_number=1, model_version="m", asked={}) == {}
         assert tasks_of(api, space) == []
 
     def test_imports_in_chunks(self, prepared, api, space, monkeypatch):
         monkeypatch.setattr(label_studio, "_CHUNK", 3)
         assert len(push(prepared, batch(space, 7))) == len(tasks_of(api, space)) == 7
+
+    @pytest.mark.parametrize(
+        "answer", [(201, b'{"created": 4}'), (500, b"{}"), (200, b""), (200, b"<html>wait</html>")]
+    )
+    def test_guesses_that_get_lost_once_are_sent_again(self, prepared, api, space, relay, answer):
+        lost = []
+
+        def lose_the_first(handler, body):
+            if not are_guesses(handler) or lost:
+                return False
+            lost.append(body)
+            handler.answer(*answer)
+            return True
+
+        with relay(space.url, lose_the_first) as url:
+            push(connect(space, url=url), batch(space))
+        version = project_of(api, space)["model_version"]
+        assert guesses_of(api, space) == {f"1.{rank}": [(version, rank / 4, [["cat"]])] for rank in range(4)}
+
+    def test_a_server_that_never_keeps_the_guesses_is_told_and_its_version_not_set(self, prepared, space, relay, api):
+        def lose_all(handler, body):
+            if not are_guesses(handler):
+                return False
+            handler.answer(201, b'{"created": 4}')
+            return True
+
+        with relay(space.url, lose_all) as url, pytest.raises(PushMismatch, match="4 lack the guess or have another"):
+            push(connect(space, url=url), batch(space))
+        assert project_of(api, space)["model_version"] == ""
+
+    def test_a_round_whose_guesses_were_lost_by_an_older_version_goes_on(self, prepared, api, space):
+        """What a server on SQLite leaves of an import with predictions that met its database locked."""
+        project = project_of(api, space)
+        tasks = batch(space)
+        path = f"/api/projects/{project['id']}/import?return_task_ids=true"
+        data = [{"image": "old", "reasons": "", "item_id": task.item_id, "round_number": 1} for task in tasks]
+        stuck = api.post(path, json=[{"data": each} for each in data]).json()["task_ids"]
+        annotate(api, stuck[2], choice("dog"))
+        stale = api.patch(f"/api/projects/{project['id']}/", json={"model_version": "round 1: m"})
+        assert stale.status_code == 400, "as every later run was refused"
+        assert list(push(prepared, tasks).values()) == stuck
+        assert project_of(api, space)["model_version"] == "round 1: m"
+        assert set(map(len, guesses_of(api, space).values())) == {1}
+        assert served(space, tasks) == ["1.0", "1.1", "1.3"]
+        assert [answer.item_id for answer in pull(prepared, 1).answers if answer.task_id == stuck[2]] == ["1.2"]
+        images = {task["id"]: task["data"]["image"] for task in tasks_of(api, space)}
+        assert [images[task_id] == "old" for task_id in stuck] == [False, False, True, False]
 
     def test_tasks_show_the_guess_and_the_reasons(self, prepared, api, space):
         columns = {"reason": "unsure <b>", "uncertainty": 0.693147, "confused_classes": "cat, dog"}
@@ -374,8 +515,115 @@ class TestPush:
         fields = {"item_id": "1.0", "uri": space.uris[0], "round_number": 1, "rank": 0}
         tasks = [*batch(space)[1:], Task(**(fields | change))]
         with pytest.raises(ValueError, match=complaint):
-            prepared.push(tasks, round_number=1, model_version="m")
+            prepared.push(tasks, round_number=1, model_version="m", asked={})
         assert tasks_of(api, space) == []
+
+
+class TestTend:
+    def test_what_is_whole_is_left_alone(self, prepared, api, space):
+        push(prepared, batch(space))
+        before = tasks_of(api, space)
+        tended = tend(prepared)
+        assert (tended.mended, tended.standing.notes) == ((), ())
+        assert tasks_of(api, space) == before
+
+    def test_guess_order_image_and_settings_are_put_back_on_what_is_open(self, prepared, api, space):
+        task_ids = push(prepared, batch(space, 6))
+        annotate(api, task_ids["1.0"], choice("dog"))
+        tasks = {task["data"]["item_id"]: task for task in tasks_of(api, space)}
+        before = guesses_of(api, space)
+        api.delete(f"/api/predictions/{tasks['1.1']['predictions'][0]['id']}/").raise_for_status()
+        api.patch(f"/api/predictions/{tasks['1.2']['predictions'][0]['id']}/", json={"score": 9.0}).raise_for_status()
+        twice = {"task": task_ids["1.3"], "model_version": "round 1: m", "score": 0.5, "result": [choice("fox")]}
+        api.post("/api/predictions/", json=twice).raise_for_status()
+        for item_id, change in {"1.4": {"image": "/nowhere.png"}, "1.5": {"item_id": "1.0", "round_number": 7}}.items():
+            data = tasks[item_id]["data"] | change
+            api.patch(f"/api/tasks/{task_ids[item_id]}/", json={"data": data}).raise_for_status()
+        by_hand = {"model_version": "", "sampling": "Sequential sampling"}
+        api.patch(f"/api/projects/{project_of(api, space)['id']}/", json=by_hand).raise_for_status()
+        (told,) = tend(prepared).mended
+        assert told == (
+            "3 open tasks had lost the model's guess and their place in the order, and have them again; "
+            "2 open tasks showed another image or address, and show theirs again"
+        )
+        assert guesses_of(api, space) == before
+        assert {task["data"]["item_id"]: task["data"] for task in tasks_of(api, space)} == {
+            item_id: task["data"] for item_id, task in tasks.items()
+        }
+        assert served(space, batch(space, 6)) == ["1.1", "1.2", "1.3", "1.4", "1.5"]
+        assert tend(prepared).mended == ()
+
+    def test_a_deleted_task_stays_deleted(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        api.delete(f"/api/tasks/{task_ids['1.1']}/").raise_for_status()
+        assert tend(prepared).progress.n_tasks == 3
+        assert len(tasks_of(api, space)) == 3
+
+    def test_an_import_that_arrives_long_after_is_removed(self, prepared, api, space):
+        push(prepared, batch(space, 4))
+        second = push(prepared, batch(space, 4, round_number=2))
+        add_copies(api, space, "1.1", "2.0", "2.1", "2.2", "2.3")
+        tended = tend(prepared)
+        assert tended.mended == ("5 open tasks asked for an image a second time and were removed",)
+        assert (tended.progress.n_tasks, tended.task_ids[2]) == (4, second)
+        assert len(tasks_of(api, space)) == 8
+
+    def test_an_answer_on_a_double_is_an_answer_to_its_item(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        copies = dict(zip(task_ids, add_copies(api, space, *task_ids), strict=True))
+        annotate(api, copies["1.0"], choice("dog"))
+        annotate(api, copies["1.1"], choice("dog"))
+        annotate(api, task_ids["1.1"], choice("cat"))
+        tended = tend(prepared)
+        assert tended.task_ids[1] == task_ids | {"1.0": copies["1.0"]}
+        assert (tended.progress.n_tasks, tended.progress.n_labelled) == (4, 2)
+        pulled = pull(prepared, 1)
+        assert pulled.doubles == {copies["1.1"]: "1.1"}
+        assert sorted((answer.item_id, label_of(answer)) for answer in pulled.answers) == [
+            ("1.0", "dog"),
+            ("1.1", "cat"),
+            ("1.1", "dog"),
+        ]
+
+    def test_what_annotators_ask_themselves_is_neither_counted_nor_paid_for(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        forged = add_copies(api, space, "1.0", image="/data/other.png")
+        forged += add_copies(api, space, "1.1", item_id="made up")
+        forged += add_copies(api, space, "1.2", round_number="one")
+        for task_id in forged:
+            annotate(api, task_id, choice("dog"))
+        tended, pulled = tend(prepared), pull(prepared, 1)
+        assert (tended.progress.n_tasks, tended.progress.n_labelled) == (4, 0)
+        assert (pulled.answers, pulled.task_ids) == ([], task_ids)
+        (note,) = pulled.notes
+        assert note.startswith("3 tasks in project")
+        assert "(3 of them answered)" in note
+
+    def test_the_item_of_an_answer_is_what_was_pushed_whatever_the_task_says_now(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        annotate(api, task_ids["1.0"], choice("dog"))
+        data = {"image": "x", "reasons": "", "item_id": "1.3", "round_number": 9}
+        api.patch(f"/api/tasks/{task_ids['1.0']}/", json={"data": data}).raise_for_status()
+        assert [answer.item_id for answer in pull(prepared, 1).answers] == ["1.0"]
+
+    def test_a_foreign_task_does_not_keep_a_round_from_being_pushed(self, prepared, api, space):
+        push(prepared, batch(space))
+        add_copies(api, space, "1.0", item_id="made up", round_number=2)
+        assert len(push(prepared, batch(space, 2, round_number=2))) == 2
+
+    def test_copies_of_guesses_are_no_answers_and_a_guess_that_a_person_submits_is_one(self, prepared, api, space):
+        task_ids = push(prepared, batch(space, 3))
+        person = {"result": [choice("cat", score=0.5)], "lead_time": 1.2}
+        guess = next(task for task in tasks_of(api, space) if task["id"] == task_ids["1.2"])["predictions"][0]
+        annotate(api, task_ids["1.2"], *person["result"], parent_prediction=guess["id"])
+        action = {"id": "predictions_to_annotations", "project": project_of(api, space)["id"]}
+        chosen = {"selectedItems": {"all": False, "included": [task_ids["1.0"], task_ids["1.1"]]}}
+        api.post("/api/dm/actions", params=action, json=chosen).raise_for_status()
+        pulled = pull(prepared, 1)
+        assert [(answer.item_id, answer.outcome) for answer in pulled.answers] == [("1.2", "labelled")]
+        assert sorted(pulled.copied) == sorted([task_ids["1.0"], task_ids["1.1"]])
+        seen = progress(prepared)
+        assert (seen.n_tasks, seen.n_labelled, seen.n_set_aside) == (3, 1, 0)
 
 
 class TestOrder:
@@ -405,7 +653,7 @@ class TestImages:
     def test_a_local_image_is_served(self, prepared, api, space):
         odd = space.images_root / "so & so" / "5% #1 +é?.png"
         odd.parent.mkdir()
-        odd.write_bytes(b"\x89PNG odd")
+        Image.new("RGB", (3, 2), "teal").save(odd)
         tasks = [
             Task(item_id=str(rank), uri=uri, round_number=1, rank=rank)
             for rank, uri in enumerate([space.uris[0], str(odd), odd.as_uri()])
@@ -414,7 +662,7 @@ class TestImages:
         addresses = {task["data"]["item_id"]: task["data"]["image"] for task in tasks_of(api, space)}
         with open(space.uris[0], "rb") as file:  # noqa: PTH123
             assert api.get(addresses["0"]).content == file.read()
-        assert api.get(addresses["1"]).content == api.get(addresses["2"]).content == b"\x89PNG odd"
+        assert api.get(addresses["1"]).content == api.get(addresses["2"]).content == odd.read_bytes()
 
     def test_a_stranger_is_not_shown_the_image(self, prepared, api, space):
         push(prepared, batch(space, 1))
@@ -422,11 +670,11 @@ class TestImages:
         assert httpx.get(space.url + address).status_code in (401, 403)
 
     def test_a_link_to_an_image_elsewhere_is_served(self, prepared, api, space, tmp_path):
-        (tmp_path / "stored.png").write_bytes(b"\x89PNG stored")
+        Image.new("RGB", (3, 2), "teal").save(tmp_path / "stored.png")
         link = space.images_root / "link.png"
         link.symlink_to(tmp_path / "stored.png")
         push(prepared, [Task(item_id="a", uri=str(link), round_number=1, rank=0)])
-        assert api.get(tasks_of(api, space)[0]["data"]["image"]).content == b"\x89PNG stored"
+        assert api.get(tasks_of(api, space)[0]["data"]["image"]).content == link.read_bytes()
 
     def test_remote_addresses_stay_as_they_are(self, space, api):
         tool = connect(space, images_root=None)
@@ -458,7 +706,7 @@ class TestAnswers:
     def test_a_label_comes_with_its_person_its_time_and_its_duration(self, prepared, api, space, servers):
         task_ids = push(prepared, batch(space))
         answer_id = annotate(api, task_ids["1.2"], choice("dog"))
-        pulled = prepared.pull(round_numbers=[1])
+        pulled = pull(prepared, 1)
         (answer,) = pulled.answers
         assert (answer.item_id, answer.task_id, answer.answer_id) == ("1.2", task_ids["1.2"], answer_id)
         assert (answer.outcome, answer.annotator, answer.seconds) == ("labelled", servers.email, 2.5)
@@ -468,7 +716,7 @@ class TestAnswers:
 
     def test_predictions_are_not_answers(self, prepared, space):
         push(prepared, batch(space))
-        assert prepared.pull(round_numbers=[1]).answers == []
+        assert pull(prepared, 1).answers == []
 
     def test_classes_with_markup_and_foreign_letters_come_back_as_they_are(self, space):
         classes = ('<b>"R&D"</b>', "l'épée > 'x'", "猫 cat", "a,b;c", "$image")
@@ -479,7 +727,7 @@ class TestAnswers:
         push(tool, tasks)
         answers = {task.item_id: label for task, label in zip(tasks, classes, strict=True)}
         annotator(space, answers).label()
-        pulled = tool.pull(round_numbers=[1]).answers
+        pulled = pull(tool, 1).answers
         assert {answer.item_id: answer.annotation.regions[0].label for answer in pulled} == answers
 
     def test_more_classes_than_keys(self, space):
@@ -504,7 +752,7 @@ class TestAnswers:
     def test_tells_what_cannot_be_used_and_why(self, prepared, api, space, result, outcome, message):
         task_ids = push(prepared, batch(space, 1))
         annotate(api, task_ids["1.0"], *result)
-        (answer,) = prepared.pull(round_numbers=[1]).answers
+        (answer,) = pull(prepared, 1).answers
         assert (answer.outcome, answer.message, answer.annotation) == (outcome, message, None)
 
     def test_a_skip_by_the_one_annotator_ends_the_task(self, prepared, space):
@@ -513,29 +761,29 @@ class TestAnswers:
         someone = annotator(space, {task.item_id: "cat" for task in tasks}, skip_rate=1.0)
         assert someone.label().n_skipped == 4
         assert someone.label().item_ids == ()
-        progress = prepared.progress(round_number=1)
-        assert (progress.n_tasks, progress.n_labelled, progress.n_set_aside) == (4, 0, 4)
-        assert {answer.outcome for answer in prepared.pull(round_numbers=[1]).answers} == {"skipped"}
+        seen = progress(prepared)
+        assert (seen.n_tasks, seen.n_labelled, seen.n_set_aside) == (4, 0, 4)
+        assert {answer.outcome for answer in pull(prepared, 1).answers} == {"skipped"}
 
     def test_a_skip_that_carries_a_choice_is_still_a_skip(self, prepared, api, space):
         task_ids = push(prepared, batch(space, 1))
         annotate(api, task_ids["1.0"], choice("cat"), was_cancelled=True)
-        assert [answer.outcome for answer in prepared.pull(round_numbers=[1]).answers] == ["skipped"]
+        assert [answer.outcome for answer in pull(prepared, 1).answers] == ["skipped"]
 
     def test_drafts_are_counted_and_are_not_answers(self, prepared, api, space):
         task_ids = push(prepared, batch(space))
         draft = {"result": [choice("cat")], "lead_time": 1}
         api.post(f"/api/tasks/{task_ids['1.0']}/drafts", json=draft).raise_for_status()
-        pulled = prepared.pull(round_numbers=[1])
+        pulled = pull(prepared, 1)
         assert (pulled.n_drafts, list(pulled.answers)) == (1, [])
-        assert prepared.progress(round_number=1).n_labelled == 0
+        assert progress(prepared).n_labelled == 0
 
     def test_an_answer_that_is_changed_later_comes_changed_and_later(self, prepared, api, space):
         task_ids = push(prepared, batch(space, 1))
         answer_id = annotate(api, task_ids["1.0"], choice("cat"))
-        (before,) = prepared.pull(round_numbers=[1]).answers
+        (before,) = pull(prepared, 1).answers
         api.patch(f"/api/annotations/{answer_id}/", json={"result": [choice("dog")]}).raise_for_status()
-        (after,) = prepared.pull(round_numbers=[1]).answers
+        (after,) = pull(prepared, 1).answers
         assert (before.answer_id, after.answer_id) == (answer_id, answer_id)
         assert after.annotation.regions == (Region("image", "dog"),)
         assert after.updated_at > before.updated_at
@@ -544,15 +792,15 @@ class TestAnswers:
         task_ids = push(prepared, batch(space, 1))
         answer_id = annotate(api, task_ids["1.0"], choice("cat"))
         api.delete(f"/api/annotations/{answer_id}/").raise_for_status()
-        pulled = prepared.pull(round_numbers=[1])
+        pulled = pull(prepared, 1)
         assert (list(pulled.answers), pulled.task_ids) == ([], task_ids)
-        assert prepared.progress(round_number=1).n_labelled == 0
+        assert progress(prepared).n_labelled == 0
 
     def test_a_deleted_task_is_gone(self, prepared, api, space):
         task_ids = push(prepared, batch(space))
         api.delete(f"/api/tasks/{task_ids['1.1']}/").raise_for_status()
-        assert sorted(prepared.pull(round_numbers=[1]).task_ids) == ["1.0", "1.2", "1.3"]
-        assert prepared.progress(round_number=1).n_tasks == 3
+        assert sorted(pull(prepared, 1).task_ids) == ["1.0", "1.2", "1.3"]
+        assert progress(prepared).n_tasks == 3
 
     def test_every_answer_of_a_task_comes(self, prepared, api, space):
         task_ids = push(prepared, batch(space, 1))
@@ -561,34 +809,34 @@ class TestAnswers:
             annotate(api, task_ids["1.0"], choice("dog")),
             annotate(api, task_ids["1.0"], was_cancelled=True),
         ]
-        answers = prepared.pull(round_numbers=[1]).answers
+        answers = pull(prepared, 1).answers
         assert sorted(answer.answer_id for answer in answers) == answer_ids
         assert sorted(answer.outcome for answer in answers) == ["labelled", "labelled", "skipped"]
-        progress = prepared.progress(round_number=1)
-        assert (progress.n_tasks, progress.n_labelled, progress.n_set_aside) == (1, 1, 0)
+        seen = progress(prepared)
+        assert (seen.n_tasks, seen.n_labelled, seen.n_set_aside) == (1, 1, 0)
 
     def test_only_the_asked_rounds_are_read(self, prepared, api, space):
         for round_number in (1, 2, 12):
             task_ids = push(prepared, batch(space, 2, round_number=round_number))
             annotate(api, task_ids[f"{round_number}.0"], choice("cat"))
-        assert {answer.round_number for answer in prepared.pull(round_numbers=[1, 12]).answers} == {1, 12}
-        assert sorted(prepared.pull(round_numbers=[2]).task_ids) == ["2.0", "2.1"]
-        assert prepared.pull(round_numbers=[]).answers == []
-        assert prepared.progress(round_number=1).n_tasks == 2
+        assert {answer.round_number for answer in pull(prepared, 1, 12).answers} == {1, 12}
+        assert sorted(pull(prepared, 2).task_ids) == ["2.0", "2.1"]
+        assert pull(prepared).answers == []
+        assert progress(prepared).n_tasks == 2
 
     def test_tasks_that_somebody_adds_by_hand_do_not_disturb(self, prepared, api, space):
         task_ids = push(prepared, batch(space))
         project = project_of(api, space)
         by_hand = [{"data": {"image": "x", "reasons": ""}}, {"data": {"image": "x", "reasons": "", "round_number": 1}}]
         api.post(f"/api/projects/{project['id']}/import", json=by_hand).raise_for_status()
-        assert prepared.pull(round_numbers=[1]).task_ids == task_ids
+        assert pull(prepared, 1).task_ids == task_ids
 
     def test_reads_page_after_page(self, prepared, space, monkeypatch):
         monkeypatch.setattr(label_studio, "_PAGE", 2)
         tasks = batch(space, 6)
         task_ids = push(prepared, tasks)
         assert len(served(space, tasks)) == 6
-        pulled = prepared.pull(round_numbers=[1])
+        pulled = pull(prepared, 1)
         assert pulled.task_ids == task_ids
         assert sorted(answer.item_id for answer in pulled.answers) == sorted(task_ids)
 
@@ -599,7 +847,7 @@ class TestAnswers:
 
         task_ids = push(prepared, batch(space, 5))
         with relay(space.url, shorten) as url:
-            assert connect(space, url=url).pull(round_numbers=[1]).task_ids == task_ids
+            assert pull(connect(space, url=url), 1).task_ids == task_ids
 
     def test_counts_follow_the_annotators(self, prepared, space):
         tasks = batch(space, 6)
@@ -607,8 +855,8 @@ class TestAnswers:
         answers = {task.item_id: "cat" for task in tasks}
         annotator(space, answers).label(2)
         annotator(space, answers, skip_rate=1.0).label(1)
-        progress = prepared.progress(round_number=1)
-        assert (progress.n_tasks, progress.n_labelled, progress.n_set_aside) == (6, 2, 1)
+        seen = progress(prepared)
+        assert (seen.n_tasks, seen.n_labelled, seen.n_set_aside) == (6, 2, 1)
 
 
 class TestSimulatedAnnotator:
@@ -620,11 +868,7 @@ class TestSimulatedAnnotator:
             answers = {task.item_id: "dog" for task in tasks}
             done.append(annotator(space, answers, error_rate=0.3, skip_rate=0.2, seed=4).label())
         assert [(work.n_labelled, work.n_wrong, work.n_skipped) for work in done] == [(9, 4, 3)] * 2
-        labels = [
-            answer.annotation.regions[0].label
-            for answer in prepared.pull(round_numbers=[1]).answers
-            if answer.annotation
-        ]
+        labels = [answer.annotation.regions[0].label for answer in pull(prepared, 1).answers if answer.annotation]
         assert sum(label != "dog" for label in labels) == done[0].n_wrong
 
     def test_tells_how_far_it_is(self, prepared, space):
@@ -658,7 +902,7 @@ class TestFailures:
         tool = connect(space, token=access_token)
         tool.prepare()
         assert len(push(tool, batch(space))) == 4
-        assert tool.progress(round_number=1).n_tasks == 4
+        assert progress(tool).n_tasks == 4
 
     @pytest.mark.parametrize("token", ["", "  \n"])
     def test_no_token_names_the_variable(self, space, token):
@@ -719,6 +963,12 @@ class TestFailures:
             (503, b"{}"),
             (504, b""),
             (500, json.dumps({"detail": "database is locked"}).encode()),
+            (500, b"{}"),
+            (200, b"<html>one moment, please</html>"),
+            (200, b""),
+            (200, b"null"),
+            (200, b"[]"),
+            (200, b'"what?"'),
         ],
     )
     def test_asks_a_busy_server_again(self, space, status, content, relay):
@@ -748,7 +998,7 @@ class TestFailures:
         assert len(refused) == label_studio._ATTEMPTS
         assert space.token not in whole_text(caught.value)
 
-    @pytest.mark.parametrize("status", [400, 403, 404, 500])
+    @pytest.mark.parametrize("status", [400, 403, 404])
     def test_takes_no_for_an_answer(self, space, status, relay):
         refused = []
 
@@ -786,9 +1036,13 @@ class TestFailures:
         assert space.token not in repr(prepared) + str(prepared)
 
 
+def label_of(answer) -> str:
+    return answer.annotation.regions[0].label
+
+
 def served_labels(space, tool, answers) -> dict[str, str]:
     annotator(space, answers).label()
-    pulled = tool.pull(round_numbers=[1]).answers
+    pulled = pull(tool, 1).answers
     return {answer.item_id: answer.annotation.regions[0].label for answer in pulled if answer.annotation}
 
 

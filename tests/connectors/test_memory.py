@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from connectors.annotation import AnnotationToolError, Progress, PushMismatch, Task
+from connectors.annotation import AnnotationToolError, Asked, Progress, PushMismatch, Task
 from connectors.memory import MemoryTool, MemoryTracker
 from connectors.tracking import MemberHistory, TrackerError
 from pipeline.types import Region
@@ -24,7 +24,11 @@ def batch(n: int = 3, *, round_number: int = 1) -> list[Task]:
 
 
 def push(tool, tasks):
-    return tool.push(tasks, round_number=tasks[0].round_number, model_version="m")
+    return tool.push(tasks, round_number=tasks[0].round_number, model_version="m", asked={})
+
+
+def progress(tool, number):
+    return tool.tend([Asked(number, (), "m", {})], asked={}).progress
 
 
 def test_pushing_again_makes_nothing_twice_and_adds_what_is_missing(tool):
@@ -56,13 +60,13 @@ def test_newest_round_is_served_first_and_most_wanted_first(tool):
 
 def test_answers_come_back_with_who_and_when_and_can_be_taken_back(tool):
     task_ids = push(tool, batch(3))
-    assert tool.progress(round_number=1) == Progress(3, 0, 0)
+    assert progress(tool, 1) == Progress(3, 0, 0)
     kept, gone = tool.answer("1.0", "dog", annotator="ann", seconds=2.5), tool.answer("1.1", "cat")
     tool.skip("1.2")
-    assert tool.progress(round_number=1) == Progress(3, 2, 1)
-    assert tool.progress(round_number=2) == Progress(0, 0, 0)
+    assert progress(tool, 1) == Progress(3, 2, 1)
+    assert progress(tool, 2) == Progress(0, 0, 0)
     tool.delete(gone)
-    pulled = tool.pull(round_numbers=[1])
+    pulled = tool.pull({1: task_ids})
     first, second = pulled.answers
     assert pulled.task_ids == task_ids
     assert (first.answer_id, first.annotation.regions[0].label, first.annotator, first.seconds) == (
@@ -72,7 +76,7 @@ def test_answers_come_back_with_who_and_when_and_can_be_taken_back(tool):
         2.5,
     )
     assert (second.outcome, second.annotation, second.updated_at) == ("skipped", None, "2026-01-01T00:00:02+00:00")
-    assert tool.pull(round_numbers=[2]).answers == []
+    assert tool.pull({2: {}}).answers == []
 
 
 def test_what_the_page_does_not_have_cannot_be_answered(tool):

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from connectors.annotation import Pulled
 from connectors.label_studio import LabelStudio
 from connectors.simulated import Labelled, SimulatedAnnotator
 from connectors.store import Campaign, read_json
@@ -126,8 +127,13 @@ class TestCampaign:
             token=self.token,
             project=self.name,
             classes=CLASSES,
-            images_root=self.file.parent / "images",
+            shown_in=self.servers.images / self.name,
+            remember_in=self.folder.path / "label_studio.json",
         )
+
+    def pull(self, *numbers: int) -> Pulled:
+        """What stands in Label Studio on the tasks of these rounds."""
+        return self.tool().pull({number: self.tasks(number) for number in numbers})
 
     def batch(self, number: int) -> list[str]:
         return pd.read_parquet(self.folder.round(number) / "batch.parquet")["item_id"].tolist()
@@ -204,12 +210,12 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def make_campaign(servers, environment, fork, label_studio_token, images_root, digits):
+def make_campaign(servers, servers_home, environment, fork, label_studio_token, digits):
     """Write the images and the file of a campaign; `extra` are further lines of the file."""
 
     def make(extra: str = "", *, label_studio: str = "local", **changes: int) -> TestCampaign:
         name = f"digits-{uuid.uuid4().hex[:10]}"
-        folder = images_root / name
+        folder = servers_home / "pools" / name
         (folder / "images").mkdir(parents=True)
         truth = {}
         for place, (pixels, label) in enumerate(zip(*digits, strict=True)):
