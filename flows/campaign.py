@@ -28,6 +28,8 @@ from flows.config import (
 from flows.home import home
 from flows.ledger import answered_items, asked_items, known_answers, labels_used, outstanding_tasks
 from flows.outlook import outlook
+from flows.pixel_ranges import read_ranges
+from pipeline.deep_pixels import Reading
 from pipeline.types import Split
 
 
@@ -68,6 +70,11 @@ class OpenCampaign:
     def pool(self) -> pd.DataFrame:
         """The pool table."""
         return pd.read_parquet(self.folder.pool)
+
+    @property
+    def reading(self) -> Reading:
+        """How the campaign's images are read."""
+        return Reading(read_ranges(self.folder.path), self.settings.decode_memory_gb)
 
     def outstanding(self) -> int:
         """Tasks that are out and may still come back with a label."""

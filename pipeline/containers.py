@@ -97,8 +97,12 @@ def _jpeg_segments(content: bytes) -> Iterator[bytes]:
             return
         position = start + int.from_bytes(content[start : start + 2], "big")
         is_metadata = 0xE0 <= kind <= 0xEF or kind == 0xFE
-        if not is_metadata or content[start + 2 : start + 7] in (b"Adobe", b"Exif\0"):
+        if not is_metadata or _says_how_to_show(content[start:position]):
             yield content[marker.start() : position]
+
+
+def _says_how_to_show(segment: bytes) -> bool:
+    return segment[2:7] == b"Exif\0" or (segment[2:7] == b"Adobe" and len(segment) >= 14)
 
 
 def describe_tiff(file: BinaryIO) -> str | None:

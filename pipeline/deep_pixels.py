@@ -7,6 +7,7 @@ white says the data, not the type of the numbers. So each kind of a pool has one
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,12 +166,12 @@ class DeepImage:
     image: Image.Image
     low: Image.Image | None = None
 
-    def values(self, top: int, bottom: int) -> NDArray[np.generic]:
+    def values(self, top: int, bottom: int) -> NDArray[Any]:
         """Rows of values: `(rows, W)`, or `(rows, W, channels)` with colours or alpha."""
         rows = (0, top, self.image.width, bottom)
         part = np.asarray(self.image.crop(rows))
         if self.low is not None:
-            return (part.astype(np.uint16) << 8) | np.asarray(self.low.crop(rows))
+            return np.asarray((part.astype(np.uint16) << 8) | np.asarray(self.low.crop(rows)))
         if self.deep.has_alpha:
             return np.ascontiguousarray(part).view(">u2").astype(np.uint16)
         if part.dtype.kind == "i" and self.deep.dtype == "u2":
@@ -232,42 +233,43 @@ class DeepImage:
             clear = _equal(values, self.deep.transparent, has_colours=self.deep.has_colours)
             is_data &= ~(clear[..., 0] if clear.ndim == 3 else clear)
         values = values[is_data]
-        return values[_is_data(values, self.deep.no_data)].astype(np.float64)
+        data: NDArray[np.float64] = values[_is_data(values, self.deep.no_data)].astype(np.float64)
+        return data
 
 
 def _all(flags: NDArray[np.bool_] | bool) -> bool:
     return flags if isinstance(flags, bool) else bool(flags.all())
 
 
-def _is_data(values: NDArray[np.generic], no_data: float | None) -> NDArray[np.bool_]:
+def _is_data(values: NDArray[Any], no_data: float | None) -> NDArray[np.bool_]:
     is_data = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, dtype=bool)
     if no_data is not None:
         is_data &= values != (np.float32(no_data) if values.dtype.kind == "f" else no_data)
     return is_data
 
 
-def _equal(values: NDArray[np.generic], wanted: tuple[int, ...], *, has_colours: bool) -> NDArray[np.bool_]:
+def _equal(values: NDArray[Any], wanted: tuple[int, ...], *, has_colours: bool) -> NDArray[np.bool_]:
     if not has_colours:
         return np.asarray(values == wanted[0])
     return np.asarray((values == np.array(wanted)).all(axis=-1, keepdims=True))
 
 
-def _smallest_and_largest(values: NDArray[np.generic], no_data: float | None) -> tuple[float, float]:
+def _smallest_and_largest(values: NDArray[Any], no_data: float | None) -> tuple[float, float]:
     found = values[_is_data(values, no_data)]
     return (float(found.min()), float(found.max())) if found.size else (np.inf, -np.inf)
 
 
 @lru_cache(maxsize=16)
-def _look_up(low: float, high: float) -> Callable[[NDArray[np.generic]], NDArray[np.uint8]]:
+def _look_up(low: float, high: float) -> Callable[[NDArray[Any]], NDArray[np.uint8]]:
     """What `_stretch` gives, for 16-bit values, by a table."""
     table = _stretch(low, high)(np.arange(65536))
     return lambda values: table[values.astype(np.uint16, copy=False)]
 
 
-def _stretch(low: float, high: float) -> Callable[[NDArray[np.generic]], NDArray[np.uint8]]:
+def _stretch(low: float, high: float) -> Callable[[NDArray[Any]], NDArray[np.uint8]]:
     """Values from 0 at `low` to 255 at `high`; all are 0 where there is nothing between."""
 
-    def stretch(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    def stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
         if not high > low:
             return np.zeros(values.shape, dtype=np.uint8)
         wide = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)

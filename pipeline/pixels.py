@@ -5,6 +5,7 @@ of AVIF and HEIC, colours of JPEG 2000, of PPM and of a TIFF in separate planes,
 with their alpha. All else that is deeper is scaled by the range of the pool: see `pipeline.deep_pixels`.
 """
 
+import itertools
 import re
 import threading
 import warnings
@@ -159,7 +160,7 @@ def reason_of(exc: Exception) -> str:
         case OSError(errno=int(), strerror=str(strerror)):
             return f"{UNREAD}: {strerror}"
         case _:
-            return f"damaged: {str(exc) or type(exc).__name__}"
+            return f"damaged: {' '.join(str(exc).split()) or type(exc).__name__}"
 
 
 class _Decoding(NamedTuple):
@@ -255,32 +256,61 @@ def examine(file: BinaryIO, reading: Reading = WHOLE) -> Seen:
     return _with_decoded(file, use, at_least=lambda _width, _height: (1, 1), reading=reading)
 
 
-def measure_ranges(uris: Sequence[str], *, reading: Reading = WHOLE) -> tuple[Range, ...]:
-    """The range of each kind of deep pixels that a sample of images has; those of 8 bits are passed over.
+def has_colour(uri: str) -> bool:
+    """Whether an image has colour, by the header of its file.
 
-    Each image gives equally many pixels, so that a sample of hundreds takes megabytes.
+    Raises:
+        PoolError: it cannot be read; the message begins with its uri.
+    """
+    try:
+        with Path(uri).open("rb") as file:
+            image = open_image(file)
+            deep = deep_of(image)
+            return deep.has_colours if deep else image.mode not in GREY
+    except Exception as exc:
+        raise PoolError(f"{uri}: {reason_of(exc)}") from exc
+
+
+def measure_ranges(uris: Sequence[str], *, reading: Reading = WHOLE) -> tuple[Range, ...]:
+    """The range of each kind of deep pixels that images have, from the first hundreds of each kind.
+
+    Each image gives equally many pixels, so that the sample takes megabytes.
 
     Args:
         uris: `(n,)` paths; what cannot be read is passed over.
     """
-
-    def sample(uri: str) -> tuple[str, NDArray[np.float64]] | None:
-        def use(decoded: _Decoded) -> tuple[str, NDArray[np.float64]] | None:
-            if decoded.deep is None:
-                return None
-            image = DeepImage(decoded.deep, decoded.stored, decoded.low)
-            return decoded.deep.kind, image.sample(SAMPLED_LINES, SAMPLED_LINES)
-
-        with suppress(Exception):
-            with Path(uri).open("rb") as file:
-                if deep_of(open_image(file)) is None:
-                    return None
-            return _read(uri, use, at_least=lambda _width, _height: (1, 1), reading=reading)
-        return None
-
     with without_pillow_warnings():
-        samples = map_in_threads(sample, uris)
-    return ranges_of([found for found in samples if found is not None])
+        kinds = map_in_threads(_deep_kind, uris)
+        sample = list(
+            itertools.chain.from_iterable(
+                [uri for uri, other in zip(uris, kinds, strict=True) if other == kind][:SAMPLED_PER_KIND]
+                for kind in sorted({kind for kind in kinds if kind is not None})
+            )
+        )
+        values = map_in_threads(lambda uri: _sample_values(uri, reading), sample)
+    return ranges_of([found for found in values if found is not None])
+
+
+def _deep_kind(uri: str) -> str | None:
+    """The kind of an image's deep pixels, by its header; None for 8 bits and for what cannot be read."""
+    with suppress(Exception), Path(uri).open("rb") as file:
+        deep = deep_of(open_image(file))
+        return deep.kind if deep else None
+    return None
+
+
+def _sample_values(uri: str, reading: Reading) -> tuple[str, NDArray[np.float64]] | None:
+    """Kind and some values of an image with deep pixels."""
+
+    def use(decoded: _Decoded) -> tuple[str, NDArray[np.float64]] | None:
+        if decoded.deep is None:
+            return None
+        image = DeepImage(decoded.deep, decoded.stored, decoded.low)
+        return decoded.deep.kind, image.sample(SAMPLED_LINES, SAMPLED_LINES)
+
+    with suppress(PoolError):
+        return _read(uri, use, at_least=lambda _width, _height: (1, 1), reading=reading)
+    return None
 
 
 def _load(uri: str, *, size: int, channels: int, reading: Reading) -> NDArray[np.uint8]:
@@ -364,8 +394,8 @@ def open_image(file: BinaryIO) -> ImageFile.ImageFile:
             raise
     if image.width * image.height > MAX_PIXELS:
         raise PoolError(f"{TOO_LARGE}: {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-    if image.format in JPEG and (n_scans := _scans(image, file)) > MAX_SCANS:
-        raise PoolError(f"not supported: a JPEG of more than {MAX_SCANS} scans (at least {n_scans}); save it anew")
+    if image.format in JPEG and _scans(image, file) > MAX_SCANS:
+        raise PoolError(f"not supported: a JPEG of more than {MAX_SCANS} scans; save it anew")
     _mend(image)
     return image
 
@@ -462,9 +492,7 @@ def _bytes_needed(image: ImageFile.ImageFile, deep: Deep | None, scale: int) -> 
     elif image.mode == "RGB":
         each += 1  # made grey
     n_bytes = n_pixels * each
-    if (
-        image.format in JPEG and "progressive" in image.info
-    ):  # whose coefficients are all kept
+    if image.format in JPEG and "progressive" in image.info:  # whose coefficients are all kept
         n_bytes += 2 * image.width * image.height * image.layers  # type: ignore[attr-defined]
     return n_bytes
 

@@ -186,8 +186,9 @@ def _read_contents(
     read = _frame(contents, _Content).set_index(seen.index[unread])
     for name in _Content._fields:
         seen[name] = seen[name].fillna(read[name])
+    known = seen[["item_id"]].join(items[["width", "height", "pages", "pixels"]], on="item_id")
     for name in ("width", "height", "pages", "pixels"):
-        seen[name] = seen[name].fillna(seen["item_id"].map(items[name]).astype(COLUMNS[name]))
+        seen[name] = seen[name].fillna(known[name])
     # What may be used another time is looked at again: the disk may have mended, and the limit on memory may be raised.
     not_read = seen["set_aside_reason"].str.startswith((UNREAD, TOO_LARGE), na=False)
     seen.loc[not_read, ["size_bytes", "modified_ns"]] = pd.NA
