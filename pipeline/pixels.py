@@ -44,6 +44,8 @@ MAX_SCANS = 100
 """Of a JPEG: each is decoded over the whole image. Cameras and programs write at most a dozen."""
 MAX_PAGES = 10_000
 """Pages that are counted."""
+NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 0b101
+"""A TIFF's tag, and its bits that tell overviews and masks of a page from pages."""
 GIGABYTE = 1e9
 
 UNREAD = "cannot be read"
@@ -319,6 +321,8 @@ def _load(uri: str, *, size: int, channels: int, reading: Reading) -> NDArray[np
     def use(decoded: _Decoded) -> NDArray[np.uint8]:
         image = _on_white(decoded, channels, reading)
         square = image.resize((size, size), Image.Resampling.BILINEAR, box=decoded.box)
+        if channels == 3:
+            square = square.convert("RGB")
         if decoded.orientation in UPRIGHT:
             square = square.transpose(UPRIGHT[decoded.orientation])
         return np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)
@@ -516,7 +520,7 @@ def _count_pages(image: ImageFile.ImageFile) -> int | None:
         with suppress(Exception):  # a later page may be damaged
             for page in range(1, MAX_PAGES):
                 image.seek(page)
-                n_pages += not int(image.tag_v2.get(TiffImagePlugin.OSUBFILETYPE, 0)) & 0b101
+                n_pages += not int(image.tag_v2.get(NEW_SUBFILE_TYPE, 0)) & REDUCED_OR_MASK
     else:
         with suppress(Exception):
             n_pages = getattr(image, "n_frames", 1)
@@ -527,13 +531,13 @@ def _count_pages(image: ImageFile.ImageFile) -> int | None:
 
 
 def _on_white(decoded: _Decoded, channels: int, reading: Reading) -> Image.Image:
-    """The image in grey or RGB."""
+    """The image in grey, or where it has colours and three channels are wanted in RGB."""
     mode = "L" if channels == 1 else "RGB"
     if decoded.deep is not None:
         image = DeepImage(decoded.deep, decoded.stored, decoded.low).to_eight_bits(reading)
-        return image if image.mode == mode else image.convert(mode)
+        return image.convert(mode) if image.mode == "RGB" else image
     image = decoded.stored
-    if image.mode == mode and not image.has_transparency_data:
+    if image.mode in ("L", mode) and not image.has_transparency_data:
         return image
     n_rows = max(1, 4 * STRIP // image.width)
     if n_rows >= image.height:
