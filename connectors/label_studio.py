@@ -52,7 +52,8 @@ from connectors.label_studio_format import (
 from connectors.label_studio_reading import READ_FIELDS, HeldTask, is_copied, is_skip, read_answer
 from connectors.shown_images import RENDITIONS, check_shown, file_to_show, link_to_show
 from connectors.store import read_json, write_json
-from pipeline.pixels import PoolError
+from pipeline.deep_pixels import Reading
+from pipeline.pixels import WHOLE, PoolError
 from pipeline.types import Answer
 
 TOKEN_VARIABLE = "LABEL_STUDIO_API_KEY"  # noqa: S105
@@ -166,6 +167,7 @@ class LabelStudio:
             others may have the same.
         instructions: what annotators read before they begin; may be HTML.
         say: is told, in one line, what takes long.
+        reading: how images are read that need a rendition.
     """
 
     def __init__(
@@ -180,6 +182,7 @@ class LabelStudio:
         remember_in: Path | None = None,
         instructions: str = INSTRUCTIONS,
         say: Callable[[str], None] | None = None,
+        reading: Reading = WHOLE,
     ) -> None:
         if not 3 <= len(project) <= 50 or project != project.strip():
             raise ValueError(f"a project title has 3 to 50 characters and no space around, got {project!r}")
@@ -191,6 +194,7 @@ class LabelStudio:
         self.instructions = instructions
         self._remember_in = remember_in
         self._say = say or (lambda line: None)
+        self._reading = reading
         self._token = _checked_token(token)
         self._away_since: float | None = None
 
@@ -480,9 +484,9 @@ class LabelStudio:
             raise AnnotationToolError(f"image {uri} is not there any more")
         try:
             if self.shown_in:
-                shown = served / link_to_show(path, item_id, folder=self.shown_in).name
+                shown = served / link_to_show(path, item_id, folder=self.shown_in, reading=self._reading).name
             else:
-                file = file_to_show(path, item_id, root=roots[0])
+                file = file_to_show(path, item_id, root=roots[0], reading=self._reading)
                 shown = served / file.relative_to(roots[0])
         except PoolError as exc:
             raise AnnotationToolError(f"image {exc}: annotators cannot be shown it") from exc

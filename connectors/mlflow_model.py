@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from pipeline.deep_pixels import Range, Reading
 from pipeline.members import predict_members
 from pipeline.models import Classifier, build_model, load_trunk, load_weights, with_new_head
-from pipeline.pixels import PoolError, stream_images
+from pipeline.pixels import WHOLE, PoolError, stream_images
 from pipeline.tasks import classification
 
 TRUNK = "trunk.pt"
@@ -40,12 +41,14 @@ class Ensemble:
         classes: in the order of the networks' outputs.
         image_size: side in pixels of the squares that the networks take.
         channels: 1 for grey, 3 for RGB.
+        reading: what is black and white in images of deep pixels.
     """
 
     members: Sequence[Classifier]
     classes: tuple[str, ...]
     image_size: int
     channels: int
+    reading: Reading = WHOLE
 
     def predict(self, images: object) -> pd.DataFrame:
         """Say what images show; preprocessing is the model's own.
@@ -96,7 +99,9 @@ class Ensemble:
             with tempfile.TemporaryDirectory() as folder:
                 files = [_as_file(image, Path(folder) / str(place), place) for place, image in chunk]
                 try:
-                    yield from stream_images(files, size=self.image_size, channels=self.channels, chunk=CHUNK)
+                    yield from stream_images(
+                        files, size=self.image_size, channels=self.channels, chunk=CHUNK, reading=self.reading
+                    )
                 except PoolError as exc:
                     raise ValueError(f"image {str(exc).removeprefix(f'{folder}/')}") from exc
 
@@ -201,6 +206,7 @@ def make_ensemble(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Pa
         classes=tuple(told["classes"]),
         image_size=told["image_size"],
         channels=told["channels"],
+        reading=Reading(tuple(Range(**one) for one in told.get("pixel_ranges", ()))),
     )
 
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from PIL import ExifTags, ImageFile
 
 from connectors.store import write_atomic
+from pipeline.deep_pixels import Reading
 from pipeline.pixels import PoolError, open_image, read_picture, reason_of, without_pillow_warnings
 
 ENDINGS = {
@@ -37,7 +38,7 @@ RENDITIONS = ".labelcycle-renditions"
 pool lies in it."""
 
 
-def link_to_show(path: Path, item_id: str, *, folder: Path) -> Path:
+def link_to_show(path: Path, item_id: str, *, folder: Path, reading: Reading) -> Path:
     """Lay an image out in `folder` under a name made of its content: a link to it, or a rendition of it.
 
     Raises:
@@ -46,16 +47,16 @@ def link_to_show(path: Path, item_id: str, *, folder: Path) -> Path:
     """
     ending = _ending(path)
     if ending is None:
-        return _rendition(path, item_id, folder=folder)
+        return _rendition(path, item_id, folder=folder, reading=reading)
     shown = folder / f"{_name(item_id)}{ending}"
     if not (shown.is_symlink() and shown.readlink() == path):
         write_link(shown, path)
     return shown
 
 
-def file_to_show(path: Path, item_id: str, *, root: Path) -> Path:
+def file_to_show(path: Path, item_id: str, *, root: Path, reading: Reading) -> Path:
     """The image itself, or a rendition of it below `root`; raises as `link_to_show` does."""
-    return path if _ending(path) else _rendition(path, item_id, folder=root / RENDITIONS)
+    return path if _ending(path) else _rendition(path, item_id, folder=root / RENDITIONS, reading=reading)
 
 
 def check_shown(content: bytes, content_type: str) -> str:
@@ -125,10 +126,10 @@ def _reading(path: Path, look: Callable[[ImageFile.ImageFile], str | None]) -> s
         raise PoolError(f"{path}: {reason_of(exc)}") from exc
 
 
-def _rendition(path: Path, item_id: str, *, folder: Path) -> Path:
+def _rendition(path: Path, item_id: str, *, folder: Path, reading: Reading) -> Path:
     shown = folder / f"{_name(item_id)}.shown.jpg"
     if not shown.exists():
-        picture = read_picture(str(path), longest_side=LONGEST_SIDE)
+        picture = read_picture(str(path), longest_side=LONGEST_SIDE, reading=reading)
         write_atomic(shown, lambda temporary: picture.save(temporary, format="JPEG", quality=95, subsampling=0))
     return shown
 

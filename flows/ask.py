@@ -20,7 +20,8 @@ from flows.ledger import asked_tasks
 from flows.networks import CHUNK
 from flows.score import has_half, read_candidates, read_labelled_embeddings, read_scores_of
 from flows.steps import step
-from pipeline.pixels import load_images
+from pipeline.deep_pixels import Reading
+from pipeline.pixels import stream_images
 from pipeline.randomness import derive_seed
 from pipeline.strategies import select_batch
 from pipeline.types import Aim, Batch, Candidates, Region
@@ -152,7 +153,7 @@ def _select_seed_set(rest: pd.DataFrame, work: OpenCampaign, round_number: int, 
     settings = work.settings
     if size == 0 or rest.empty:
         return Batch((), (), (), round_number, ())
-    embeddings = None if settings.cold_start == "random" else _pixels(rest["uri"].tolist())
+    embeddings = None if settings.cold_start == "random" else _pixels(rest["uri"].tolist(), work.reading)
     candidates = Candidates(
         ids=rest["item_id"].to_numpy(dtype=np.str_),
         scores=torch.zeros(len(rest)),
@@ -168,9 +169,9 @@ def _select_seed_set(rest: pd.DataFrame, work: OpenCampaign, round_number: int, 
     )
 
 
-def _pixels(uris: list[str]) -> torch.Tensor:
-    chunks = [uris[start : start + CHUNK] for start in range(0, len(uris), CHUNK)]
-    return torch.cat([load_images(chunk, size=EMBEDDING_SIDE, channels=3).flatten(1).half() / 255 for chunk in chunks])
+def _pixels(uris: list[str], reading: Reading) -> torch.Tensor:
+    chunks = stream_images(uris, size=EMBEDDING_SIDE, channels=3, chunk=CHUNK, reading=reading)
+    return torch.cat([images.flatten(1).half() / 255 for images in chunks])
 
 
 def _words(aim: Aim, guess: str = "", runner_up: str = "", probability: float = 0.0) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flows.config import CampaignSettings, ModelSettings
 from flows.home import home
+from pipeline.deep_pixels import Reading
 from pipeline.features import FeatureCache, cached_features, feature_key, shrink, usage
 from pipeline.models import Classifier
 
@@ -28,6 +29,7 @@ def features_of(
     items: pd.DataFrame,
     settings: ModelSettings,
     *,
+    reading: Reading,
     advance: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """What a network's frozen trunk makes of images, `(n, ...)` in float16; only what is new is computed.
@@ -35,24 +37,26 @@ def features_of(
     Args:
         body: on the device that computes.
         items: item_id and uri.
+        reading: how the images are read.
         advance: called with (done, total) images.
     """
     return cached_features(
-        _opened(features_folder(), _key(body, settings.image_size, body.mean.device)),
+        _opened(features_folder(), _key(body, settings.image_size, body.mean.device, reading)),
         body,
         items["item_id"].tolist(),
         items["uri"].tolist(),
         image_size=settings.image_size,
         channels=settings.channels,
         device=body.mean.device,
+        reading=reading,
         advance=advance,
     )
 
 
 @lru_cache(maxsize=1)
-def _key(body: Classifier, image_size: int, device: torch.device) -> str:
+def _key(body: Classifier, image_size: int, device: torch.device, reading: Reading) -> str:
     """The digest of a frozen trunk, made once for all shards of a pool."""
-    return feature_key(body, image_size=image_size, device=device)
+    return feature_key(body, image_size=image_size, device=device, ranges=reading.ranges)
 
 
 @lru_cache(maxsize=1)

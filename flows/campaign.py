@@ -31,7 +31,9 @@ from flows.home import home, settle_home
 from flows.ledger import answered_items, asked_items, known_answers, labels_used, outstanding_tasks
 from flows.local import reach_local_addresses_directly
 from flows.outlook import outlook
+from flows.pixel_ranges import read_ranges
 from flows.progress import say
+from pipeline.deep_pixels import Reading
 from pipeline.labels import labelled_set
 from pipeline.types import Split
 
@@ -64,6 +66,7 @@ class OpenCampaign:
             remember_in=self.folder.path / "label_studio.json",
             instructions=settings.instructions or INSTRUCTIONS,
             say=say,
+            reading=self.reading,
         )
 
     @cached_property
@@ -81,6 +84,11 @@ class OpenCampaign:
     def pool(self) -> pd.DataFrame:
         """The pool table."""
         return pd.read_parquet(self.folder.pool)
+
+    @property
+    def reading(self) -> Reading:
+        """How the campaign's images are read."""
+        return Reading(read_ranges(self.folder.path), self.settings.decode_memory_gb)
 
     def outstanding(self) -> int:
         """Tasks that are out and may still come back with a label."""

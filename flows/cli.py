@@ -139,7 +139,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell where a campaign stands, from its folder alone: round, labels, budget, metrics, forecast, addresses."""
+    from flows.pixel_ranges import pages_text, range_text
     from flows.report import campaign_status, rounds_table, stopping_text
+    from pipeline.deep_pixels import Range
 
     folder = Campaign(_campaign_folder(campaign))
     folder.check_ours()
@@ -170,6 +172,10 @@ def status(
     if state["set_aside"]:
         reasons = ", ".join(f"{count} {kind}" for kind, count in state["set_aside"].items())
         console.print(f"Files of the pool that are not used: {reasons}")
+    for told in state["pixel_ranges"]:
+        console.print(f"Pixels of {range_text(Range(**told))}", highlight=False, soft_wrap=True)
+    if state["files_of_several_pages"]:
+        console.print(pages_text(state["files_of_several_pages"]), highlight=False)
     if state["suspicious"] and state["suspicious"]["count"]:
         console.print(
             "Labels that are probably wrong: {count}, in {file}".format(**state["suspicious"]), soft_wrap=True

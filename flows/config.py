@@ -399,6 +399,9 @@ class CampaignSettings(Settings):
         None, description="of the schedule, an IANA name; the machine's own if not given"
     )
     feature_cache_gb: float = Field(20.0, ge=0, le=MOST, description="features of frozen networks kept on the disk")
+    decode_memory_gb: float = Field(
+        2.0, gt=0, description="memory that images may take together while they are decoded"
+    )
     seed: int = Field(0, ge=0, lt=2**31)
     model: ModelSettings = Field(default_factory=ModelSettings)
     members: MemberSettings = MemberSettings()

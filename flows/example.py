@@ -35,6 +35,7 @@ query_size = 100                 # labels asked for in each later round
 # schedule = "*/15 * * * *"      # cron line for `labelcycle serve`
 # timezone = "Europe/Berlin"     # of that line; the machine's own if not given
 # feature_cache_gb = 20.0        # disk for what frozen networks made of images; see `labelcycle cache`
+# decode_memory_gb = 2.0         # memory for images while they are decoded; a larger image is set aside
 # seed = 0                       # same seed, same choices
 # folder = ".labelcycle/campaigns/my-campaign"   # where the campaign keeps its rounds
 

@@ -71,11 +71,11 @@ def cross_validate(folder: RoundFolder, work: OpenCampaign) -> None:
     table = labelled[["item_id", "label"]].assign(phase=phase)
     if phase == "head":
         body = frozen_body(settings.model, n_classes=len(settings.classes))
-        features = _inputs(folder, body, labelled, settings)
+        features = _inputs(folder, body, labelled, work)
         crossed = predict_out_of_fold(body, features, targets, settings.model, seed=seed, bagging=bagging)
         table, logits = table.assign(epochs=crossed.epochs), crossed.logits
     else:
-        images = _inputs(folder, None, labelled, settings)
+        images = _inputs(folder, None, labelled, work)
         with progress_bar(f"round {folder.number}: out of fold", unit="epochs") as advance:
             logits = predict_networks_out_of_fold(
                 settings.model,
@@ -126,6 +126,7 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
             sure = _pseudo_labelled(folder, work, lesson, max_count=min(how.max_count, len(labelled)))
             lesson, n_sure = partial(_add_guesses, folder, work, lesson, work.located(sure)), len(sure)
         members = [read_json(record) for record in _train_members(folder, work, folder / "members", lesson)]
+    ranges = [dataclasses.asdict(one) for one in work.reading.ranges]
     write_json(
         folder / "training.json",
         {
@@ -138,7 +139,7 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
             "preprocessing": members[0]["preprocessing"],
             "findings": _findings(members),
             "members": members,
-            "model": describe_model(settings, len(labelled)),
+            "model": describe_model(settings, len(labelled)) | {"pixel_ranges": ranges},
         },
     )
     _clear_scratch(folder)
@@ -196,7 +197,7 @@ def _prepare(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) ->
             write_atomic(trunk, lambda path: save_trunk(body, path))
     elif not settings.model.is_pretrained:
         sample = _sample_pool(folder, work, labelled)
-    lesson = Lesson(phase, _inputs(folder, body, labelled, settings), targets, body, pool_sample=sample)
+    lesson = Lesson(phase, _inputs(folder, body, labelled, work), targets, body, pool_sample=sample)
     if not settings.model.is_pretrained:
         return lesson
     table = pd.read_parquet(folder / "out_of_fold.parquet")
@@ -215,21 +216,19 @@ def _add_guesses(
     targets = class_indices(guessed["label"].tolist(), work.settings.classes)
     return dataclasses.replace(
         known,
-        inputs=torch.cat([known.inputs, _inputs(folder, known.body, guessed, work.settings)]),
+        inputs=torch.cat([known.inputs, _inputs(folder, known.body, guessed, work)]),
         targets=torch.cat([known.targets, targets]),
         n_labels=len(known.targets),
     )
 
 
-def _inputs(
-    folder: RoundFolder, body: Classifier | None, items: pd.DataFrame, settings: CampaignSettings
-) -> torch.Tensor:
+def _inputs(folder: RoundFolder, body: Classifier | None, items: pd.DataFrame, work: OpenCampaign) -> torch.Tensor:
     """Images, or what a frozen body makes of them."""
-    how = settings.model
+    how, reading = work.settings.model, work.reading
     if body is None:
-        return load_images(items["uri"].tolist(), size=how.image_size, channels=how.channels)
+        return load_images(items["uri"].tolist(), size=how.image_size, channels=how.channels, reading=reading)
     with progress_bar(f"round {folder.number}: features", unit="images") as advance:
-        return features_of(body, items, how, advance=advance)
+        return features_of(body, items, how, reading=reading, advance=advance)
 
 
 def _sample_pool(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) -> torch.Tensor:
@@ -239,7 +238,7 @@ def _sample_pool(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame
     known = known.sort_values("item_id", ignore_index=True)
     generator = seeded_generator(work.settings.seed, folder.number, "pool sample")
     drawn = work.located(known.iloc[torch.randperm(len(known), generator=generator)[:N_SAMPLED].numpy()])
-    return load_images(drawn["uri"].tolist(), size=how.image_size, channels=how.channels)
+    return load_images(drawn["uri"].tolist(), size=how.image_size, channels=how.channels, reading=work.reading)
 
 
 def _logits(out_of_fold: pd.DataFrame) -> torch.Tensor:
@@ -274,7 +273,7 @@ def _predict_candidates(
     """Entropy of the mean of the networks, in nats, and likeliest class `(N,)` each; the pool is held in parts."""
     entropies, guesses = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
     with progress_bar("looking for pseudo-labels", unit="images") as advance:
-        for decisions, _ in predictions(models, items, work.settings.model, advance=advance):
+        for decisions, _ in predictions(models, items, work.settings.model, reading=work.reading, advance=advance):
             entropies.append(entropy(decisions[:, 0]))
             guesses.append(decisions[:, 0].mean(dim=1).argmax(dim=1))
             shrink_features(work.settings)
@@ -393,7 +392,8 @@ def measure(folder: RoundFolder, work: OpenCampaign) -> None:
         write_json(folder / "metrics.json", None)
         return
     models = trained_models(folder, work)
-    probs = torch.cat([decisions[:, 0] for decisions, _ in predictions(models, audit, work.settings.model)])
+    found = predictions(models, audit, work.settings.model, reading=work.reading)
+    probs = torch.cat([decisions[:, 0] for decisions, _ in found])
     targets = class_indices(audit["label"].tolist(), work.settings.classes)
     metrics = evaluate(probs.mean(dim=1), targets, classes=work.settings.classes)
     plain = at_temperature_one(probs, torch.stack([model.temperature.cpu() for model in models])).mean(dim=1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from flows.cache import features_of
 from flows.config import MemberSettings, ModelSettings
 from pipeline.calibration import Calibration, calibrate
+from pipeline.deep_pixels import Reading
 from pipeline.diagnosis import Finding, batch_norm_statistics, compare_batch_norm, diagnose
 from pipeline.laplace import fit_posterior
 from pipeline.members import check_dropout, predict_from_features, predict_members, stochastic_layers
@@ -24,7 +25,7 @@ from pipeline.models import (
     shrink_and_perturb,
     with_new_head,
 )
-from pipeline.pixels import stream_images
+from pipeline.pixels import WHOLE, stream_images
 from pipeline.randomness import seeded_generator
 from pipeline.swag import swag_draws
 from pipeline.tasks import Task, classification
@@ -379,6 +380,7 @@ def predictions(
     settings: ModelSettings,
     members: MemberSettings | None = None,
     *,
+    reading: Reading = WHOLE,
     seed: int = 0,
     advance: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -389,15 +391,17 @@ def predictions(
     Args:
         items: item_id and uri.
         members: how each network becomes several members; None for one each.
+        reading: how the images are read.
         seed: of the members' draws.
         advance: called with (done, total) images.
     """
     members = members or MemberSettings()
     if share_frozen_trunk(models) and not members.views:
-        yield from _predict_features(models, items, settings, members, seed=seed, advance=advance)
+        yield from _predict_features(models, items, settings, members, reading=reading, seed=seed, advance=advance)
         return
     uris, done = items["uri"].tolist(), 0
-    with closing(stream_images(uris, size=settings.image_size, channels=settings.channels, chunk=CHUNK)) as images:
+    size, channels = settings.image_size, settings.channels
+    with closing(stream_images(uris, size=size, channels=channels, chunk=CHUNK, reading=reading)) as images:
         for decisions, embeddings in predict_images(models, images, settings, members, seed=seed):
             yield decisions, embeddings
             done += len(decisions)
@@ -416,6 +420,7 @@ def _predict_features(
     settings: ModelSettings,
     members: MemberSettings,
     *,
+    reading: Reading,
     seed: int,
     advance: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -428,7 +433,7 @@ def _predict_features(
             if advance is not None:
                 advance(start + done, len(items))
 
-        features = features_of(models[0], shard, settings, advance=count)
+        features = features_of(models[0], shard, settings, reading=reading, advance=count)
         count(len(shard), len(shard))
         for part in features.split(max(1, MAX_PROBABILITIES // n_said)):
             yield predict_from_features(

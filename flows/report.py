@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from connectors.store import Campaign, RoundFolder, read_json, write_atomic
 from deploy import servers
 from flows.ledger import labels_paid, labels_used, outstanding_tasks
 from flows.outlook import metrics_of, outlook
+from flows.pixel_ranges import count_multipage, read_ranges
 
 STEPS = {
     "train": ("cross_validate", "train"),
@@ -45,10 +47,11 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         `campaign`, `round_number`, `rounds_closed`, `awaiting` (None, or the labels that the open round waits for),
         `n_labels_paid` (those of the audit set included), `n_trained_on` (by the newest model), `budget`,
         `budget_left` (labels that may still be asked for), `set_aside` (files of the pool that are not used, by
-        reason), `metrics` of the newest model on the audit set (None before there is one), `forecast`, `no_forecast`
-        and `stop` (see `outlook`), `stops_when` (of each stopping rule its `limit` and where it is `now`),
-        `suspicious` (`count` of the labels that the newest round to look thinks wrong, and the `file` that names them;
-        None before one looked) and `urls`, straight to the campaign's own pages.
+        reason), `pixel_ranges` (what becomes black and white, of each kind of deep pixels), `files_of_several_pages`
+        (of which the first is used), `metrics` of the newest model on the audit set (None before there is one),
+        `forecast`, `no_forecast` and `stop` (see `outlook`), `stops_when` (of each stopping rule its `limit` and where
+        it is `now`), `suspicious` (`count` of the labels that the newest round to look thinks wrong, and the `file`
+        that names them; None before one looked) and `urls`, straight to the campaign's own pages.
     """
     settings = read_json(folder.path / "campaign.json")
     rounds = folder.rounds()
@@ -67,6 +70,8 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         "budget": settings["budget"],
         "budget_left": max(0, settings["budget"] - labels - outstanding_tasks(folder)),
         "set_aside": set_aside_images(folder),
+        "pixel_ranges": [asdict(one) for one in read_ranges(folder.path)],
+        "files_of_several_pages": count_multipage(pd.read_parquet(folder.pool)) if folder.pool.exists() else 0,
         "metrics": headline,
         **ahead,
         "stops_when": _stopping_rules(settings, labels, headline, ahead["forecast"]),

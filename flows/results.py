@@ -99,7 +99,8 @@ def _predict(ensemble: Ensemble, files: Sequence[File]) -> pd.DataFrame:
 def _read(uris: list[str], ensemble: Ensemble) -> tuple[list[str], Tensor, dict[str, str]]:
     """Those of the images that can be read, their pixels, and why the others cannot."""
     try:
-        return uris, load_images(uris, size=ensemble.image_size, channels=ensemble.channels), {}
+        how = {"size": ensemble.image_size, "channels": ensemble.channels}
+        return uris, load_images(uris, **how, reading=ensemble.reading), {}
     except PoolError as exc:
         if len(uris) == 1:
             size = (0, ensemble.channels, ensemble.image_size, ensemble.image_size)

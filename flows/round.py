@@ -34,6 +34,7 @@ from flows.learn import (
 from flows.ledger import labels_paid
 from flows.networks import check_network
 from flows.outlook import metrics_of, outlook
+from flows.pixel_ranges import count_multipage, pages_text, range_text, settle_ranges
 from flows.progress import progress_bar
 from flows.report import round_markdown, round_sentence, suspicious_labels, warnings_of, write_confusion_matrix
 from flows.score import list_candidates, score_pool
@@ -135,20 +136,27 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     with work.folder.lock():
         books.put_right(work)
         refresh_pool(work)
-        folder = current_round(work.folder)
-        notes: tuple[str, ...] = ()
-        if folder.has("pushed.json"):
-            tended = look(folder, work)
-            notes = tended.mended
-            if not folder.has("annotations.parquet") and not is_ready_to_close(folder, work, tended.progress):
-                notes = (*notes, *notes_of(tended.standing, tended.standing.answers, work))
-                waiting = is_empty(folder / "batch.parquet")
-                return replace(finished(work) if waiting else awaiting(folder, tended.progress), notes=notes)
-            finish(folder, work)
-            notes = (*notes, *told_when_collected(folder))
-            folder = current_round(work.folder)
-        outcome = finished(work) if is_finished(work) else advance(folder, work)
+        notes = (*settle_pixel_ranges(work), *notes_on_pages(work))
+        outcome = go_on(work)
         return replace(outcome, notes=(*notes, *outcome.notes))
+
+
+def go_on(work: OpenCampaign) -> RoundOutcome:
+    """Wait for the open round's labels, or close it and begin the next."""
+    folder = current_round(work.folder)
+    notes: tuple[str, ...] = ()
+    if folder.has("pushed.json"):
+        tended = look(folder, work)
+        notes = tended.mended
+        if not folder.has("annotations.parquet") and not is_ready_to_close(folder, work, tended.progress):
+            notes = (*notes, *notes_of(tended.standing, tended.standing.answers, work))
+            waiting = is_empty(folder / "batch.parquet")
+            return replace(finished(work) if waiting else awaiting(folder, tended.progress), notes=notes)
+        finish(folder, work)
+        notes = (*notes, *told_when_collected(folder))
+        folder = current_round(work.folder)
+    outcome = finished(work) if is_finished(work) else advance(folder, work)
+    return replace(outcome, notes=(*notes, *outcome.notes))
 
 
 def is_finished(work: OpenCampaign) -> bool:
@@ -212,10 +220,24 @@ def refresh_pool(work: OpenCampaign) -> None:
             audit_size=settings.audit_size,
             seed=settings.seed,
             classes=settings.classes,
+            reading=work.reading,
             progress=show,
         )
     if known is None or not table.equals(known):
         write_table(work.folder.pool, table)
+
+
+@task_without_result
+def settle_pixel_ranges(work: OpenCampaign) -> tuple[str, ...]:
+    """Write down what black and white are in kinds of deep pixels that are new, and tell it."""
+    new = settle_ranges(work.folder.path, work.pool, memory_gb=work.settings.decode_memory_gb)
+    return tuple(f"Pixels of {range_text(one)}; this stays so in all rounds" for one in new)
+
+
+def notes_on_pages(work: OpenCampaign) -> tuple[str, ...]:
+    """Tell where only a part of a file is used."""
+    n_files = count_multipage(work.pool)
+    return (pages_text(n_files),) if n_files else ()
 
 
 @step("config.json")

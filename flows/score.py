@@ -65,7 +65,8 @@ def score_shard(
     settings = work.settings
     seed = _draws_seed(folder, work)
     parts, start = [], 0
-    for decisions, embeddings in predictions(models, rows, settings.model, settings.members, seed=seed, advance=count):
+    found = predictions(models, rows, settings.model, settings.members, reading=work.reading, seed=seed, advance=count)
+    for decisions, embeddings in found:
         chunk = rows.iloc[start : start + len(decisions)]
         parts.append(_score_chunk(chunk, decisions, embeddings, settings))
         start += len(chunk)
@@ -111,7 +112,8 @@ def embed_labelled(folder: RoundFolder, work: OpenCampaign, models: Sequence[Cla
     with_probs = "labelled_probs" in columns_read(work.settings)
     settings = work.settings
     models, members = (models, settings.members) if with_probs else (models[:1], None)
-    found = predictions(models, labelled, settings.model, members, seed=_draws_seed(folder, work))
+    seed, reading = _draws_seed(folder, work), work.reading
+    found = predictions(models, labelled, settings.model, members, reading=reading, seed=seed)
     parts = [(_members_read(decisions, settings), embeddings.half()) for decisions, embeddings in found]
     probs, embeddings = (torch.cat(part) for part in zip(*parts, strict=True))
     columns = {"item_id": labelled["item_id"].to_numpy(), "embedding": _as_lists(embeddings)}

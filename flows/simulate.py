@@ -6,6 +6,7 @@ A replay's folder holds everything, so a killed one goes on where it stood, and 
 |---|---|
 | `replay.json` | the resolved settings, with a digest of the data |
 | `labels.parquet` | file, label, uri, is_test, in the order of the labels file; written anew by each command |
+| `pixel_ranges.json` | what black and white are in deep pixels |
 | `features.npy` or `images.npy` | what models read, computed once |
 | `trunk_features.npy` | what a pretrained network's trunk makes of the images, for the rounds that train heads only |
 | `runs/ARM-SEED.parquet` | the rounds of one arm at one seed, with what each picked |
@@ -56,13 +57,22 @@ from flows.config import (
 )
 from flows.home import home
 from flows.networks import RECIPE, check_network, frozen_body, new_model
+from flows.pixel_ranges import write_ranges
 from flows.progress import progress_bar
 from flows.replay_input import ReplayError, count_classes, digest_of, read_campaign_labels, read_features, read_labels
 from flows.replay_runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, ReplaySettings, run_jobs
 from pipeline.acquisition import NEEDS_MEMBERS
+from pipeline.deep_pixels import Reading
 from pipeline.features import extract
 from pipeline.models import check_model_name
-from pipeline.pixels import load_images
+from pipeline.pixels import (
+    WHOLE,
+    PoolError,
+    has_colour,
+    load_images,
+    measure_ranges,
+    without_pillow_warnings,
+)
 from pipeline.replay import CONTROL, DEFAULT_ACQUISITION, parse_arm, summarise
 from pipeline.training import choose_device
 
@@ -75,8 +85,6 @@ TEST_SHARE = 0.25
 SMALL_SIDE = 28
 """Side of the images in pixels where the pixels themselves are the features."""
 L2 = 0.1
-GREY = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})
-"""Pillow's modes of images without colour."""
 MAY_CHANGE = frozenset({"arms", "seeds", "rounds"})
 """Settings that add to a replay without mixing two."""
 OF_FEATURES = frozenset({"name", "weights", "image_size", "channels", "dropout", "train"})
@@ -131,7 +139,7 @@ def simulate(options: Options) -> dict[str, Any]:
         _claim(options.out, settings)
         write_table(options.out / "labels.parquet", rows)  # the files may have moved; the digest says they are the same
         if not replay.data_path.exists():
-            _write_data(replay, features)
+            _write_data(replay, features, memory_gb=campaign.decode_memory_gb if campaign else WHOLE.memory_gb)
         if replay.jobs() and replay.trains_heads_first and not replay.trunk_features_path.exists():
             _write_trunk_features(replay)
         run_jobs(replay, workers=options.workers or os.cpu_count() or 1)
@@ -364,16 +372,11 @@ def _network(values: dict[str, Any]) -> ModelSettings:
 
 def _is_grey(uris: Sequence[str]) -> bool:
     """Whether no image has colour, by the files' headers; a file that is no image is told when it is read."""
-    from PIL import Image
-
     try:
-        for uri in uris:
-            with Image.open(uri) as image:
-                if image.mode not in GREY:
-                    return False
-    except OSError as exc:
-        raise ReplayError(f"{uri}: cannot be read as an image: {exc}") from exc
-    return True
+        with without_pillow_warnings():
+            return not any(has_colour(uri) for uri in uris)
+    except PoolError as exc:
+        raise ReplayError(str(exc)) from exc
 
 
 def _check_network(network: ModelSettings, members: MemberSettings) -> None:
@@ -428,15 +431,25 @@ def _claim(folder: Path, settings: ReplaySettings) -> None:
 # Data: what models read, computed once.
 
 
-def _write_data(replay: Replay, features: NDArray[np.float32] | None) -> None:
+def _write_data(replay: Replay, features: NDArray[np.float32] | None, *, memory_gb: float) -> None:
     settings = replay.settings
     if features is not None:
         write_atomic(replay.data_path, partial(_save_chunks, [torch.from_numpy(features)], len(features)))
         return
     uris = replay.labels["uri"].tolist()
+    reading = _measure(replay, memory_gb)
     with progress_bar("reading images", unit="images") as advance:
-        chunks = _read_chunks(settings, uris, advance)
+        chunks = _read_chunks(settings, uris, reading, advance)
         write_atomic(replay.data_path, partial(_save_chunks, chunks, len(uris)))
+
+
+def _measure(replay: Replay, memory_gb: float) -> Reading:
+    """How the images are read: deep pixels by the range of a sample, drawn by the names in the labels file."""
+    labels = replay.labels
+    order = sorted(range(len(labels)), key=lambda row: hashlib.blake2b(labels["file"][row].encode()).digest())
+    ranges = measure_ranges(labels["uri"].iloc[order].tolist(), reading=Reading(memory_gb=memory_gb))
+    write_ranges(replay.folder, ranges)
+    return Reading(ranges, memory_gb)
 
 
 def _write_trunk_features(replay: Replay) -> None:
@@ -455,7 +468,7 @@ def _write_trunk_features(replay: Replay) -> None:
 
 
 def _read_chunks(
-    settings: ReplaySettings, uris: Sequence[str], advance: Callable[[int, int], None]
+    settings: ReplaySettings, uris: Sequence[str], reading: Reading, advance: Callable[[int, int], None]
 ) -> Iterator[Tensor]:
     """Chunks of the images, or of their features where the head is linear."""
     side, channels = settings.image_size or SMALL_SIDE, settings.channels or 3
@@ -464,7 +477,7 @@ def _read_chunks(
         device = choose_device(settings.network.device)
         trunk = new_model(settings.network, n_classes=len(settings.classes), seed=0).to(device)
     for start in range(0, len(uris), CHUNK):
-        images = load_images(uris[start : start + CHUNK], size=side, channels=channels)
+        images = load_images(uris[start : start + CHUNK], size=side, channels=channels, reading=reading)
         if trunk is not None:
             yield trunk.embed(images.to(trunk.mean.device)).float().cpu()
         else:

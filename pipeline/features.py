@@ -34,8 +34,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.deep_pixels import Range, Reading
 from pipeline.models import Classifier, ModelError, evaluating, half_precision
-from pipeline.pixels import stream_images
+from pipeline.pixels import WHOLE, stream_images
 
 FORMAT = 3
 """Part of every key: raise it when a change of the code changes the features of an image."""
@@ -116,7 +117,9 @@ def _batch_features(model: Classifier, images: Tensor, n_images: int, device: to
 
 
 @torch.no_grad()
-def feature_key(model: Classifier, *, image_size: int, device: torch.device | None = None) -> str:
+def feature_key(
+    model: Classifier, *, image_size: int, device: torch.device | None = None, ranges: Sequence[Range] = ()
+) -> str:
     """Digest of all that the features of an image depend on: equal keys, equal features.
 
     It covers the trunk's layers, weights and statistics, mean and std, size and channels of the images, the kind of
@@ -127,6 +130,7 @@ def feature_key(model: Classifier, *, image_size: int, device: torch.device | No
     Args:
         image_size: side of the square images, pixels.
         device: where the network will run; None where it is now.
+        ranges: of the pool's deep pixels; a pool of 8 bits has none.
 
     Returns:
         32 hexadecimal digits.
@@ -136,11 +140,9 @@ def feature_key(model: Classifier, *, image_size: int, device: torch.device | No
         is_half = torch.is_autocast_enabled(device.type)
         computed_in = torch.get_autocast_dtype(device.type) if is_half else torch.float32
     layers = re.sub(r" at 0x[0-9a-f]+", "", repr(model.trunk))  # the address of a function changes from run to run
-    digest = hashlib.sha256(
-        json.dumps(
-            [FORMAT, image_size, model.channels, device.type, str(computed_in), layers, _code_of(model.trunk)]
-        ).encode()
-    )
+    told = [FORMAT, image_size, model.channels, device.type, str(computed_in), layers, _code_of(model.trunk)]
+    told += [[one.kind, one.low, one.high] for one in ranges]
+    digest = hashlib.sha256(json.dumps(told).encode())
     for name, values in {"mean": model.mean, "std": model.std, **model.trunk.state_dict()}.items():
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.detach().cpu().reshape(-1).view(torch.uint8).numpy())
@@ -169,6 +171,7 @@ def cached_features(
     image_size: int,
     channels: int,
     device: torch.device,
+    reading: Reading = WHOLE,
     advance: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Features of images, from the cache; what is missing there is computed and appended, chunk by chunk.
@@ -177,12 +180,13 @@ def cached_features(
     process may remove anything meanwhile.
 
     Args:
-        cache: opened with the `feature_key` of this network, size and device.
+        cache: opened with the `feature_key` of this network, size, device and ranges.
         ids: `(n,)` item ids.
         uris: `(n,)` their paths.
         image_size: side of the square images, pixels.
         channels: 1 for grey, 3 for RGB.
         device: where the network runs.
+        reading: how the images are read.
         advance: called with the images done and all images.
 
     Returns:
@@ -196,7 +200,8 @@ def cached_features(
     missing, features = cache.read_kept(ids)
     n_done = len(ids) - len(missing)
     chunk = _chunk_size(image_size, channels)
-    images = stream_images([uris[p] for p in missing.tolist()], size=image_size, channels=channels, chunk=chunk)
+    wanted = [uris[p] for p in missing.tolist()]
+    images = stream_images(wanted, size=image_size, channels=channels, chunk=chunk, reading=reading)
     with closing(images):
         for positions, part in zip(missing.split(chunk) if len(missing) else (), images, strict=True):
             computed = extract(model, part, device=device)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pipeline.pixels import UNREAD, reason_of
 
 IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
 HIDDEN_NAMES = frozenset({"thumbs.db", "desktop.ini"})

@@ -11,6 +11,8 @@ One row is one image (an item) or one file that holds no usable image:
 | `set_aside_reason` | why the row is not used; missing where it is |
 | `size_bytes`, `modified_ns` | of the file when it was read; missing where it was not |
 | `label` | from a manifest; missing otherwise and for the audit set |
+| `pages` | pages or frames of a file that holds several, of which the first is used; missing otherwise |
+| `pixels` | the kind of pixels deeper than 8 bits; missing for 8 bits |
 """
 
 import hashlib
@@ -23,16 +25,17 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pipeline.deep_pixels import Reading
 from pipeline.listing import File, stat_file, walk
 from pipeline.manifest import MANIFEST_SUFFIXES, read_manifest
 from pipeline.pixels import (
+    TOO_LARGE,
     UNREAD,
+    WHOLE,
     PoolError,
-    decode,
+    examine,
     map_in_threads,
-    open_image,
     reason_of,
-    to_eight_bits,
     without_pillow_warnings,
 )
 from pipeline.randomness import seeded_generator
@@ -47,6 +50,8 @@ COLUMNS = {
     "size_bytes": "Int64",
     "modified_ns": "Int64",
     "label": "str",
+    "pages": "Int64",
+    "pixels": "str",
 }
 CHANGED = "file changed since it was indexed"
 
@@ -58,6 +63,8 @@ class _Content(NamedTuple):
     width: int | None
     height: int | None
     set_aside_reason: str | None
+    pages: int | None = None
+    pixels: str | None = None
 
 
 def index_pool(
@@ -67,6 +74,7 @@ def index_pool(
     audit_size: int,
     seed: int,
     classes: Sequence[str],
+    reading: Reading = WHOLE,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Pool table of all images of `source`, with those of an earlier table.
@@ -90,6 +98,7 @@ def index_pool(
         known: table of an earlier call.
         audit_size: images of the audit set.
         classes: labels that a manifest may give.
+        reading: the memory that decoding may take.
         progress: called with the files done and all files.
 
     Returns:
@@ -101,7 +110,7 @@ def index_pool(
     """
     earlier = _as_table(pd.DataFrame(known))
     listed = _list_source(source, classes)
-    seen = _read_contents(_with_items_elsewhere(listed, earlier), earlier, progress)
+    seen = _read_contents(_with_items_elsewhere(listed, earlier), earlier, reading, progress)
     table = _join(seen, earlier)
     if usable(table).empty:
         raise PoolError(f"{source} has no usable image: {_in_words(set_aside_counts(table))}")
@@ -154,7 +163,7 @@ def _with_items_elsewhere(listed: pd.DataFrame, earlier: pd.DataFrame) -> pd.Dat
 
 
 def _read_contents(
-    files: pd.DataFrame, earlier: pd.DataFrame, progress: Callable[[int, int], None] | None
+    files: pd.DataFrame, earlier: pd.DataFrame, reading: Reading, progress: Callable[[int, int], None] | None
 ) -> pd.DataFrame:
     """`files` with `item_id`, `width`, `height`, reason; read only what the earlier table does not know."""
     unchanged = ["uri", "size_bytes", "modified_ns"]
@@ -173,18 +182,20 @@ def _read_contents(
     ids = frozenset(items.index)
     report(0)
     with without_pillow_warnings():
-        contents = map_in_threads(lambda uri: _examine(uri, ids), seen.loc[unread, "uri"].tolist(), report)
+        contents = map_in_threads(lambda uri: _examine(uri, ids, reading), seen.loc[unread, "uri"].tolist(), report)
     read = _frame(contents, _Content).set_index(seen.index[unread])
     for name in _Content._fields:
         seen[name] = seen[name].fillna(read[name])
-    for name in ("width", "height"):
-        seen[name] = seen[name].fillna(seen["item_id"].map(items[name]))
-    not_read = seen["set_aside_reason"].str.startswith(UNREAD, na=False)
+    known = seen[["item_id"]].join(items[["width", "height", "pages", "pixels"]], on="item_id")
+    for name in ("width", "height", "pages", "pixels"):
+        seen[name] = seen[name].fillna(known[name])
+    # What may be used another time is looked at again: the disk may have mended, and the limit on memory may be raised.
+    not_read = seen["set_aside_reason"].str.startswith((UNREAD, TOO_LARGE), na=False)
     seen.loc[not_read, ["size_bytes", "modified_ns"]] = pd.NA
     return seen
 
 
-def _examine(uri: str, known_ids: Collection[str]) -> _Content:
+def _examine(uri: str, known_ids: Collection[str], reading: Reading) -> _Content:
     """Hash and decode a file; the content of a known item is not decoded again."""
     try:
         with Path(uri).open("rb") as file:
@@ -193,11 +204,8 @@ def _examine(uri: str, known_ids: Collection[str]) -> _Content:
             item_id = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
             if item_id in known_ids:
                 return _Content(item_id, None, None, None)
-            image = open_image(file)
-            width, height = image.size
-            orientation, _ = decode(image, at_least=1)
-            to_eight_bits(image.crop((0, 0, 1, 1)), channels=1)
-            return _Content(item_id, *((height, width) if orientation >= 5 else (width, height)), None)
+            seen = examine(file, reading)
+            return _Content(item_id, seen.width, seen.height, None, seen.pages, seen.pixels)
     except Exception as exc:  # a decoder raises anything when it is given any bytes
         return _Content(None, None, None, reason_of(exc))
 

@@ -1,0 +1,266 @@
+"""A camera of 12 bits in files of 16, from the pool to the saved model."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from connectors.store import Campaign, read_json, write_json, write_table
+from flows.ask import _pixels
+from flows.cache import features_of
+from flows.campaign import OpenCampaign
+from flows.cli import app
+from flows.config import ConfigError, load_settings, resolved
+from flows.learn import _inputs, _sample_pool, gather_labels, measure, train
+from flows.networks import frozen_body, predictions
+from flows.pixel_ranges import FILE, read_ranges, settle_ranges
+from flows.replay_input import ReplayError
+from flows.round import notes_on_pages, refresh_pool, settle_pixel_ranges
+from flows.score import list_candidates
+from flows.simulate import Options, simulate
+from pipeline.deep_pixels import Range, Reading
+from pipeline.features import extract
+from pipeline.pixels import load_images
+from tests.flows.conftest import PLAIN, TINY, Untracked
+
+TOML = """\
+name = "bars"
+pool = "{pool}"
+classes = ["across", "down"]
+folder = "{folder}"
+budget = 100
+audit_size = 6
+seed_set_size = 10
+query_size = 5
+{extra}
+
+[model]
+image_size = 12
+channels = 1
+{model}
+
+[members]
+ensemble = 1
+"""
+
+
+def bars(number):
+    """A picture of 400 to 550 counts, whose class is where its bars run."""
+    draw = np.random.default_rng(number)
+    y, x = np.mgrid[:32, :32]
+    values = 400 + 150 * ((x if number % 2 else y) // 8 % 2) + draw.normal(0, 20, (32, 32))
+    return Image.fromarray(values.astype(np.uint16))
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(40):
+        bars(number).save(folder / f"{number:02d}.png")
+    rows = [{"uri": f"{n:02d}.png", "label": ("across", "down")[n % 2] if n < 20 else None} for n in range(40)]
+    pd.DataFrame(rows).to_csv(folder / "images.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def open_work(images, tmp_path):
+    """Open a campaign on the images, with its pool indexed and its ranges written."""
+
+    def open_one(extra="", model=PLAIN, pool="images.csv"):
+        file = images / "campaign.toml"
+        file.write_text(TOML.format(pool=pool, folder=tmp_path / "campaign", extra=extra, model=model))
+        settings = load_settings(file)
+        work = OpenCampaign(settings, Campaign(settings.folder))
+        work.__dict__["tracker"] = Untracked()
+        work.folder.claim(resolved(settings), may_change=None)
+        refresh_pool.fn(work)
+        return work
+
+    return open_one
+
+
+def ready(work):
+    folder = work.folder.round(1)
+    gather_labels.fn(folder, work)
+    list_candidates.fn(folder, work)
+    return folder
+
+
+class TestRanges:
+    def test_are_told_when_they_are_made_and_never_again(self, open_work):
+        work = open_work()
+        (note,) = settle_pixel_ranges.fn(work)
+        (known,) = work.reading.ranges
+        assert note == (
+            f"Pixels of 16-bit grey: {known.low:g} to {known.high:g} become black to white, by 40 images; this stays "
+            "so in all rounds"
+        )
+        assert settle_pixel_ranges.fn(work) == ()
+        assert work.reading == Reading((known,), 2.0)
+
+    def test_stay_as_they_are_whatever_comes_later(self, open_work, images):
+        work = open_work(pool=".")
+        settle_pixel_ranges.fn(work)
+        written = (work.folder.path / FILE).read_bytes()
+        for number in range(400):
+            Image.fromarray(np.full((8, 8), 60_000 - number, np.uint16)).save(images / f"late-{number}.png")
+        refresh_pool.fn(work)
+        assert len(work.pool) > 400
+        assert settle_pixel_ranges.fn(work) == ()
+        assert (work.folder.path / FILE).read_bytes() == written
+
+    def test_of_a_kind_that_comes_later_are_added(self, open_work, images):
+        work = open_work(pool=".")
+        settle_pixel_ranges.fn(work)
+        before = work.reading.ranges
+        Image.fromarray(np.random.default_rng(0).normal(290, 5, (64, 64)).astype(np.float32)).save(images / "x.tif")
+        refresh_pool.fn(work)
+        (note,) = settle_pixel_ranges.fn(work)
+        assert note.startswith("Pixels of 32-bit float: 2")
+        assert work.reading.ranges[:1] == before
+        assert [one.kind for one in work.reading.ranges] == ["16-bit grey", "32-bit float"]
+
+    def test_are_none_for_a_pool_of_8_bits(self, make_work):
+        work = make_work()
+        assert settle_pixel_ranges.fn(work) == ()
+        assert read_json(work.folder.path / FILE) == {"ranges": []}
+        assert work.reading == Reading()
+
+    def test_are_the_same_whatever_the_files_are_called(self, open_work, images, tmp_path):
+        work = open_work(pool=".")
+        (one,) = settle_ranges(tmp_path / "one", work.pool, memory_gb=1)
+        for path in images.glob("*.png"):
+            path.rename(images / f"{99 - int(path.stem)}.png")
+        refresh_pool.fn(work)
+        assert settle_ranges(tmp_path / "other", work.pool, memory_gb=1) == (one,)
+
+    def test_are_measured_for_a_pool_that_an_older_version_indexed(self, open_work):
+        work = open_work()
+        write_table(work.folder.pool, work.pool.drop(columns=["pages", "pixels"]))
+        assert notes_on_pages(work) == ()
+        refresh_pool.fn(work)
+        assert work.pool["pixels"].isna().all()
+        (note,) = settle_pixel_ranges.fn(work)
+        assert note.startswith("Pixels of 16-bit grey: 3")
+
+    def test_come_from_the_pool_rather_than_from_the_audit_set(self, open_work, tmp_path):
+        work = open_work()
+        pool = work.pool
+        pool["split"] = np.where(pool["uri"].str.endswith("05.png"), "pool", "audit")
+        (one,) = settle_ranges(tmp_path / "one", pool, memory_gb=1)
+        assert one.n_images == 40
+
+    def test_and_pages_are_shown_by_status(self, open_work, images):
+        frames = [Image.new("L", (16, 16), 9 * number) for number in range(4)]
+        frames[0].save(images / "a.gif", save_all=True, append_images=frames[1:])
+        work = open_work(pool=".")
+        settle_pixel_ranges.fn(work)
+        (known,) = work.reading.ranges
+        assert notes_on_pages(work) == ("1 file holds several pages or frames: the first is used",)
+        shown = CliRunner().invoke(app, ["status", str(work.folder.path)])
+        assert shown.exit_code == 0, shown.output
+        assert (
+            f"Pixels of 16-bit grey: {known.low:g} to {known.high:g} become black to white, by 40 images"
+            in shown.output
+        )
+        assert "1 file holds several pages or frames: the first is used" in shown.output
+        told = json.loads(CliRunner().invoke(app, ["status", str(work.folder.path), "--json"]).output)
+        assert told["pixel_ranges"] == [{"kind": "16-bit grey", "low": known.low, "high": known.high, "n_images": 40}]
+        assert told["files_of_several_pages"] == 1
+
+
+class TestReachAllThatReadsImages:
+    """Each gives what the 8-bit copies would give."""
+
+    def wanted(self, work, items, *, size=12, channels=1):
+        loaded = load_images(items["uri"].tolist(), size=size, channels=channels, reading=work.reading)
+        assert loaded.float().std() > 50
+        return loaded
+
+    def test_training_and_its_sample_of_the_pool(self, open_work):
+        work = open_work()
+        settle_pixel_ranges.fn(work)
+        folder = ready(work)
+        labelled = pd.read_parquet(folder / "labelled.parquet")
+        assert torch.equal(_inputs(folder, None, labelled, work), self.wanted(work, labelled))
+        assert _sample_pool(folder, work, labelled).float().std() > 50
+
+    def test_frozen_features_and_what_is_kept_of_them(self, open_work):
+        work = open_work(model=TINY)
+        body = frozen_body(work.settings.model, n_classes=2)
+        items = work.pool[["item_id", "uri"]]
+        blind = features_of(body, items, work.settings.model, reading=work.reading)
+        settle_pixel_ranges.fn(work)
+        found = features_of(body, items, work.settings.model, reading=work.reading)
+        assert torch.equal(found, extract(body, self.wanted(work, items), device=body.mean.device))
+        assert not torch.equal(found, blind), "what was kept without a range is not taken"
+
+    def test_scoring(self, open_work):
+        work = open_work(model=TINY)
+        settle_pixel_ranges.fn(work)
+        body = frozen_body(work.settings.model, n_classes=2)
+        body.train_only("all")
+        items = work.pool[["item_id", "uri"]].head(9)
+        ((_, embeddings),) = predictions([body], items, work.settings.model, reading=work.reading)
+        with torch.no_grad():
+            torch.testing.assert_close(embeddings, body.eval().embed(self.wanted(work, items)))
+
+    def test_the_cold_start(self, open_work):
+        work = open_work()
+        settle_pixel_ranges.fn(work)
+        items = work.pool.head(5)
+        wanted = self.wanted(work, items, size=16, channels=3)
+        assert torch.equal(_pixels(items["uri"].tolist(), work.reading), wanted.flatten(1).half() / 255)
+
+    def test_the_audit_and_the_description_of_the_saved_model(self, open_work):
+        model = PLAIN.replace("max_epochs = 2", "max_epochs = 12\nlearning_rate = 1e-2")
+        work = open_work(model=model)
+        settle_pixel_ranges.fn(work)
+        folder = ready(work)
+        audit = work.pool[work.pool["split"] == "audit"]
+        labels = ["across" if int(uri[-6:-4]) % 2 == 0 else "down" for uri in audit["uri"]]
+        write_table(folder / "audit.parquet", audit[["item_id", "uri"]].assign(label=labels))
+        train.fn(folder, work, "run")
+        (known,) = work.reading.ranges
+        told = read_json(folder / "training.json")["model"]["pixel_ranges"]
+        assert [Range(**one) for one in told] == [known]
+        measure.fn(folder, work)
+        assert read_json(folder / "metrics.json")["accuracy"] == 1.0
+
+
+class TestReplay:
+    def options(self, images, tmp_path, **changes):
+        rows = [{"file": f"{n:02d}.png", "label": ("across", "down")[n % 2]} for n in range(40)]
+        pd.DataFrame(rows).to_csv(tmp_path / "labels.csv", index=False)
+        how = {"strategies": "random", "seeds": 1, "rounds": 2, "query_size": 5, "start": 10, "workers": 1}
+        return Options(out=tmp_path / "out", images=images, labels=tmp_path / "labels.csv", **how, **changes)
+
+    def test_learns_from_12_bits_as_from_8(self, images, tmp_path):
+        simulate(self.options(images, tmp_path))
+        curves = pd.read_parquet(tmp_path / "out" / "curves.parquet")
+        assert curves["accuracy"].iloc[-1] == 1.0
+        (known,) = read_ranges(tmp_path / "out")
+        assert (known.kind, known.n_images) == ("16-bit grey", 40)
+
+    def test_says_which_file_is_no_image(self, images, tmp_path):
+        (images / "07.png").write_bytes(b"no image")
+        with pytest.raises(ReplayError, match=r"07\.png: not an image: the content is of no known image format"):
+            simulate(self.options(images, tmp_path))
+
+
+def test_a_limit_on_memory_must_be_above_nothing(open_work):
+    with pytest.raises(ConfigError, match="decode_memory_gb"):
+        open_work(extra="decode_memory_gb = 0")
+    assert open_work(extra="decode_memory_gb = 0.5").reading.memory_gb == 0.5
+
+
+def test_ranges_survive_being_written(tmp_path):
+    ranges = (Range("32-bit float", -1.5, 2.25, 3), Range("16-bit grey", 0.0, 65535.0, 300))
+    write_json(tmp_path / FILE, {"ranges": [vars(one) for one in ranges]})
+    assert read_ranges(tmp_path) == ranges
+    assert read_ranges(tmp_path / "nowhere") == ()
