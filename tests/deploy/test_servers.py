@@ -321,7 +321,9 @@ def test_a_stranger_who_took_the_port_is_no_server_and_gets_no_password(tmp_path
             (tmp_path / "servers.json").write_text(json.dumps([asdict(replace(server, name=name)) for name in NAMES]))
             assert not _is_listening(server)
             assert running(tmp_path) is None
-            local = Servers(tmp_path, server.url, server.url, server.url, server.url, password="the-password")
+            local = Servers(
+                tmp_path, server.url, server.url, server.url, server.url, images=tmp_path, password="the-password"
+            )
             with pytest.raises(ServerError, match="is not the Label Studio that was started here"):
                 personal_token(local)
             itself = replace(server, pid=stranger.pid, created=psutil.Process(stranger.pid).create_time())

@@ -75,7 +75,7 @@ def label_audit(folder):
     """Six candidates whose class is known by their name become the audit set; returns it."""
     audit = pd.read_parquet(folder / "candidates.parquet").head(6)
     places = audit["uri"].str[-6:-4].astype(int) % 3
-    audit = audit.assign(label=np.array(CLASSES)[places])
+    audit = audit.assign(label=np.array(CLASSES)[places], source="annotators")
     audit.to_parquet(folder / "audit.parquet", index=False)
     return audit
 
@@ -359,7 +359,13 @@ def test_labels_that_are_wrong_come_first_on_the_list(make_work, tmp_path, phase
     assert f"Labels that are probably wrong: {len(listed)}, in" in shown
 
 
-STATUS = {"budget": 9, "query_size": 4, "label_studio": {"url": "local"}, "mlflow": {"uri": "sqlite:///m.db"}}
+STATUS = {
+    "pool": "images",
+    "budget": 9,
+    "query_size": 4,
+    "label_studio": {"url": "local"},
+    "mlflow": {"uri": "sqlite:///m.db"},
+}
 
 
 @pytest.mark.parametrize("n_labels", [1, 2])

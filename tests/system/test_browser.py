@@ -118,7 +118,7 @@ def check_task(page: Page, served: Response, tasks: dict[str, int], wanted: pd.S
     expect(image).to_have_js_property("naturalWidth", 28)
     assert content(image) == Path(wanted["uri"]).read_bytes()
     expect(ticked(page)).to_have_attribute("name", wanted["guess"])
-    expect(page.get_by_role("heading").filter(has_text=f"reason: {wanted['reason']}")).to_be_in_viewport()
+    expect(page.get_by_role("heading").filter(has_text=f"Why this image: {wanted['why']}")).to_be_in_viewport()
 
 
 def content(image: Locator) -> bytes:

@@ -57,7 +57,7 @@ def check_status(campaign):
     assert (state["n_labels_paid"], state["budget_left"]) == (38, 0)
     assert state["metrics"]["audit_accuracy"] == metrics["accuracy"]
     assert state["metrics"]["audit_accuracy_low"] <= metrics["accuracy"] <= state["metrics"]["audit_accuracy_high"]
-    assert state["urls"]["mlflow"] == campaign.servers.mlflow_url
+    assert state["urls"]["mlflow"].startswith(f"{campaign.servers.mlflow_url}/#/experiments/")
     assert state["urls"]["label_studio"] in shown.replace("\n", "")
 
 

@@ -10,7 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 from prefect import flow
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from connectors.escaping import from_csv_cell
 from connectors.memory import MemoryTool, MemoryTracker
@@ -44,7 +44,8 @@ ensemble = 1
 
 @pytest.fixture
 def prefect(servers):
-    with temporary_settings({PREFECT_API_URL: servers.prefect_api_url}):
+    login = {PREFECT_API_URL: servers.prefect_api_url, PREFECT_API_AUTH_STRING: servers.prefect_login}
+    with temporary_settings(login):
         yield
 
 
