@@ -15,6 +15,7 @@ from flows.home import home
 from pipeline.deep_pixels import Reading
 from pipeline.features import FeatureCache, cached_features, feature_key, shrink, usage
 from pipeline.models import Classifier
+from pipeline.pixels import WHOLE
 
 GIGABYTE = 1e9
 
@@ -29,7 +30,7 @@ def features_of(
     items: pd.DataFrame,
     settings: ModelSettings,
     *,
-    reading: Reading,
+    reading: Reading = WHOLE,
     advance: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """What a network's frozen trunk makes of images, `(n, ...)` in float16; only what is new is computed.

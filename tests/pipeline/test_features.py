@@ -19,6 +19,7 @@ from torch import nn
 
 from pipeline import features as module
 from pipeline import models
+from pipeline.deep_pixels import Range
 from pipeline.features import BATCH, FeatureCache, cached_features, clear, extract, feature_key, shrink, usage
 from pipeline.models import Classifier, build_model, half_precision
 from pipeline.pixels import PoolError, load_images
@@ -146,6 +147,13 @@ class TestKey:
         monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
         keys.add(feature_key(model, image_size=16))
         assert len(keys) == 7
+
+    def test_changes_with_the_ranges_of_deep_pixels_and_not_for_a_pool_of_8_bits(self):
+        model = network()
+        key = feature_key(model, image_size=16)
+        assert feature_key(model, image_size=16, ranges=()) == key
+        ranges = [Range("16-bit grey", low, 600.0, 9) for low in (340.0, 341.0)]
+        assert len({key, *(feature_key(model, image_size=16, ranges=[one]) for one in ranges)}) == 3
 
     def test_changes_with_the_type_that_the_network_computes_in(self, monkeypatch):
         model = network()
