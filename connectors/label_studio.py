@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
@@ -36,11 +37,14 @@ from connectors.annotation import (
     Task,
 )
 from connectors.label_studio_format import (
+    CONTROL,
     check_tasks,
     checked_classes,
     labelling_page,
     page_differences,
+    page_with_classes,
     read_answer,
+    stored_names,
     task_to_import,
 )
 from pipeline.types import Answer
@@ -92,6 +96,9 @@ class LabelStudio:
         images_root: local images lie in this folder, which the server sees under the same path; None if all
             images have an address of their own (http, s3, …).
         instructions: what annotators read before they begin; may be HTML.
+        renamed: what a class was called -> what it is called now.
+        former_project: the title that the project had before, if it was another.
+        former_classes: those of the project's page when this campaign saw it last; only such a page gets others.
     """
 
     def __init__(
@@ -103,6 +110,9 @@ class LabelStudio:
         classes: Sequence[str],
         images_root: Path | None = None,
         instructions: str = INSTRUCTIONS,
+        renamed: Mapping[str, str] = MappingProxyType({}),
+        former_project: str | None = None,
+        former_classes: Sequence[str] = (),
     ) -> None:
         if not 3 <= len(project) <= 50 or project != project.strip():
             raise ValueError(f"a project title has 3 to 50 characters and no space around, got {project!r}")
@@ -111,6 +121,9 @@ class LabelStudio:
         self.classes = checked_classes(classes)
         self.images_root = _normal(images_root) if images_root else None
         self.instructions = instructions
+        self.renamed = renamed
+        self.former_project = former_project
+        self.former_classes = tuple(former_classes)
         self._token = _checked_token(token)
 
     def prepare(self) -> str:
@@ -121,13 +134,23 @@ class LabelStudio:
         """
         self._project_id = project_id = _retrying()(self._find_or_create)
         project = self._repeatable(lambda: self._client.projects.get(project_id))
-        differences = page_differences(project.parsed_label_config or {}, project.label_config or "", self.classes)
+        controls, page = project.parsed_label_config or {}, project.label_config or ""
+        differences = page_differences(controls, page)
+        stored = [] if differences else list(controls[CONTROL]["labels"])
+        shown = {self.renamed.get(name, name) for name in stored}
+        before = {self.renamed.get(name, name) for name in self.former_classes}
+        is_ours = bool(before) and before <= shown <= before | set(self.classes)
+        if stored and shown != set(self.classes) and not is_ours:
+            differences = [f"has the classes {', '.join(stored)} where {', '.join(self.classes)} are wanted"]
         if differences:
             raise ProjectMismatch(
                 f"project {self.project!r} at {self.url} exists and {'; '.join(differences)}. "
                 "Give this campaign another project title, or set the project back."
             )
         changes = {key: value for key, value in self._settings.items() if getattr(project, key) != value}
+        if is_ours and self._shows_otherwise(controls[CONTROL]["labels_attrs"]):
+            changes["label_config"] = page_with_classes(page, self.classes, self.renamed)
+        self._names = stored_names(stored, self.classes, self.renamed)
         if changes:
             self._repeatable(lambda: self._client.projects.update(project_id, **changes))
         if self.images_root:
@@ -146,7 +169,9 @@ class LabelStudio:
         version = f"round {round_number}: {model_version}"
         n_ranks = 1 + max(task.rank for task in tasks)
         payloads = {
-            task.item_id: task_to_import(task, image=self._address(task.uri), version=version, n_ranks=n_ranks)
+            task.item_id: task_to_import(
+                task, image=self._address(task.uri), version=version, n_ranks=n_ranks, names=self._names
+            )
             for task in sorted(tasks, key=lambda task: task.rank)
         }
         self._import_missing(payloads, round_number)
@@ -185,6 +210,7 @@ class LabelStudio:
                         round_number=round_number,
                         classes=self.classes,
                         emails=emails,
+                        renamed=self.renamed,
                     )
                     for annotation in task.annotations or []
                 ]
@@ -207,19 +233,48 @@ class LabelStudio:
         }
 
     @cached_property
+    def _names(self) -> dict[str, str]:
+        """The name under which the page keeps each class: see `stored_names`."""
+        controls = self._repeatable(lambda: self._client.projects.get(self._project_id)).parsed_label_config or {}
+        return stored_names(list(controls[CONTROL]["labels"]), self.classes, self.renamed)
+
+    def _shows_otherwise(self, choices: Mapping[str, Mapping[str, str]]) -> bool:
+        """Whether the page lets people choose from other names than those of the classes, by stored name."""
+        names = stored_names(list(choices), self.classes, self.renamed)
+        kept = {stored for stored in choices if stored not in names.values()}
+        return (
+            any(choices.get(stored, {}).get("value") != label for label, stored in names.items())
+            or bool({self.renamed.get(stored, stored) for stored in kept} - set(self.classes))
+            or list(choices)[: len(names)] != list(names.values())
+        )
+
+    @cached_property
     def _project_id(self) -> int:
         project_id = self._repeatable(self._find)
         if project_id is None:
-            raise AnnotationToolError(f"Label Studio at {self.url} has no project {self.project!r}; prepare it first")
+            raise AnnotationToolError(
+                f"Label Studio at {self.url} has no project {self.project!r}. Bring it back, or set url and project in "
+                "[label_studio] to where it is; to ask here instead, delete pushed.json of the round that is open"
+            )
         return project_id
 
     def _find(self) -> int | None:
+        """The project's id; one that still has its former title gets its new one."""
+        found = self._find_titled(self.project)
+        if found is not None or self.former_project is None:
+            return found
+        former = self._find_titled(self.former_project)
+        if former is not None:
+            self._client.projects.update(former, title=self.project)
+        return former
+
+    def _find_titled(self, title: str) -> int | None:
         list_projects: Any = self._client.projects.list
-        found = list_projects(title=self.project, include="id,title", page_size=100)
-        ids = sorted(project.id for project in found if project.title == self.project)
+        found = list_projects(title=title, include="id,title", page_size=100)
+        ids = sorted(project.id for project in found if project.title == title)
         if len(ids) > 1:
             raise ProjectMismatch(
-                f"Label Studio at {self.url} has {len(ids)} projects {self.project!r} (ids {ids}); "
+                f"Label Studio at {self.url} has {len(ids)} projects {title!r} (ids {ids}); "
                 "rename or delete all but the one that this campaign uses"
             )
         return ids[0] if ids else None

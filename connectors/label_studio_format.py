@@ -1,8 +1,8 @@
 """What a labelling page, a task and an annotation of Label Studio look like; no connection."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -26,13 +26,57 @@ def labelling_page(classes: Sequence[str]) -> str:
     view = ElementTree.Element("View")
     one = {"choice": "single-radio", "required": "true", "requiredMessage": NO_CLASS}
     choices = ElementTree.SubElement(view, "Choices", {"name": CONTROL, "toName": OBJECT, "showInline": "true"} | one)
-    keys = hotkeys(classes)
-    for label in classes:
-        hotkey = {"hotkey": keys[label]} if label in keys else {}
-        ElementTree.SubElement(choices, "Choice", {"value": label} | hotkey)
+    _add_choices(choices, classes, {})
     ElementTree.SubElement(view, "Header", value=f"${REASONS}", size="5", style=REASONS_STYLE)
     ElementTree.SubElement(view, "Image", name=OBJECT, value=f"${IMAGE}", maxWidth="600px")
     return ElementTree.tostring(view, encoding="unicode")
+
+
+def page_with_classes(page: str, classes: Sequence[str], renamed: Mapping[str, str]) -> str:
+    """A campaign's page with these classes to choose from; what else somebody put there stays.
+
+    An answer holds the name that its class had when it was given. So that it stays ticked, a class that was renamed
+    shows its new name and is kept under the old one, and a class that was merged into another is there unseen.
+
+    Args:
+        renamed: what a class was called -> what it is called now.
+    """
+    view = ElementTree.fromstring(page)  # noqa: S314 (of a server that this campaign trusts with its labels)
+    choices = _choices_of(view)
+    stored = [name for choice in choices.iter("Choice") if (name := choice.get("alias") or choice.get("value"))]
+    for part in list(choices):
+        choices.remove(part)
+    names = stored_names(stored, classes, renamed)
+    _add_choices(choices, classes, names)
+    merged = [name for name in stored if renamed.get(name) in names and name not in names.values()]
+    if merged:
+        unseen = ElementTree.SubElement(choices, "View", style="display: none")
+        for name in merged:
+            ElementTree.SubElement(unseen, "Choice", value=name)
+    return ElementTree.tostring(view, encoding="unicode")
+
+
+def _choices_of(view: ElementTree.Element) -> ElementTree.Element:
+    return next(control for control in view.iter("Choices") if control.get("name") == CONTROL)
+
+
+def stored_names(stored: Sequence[str], classes: Sequence[str], renamed: Mapping[str, str]) -> dict[str, str]:
+    """The name under which a page keeps each class: its own, or the first of its former names.
+
+    >>> stored_names(["cat", "dog"], ["feline", "dog", "bird"], {"cat": "feline"})
+    {'feline': 'cat', 'dog': 'dog', 'bird': 'bird'}
+    """
+    former = {renamed[name]: name for name in reversed(stored) if name in renamed}
+    return {label: label if label in stored else former.get(label, label) for label in classes}
+
+
+def _add_choices(choices: ElementTree.Element, classes: Sequence[str], names: Mapping[str, str]) -> None:
+    """Add a choice for each class; `names` are those that are kept where they are others."""
+    keys = hotkeys(classes)
+    for label in classes:
+        hotkey = {"hotkey": keys[label]} if label in keys else {}
+        alias = {"alias": names[label]} if names.get(label, label) != label else {}
+        ElementTree.SubElement(choices, "Choice", {"value": label} | alias | hotkey)
 
 
 def hotkeys(classes: Sequence[str]) -> dict[str, str]:
@@ -58,19 +102,20 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def page_differences(controls: Mapping[str, Any], page: str, classes: Sequence[str]) -> list[str]:
-    """How a project's page differs from `labelling_page(classes)` in what answers depend on."""
-    if list(controls) != [CONTROL] or controls[CONTROL]["type"] != "Choices":
+def page_differences(controls: Mapping[str, Any], page: str) -> list[str]:
+    """How a project's page differs from a campaign's in what answers depend on, but for the classes.
+
+    What somebody put there besides, such as a box for comments, is no difference.
+    """
+    if controls.get(CONTROL, {}).get("type") != "Choices":
         asks = ", ".join(f"{name} ({control['type']})" for name, control in controls.items()) or "nothing"
         return [f"asks for {asks} where {CONTROL} (Choices) is wanted"]
     control = controls[CONTROL]
     differences = []
-    if set(control["labels"]) != set(classes):
-        differences.append(f"has the classes {', '.join(control['labels'])} where {', '.join(classes)} are wanted")
     shown = [(part["type"], part["value"]) for part in control["inputs"]]
     if control["to_name"] != [OBJECT] or shown != [("Image", IMAGE)]:
         differences.append(f"shows {shown} where an Image named {OBJECT!r} with value ${IMAGE} is wanted")
-    if re.search(r"""choice\s*=\s*["']multiple""", page):
+    if _choices_of(ElementTree.fromstring(page)).get("choice") == "multiple":  # noqa: S314 (as below)
         differences.append("lets people choose several classes where one is wanted")
     return differences
 
@@ -98,7 +143,9 @@ def check_tasks(tasks: Sequence[Task], round_number: int, classes: Sequence[str]
                 raise ValueError(f"item {task.item_id}: column {name!r} is not a finite number")
 
 
-def task_to_import(task: Task, *, image: str, version: str, n_ranks: int) -> dict[str, Any]:
+def task_to_import(
+    task: Task, *, image: str, version: str, n_ranks: int, names: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """The task as Label Studio imports it.
 
     Label Studio serves the lowest score of the project's model version first, so the score is the place in the
@@ -108,17 +155,18 @@ def task_to_import(task: Task, *, image: str, version: str, n_ranks: int) -> dic
         image: address that a browser loads it from.
         version: model version, of this round alone.
         n_ranks: ranks are below it.
+        names: under which the page keeps classes, where they are others: see `stored_names`.
     """
     data = {IMAGE: image, REASONS: _reasons(task.columns), "item_id": task.item_id}
-    prediction = {"model_version": version, "score": task.rank / n_ranks, "result": _guess(task.guess)}
+    prediction = {"model_version": version, "score": task.rank / n_ranks, "result": _guess(task.guess, names)}
     return {"data": {**data, "round_number": task.round_number, **task.columns}, "predictions": [prediction]}
 
 
-def _guess(guess: Region | None) -> list[dict[str, Any]]:
+def _guess(guess: Region | None, names: Mapping[str, str]) -> list[dict[str, Any]]:
     if guess is None:
         return []
     score = {} if guess.score is None else {"score": guess.score}
-    choice = {"type": "choices", "value": {"choices": [guess.label]}}
+    choice = {"type": "choices", "value": {"choices": [names.get(guess.label, guess.label)]}}
     return [{"from_name": CONTROL, "to_name": OBJECT, **choice, **score}]
 
 
@@ -137,16 +185,18 @@ def read_answer(
     round_number: int,
     classes: Sequence[str],
     emails: Mapping[int, str],
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Answer:
     """One annotation of Label Studio as an answer; what cannot be used says why.
 
     Args:
         annotation: as its API gives it, with `result`, `was_cancelled`, `completed_by`, `lead_time`, `updated_at`.
         emails: address by user id; a person who is not in it is named by the id.
+        renamed: what a class was called -> what it is called now.
     """
     person = annotation["completed_by"]
     annotator = emails.get(person, f"user {person}")
-    outcome, label, message = _judge(annotation, classes)
+    outcome, label, message = _judge(annotation, classes, renamed)
     seconds = annotation["lead_time"]
     answered = Annotation(item_id, (Region("image", label),), annotator, seconds) if label is not None else None
     return Answer(
@@ -163,7 +213,9 @@ def read_answer(
     )
 
 
-def _judge(annotation: Mapping[str, Any], classes: Sequence[str]) -> tuple[Outcome, str | None, str]:
+def _judge(
+    annotation: Mapping[str, Any], classes: Sequence[str], renamed: Mapping[str, str]
+) -> tuple[Outcome, str | None, str]:
     """Outcome, label (None unless there is one to use), message."""
     if annotation["was_cancelled"]:
         return "skipped", None, ""
@@ -174,7 +226,8 @@ def _judge(annotation: Mapping[str, Any], classes: Sequence[str]) -> tuple[Outco
     if kinds != {(CONTROL, "choices")}:
         came = ", ".join(sorted(f"{name} of type {kind}" for name, kind in kinds))
         return "invalid", None, f"wanted {CONTROL} of type choices, got {came}"
-    labels = [label for part in result for label in part.get("value", {}).get("choices", [])]
+    given = [label for part in result for label in part.get("value", {}).get("choices", [])]
+    labels = [renamed.get(label, label) for label in given]
     if not labels:
         return "empty", None, ""
     if len(labels) > 1:

@@ -1,5 +1,6 @@
 """The second half of a round: which images to ask for, and the push to the annotators."""
 
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn.functional import normalize
 from connectors.annotation import Task
 from connectors.store import RoundFolder, write_json, write_table
 from flows.campaign import OpenCampaign
+from flows.changes import keep_page, last_page, refuse_lost_classes, wanted_page
 from flows.config import CampaignSettings, ConfigError
 from flows.learn import NothingToTrainOn
 from flows.networks import CHUNK
@@ -24,6 +26,8 @@ from pipeline.randomness import derive_seed
 from pipeline.strategies import select_batch
 from pipeline.types import Batch, Candidates, Region
 
+AUDIT = "audit set"
+MEASURED = "audit set: it has no label yet"
 EMBEDDING_SIDE = 16
 """For a cold start that is not random, an image is described by its pixels at this side, before any model exists."""
 
@@ -59,12 +63,14 @@ def check_strategy(settings: CampaignSettings) -> None:
 def select(folder: RoundFolder, work: OpenCampaign, *, query_size: int) -> None:
     """Choose the batch among the scored candidates, and write down why each image was chosen."""
     settings = work.settings
+    measured = work.may_be_asked(split="audit")["item_id"].tolist()[:query_size]
+    again = _batch_table(Batch((*measured,), (0.0,) * len(measured), (MEASURED,) * len(measured), folder.number), work)
     n_candidates = pq.read_metadata(folder / "candidates.parquet").num_rows
-    if n_candidates == 0 or query_size == 0:
-        write_table(folder / "batch.parquet", _batch_table(Batch((), (), (), folder.number), work))
+    if n_candidates == 0 or query_size == len(measured):
+        write_table(folder / "batch.parquet", again)
         return
     candidates = read_candidates(folder, settings)
-    batch = select_from(candidates, settings, query_size=query_size, round_number=folder.number)
+    batch = select_from(candidates, settings, query_size=query_size - len(measured), round_number=folder.number)
     table = _batch_table(batch, work)
     scored = read_scores_of(folder, batch.ids).loc[list(batch.ids)]
     table["guess"] = scored["guess"].to_numpy()
@@ -74,6 +80,9 @@ def select(folder: RoundFolder, work: OpenCampaign, *, query_size: int) -> None:
         table[part] = scored[part].to_numpy()
     table["confused_classes"] = (scored["guess"] + " / " + scored["runner_up"]).to_numpy()
     table["novelty"] = _novelty(np.stack(scored["embedding"].to_list()), read_labelled_embeddings(folder))
+    if measured:
+        table = pd.concat([again, table], ignore_index=True)
+        table = table.assign(rank=np.arange(len(table)), guess=table["guess"].fillna(""))
     write_table(folder / "batch.parquet", table)
 
 
@@ -83,7 +92,8 @@ def compare_with_half(folder: RoundFolder, work: OpenCampaign) -> None:
 
     A share far below 1 says that the batch is the luck of the draws: more of them would ask for other images.
     """
-    batch = set(pd.read_parquet(folder / "batch.parquet", columns=["item_id"])["item_id"])
+    table = pd.read_parquet(folder / "batch.parquet", columns=["item_id", "reason"])
+    batch = set(table.loc[table["reason"] != MEASURED, "item_id"])
     kept = None
     if batch and has_half(folder):
         candidates = read_candidates(folder, work.settings, half=True)
@@ -127,7 +137,7 @@ def select_first(folder: RoundFolder, work: OpenCampaign) -> None:
             f"{settings.seed_set_size}, {len(rest)} images may be asked for, {work.budget_left()} labels are left"
         )
     ids = (*seed_set, *audit)
-    reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set), *["audit set"] * len(audit))
+    reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set), *[AUDIT] * len(audit))
     table = _batch_table(Batch(ids, (0.0,) * len(ids), reasons, folder.number), work)
     shuffled = table.sample(frac=1, random_state=derive_seed(settings.seed, folder.number, "order"))
     write_table(folder / "batch.parquet", shuffled.assign(rank=np.arange(len(table))))
@@ -180,14 +190,17 @@ def _novelty(embeddings: NDArray[np.float16], labelled: torch.Tensor) -> NDArray
 
 def tasks_of(folder: RoundFolder, work: OpenCampaign) -> list[Task]:
     """The batch as tasks for the annotation tool; a cold start shows no guess."""
-    rows = work.located(pd.read_parquet(folder / "batch.parquet")).to_dict("records")
-    return [_task(row, folder.number) for row in rows]
+    batch = work.located(pd.read_parquet(folder / "batch.parquet"))
+    for name in batch.columns.intersection(["guess"]):  # of classes that may have changed when the push was broken off
+        present = batch[name].replace(work.settings.former_classes)
+        batch[name] = present.where(present.isin(work.settings.classes), "")
+    return [_task(row, folder.number) for row in batch.to_dict("records")]
 
 
 def _task(row: Mapping[Hashable, Any], round_number: int) -> Task:
     columns: dict[str, str | float] = {"reason": row["reason"]}
     guess = None
-    if "guess" in row:
+    if row.get("guess"):
         guess = Region(kind="image", label=row["guess"], score=float(row["guess_probability"]))
         columns["confused_classes"] = row["confused_classes"]
         columns |= {name: round(float(row[name]), 4) for name in ("uncertainty", "novelty")}
@@ -205,9 +218,37 @@ def _task(row: Mapping[Hashable, Any], round_number: int) -> Task:
 def push(folder: RoundFolder, work: OpenCampaign) -> None:
     """Make the batch exist in the annotation tool exactly once, prove it, and write which task is which item."""
     tasks = tasks_of(folder, work)
-    address = work.tool.prepare()
+    address = prepare_page(work)
+    write_json(folder / "pushing.json", {"begun_at": datetime.now(UTC).isoformat(timespec="seconds")})
     task_ids = work.tool.push(
         tasks, round_number=folder.number, model_version=f"{work.settings.name}-round-{folder.number:04d}"
     )
     pushed_at = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(folder / "pushed.json", {"pushed_at": pushed_at, "address": address, "tasks": task_ids})
+
+
+def prepare_page(work: OpenCampaign) -> str:
+    """Make the annotators' page what the campaign needs, and return its address.
+
+    Raises:
+        CampaignChanged: a class is to go from the page that people have given.
+    """
+    page = last_page(work.folder)
+    present = work.settings.former_classes
+    gone = sorted({present.get(name, name) for name in page["classes"]} - set(work.settings.classes)) if page else []
+    if page and gone:
+        rounds = [folder.number for folder in work.folder.rounds() if folder.is_out]
+        answers = work.connect([*work.settings.classes, *gone]).pull(round_numbers=rounds).answers
+        refuse_lost_classes(
+            Counter(r.label for a in answers if a.annotation for r in a.annotation.regions), work.settings
+        )
+    address = work.tool.prepare()
+    keep_page(work.folder, work.settings)
+    return address
+
+
+def renew_page(work: OpenCampaign) -> None:
+    """Show the annotators of a round that is out what has changed; another server has another page."""
+    page, wanted = last_page(work.folder), wanted_page(work.settings)
+    if page is not None and page != wanted and page["url"] == wanted["url"]:
+        prepare_page(work)

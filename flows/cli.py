@@ -36,11 +36,22 @@ CampaignFile = Annotated[Path, typer.Argument(help="The campaign's TOML file; `l
 
 @app.command()
 def init(
-    path: Annotated[Path, typer.Argument(help="Where to write the example.")] = Path("campaign.toml"),
+    path: Annotated[Path, typer.Argument(help="Where to write the campaign file.")] = Path("campaign.toml"),
+    old: Annotated[
+        Path | None,
+        typer.Option("--from", help="File or folder of a campaign: begin another one with its settings and labels."),
+    ] = None,
 ) -> None:
-    """Write a commented example of a campaign file."""
-    from flows.example import EXAMPLE
+    """Write a commented example of a campaign file, or with --from one that takes all labels of a campaign along."""
+    from flows.example import COST, EXAMPLE
 
+    if old is not None:
+        from flows.successor import write_successor
+
+        with clear_errors():
+            for line in write_successor(path, old):
+                console.print(f"{line[0].upper()}{line[1:]}.", soft_wrap=True, highlight=False, markup=False)
+        return
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(EXAMPLE)
@@ -49,6 +60,7 @@ def init(
     except OSError as exc:
         raise _tell(f"{path} cannot be written: {exc.strerror}") from exc
     console.print(f"Wrote {path}. Set its name, pool and classes, then: labelcycle up {path}; labelcycle run {path}")
+    console.print(COST, soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -147,6 +159,8 @@ def status(
     else:
         console.print(f"No forecast yet: {state['no_forecast']}")
     console.print(stopping_text(state["stops_when"]) + (f"; met: {state['stop']}" if state["stop"] else ""))
+    for note in state["notes"]:
+        console.print(escape(f"{note[0].upper()}{note[1:]}"), soft_wrap=True, highlight=False)
     if state["set_aside"]:
         reasons = ", ".join(f"{count} {kind}" for kind, count in state["set_aside"].items())
         console.print(f"Files of the pool that are not used: {reasons}")

@@ -66,7 +66,8 @@ def news(work: OpenCampaign) -> tuple[list[Answer], set[str]]:
     """Answers that no closed round has brought in, and the items whose tasks exist now."""
     rounds = [folder.number for folder in work.folder.rounds() if folder.has("pushed.json")]
     pulled = work.tool.pull(round_numbers=rounds)
-    answers = reconcile(known_answers(work.folder), pulled.answers, round_numbers=set(rounds), task_ids=pulled.task_ids)
+    known = known_answers(work.folder, work.settings.former_classes)
+    answers = reconcile(known, pulled.answers, round_numbers=set(rounds), task_ids=pulled.task_ids)
     return answers, set(pulled.task_ids)
 
 
@@ -119,12 +120,23 @@ def labels_known_to(folder: RoundFolder) -> int:
 
 
 def is_best(folder: RoundFolder, work: OpenCampaign) -> bool:
-    """Whether no earlier round has a higher audit accuracy, by the lower end of its interval.
+    """Whether no earlier model of the same classes has a higher audit accuracy, by the lower end of its interval.
 
-    The lower end, because early rounds may be measured on fewer images: 5 of 5 right is worth less than 190 of 200.
+    A model that lacks a class, or names one as it was called before, is no champion any more. The lower end, because
+    early rounds may be measured on fewer images: 5 of 5 right is worth less than 190 of 200.
     """
     if not folder.has("metrics.json") or read_json(folder / "metrics.json") is None:
         return False
-    earlier = [f for f in work.folder.rounds() if f.number < folder.number and f.has("metrics.json")]
+    classes = _classes_of(folder)
+    earlier = [
+        f
+        for f in work.folder.rounds()
+        if f.number < folder.number and f.has("metrics.json") and _classes_of(f) == classes
+    ]
     lows = [metrics["accuracy_low"] for f in earlier if (metrics := read_json(f / "metrics.json")) is not None]
     return bool(read_json(folder / "metrics.json")["accuracy_low"] >= max(lows, default=0.0))
+
+
+def _classes_of(folder: RoundFolder) -> list[str]:
+    """What the round's model tells apart; nothing where it trained none."""
+    return sorted(read_json(folder / "training.json")["model"]["classes"]) if folder.has("training.json") else []

@@ -88,9 +88,17 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
     if folder.pool.exists():
         pool = pd.read_parquet(folder.pool)
     else:
-        pool = index_pool(settings.pool, None, audit_size=0, seed=settings.seed, classes=settings.classes)
+        pool = index_pool(
+            settings.pool,
+            None,
+            audit_size=0,
+            seed=settings.seed,
+            classes=settings.classes,
+            renamed=settings.former_classes,
+        )
     given = pool[pool["label"].notna()]
-    answers = known_answers(folder)
+    given = given.assign(label=given["label"].replace(settings.former_classes))
+    answers = known_answers(folder, settings.former_classes)
     labels = labelled_set(
         answers,
         prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),

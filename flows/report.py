@@ -38,13 +38,13 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         `labels`, `budget`, `budget_left` (labels that may still be asked for), `set_aside` (files of the pool that are
         not used, by reason), `metrics` of the newest model on the audit set (None before there is one), `forecast`,
         `no_forecast` and `stop` (see `outlook`), `stops_when` (of each stopping rule its `limit` and where it is
-        `now`), `suspicious` (`count` of the labels that the newest round to look thinks wrong, and the `file` that
-        names them; None before one looked) and `urls`.
+        `now`), `notes` (what to know of how the newest round is trained), `suspicious` (`count` of the labels that the
+        newest round to look thinks wrong, and the `file` that names them; None before one looked) and `urls`.
     """
     settings = read_json(folder.path / "campaign.json")
     rounds = folder.rounds()
     metrics = [(f.number, m) for f in rounds if (m := metrics_of(f)) is not None]
-    labels = labels_used(folder, classes=settings["classes"])
+    labels = labels_used(folder)
     headline = _headline(*metrics[-1]) if metrics else None
     ahead = outlook(folder, settings)
     return {
@@ -60,6 +60,7 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         "metrics": headline,
         **ahead,
         "stops_when": _stopping_rules(settings, labels, headline, ahead["forecast"]),
+        "notes": [*notes_of_plan(rounds[-1])] if rounds else [],
         "suspicious": _suspicious(rounds),
         "urls": _addresses(rounds, settings, home),
     }
@@ -93,6 +94,12 @@ def warnings_of(folder: RoundFolder) -> tuple[str, ...]:
             "(mc_dropout, laplace, swag or views in [members]) would choose less by luck"
         )
     return tuple(told)
+
+
+def notes_of_plan(folder: RoundFolder) -> tuple[str, ...]:
+    """What people should know of how long the round's training takes, and what it leaves out for that."""
+    text = read_json(folder / "plan.json")["text"] if folder.has("plan.json") else None
+    return (text,) if text else ()
 
 
 def set_aside_images(folder: Campaign) -> dict[str, int]:
@@ -211,9 +218,9 @@ def _count(folder: RoundFolder, *names: str) -> int:
 
 
 def round_markdown(folder: RoundFolder, campaign: str) -> str:
-    """A round as a page for Prefect: state, metrics, the first of the batch, seconds."""
+    """A round as a page for Prefect: state, what changed, metrics, the first of the batch, seconds."""
     metrics = metrics_of(folder)
-    state = "closed" if folder.is_closed else "awaiting labels"
+    state = "closed" if folder.is_closed else "awaiting labels" if folder.is_out else "at work"
     lines = [f"# {campaign}, round {folder.number}: {state}", ""]
     if metrics:
         lines += [
@@ -222,6 +229,7 @@ def round_markdown(folder: RoundFolder, campaign: str) -> str:
             "",
             *_markdown_outlook(folder),
         ]
+    lines += [f"Changed since the round before: `{line}`\n" for line in read_json(folder / "config.json")["changes"]]
     lines += _markdown_training(folder, metrics)
     if folder.has("pushed.json"):
         pushed = read_json(folder / "pushed.json")
@@ -252,7 +260,8 @@ def _markdown_outlook(folder: RoundFolder) -> list[str]:
 def _markdown_training(folder: RoundFolder, metrics: dict[str, Any] | None) -> list[str]:
     """What was trained, what the temperature changed, what is to be looked at."""
     training = read_json(folder / "training.json") if folder.has("training.json") else {}
-    told = [TRAINED[training["phase"]]] if "phase" in training else []
+    told = [TRAINED[training["phase"]]] if training else []
+    told += [f"{note[0].upper()}{note[1:]}." for note in notes_of_plan(folder)]
     if metrics and "nll_uncalibrated" in metrics:
         nll, ece = metrics["nll_uncalibrated"], metrics["ece_uncalibrated"]
         told.append(f"Without the temperatures NLL would be {nll:.3f}, ECE {ece:.3f}.")
@@ -263,6 +272,8 @@ def _markdown_training(folder: RoundFolder, metrics: dict[str, Any] | None) -> l
 
 
 def _markdown_batch(folder: RoundFolder) -> list[str]:
+    if not folder.has("batch.parquet"):
+        return []
     batch = pd.read_parquet(folder / "batch.parquet").head(10)
     columns = [name for name in ("rank", "item_id", "reason", "guess", "uncertainty", "novelty") if name in batch]
     rows = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in batch[columns].to_numpy()]

@@ -16,14 +16,16 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from connectors.store import RoundFolder, flatten, read_json, write_json, write_table
-from flows.ask import check_strategy, compare_with_half, push, select, select_first
+from flows.ask import AUDIT, check_strategy, compare_with_half, push, renew_page, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
+from flows.changes import begun_otherwise, changes_since_last, notes_of_changes, put_away
 from flows.collect import close, collect, is_ready_to_close, labels_known_to, look
 from flows.config import CampaignSettings, resolved
 from flows.learn import (
     cross_validate,
     gather_labels,
     measure,
+    plan,
     review_labels,
     start_tracking,
     track_model,
@@ -31,8 +33,8 @@ from flows.learn import (
 )
 from flows.networks import check_network
 from flows.outlook import metrics_of, outlook
-from flows.progress import progress_bar
-from flows.report import round_markdown, suspicious_labels, warnings_of, write_confusion_matrix
+from flows.progress import progress_bar, say
+from flows.report import notes_of_plan, round_markdown, suspicious_labels, warnings_of, write_confusion_matrix
 from flows.score import list_candidates, score_pool
 from flows.steps import seconds_of, step, task_without_result, timed_task
 from pipeline.labels import digest
@@ -104,12 +106,15 @@ def run_round_of(file: Path) -> RoundOutcome:
 def work_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; another process that works on the campaign makes this an error."""
     with work.folder.lock():
+        begin_anew(current_round(work.folder), work)
         refresh_pool(work)
         folder = current_round(work.folder)
         if folder.has("pushed.json"):
+            renew_page(work)
             progress = look(folder, work)
             if not folder.has("annotations.parquet") and not is_ready_to_close(folder, work, progress):
-                return finished(work) if is_empty(folder / "batch.parquet") else awaiting(folder, progress)
+                outcome = finished(work) if is_empty(folder / "batch.parquet") else awaiting(folder, progress)
+                return replace(outcome, notes=notes_of_changes(folder, work.settings))
             finish(folder, work)
             folder = current_round(work.folder)
         return finished(work) if is_finished(work) else advance(folder, work)
@@ -133,6 +138,8 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
         select_first(folder, work)
     else:
         list_candidates(folder, work)
+        plan(folder, work)
+        announce(folder, work)
         cross_validate(folder, work)
         train(folder, work, run_id)
         review_labels(folder, work)
@@ -149,19 +156,55 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
     warnings = log_warnings(folder)
     push(folder, work)
     publish(folder, work)
+    notes = notes_of(folder, work)
     if not is_empty(folder / "batch.parquet"):
-        return replace(asked(folder), warnings=warnings)
+        return replace(asked(folder), warnings=warnings, notes=notes)
     if not work.outstanding():
         finish(folder, work)
-    return replace(finished(work), warnings=warnings)
+    return replace(finished(work), warnings=warnings, notes=notes)
+
+
+def notes_of(folder: RoundFolder, work: OpenCampaign) -> tuple[str, ...]:
+    """What a person should know of the round that was made: what changed, and what it takes."""
+    return (*notes_of_changes(folder, work.settings), *notes_of_first(folder, work), *notes_of_plan(folder))
+
+
+def notes_of_first(folder: RoundFolder, work: OpenCampaign) -> tuple[str, ...]:
+    """What the campaign's first round costs, and what its budget can come to."""
+    if folder.number > 0:
+        return ()
+    reasons = pd.read_parquet(folder / "batch.parquet")["reason"]
+    n_audit = int((reasons == AUDIT).sum())
+    n_there = int(work.pool["set_aside_reason"].isna().sum())
+    told = [
+        f"the first {len(reasons)} labels come before there is a model: {n_audit} of the audit set, which measures it, "
+        f"and {len(reasons) - n_audit} to learn from; then {work.settings.query_size} labels in each round"
+    ]
+    if work.settings.budget > n_there:
+        told.append(f"budget = {work.settings.budget} is more than the {n_there} images that there are")
+    return tuple(told)
 
 
 def finish(folder: RoundFolder, work: OpenCampaign) -> None:
     """Bring in the answers of an open round and close it."""
     run_id = start_tracking(folder, work, params=parameters(folder))
+    if folder.has("model.json") and read_json(folder / "model.json")["run_id"] != run_id:  # another MLflow, since then
+        track_model(folder, work, run_id)
+        log_summary(folder, work, run_id)
     collect(folder, work)
     close(folder, work, run_id)
     publish(folder, work)
+
+
+@task_without_result
+def begin_anew(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Put a round away that has begun with other settings and that nobody has seen; it begins anew with these.
+
+    Nothing is mixed so, and nothing of people's work is lost. A round that is out ends as it began.
+    """
+    if begun_otherwise(folder, work.settings):
+        work.tracker.discard_round(folder.number)
+        put_away(folder)
 
 
 @task_without_result
@@ -176,6 +219,8 @@ def refresh_pool(work: OpenCampaign) -> None:
             audit_size=settings.audit_size,
             seed=settings.seed,
             classes=settings.classes,
+            renamed=settings.former_classes,
+            was_asked=bool(work.folder.rounds()),
             progress=show,
         )
     if known is None or not table.equals(known):
@@ -186,11 +231,12 @@ def refresh_pool(work: OpenCampaign) -> None:
 def begin(folder: RoundFolder, work: OpenCampaign) -> None:
     """Write what this round is made with; its query size is what the budget leaves.
 
-    The first round also makes sure that the model can be built and the strategy called: labels cost more than finding
-    that out later.
+    The first round, and one whose settings changed, also makes sure that the model can be built and the strategy
+    called: labels cost more than finding that out later.
     """
     settings = work.settings
-    if folder.number == 0:
+    changes = changes_since_last(folder, work.folder, settings)
+    if folder.number == 0 or changes:
         check_network(settings.model, settings.members, n_classes=len(settings.classes))
         check_strategy(settings)
     write_json(
@@ -200,8 +246,18 @@ def begin(folder: RoundFolder, work: OpenCampaign) -> None:
             "begun_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "query_size": min(settings.query_size, work.budget_left()),
             "settings": resolved(settings),
+            "changes": changes,
         },
     )
+
+
+@task_without_result
+def announce(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Say how long a training takes that is dearer than the last one, before it begins."""
+    for note in notes_of_plan(folder):
+        get_run_logger().info(note)
+        say(f"{note[0].upper()}{note[1:]}.")
+        publish(folder, work)
 
 
 @step("outlook.json")
@@ -268,12 +324,12 @@ def log_summary(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
     """Log the summary, the batch and what it was made from; said again after a crash, it leaves one record."""
     summary = read_json(folder / "summary.json")
     artifacts = [folder / name for name in ARTIFACTS if folder.has(name)]
-    tags = {}
+    tags = {"changes": "\n".join(read_json(folder / "config.json")["changes"]) or "none"}
     training = read_json(folder / "training.json") if folder.has("training.json") else {}
-    if "phase" in training:  # which older versions did not write
+    if training:
         findings = ", ".join(finding["name"] for finding in training["findings"]) or "none"
         preprocessing = json.dumps(training["preprocessing"])
-        tags = {"phase": training["phase"], "findings": findings, "preprocessing": preprocessing}
+        tags |= {"phase": training["phase"], "findings": findings, "preprocessing": preprocessing}
         tags["warnings"] = "\n".join(warnings_of(folder)) or "none"
     work.tracker.log_round(run_id, metrics=summary["metrics"], step=summary["step"], artifacts=artifacts, tags=tags)
 

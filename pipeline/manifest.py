@@ -1,8 +1,9 @@
 """The manifest of a pool: a table that names images and may give labels, read strictly."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -11,13 +12,16 @@ from pipeline.pixels import PoolError
 MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
 
 
-def read_manifest(path: Path, classes: Sequence[str]) -> pd.DataFrame:
-    """Distinct `uri` (absolute) and `label` of a manifest, checked."""
+def read_manifest(
+    path: Path, classes: Sequence[str], renamed: Mapping[str, str] = MappingProxyType({})
+) -> pd.DataFrame:
+    """Distinct `uri` (absolute) and `label` of a manifest, checked; `renamed` gives former names of classes theirs."""
     rows = _read_rows(path)
     if "uri" not in rows:
         raise PoolError(f"{path} needs a column uri, has {', '.join(map(str, rows.columns)) or 'no columns'}")
     rows = rows.reindex(columns=["uri", "label"]).reset_index(drop=True).astype("str").replace("", None)
     _refuse(path, rows, rows["uri"].isna(), "has no uri")
+    rows["label"] = rows["label"].replace(dict(renamed))
     wrong = rows["label"].notna() & ~rows["label"].isin(list(classes))
     _refuse(path, rows, wrong, f"has a label that is not one of the classes {', '.join(classes)}")
     folder = path.parent.absolute()

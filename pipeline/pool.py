@@ -15,8 +15,9 @@ One row is one image (an item) or one file that holds no usable image:
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,8 @@ def index_pool(
     audit_size: int,
     seed: int,
     classes: Sequence[str],
+    renamed: Mapping[str, str] = MappingProxyType({}),
+    was_asked: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Pool table of all images of `source`, with those of an earlier table.
@@ -90,6 +93,9 @@ def index_pool(
         known: table of an earlier call.
         audit_size: images of the audit set.
         classes: labels that a manifest may give.
+        renamed: what a class was called, which a manifest may give too -> what it is called now.
+        was_asked: people were asked for images of the earlier table. Until then it only spares reading files again:
+            the audit set is drawn anew, and images outside of `source` are forgotten.
         progress: called with the files done and all files.
 
     Returns:
@@ -100,12 +106,14 @@ def index_pool(
             nothing for the pool.
     """
     earlier = _as_table(pd.DataFrame(known))
-    listed = _list_source(source, classes)
+    listed = _list_source(source, classes, renamed)
+    if not was_asked:
+        earlier = earlier[earlier["uri"].isin(listed["uri"])].assign(split=None, label=None)
     seen = _read_contents(_with_items_elsewhere(listed, earlier), earlier, progress)
     table = _join(seen, earlier)
     if usable(table).empty:
         raise PoolError(f"{source} has no usable image: {_in_words(set_aside_counts(table))}")
-    if earlier["item_id"].notna().any():
+    if was_asked and earlier["item_id"].notna().any():
         return table
     return _draw_audit(table, audit_size, seed)
 
@@ -124,7 +132,7 @@ def set_aside_counts(pool: pd.DataFrame) -> dict[str, int]:
 # Listing: which files there are.
 
 
-def _list_source(source: Path, classes: Sequence[str]) -> pd.DataFrame:
+def _list_source(source: Path, classes: Sequence[str], renamed: Mapping[str, str]) -> pd.DataFrame:
     """Files of a folder or manifest: `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label`."""
     if source.is_dir():
         files = _frame(walk(source), File).assign(label=None)
@@ -132,7 +140,7 @@ def _list_source(source: Path, classes: Sequence[str]) -> pd.DataFrame:
         missing = "" if source.exists() else ", which does not exist"
         raise PoolError(f"wanted a folder of images or a manifest (.csv, .parquet), got {source}{missing}")
     else:
-        rows = read_manifest(source, classes)
+        rows = read_manifest(source, classes, renamed)
         files = _frame(map_in_threads(stat_file, rows["uri"].tolist()), File).assign(label=rows["label"].to_numpy())
     if files.empty:
         raise PoolError(f"{source} is empty: wanted at least one image")

@@ -64,6 +64,9 @@ def test_status_reads_the_folder_alone(command, tmp_path):
     settings = {
         "name": "pets",
         "classes": ["cat", "dog"],
+        "renamed": [],
+        "target_accuracy": None,
+        "min_gain": None,
         "budget": 10,
         "query_size": 4,
         "label_studio": {"url": "https://labels.example.org"},
