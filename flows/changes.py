@@ -88,7 +88,9 @@ def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> dic
 def _words(value: Any) -> str:
     if value is None:
         return "not set"
-    return ", ".join(map(_words, value)) or "none" if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    return ", ".join(" = ".join(map(str, one)) if isinstance(one, list) else str(one) for one in value) or "none"
 
 
 def changes_since_last(folder: RoundFolder, campaign: Campaign, settings: CampaignSettings) -> list[str]:

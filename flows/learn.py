@@ -86,7 +86,7 @@ def plan(folder: RoundFolder, work: OpenCampaign) -> None:
             if phase == "head":
                 break
             sizes = {"n_labels": n_labels, "n_classes": len(settings.classes), "n_images": n_images}
-            minutes[phase] = round(estimate_seconds(how, settings.members, phase, **sizes) / 60, 2)
+            minutes[phase] = estimate_seconds(how, settings.members, phase, **sizes) / 60
             if how.max_minutes is None or minutes[phase] <= how.max_minutes:
                 break
     chosen = {"phase": phase, "wanted": wanted, "minutes": minutes, "max_minutes": how.max_minutes}

@@ -255,9 +255,8 @@ class TestPrepare:
         title = f"{space.project} anew"
         changed = connect(space, project=title, former_project=space.project)
         assert changed.pull(round_numbers=[1]).task_ids == tasks
-        assert changed.prepare().endswith(
-            f"/projects/{project_of(api, dataclasses.replace(space, project=title))['id']}/data"
-        )
+        project = project_of(api, dataclasses.replace(space, project=title))
+        assert changed.prepare() == f"{space.url}/projects/{project['id']}/data"
         assert not [p for p in api.get("/api/projects").json()["results"] if p["title"] == space.project]
 
     @pytest.mark.parametrize("title", ["ab", "x" * 51, " padded "])

@@ -7,15 +7,17 @@ import pandas as pd
 import pytest
 import torch
 
+from connectors.annotation import Pulled
 from connectors.mlflow_model import TRUNK
 from connectors.store import Campaign, CampaignChanged, RoundFolder, read_json, write_json, write_table
-from flows.ask import MEASURED, compare_with_half, select, tasks_of
+from flows.ask import MEASURED, compare_with_half, renew_page, select, tasks_of
 from flows.campaign import OpenCampaign, open_campaign
-from flows.changes import begun_otherwise, changes_since_last, notes_of_changes
+from flows.changes import begun_otherwise, changes_since_last, keep_page, notes_of_changes
 from flows.collect import is_best
 from flows.config import resolved
 from flows.learn import cross_validate, member_weights, plan, train, trained_models
 from flows.ledger import known_answers, outstanding_tasks
+from flows.replay_input import read_campaign_labels
 from flows.report import round_markdown
 from flows.round import begin, begin_anew, refresh_pool
 from flows.score import embed_labelled, score_shard
@@ -398,6 +400,48 @@ def test_champion_knows_the_classes_of_the_campaign(make_work):
         write_json(work.folder.round(number) / "metrics.json", {"accuracy_low": low})
         write_json(work.folder.round(number) / "training.json", {"model": {"classes": list(classes)}})
     assert [is_best(work.folder.round(number), work) for number in (1, 2, 3)] == [True, True, False]
+
+
+def test_replay_of_a_campaign_goes_by_the_names_that_classes_have_now(make_work):
+    work = make_work()
+    item, other, *_ = work.may_be_asked(split="pool")["item_id"]
+    close_round(work.folder.round(0), [answer(item, "left"), answer(other, "right", answer_id=2)], work.settings)
+    labels, _ = read_campaign_labels(make_renamed(make_work).settings)
+    assert set(labels["label"]) == {"sinister", "middle", "right"}
+    assert len(labels) == 26
+
+
+@pytest.mark.parametrize("renamed", ["", 'bird = "dog"'])
+def test_class_of_answers_that_no_round_has_collected_stays_on_the_page(pets, monkeypatch, renamed):
+    work = open_campaign(pets(('["cat", "dog"]', '["cat", "dog", "bird"]')))
+    close_round(work.folder.round(0), [answer("a", "cat")], work.settings)
+    keep_page(work.folder, work.settings)
+    standing, prepared = Pulled([answer("b", "bird")], {"b": 1}, 0), []
+    work = open_campaign(pets(renamed=renamed))
+
+    class Tool:
+        """Holds an answer of a bird that nobody has collected, and notes whether its page is changed."""
+
+        def __init__(self, classes):
+            self.classes = classes
+
+        def pull(self, *, round_numbers):
+            assert round_numbers == [0]
+            assert "bird" in self.classes
+            return standing
+
+        def prepare(self):
+            prepared.append(self.classes)
+            return "http://labels"
+
+    monkeypatch.setattr(OpenCampaign, "connect", lambda _work, classes: Tool(classes))
+    if renamed:
+        renew_page(work)
+        assert prepared == [("cat", "dog")]
+    else:
+        with pytest.raises(CampaignChanged, match="1 of 'bird'"):
+            renew_page(work)
+        assert prepared == []
 
 
 # What is trained, and how long it takes.

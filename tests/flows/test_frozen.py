@@ -350,7 +350,10 @@ def test_labels_that_are_wrong_come_first_on_the_list(make_work, tmp_path, phase
     assert f"Labels that are probably wrong: {len(listed)}, in" in shown
 
 
-STATUS = {"budget": 9, "query_size": 4, "label_studio": {"url": "local"}, "mlflow": {"uri": "sqlite:///m.db"}}
+STATUS = {
+    **{"name": "stripes", "renamed": [], "budget": 9, "query_size": 4, "target_accuracy": None, "min_gain": None},
+    **{"label_studio": {"url": "local"}, "mlflow": {"uri": "sqlite:///m.db"}},
+}
 
 
 @pytest.mark.parametrize("n_labels", [1, 2])
