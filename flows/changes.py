@@ -111,7 +111,7 @@ def notes_of_changes(folder: RoundFolder, settings: CampaignSettings) -> tuple[s
         *(
             f"from round {folder.number + 1} on: {line}"
             for name, line in waiting.items()
-            if name not in CHANGE_NOTHING_BEGUN
+            if name not in CHANGE_NOTHING_BEGUN or name == "query_size"
         ),
     )
 

@@ -58,8 +58,8 @@ N_SAMPLED = 256
 """Images of the pool that networks without pretrained weights are standardised by."""
 VALIDATION_SHARE = 0.1
 """Of the labels, held out to calibrate networks on whose trunk is trained too, where that makes enough of them."""
-N_TIMED = 8
-"""Images in a step that is timed."""
+N_TIMED, STEPS_TIMED = 32, 3
+"""Images in a step that is timed, at most, and such steps; the first takes longer."""
 NETWORK_FOLDS = 3
 """Folds in which networks that train more than heads predict out of fold; each costs as much as a member."""
 
@@ -166,7 +166,9 @@ def estimate_seconds(
         phase: what is trained, a key of `PHASES`.
         n_images: that each network sees once when it is trained: candidates, audit set, labels.
     """
-    images = _noise(settings, N_TIMED)
+    in_step = min(settings.batch_size, n_labels)
+    n_timed = min(in_step, N_TIMED)
+    images = _noise(settings, n_timed)
     model = new_model(settings, n_classes=n_classes, seed=0)
     model.train_only(phase)
     moments: list[float] = []
@@ -180,14 +182,13 @@ def estimate_seconds(
         augmentation=settings.augmentation,
         held_out=torch.arange(0),
         on_epoch=lambda _row: moments.append(perf_counter()),
-        **fit_options(settings) | {"max_epochs": 3, "min_steps": 1, "batch_size": N_TIMED, "patience": None},
+        **fit_options(settings) | {"max_epochs": STEPS_TIMED, "min_steps": 1, "patience": None},
     )
-    of_image = min(later - earlier for earlier, later in pairwise(moments)) / N_TIMED
+    of_image = min(later - earlier for earlier, later in pairwise(moments)) / n_timed
     begun = perf_counter()
     _in_parts(model, model, images)
-    of_pass = (perf_counter() - begun) / N_TIMED
+    of_pass = (perf_counter() - begun) / n_timed
     steps = max(settings.min_steps, n_labels / settings.batch_size) * settings.max_epochs
-    in_step = min(settings.batch_size, n_labels)
     n_trained = members.ensemble * (2 if settings.pseudo_labels.threshold > 0 else 1)
     few = n_labels * VALIDATION_SHARE < MIN_VALIDATION
     n_crossed = NETWORK_FOLDS if few and settings.is_pretrained else 0

@@ -19,8 +19,8 @@ from pipeline.pool import usable
 def write_successor(file: Path, old: Path) -> list[str]:
     """Write a campaign file with the settings of an old one, and beside its images a manifest with all its labels.
 
-    The labels of the old audit set are among them: a labelled image is never drawn for an audit set, so the new
-    campaign measures on images that no model of it learnt from.
+    The labels of the old audit set are among them: a labelled image is never drawn for an audit set, so that the new
+    campaign measures on images that none of its models learns from.
 
     Args:
         file: of the new campaign; its name is the campaign's.
@@ -53,7 +53,8 @@ def write_successor(file: Path, old: Path) -> list[str]:
     told = [
         f"wrote {file} and {manifest}: {n_labels} labels of {len(images)} images",
         f"the labels of the old audit set are among them, to learn from; of the {n_free} images without a label "
-        f"{settings.audit_size} are drawn to measure on",
+        f"{settings.audit_size} are drawn to measure on. No round asked for these, so that they may be easier than "
+        "the others: compare accuracies within the new campaign alone",
     ]
     if n_free <= settings.audit_size:
         told.append(f"that leaves nothing to ask for: add images, or set audit_size below {n_free}")

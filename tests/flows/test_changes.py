@@ -10,7 +10,7 @@ import torch
 from connectors.annotation import Pulled
 from connectors.mlflow_model import TRUNK
 from connectors.store import Campaign, CampaignChanged, RoundFolder, read_json, write_json, write_table
-from flows.ask import MEASURED, compare_with_half, renew_page, select, tasks_of
+from flows.ask import MEASURED, compare_with_half, renew_page, select, select_first, tasks_of
 from flows.campaign import OpenCampaign, open_campaign
 from flows.changes import begun_otherwise, changes_since_last, keep_page, notes_of_changes
 from flows.collect import is_best
@@ -19,7 +19,7 @@ from flows.learn import cross_validate, member_weights, plan, train, trained_mod
 from flows.ledger import known_answers, outstanding_tasks
 from flows.replay_input import read_campaign_labels
 from flows.report import round_markdown
-from flows.round import begin, begin_anew, refresh_pool
+from flows.round import begin, begin_anew, notes_of, refresh_pool
 from flows.score import embed_labelled, score_shard
 from pipeline.labels import answers_to_table
 from pipeline.types import Annotation, Answer, Region
@@ -277,6 +277,24 @@ def test_changes_are_told_with_the_round_that_is_made_with_them(make_work):
     assert read_json(following / "config.json")["changes"] == lines
     assert notes_of_changes(following, work.settings) == tuple(f"changed since round 1: {line}" for line in lines)
     assert "Changed since the round before: `members.mc_dropout: 0 -> 2`" in round_markdown(following, "stripes")
+
+
+def test_changes_that_count_at_once_are_not_said_to_wait(make_work):
+    folder = ready_round(make_work())
+    work = make_work(extra='close_at = 0.5\nschedule = "0 9 * * *"\nmin_gain = 0.1')
+    changed = dataclasses.replace(work, settings=work.settings.model_copy(update={"query_size": 7, "budget": 99}))
+    assert notes_of_changes(folder, changed.settings) == ("from round 2 on: query_size: 5 -> 7",)
+
+
+def test_first_round_says_what_comes_before_a_model_and_that_there_are_fewer_images_than_labels(make_work):
+    work = make_work()
+    folder = ready_round(work, number=0)
+    select_first.fn(folder, work)
+    assert notes_of(folder, work) == (
+        "the first 16 labels come before there is a model: 6 of the audit set, which measures it, and 10 to learn "
+        "from; then 5 labels in each round",
+        "budget = 100 is more than the 60 images that there are",
+    )
 
 
 # Classes that change while a campaign lasts.
