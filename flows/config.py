@@ -317,6 +317,7 @@ class CampaignSettings(Settings):
 
     name: str = Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")
     pool: LocalPath
+    follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
     classes: tuple[ClassName, ...] = Field(min_length=2)
     folder: LocalPath
     budget: Size
@@ -335,6 +336,7 @@ class CampaignSettings(Settings):
     balance_classes: bool = Field(False, description="ask for as many of each guessed class as makes labels even")
     close_at: Share = 1.0
     close_after: Duration | None = None
+    max_unused: Share = Field(0.5, description="share of files or answers that may go unused before a run stops")
     schedule: Annotated[str | None, AfterValidator(_check_cron)] = None
     feature_cache_gb: float = Field(20.0, ge=0, description="features of frozen networks kept on the disk")
     seed: int = Field(0, ge=0, lt=2**31)

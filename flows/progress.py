@@ -1,9 +1,10 @@
-"""Progress bars for long work; silent where nobody looks."""
+"""Progress bars for long work, silent where nobody looks, and lines for people."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -34,3 +35,8 @@ def progress_bar(what: str, *, unit: str) -> Iterator[Callable[[int, int], None]
     with progress_bars(unit) as bars:
         bar = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+def say(line: str) -> None:
+    """Print a line for people, beside what the command prints for programs."""
+    Console(stderr=True).print(escape(line), soft_wrap=True, highlight=False)

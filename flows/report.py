@@ -36,7 +36,8 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
     Returns:
         `campaign`, `round_number`, `rounds_closed`, `awaiting` (None, or the labels that the open round waits for),
         `labels`, `budget`, `budget_left` (labels that may still be asked for), `set_aside` (files of the pool that are
-        not used, by reason), `metrics` of the newest model on the audit set (None before there is one), `forecast`,
+        not used, by reason), `pool_notes` (the same for people, with examples and what to do), `metrics` of the newest
+        model on the audit set (None before there is one), `forecast`,
         `no_forecast` and `stop` (see `outlook`), `stops_when` (of each stopping rule its `limit` and where it is
         `now`), `suspicious` (`count` of the labels that the newest round to look thinks wrong, and the `file` that
         names them; None before one looked) and `urls`.
@@ -57,6 +58,7 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         "budget": settings["budget"],
         "budget_left": max(0, settings["budget"] - labels - outstanding_tasks(folder)),
         "set_aside": set_aside_images(folder),
+        "pool_notes": unused_images(folder),
         "metrics": headline,
         **ahead,
         "stops_when": _stopping_rules(settings, labels, headline, ahead["forecast"]),
@@ -100,6 +102,13 @@ def set_aside_images(folder: Campaign) -> dict[str, int]:
     from pipeline.pool import set_aside_counts
 
     return set_aside_counts(pd.read_parquet(folder.pool)) if folder.pool.exists() else {}
+
+
+def unused_images(folder: Campaign) -> list[str]:
+    """What of the pool is not used, a line for each kind of reason, with an example and what to do."""
+    from pipeline.pool_notes import unused_lines
+
+    return unused_lines(pd.read_parquet(folder.pool)) if folder.pool.exists() else []
 
 
 def awaited_labels(folder: RoundFolder) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from connectors.store import RoundFolder, flatten, read_json, write_json, write_table
+from connectors.store import Campaign, RoundFolder, flatten, read_json, write_json, write_table
 from flows.ask import check_strategy, compare_with_half, push, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
 from flows.collect import close, collect, is_ready_to_close, labels_known_to, look
@@ -37,6 +37,7 @@ from flows.score import list_candidates, score_pool
 from flows.steps import seconds_of, step, task_without_result, timed_task
 from pipeline.labels import digest
 from pipeline.pool import index_pool
+from pipeline.pool_notes import changes, unused_lines
 
 ARTIFACTS = (
     "batch.parquet",
@@ -105,14 +106,21 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; another process that works on the campaign makes this an error."""
     with work.folder.lock():
         refresh_pool(work)
+        outcome = go_on(work)
+        notes = tell_of_pool(work.folder)
+    return replace(outcome, notes=(*notes, *outcome.notes))
+
+
+def go_on(work: OpenCampaign) -> RoundOutcome:
+    """Look at the open round, close it if its labels are in, and learn and ask again."""
+    folder = current_round(work.folder)
+    if folder.has("pushed.json"):
+        progress = look(folder, work)
+        if not folder.has("annotations.parquet") and not is_ready_to_close(folder, work, progress):
+            return finished(work) if is_empty(folder / "batch.parquet") else awaiting(folder, progress)
+        finish(folder, work)
         folder = current_round(work.folder)
-        if folder.has("pushed.json"):
-            progress = look(folder, work)
-            if not folder.has("annotations.parquet") and not is_ready_to_close(folder, work, progress):
-                return finished(work) if is_empty(folder / "batch.parquet") else awaiting(folder, progress)
-            finish(folder, work)
-            folder = current_round(work.folder)
-        return finished(work) if is_finished(work) else advance(folder, work)
+    return finished(work) if is_finished(work) else advance(folder, work)
 
 
 def is_finished(work: OpenCampaign) -> bool:
@@ -166,9 +174,10 @@ def finish(folder: RoundFolder, work: OpenCampaign) -> None:
 
 @task_without_result
 def refresh_pool(work: OpenCampaign) -> None:
-    """Index the pool; an image that is known is not read again."""
+    """Index the pool, where an image that is known is not read again, and note what people should know of it."""
     settings = work.settings
     known = work.pool if work.folder.pool.exists() else None
+    told: list[str] = []
     with progress_bar("indexing the pool", unit="files") as show:
         table = index_pool(
             settings.pool,
@@ -176,10 +185,32 @@ def refresh_pool(work: OpenCampaign) -> None:
             audit_size=settings.audit_size,
             seed=settings.seed,
             classes=settings.classes,
+            follow_links=settings.follow_links,
+            max_unused=settings.max_unused,
             progress=show,
+            tell=told.append,
         )
+    note_pool(work.folder, [*told, *unused_lines(table)], changes(known, table))
     if known is None or not table.equals(known):
         write_table(work.folder.pool, table)
+
+
+def note_pool(folder: Campaign, standing: list[str], news: list[str]) -> None:
+    """Remember what is to be told of the pool until a run has told it; what stands as it stood is no news."""
+    notes = read_json(folder.pool_notes) if folder.pool_notes.exists() else {"standing": [], "untold": []}
+    news = [*news, *(line for line in standing if line not in notes["standing"])]
+    untold = [*notes["untold"], *(line for line in news if line not in notes["untold"])]
+    if not folder.pool_notes.exists() or {"standing": standing, "untold": untold} != notes:
+        write_json(folder.pool_notes, {"standing": standing, "untold": untold})
+
+
+def tell_of_pool(folder: Campaign) -> tuple[str, ...]:
+    """What is new in the pool, and what is wrong with it, new or not; it counts as told from now on."""
+    notes = read_json(folder.pool_notes)
+    if notes["untold"]:
+        write_json(folder.pool_notes, notes | {"untold": []})
+    wrong = unused_lines(pd.read_parquet(folder.pool), wrong_only=True)
+    return (*notes["untold"], *(line for line in wrong if line not in notes["untold"]))
 
 
 @step("config.json")

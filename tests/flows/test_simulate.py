@@ -484,9 +484,8 @@ def test_campaign_without_audit_labels_says_that_a_model_picked_the_test_images(
 
 
 def test_campaign_gives_images_labels_classes_and_its_strategy(digits, tmp_path, monkeypatch):
-    table = pd.read_csv(digits / "labels.csv", dtype=str).assign(
-        uri=lambda t: str(digits / "images/") + "/" + t["file"]
-    )
+    shutil.copytree(digits / "images", tmp_path / "images")
+    table = pd.read_csv(digits / "labels.csv", dtype=str).assign(uri=lambda t: "images/" + t["file"])
     table.loc[250:, "label"] = ""
     table[["uri", "label"]].to_csv(tmp_path / "manifest.csv", index=False)
     (tmp_path / "campaign.toml").write_text(
@@ -540,7 +539,7 @@ def test_names_in_the_page_are_escaped(digits, tmp_path):
         ({"labels": None}, "--features needs --labels"),
         ({"labels": None, "features": None}, "name the labels with --labels"),
         ({"labels": None, "campaign": Path("campaign.toml")}, "--features needs --labels"),
-        ({"labels": Path("nowhere.csv")}, "nowhere.csv: no such labels file"),
+        ({"labels": Path("nowhere.csv")}, "nowhere.csv: no such file"),
         ({"features": None}, "--labels needs --images"),
         ({"features": None, "images": Path("nowhere")}, "nowhere: no such folder of images"),
         ({"features": Path("nowhere.npy")}, "nowhere.npy: no such features file"),
@@ -645,17 +644,17 @@ def test_replay_in_mlflow_has_its_settings_its_winner_and_the_areas(digits, tmp_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,label\na.png,1\n", "needs a column 'file', has name, label"),
-        ("file,label\n000.png,1\n001.png,\n", r"row 2 \('001.png', ''\) has no label"),
+        ("name,label\na.png,1\n", "needs a column file, has name, label"),
+        ("file,label\n000.png,1\n001.png,\n", r"row 2 \(file '001.png'\) has no label"),
         ("file,label\n000.png,1\n,2\n", "row 2 .* has no file"),
         ("file,label\n000.png,1\n000.png,2\n", "row 2 .* names a file for the second time"),
         ("file,label\n000.png,1\nnot there.png,2\n", "row 2 .* names a file that is not in"),
         ("file,label,split\n000.png,1,pool\n001.png,2,train\n", "row 2 .* has a split that is neither pool nor test"),
         ("file,label\n000.png,1\n001.png,1\n", "nothing to learn: all 2 labels are '1'"),
-        ("", "cannot be read as CSV"),
+        ("", "needs a column file, has no columns: the file is empty"),
         ("file,label\n", "has no row below its first line"),
-        ("file,label\n000.png,1,\n001.png,2,\n", "more fields than the first line: .* ends of lines away"),
-        ("file,label\n000.png,cat,tabby\n001.png,cat,tabby\n", "rows have more fields than the first line"),
+        ("file,label\n000.png,1,\n001.png,2,\n", "row 1 has more fields than the first line, .* ends of lines away"),
+        ("file,label\n000.png,cat,tabby\n001.png,cat,tabby\n", "row 1 has more fields than the first line"),
     ],
 )
 def test_wrong_labels_are_refused_with_their_row(digits, tmp_path, text, message):
