@@ -105,7 +105,7 @@ def _refuse_labels(table: StrictTable, meant: dict[str, str | None], classes: Se
     named = ", ".join(classes[:N_CLASSES_NAMED])
     named += f" and {len(classes) - N_CLASSES_NAMED} more" if len(classes) > N_CLASSES_NAMED else ""
     alike = [name for name in classes if name.casefold() == given.casefold()]
-    alike += difflib.get_close_matches(given, classes, n=1, cutoff=0.7)
+    alike += difflib.get_close_matches(given, classes, n=1, cutoff=0.6)
     mend = ""
     if alike:
         # Letters of two alphabets may look the same.

@@ -102,7 +102,7 @@ def _count(n: int, what: str) -> str:
 def readings_in_words(table: StrictTable, column: str, located: Located) -> list[str]:
     """A line for each way in which names of files were read that are not there as written."""
     return [
-        f"{table.path.name}: {_count(len(positions), 'name')} of files are read {reading}, such as "
+        f"{table.path.name}: names of files are read {reading}, in {len(positions)} rows, such as "
         f"{shorten(table.rows[column].iloc[positions[0]])} in row {table.rows.index[positions[0]]}"
         for reading, positions in located.readings.items()
     ]

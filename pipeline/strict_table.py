@@ -111,7 +111,7 @@ def trim(table: StrictTable, name: str) -> StrictTable:
     notes = table.notes
     if not changed.empty:
         notes += (
-            f"{table.path.name}: white space around {len(changed)} values of {name} is passed over, such as "
+            f"{table.path.name}: white space around values of {name} is passed over, in {len(changed)} rows, such as "
             f"{shorten(changed.iloc[0])} in row {changed.index[0]}",
         )
     return replace(table, rows=table.rows.assign(**{name: after.replace({"": None})}), notes=notes)
@@ -169,7 +169,7 @@ def _name(path: Path, written: Sequence[str], known: Mapping[str, Collection[str
         elif any(re.search(r"\.\w{2,4}$", name) for name in written):
             mend = f"the first line must name the columns, for example {first},label"
         else:
-            mend = f"known columns are {', '.join(known)}"
+            mend = f"the first line must name the columns; known are {', '.join(known)}"
         raise PoolError(f"{path}: needs a column {first}, has {listed or 'no columns'}: {mend}")
     changed = [(text, name) for text, name in zip(written, names, strict=True) if text != name]
     return names, [f"{path.name}: the column {shorten(text)} is read as {name}" for text, name in changed]
@@ -253,6 +253,8 @@ def _records(path: Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
     except csv.Error as exc:
         if "expected after" in str(exc):
             mend = "text follows a closing quote; a quote within a quoted field is written twice"
+        elif "limit" in str(exc):
+            mend = f"a field is longer than {csv.field_size_limit():,} characters; is a quote left open?"
         else:
             mend = "a quote that is opened here is not closed"
         raise PoolError(f"{path}: {f'row {n_read}' if n_read else 'the first line'}: {mend}") from exc
