@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from connectors.store import Campaign, read_json
+from connectors.store import Campaign, RoundFolder, read_json
 from deploy import servers
 from flows.home import home
 from flows.local import prepare_environment, print_addresses, use_prefect
@@ -19,6 +19,8 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_AWAITING = 3
 EXIT_STOPPED = 130
+SHOWN = 5
+"""Suspicious labels that `status` names."""
 
 app = typer.Typer(
     help="Cycle train -> score -> select -> push to Label Studio -> collect, one round at a time.\n\n"
@@ -124,7 +126,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell where a campaign stands, from its folder alone: round, labels, budget, metrics, forecast, addresses."""
-    from flows.report import campaign_status, rounds_table, stopping_text
+    from flows.report import campaign_status, rounds_table, stopping_text, suspicious_rows
 
     folder = Campaign(_campaign_folder(campaign))
     if not (folder.path / "campaign.json").exists():
@@ -150,10 +152,18 @@ def status(
     if state["set_aside"]:
         reasons = ", ".join(f"{count} {kind}" for kind, count in state["set_aside"].items())
         console.print(f"Files of the pool that are not used: {reasons}")
-    if state["suspicious"] and state["suspicious"]["count"]:
-        console.print(
-            "Labels that are probably wrong: {count}, in {file}".format(**state["suspicious"]), soft_wrap=True
-        )
+    for note in state["dependence"]:
+        console.print(escape(note), soft_wrap=True, highlight=False)
+    if state["suspicious"]:
+        text, file = state["suspicious"]["text"], Path(state["suspicious"]["file"])
+        console.print(f"Labels: {text}", soft_wrap=True, highlight=False)
+        for row in suspicious_rows(RoundFolder(file.parent), SHOWN):
+            told = (
+                f"  {row['file']}: {row['label']}, rather {row['suggested']} (wrong with {row['wrong']}) {row['task']}"
+            )
+            console.print(escape(told), soft_wrap=True, highlight=False)
+        if state["suspicious"]["count"] > SHOWN:
+            console.print(f"  all of them: {file}", soft_wrap=True)
     for name, url in state["urls"].items():
         console.print(f"{name}: {url}", soft_wrap=True)
 
@@ -201,6 +211,14 @@ def simulate(
     features: Annotated[
         Path | None,
         typer.Option(help="Ready-made features, .npy or .parquet, a row for each row of the labels; no images needed."),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Images that depend on each other are on one side of the test: parent, those of a folder, or an "
+            "expression with one part in brackets on the file's path, such as '^(.+)_frame'. The labels may have a "
+            "column group instead."
+        ),
     ] = None,
     campaign: Annotated[
         Path | None,
@@ -277,6 +295,7 @@ def simulate(
         images=images,
         labels=labels,
         features=features,
+        group=group,
         campaign=campaign,
         strategies=strategies,
         seeds=seeds,
@@ -303,6 +322,8 @@ def simulate(
         raise typer.Exit(EXIT_STOPPED) from None
     console.print(summary_table(summary))
     console.print(summary["verdict"])
+    for note in summary["notes"]:
+        console.print(escape(note), soft_wrap=True, highlight=False)
     console.print(f"Look at it: {out / 'report.html'}", soft_wrap=True)
 
 

@@ -20,6 +20,7 @@ from flows.ask import check_strategy, compare_with_half, push, select, select_fi
 from flows.campaign import OpenCampaign, current_round, open_campaign
 from flows.collect import close, collect, is_ready_to_close, labels_known_to, look
 from flows.config import CampaignSettings, resolved
+from flows.dependence import look_for_dependence
 from flows.learn import (
     cross_validate,
     gather_labels,
@@ -32,7 +33,7 @@ from flows.learn import (
 from flows.networks import check_network
 from flows.outlook import metrics_of, outlook
 from flows.progress import progress_bar
-from flows.report import round_markdown, suspicious_labels, warnings_of, write_confusion_matrix
+from flows.report import review_of, round_markdown, warnings_of, write_confusion_matrix
 from flows.score import list_candidates, score_pool
 from flows.steps import seconds_of, step, task_without_result, timed_task
 from pipeline.labels import digest
@@ -105,14 +106,21 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; another process that works on the campaign makes this an error."""
     with work.folder.lock():
         refresh_pool(work)
+        notes = look_for_dependence(work)
+        outcome = go_on(work)
+        return replace(outcome, notes=(*notes, *outcome.notes))
+
+
+def go_on(work: OpenCampaign) -> RoundOutcome:
+    """Close the open round if its labels are in, and begin the next."""
+    folder = current_round(work.folder)
+    if folder.has("pushed.json"):
+        progress = look(folder, work)
+        if not folder.has("annotations.parquet") and not is_ready_to_close(folder, work, progress):
+            return finished(work) if is_empty(folder / "batch.parquet") else awaiting(folder, progress)
+        finish(folder, work)
         folder = current_round(work.folder)
-        if folder.has("pushed.json"):
-            progress = look(folder, work)
-            if not folder.has("annotations.parquet") and not is_ready_to_close(folder, work, progress):
-                return finished(work) if is_empty(folder / "batch.parquet") else awaiting(folder, progress)
-            finish(folder, work)
-            folder = current_round(work.folder)
-        return finished(work) if is_finished(work) else advance(folder, work)
+    return finished(work) if is_finished(work) else advance(folder, work)
 
 
 def is_finished(work: OpenCampaign) -> bool:
@@ -135,8 +143,8 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
         list_candidates(folder, work)
         cross_validate(folder, work)
         train(folder, work, run_id)
-        review_labels(folder, work)
         measure(folder, work)
+        review_labels(folder, work)
         track_model(folder, work, run_id)
         look_ahead(folder, work)
         query_size = size_of_query(folder)
@@ -176,6 +184,7 @@ def refresh_pool(work: OpenCampaign) -> None:
             audit_size=settings.audit_size,
             seed=settings.seed,
             classes=settings.classes,
+            group=settings.group,
             progress=show,
         )
     if known is None or not table.equals(known):
@@ -247,8 +256,8 @@ def summarise(folder: RoundFolder, work: OpenCampaign) -> None:
         logged |= {f"forecast_{name}": expected[name] for name in ("gain", "gain_low", "gain_high")}
     if folder.has("training.json"):
         logged |= _told_of_training(read_json(folder / "training.json"), work.settings)
-    if (n_suspicious := suspicious_labels(folder)) is not None:
-        logged["n_suspicious_labels"] = n_suspicious
+    if (review := review_of(folder)) is not None:
+        logged |= {"n_suspicious_labels": review["count"], "n_suspicious_labels_wrong": review["n_wrong"]}
     if folder.has("stability.json"):
         logged |= {name: value for name, value in read_json(folder / "stability.json").items() if value is not None}
     write_json(folder / "summary.json", {"step": n_labels, "metrics": logged})

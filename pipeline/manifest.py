@@ -12,16 +12,19 @@ MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
 
 
 def read_manifest(path: Path, classes: Sequence[str]) -> pd.DataFrame:
-    """Distinct `uri` (absolute) and `label` of a manifest, checked."""
+    """Distinct `uri` (absolute), `label` and `group` of a manifest, checked."""
     rows = _read_rows(path)
     if "uri" not in rows:
         raise PoolError(f"{path} needs a column uri, has {', '.join(map(str, rows.columns)) or 'no columns'}")
-    rows = rows.reindex(columns=["uri", "label"]).reset_index(drop=True).astype("str").replace("", None)
+    rows = rows.reindex(columns=["uri", "label", "group"]).reset_index(drop=True).astype("str").replace("", None)
     _refuse(path, rows, rows["uri"].isna(), "has no uri")
     wrong = rows["label"].notna() & ~rows["label"].isin(list(classes))
     _refuse(path, rows, wrong, f"has a label that is not one of the classes {', '.join(classes)}")
     folder = path.parent.absolute()
     rows["uri"] = [os.path.normpath(folder / uri) for uri in rows["uri"]]
+    groups = rows.dropna(subset=["group"]).drop_duplicates(["uri", "group"])
+    _refuse(path, groups, groups["uri"].duplicated(), "gives a second group to an image")
+    rows["group"] = rows["uri"].map(groups.set_index("uri")["group"]).astype("str")
     rows = rows.sort_values("label", kind="stable").drop_duplicates()
     rows = rows[rows["label"].notna() | ~rows["uri"].duplicated()].sort_index()
     _refuse(path, rows, rows["uri"].duplicated(), "gives a second label to an image")

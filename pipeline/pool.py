@@ -11,6 +11,7 @@ One row is one image (an item) or one file that holds no usable image:
 | `set_aside_reason` | why the row is not used; missing where it is |
 | `size_bytes`, `modified_ns` | of the file when it was read; missing where it was not |
 | `label` | from a manifest; missing otherwise and for the audit set |
+| `group` | which images depend on each other, see `pipeline.groups`; missing where an image is on its own |
 """
 
 import hashlib
@@ -19,10 +20,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 
+from pipeline.groups import draw_groups, group_codes, groups_of
 from pipeline.listing import File, stat_file, walk
 from pipeline.manifest import MANIFEST_SUFFIXES, read_manifest
 from pipeline.pixels import (
@@ -47,8 +48,10 @@ COLUMNS = {
     "size_bytes": "Int64",
     "modified_ns": "Int64",
     "label": "str",
+    "group": "str",
 }
 CHANGED = "file changed since it was indexed"
+IN_AUDIT = "of a group in the audit set: found later, and not to be trained on"
 
 
 class _Content(NamedTuple):
@@ -67,6 +70,7 @@ def index_pool(
     audit_size: int,
     seed: int,
     classes: Sequence[str],
+    group: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Pool table of all images of `source`, with those of an earlier table.
@@ -83,6 +87,11 @@ def index_pool(
     whatever the order and the names of the files. It stays fixed: images found later are "pool", and a label
     that a later manifest gives to an image of the audit set is ignored, so that it is never trained on.
 
+    Whole groups are drawn, in a random order, each that still fits: the audit set has `audit_size` images, or less
+    than the smallest group that was left out fewer. A group with a label, or of more images than `audit_size`, is not
+    in it. An image that is found later in one of its groups is set aside. An image keeps the group that it was found
+    in first, wherever its file goes; of copies in several groups the first by path counts.
+
     Args:
         source: folder, or manifest (.csv, .parquet) with a column `uri`, relative to the manifest's folder,
             and optionally `label`. A labelled image is never in the audit set; one content under two labels
@@ -90,19 +99,23 @@ def index_pool(
         known: table of an earlier call.
         audit_size: images of the audit set.
         classes: labels that a manifest may give.
+        group: rule for the group of an image by its path relative to `source`, or to the manifest's folder (see
+            `pipeline.groups`); None for the groups of the manifest's column `group`, if there is one.
         progress: called with the files done and all files.
 
     Returns:
         The columns of the module's table, sorted by uri.
 
     Raises:
-        PoolError: `source` is missing, empty, badly formed or without a usable image, or `audit_size` leaves
-            nothing for the pool.
+        PoolError: `source` is missing, empty, badly formed or without a usable image, `audit_size` leaves
+            nothing for the pool or cannot be drawn in whole groups, or the groups are not those that it was drawn by.
     """
     earlier = _as_table(pd.DataFrame(known))
-    listed = _list_source(source, classes)
+    listed = _with_groups(_list_source(source, classes), source, group)
     seen = _read_contents(_with_items_elsewhere(listed, earlier), earlier, progress)
-    table = _join(seen, earlier)
+    if group is None:
+        _check_groups(seen, earlier, source)
+    table = _hold_out_of_audit(_join(seen, earlier))
     if usable(table).empty:
         raise PoolError(f"{source} has no usable image: {_in_words(set_aside_counts(table))}")
     if earlier["item_id"].notna().any():
@@ -125,18 +138,39 @@ def set_aside_counts(pool: pd.DataFrame) -> dict[str, int]:
 
 
 def _list_source(source: Path, classes: Sequence[str]) -> pd.DataFrame:
-    """Files of a folder or manifest: `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label`."""
+    """Files of a folder or manifest: `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label`, `group`."""
     if source.is_dir():
-        files = _frame(walk(source), File).assign(label=None)
+        files = _frame(walk(source), File).assign(label=None, group=None)
     elif source.suffix.lower() not in MANIFEST_SUFFIXES:
         missing = "" if source.exists() else ", which does not exist"
         raise PoolError(f"wanted a folder of images or a manifest (.csv, .parquet), got {source}{missing}")
     else:
         rows = read_manifest(source, classes)
-        files = _frame(map_in_threads(stat_file, rows["uri"].tolist()), File).assign(label=rows["label"].to_numpy())
+        files = _frame(map_in_threads(stat_file, rows["uri"].tolist()), File)
+        files = files.assign(label=rows["label"].to_numpy(), group=rows["group"].to_numpy())
     if files.empty:
         raise PoolError(f"{source} is empty: wanted at least one image")
     return _typed(files)
+
+
+def _with_groups(listed: pd.DataFrame, source: Path, rule: str | None) -> pd.DataFrame:
+    """The listed files with the group that a rule gives to their paths; as they are without one."""
+    if rule is None:
+        return listed
+    if listed["group"].notna().any():
+        raise PoolError(
+            f"{source} has groups in its column group: take the setting group = {rule!r} away, or the column"
+        )
+    root = f"{os.path.normpath((source if source.is_dir() else source.parent).absolute())}{os.sep}"
+    found = listed["modified_ns"].notna()
+    paths = [
+        uri.removeprefix(root) if uri.startswith(root) else os.path.relpath(uri, root) for uri in listed["uri"][found]
+    ]
+    try:
+        groups = groups_of(paths, rule)
+    except ValueError as exc:
+        raise PoolError(str(exc)) from exc
+    return listed.assign(group=pd.Series(groups, index=listed.index[found], dtype="str"))
 
 
 def _with_items_elsewhere(listed: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
@@ -145,7 +179,7 @@ def _with_items_elsewhere(listed: pd.DataFrame, earlier: pd.DataFrame) -> pd.Dat
     # An item stays one whatever its suffix: a manifest may have named it.
     listed = listed[listed["modified_ns"].notna() | ~listed["uri"].isin(homes)]
     elsewhere = map_in_threads(stat_file, homes[~homes.isin(listed["uri"])].tolist())
-    others = _typed(_frame(elsewhere, File).assign(label=None))
+    others = _typed(_frame(elsewhere, File).assign(label=None, group=None))
     files = pd.concat([listed, others], ignore_index=True)
     return files.assign(listed=files.index < len(listed))
 
@@ -220,35 +254,71 @@ def _join(seen: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["uri", "item_id"], ignore_index=True)
 
 
+def _check_groups(seen: pd.DataFrame, earlier: pd.DataFrame, source: Path) -> None:
+    """Refuse a manifest whose groups are not those that the audit set was drawn by."""
+    known = earlier.loc[earlier["item_id"].notna(), ["item_id", "group"]].fillna("")
+    now = seen.loc[seen["item_id"].notna() & seen["listed"], ["item_id", "uri", "group"]].fillna("")
+    both = now.merge(known, on="item_id", suffixes=("", "_before"))
+    is_same = (both["group"] == both["group_before"]).groupby(both["item_id"]).transform("any")
+    if not is_same.all():
+        first = both[~is_same].iloc[0]
+        before, after = (repr(name) if name else "no group" for name in (first["group_before"], first["group"]))
+        raise PoolError(
+            f"{source}: {first['uri']} was in {before} when the audit set was drawn and is in {after} now, and "
+            f"{int((~is_same).sum()) - 1} more images changed theirs: the audit set was kept apart by groups. Put the "
+            "column group back, or begin a campaign of another name"
+        )
+
+
+def _hold_out_of_audit(table: pd.DataFrame) -> pd.DataFrame:
+    """Set the images aside that were found after the audit set was drawn, in one of its groups."""
+    groups = table.loc[table["split"] == "audit", "group"].dropna().unique()
+    is_late = (table["split"] == "pool") & table["item_id"].notna() & table["group"].isin(groups)
+    return table.assign(set_aside_reason=table["set_aside_reason"].mask(is_late, IN_AUDIT))
+
+
 def _found_items(seen: pd.DataFrame, earlier_items: pd.DataFrame) -> pd.DataFrame:
     """One row for each content that was seen; it stays at its earlier path while it is there."""
-    known = earlier_items[["item_id", "uri", "split", "label"]]
+    known = earlier_items[["item_id", "uri", "split", "label", "group"]]
     copies = seen[seen["item_id"].notna()].merge(known, on="item_id", how="left", suffixes=("", "_earlier"))
     copies["moved"] = copies["uri"] != copies["uri_earlier"]
     labels = copies.loc[copies["label"].notna(), ["item_id", "label"]].drop_duplicates()
     labels = labels.sort_values("label")
     disputed = labels[labels["item_id"].duplicated(keep=False)]
     reasons = disputed.groupby("item_id")["label"].agg(" and ".join).radd("labelled more than one way: ")
-    items = copies.sort_values(["moved", "uri"]).drop_duplicates("item_id")
+    copies = copies.sort_values(["moved", "uri"])
+    items = copies.drop_duplicates("item_id")
+    group = items["item_id"].map(copies.groupby("item_id")["group"].first()).astype("str")
     given = items["item_id"].map(labels.drop_duplicates("item_id").set_index("item_id")["label"])
     label = given.astype("str").fillna(items["label_earlier"])
     label = label.mask(items["item_id"].isin(disputed["item_id"]) | (items["split"] == "audit"), None)
     return items.assign(
-        split=items["split"].fillna("pool"), label=label, set_aside_reason=items["item_id"].map(reasons)
+        split=items["split"].fillna("pool"),
+        label=label,
+        group=items["group_earlier"].where(items["split"].notna(), group),
+        set_aside_reason=items["item_id"].map(reasons),
     )
 
 
 def _draw_audit(table: pd.DataFrame, audit_size: int, seed: int) -> pd.DataFrame:
     rows = usable(table)
-    candidates = np.sort(rows.loc[rows["label"].isna(), "item_id"].to_numpy(dtype=np.str_))
+    labelled = rows["label"].notna()
+    labelled |= rows["group"].isin(rows.loc[labelled, "group"].dropna())
+    # By item id, so that neither the order nor the names of the files decide.
+    candidates = rows[~labelled].sort_values("item_id")
     if audit_size and len(candidates) <= audit_size:
+        whole = "are usable and have no label" if rows["group"].isna().all() else "are in groups without a label"
+        raise PoolError(f"an audit set of {audit_size} leaves nothing for the pool: {len(candidates)} images {whole}")
+    groups = group_codes(candidates["group"], candidates["item_id"])
+    codes = torch.arange(len(candidates)) if groups is None else groups
+    is_drawn = draw_groups(codes, size=audit_size, generator=seeded_generator(seed, 0, "audit")).numpy()
+    if is_drawn.sum() < audit_size / 2:
+        sizes = codes.bincount()
         raise PoolError(
-            f"an audit set of {audit_size} leaves nothing for the pool: "
-            f"{len(candidates)} images are usable and have no label"
+            f"an audit set of {audit_size} cannot be drawn in whole groups: there are {len(sizes)} without a label, of "
+            f"{int(sizes.min())} to {int(sizes.max())} images. Raise audit_size, or make the groups smaller (group)"
         )
-    order = torch.randperm(len(candidates), generator=seeded_generator(seed, 0, "audit"))
-    drawn = candidates[order[:audit_size].numpy()]
-    return table.assign(split=table["split"].mask(table["item_id"].isin(drawn), "audit"))
+    return table.assign(split=table["split"].mask(table["item_id"].isin(candidates["item_id"][is_drawn]), "audit"))
 
 
 def _as_table(rows: pd.DataFrame) -> pd.DataFrame:
