@@ -7,7 +7,10 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 
+from connectors.annotation import Task
+from connectors.label_studio import LabelStudio
 from connectors.store import read_json
+from pipeline.types import Region
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -76,6 +79,46 @@ def test_person_labels_the_most_wanted_images_and_the_next_round_learns_from_the
         assert labelled.loc[item_id, "label"] == label
 
 
+def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_are(space, servers, page):
+    classes = ["$1", "$5", "{{x}}", "a<b", 'R&D "x"']
+    images = [rename(uri, f"{label} é#?%20&'.png") for uri, label in zip(space.uris, classes, strict=False)]
+    tool = LabelStudio(
+        url=space.url, token=space.token, project=space.project, classes=classes, images_root=space.images_root
+    )
+    address = tool.prepare()
+    tasks = [
+        Task(f"item {rank}", image, 0, rank, Region("image", guess, score=0.5), {"reason": f"unsure of {guess} and $1"})
+        for rank, (image, guess) in enumerate(zip(images, classes, strict=True))
+    ]
+    task_ids = tool.push(tasks, round_number=0, model_version="m")
+
+    log_in(page, address, servers)
+    with page.expect_response(is_next_task):
+        page.get_by_role("button", name="Label All Tasks").click()
+    close_instructions(page)
+    options = page.locator(".lsf-choices").get_by_role("radio")
+    for rank, (task, label) in enumerate(zip(tasks, [*classes[1:], classes[0]], strict=True)):
+        expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_ids[task.item_id]))
+        expect(page.get_by_role("heading").filter(has_text=f"Why this image: {task.columns['reason']}")).to_be_visible()
+        expect(page.get_by_alt_text("image", exact=True)).to_have_js_property("naturalWidth", 16)
+        assert page.locator(".lsf-choices label").all_inner_texts() == [f"{c}[{n}]" for n, c in enumerate(classes, 1)]
+        expect(options.nth(rank)).to_be_checked()
+        if rank % 2:
+            page.locator(".lsf-choices label").filter(has_text=label).click()
+        else:
+            page.keyboard.press(str(classes.index(label) + 1))
+        expect(options.nth(classes.index(label))).to_be_checked()
+        with page.expect_response(lambda answer: answer.request.method == "POST" and "/annotations" in answer.url):
+            page.keyboard.press("Control+Enter")
+
+    given = {answer.item_id: answer.annotation.regions[0].label for answer in tool.pull(round_numbers=[0]).answers}
+    assert given == {task.item_id: label for task, label in zip(tasks, [*classes[1:], classes[0]], strict=True)}
+
+
+def rename(path: str, name: str) -> str:
+    return str(Path(path).rename(Path(path).with_name(name)))
+
+
 def test_pages_of_prefect_show_the_round(make_campaign, page):
     campaign = make_campaign()
     campaign.run()
@@ -115,7 +158,7 @@ def check_task(page: Page, served: Response, tasks: dict[str, int], wanted: pd.S
     expect(image).to_have_js_property("naturalWidth", 28)
     assert content(image) == Path(wanted["uri"]).read_bytes()
     expect(ticked(page)).to_have_attribute("name", wanted["guess"])
-    expect(page.get_by_role("heading").filter(has_text=f"reason: {wanted['reason']}")).to_be_in_viewport()
+    expect(page.get_by_role("heading").filter(has_text=f"Why this image: {wanted['why']}")).to_be_in_viewport()
 
 
 def content(image: Locator) -> bytes:
