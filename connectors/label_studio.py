@@ -570,12 +570,13 @@ class LabelStudio:
         After a failure look for a while before anything is sent again: what was sent may still be under way.
         """
         held: list[HeldTask] = []
+        has_looked = False
         for attempt in self._retrying():
             with attempt:
-                if attempt.retry_state.attempt_number > 1:
-                    self._settle(find, wanted)
+                if has_looked:  # else nothing was sent yet
+                    self._settle(find, wanted, with_guesses=wanted.keys() <= _by_item(held).keys())
                 for _ in range(_PASSES):
-                    held = find()
+                    held, has_looked = find(), True
                     if not self._mend(held, wanted, may_import=may_import, mended=mended):
                         return held
         raise PushMismatch(
@@ -584,12 +585,12 @@ class LabelStudio:
             "`labelcycle run` tries again"
         )
 
-    def _settle(self, find: Callable[[], list[HeldTask]], wanted: Mapping[str, _Wanted]) -> None:
-        """Wait until all that is wanted is there, or nothing has come for a while."""
+    def _settle(self, find: Callable[[], list[HeldTask]], wanted: Mapping[str, _Wanted], *, with_guesses: bool) -> None:
+        """Wait until what was sent last is there, or nothing has come for a while."""
         before, quiet_since = (-1, -1), time.monotonic()
         while time.monotonic() - quiet_since < _SETTLE_SECONDS:
             held = find()
-            if not _unguessed(held, wanted) and wanted.keys() <= _by_item(held).keys():
+            if wanted.keys() <= _by_item(held).keys() and not (with_guesses and _unguessed(held, wanted)):
                 return
             now = (len(held), sum(len(task.predictions) for task in held))
             if now != before:

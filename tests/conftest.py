@@ -101,7 +101,7 @@ def relay_to(target: str, misbehave) -> Iterator[str]:
             if misbehave(self, body):
                 return
             answer = self.forward(body)
-            self.answer(answer.status_code, answer.content)
+            self.answer(answer.status_code, answer.content, answer.headers.get("Content-Type", ""))
 
         do_GET = do_POST = do_PATCH = do_DELETE = handle_one  # noqa: N815
 
@@ -109,9 +109,11 @@ def relay_to(target: str, misbehave) -> Iterator[str]:
             passed = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")}
             return httpx.request(self.command, target + self.path, content=body, headers=passed, timeout=60)
 
-        def answer(self, status, content):
+        def answer(self, status, content, content_type="application/json", **headers):
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", content_type)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

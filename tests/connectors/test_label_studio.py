@@ -7,6 +7,7 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -138,6 +139,27 @@ def tasks_of(api, space) -> list[dict]:
 
 def choice(*labels, **changes) -> dict:
     return {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [*labels]}} | changes
+
+
+def is_import(handler) -> bool:
+    """Whether a request brings tasks."""
+    return urlsplit(handler.path).path.endswith("/import")
+
+
+def are_guesses(handler) -> bool:
+    """Whether a request brings predictions."""
+    return urlsplit(handler.path).path.endswith("/import/predictions")
+
+
+def guesses_of(api, space) -> dict[str, list]:
+    """Item id -> model version, score and classes of its predictions."""
+    return {
+        task["data"]["item_id"]: [
+            (each["model_version"], each["score"], [part["value"]["choices"] for part in each["result"]])
+            for each in task["predictions"]
+        ]
+        for task in tasks_of(api, space)
+    }
 
 
 def add_copies(api, space, *item_ids, **changes) -> list[int]:
@@ -321,7 +343,7 @@ class TestPush:
         imports = []
 
         def lose_the_answer(handler, body):
-            if "/import" not in handler.path:
+            if not is_import(handler):
                 return False
             imports.append(threading.Thread(target=handler.forward, args=(body,)))
             imports[-1].start()
@@ -341,7 +363,7 @@ class TestPush:
         cut = []
 
         def cut_the_first(handler, body):
-            if "/import" not in handler.path or cut:
+            if not is_import(handler) or cut:
                 return False
             cut.append(handler.path)
             with socket.create_connection(space.url.removeprefix("http://").split(":")) as server:
@@ -360,7 +382,7 @@ class TestPush:
         imports = []
 
         def answer_late(handler, body):
-            if "/import" not in handler.path:
+            if not is_import(handler):
                 return False
             imports.append(handler.forward(body))
             threading.Event().wait(1.5)
@@ -413,6 +435,53 @@ class TestPush:
         monkeypatch.setattr(label_studio, "_CHUNK", 3)
         assert len(push(prepared, batch(space, 7))) == len(tasks_of(api, space)) == 7
 
+    @pytest.mark.parametrize(
+        "answer", [(201, b'{"created": 4}'), (500, b"{}"), (200, b""), (200, b"<html>wait</html>")]
+    )
+    def test_guesses_that_get_lost_once_are_sent_again(self, prepared, api, space, relay, answer):
+        lost = []
+
+        def lose_the_first(handler, body):
+            if not are_guesses(handler) or lost:
+                return False
+            lost.append(body)
+            handler.answer(*answer)
+            return True
+
+        with relay(space.url, lose_the_first) as url:
+            push(connect(space, url=url), batch(space))
+        version = project_of(api, space)["model_version"]
+        assert guesses_of(api, space) == {f"1.{rank}": [(version, rank / 4, [["cat"]])] for rank in range(4)}
+
+    def test_a_server_that_never_keeps_the_guesses_is_told_and_its_version_not_set(self, prepared, space, relay, api):
+        def lose_all(handler, body):
+            if not are_guesses(handler):
+                return False
+            handler.answer(201, b'{"created": 4}')
+            return True
+
+        with relay(space.url, lose_all) as url, pytest.raises(PushMismatch, match="4 lack the guess or have another"):
+            push(connect(space, url=url), batch(space))
+        assert project_of(api, space)["model_version"] == ""
+
+    def test_a_round_whose_guesses_were_lost_by_an_older_version_goes_on(self, prepared, api, space):
+        """What a server on SQLite leaves of an import with predictions that met its database locked."""
+        project = project_of(api, space)
+        tasks = batch(space)
+        path = f"/api/projects/{project['id']}/import?return_task_ids=true"
+        data = [{"image": "old", "reasons": "", "item_id": task.item_id, "round_number": 1} for task in tasks]
+        stuck = api.post(path, json=[{"data": each} for each in data]).json()["task_ids"]
+        annotate(api, stuck[2], choice("dog"))
+        stale = api.patch(f"/api/projects/{project['id']}/", json={"model_version": "round 1: m"})
+        assert stale.status_code == 400, "as every later run was refused"
+        assert list(push(prepared, tasks).values()) == stuck
+        assert project_of(api, space)["model_version"] == "round 1: m"
+        assert set(map(len, guesses_of(api, space).values())) == {1}
+        assert served(space, tasks) == ["1.0", "1.1", "1.3"]
+        assert [answer.item_id for answer in pull(prepared, 1).answers if answer.task_id == stuck[2]] == ["1.2"]
+        images = {task["id"]: task["data"]["image"] for task in tasks_of(api, space)}
+        assert [images[task_id] == "old" for task_id in stuck] == [False, False, True, False]
+
     def test_tasks_show_the_guess_and_the_reasons(self, prepared, api, space):
         columns = {"reason": "unsure <b>", "uncertainty": 0.693147, "confused_classes": "cat, dog"}
         push(prepared, batch(space, 1, columns=columns))
@@ -448,6 +517,113 @@ class TestPush:
         with pytest.raises(ValueError, match=complaint):
             prepared.push(tasks, round_number=1, model_version="m", asked={})
         assert tasks_of(api, space) == []
+
+
+class TestTend:
+    def test_what_is_whole_is_left_alone(self, prepared, api, space):
+        push(prepared, batch(space))
+        before = tasks_of(api, space)
+        tended = tend(prepared)
+        assert (tended.mended, tended.standing.notes) == ((), ())
+        assert tasks_of(api, space) == before
+
+    def test_guess_order_image_and_settings_are_put_back_on_what_is_open(self, prepared, api, space):
+        task_ids = push(prepared, batch(space, 6))
+        annotate(api, task_ids["1.0"], choice("dog"))
+        tasks = {task["data"]["item_id"]: task for task in tasks_of(api, space)}
+        before = guesses_of(api, space)
+        api.delete(f"/api/predictions/{tasks['1.1']['predictions'][0]['id']}/").raise_for_status()
+        api.patch(f"/api/predictions/{tasks['1.2']['predictions'][0]['id']}/", json={"score": 9.0}).raise_for_status()
+        twice = {"task": task_ids["1.3"], "model_version": "round 1: m", "score": 0.5, "result": [choice("fox")]}
+        api.post("/api/predictions/", json=twice).raise_for_status()
+        for item_id, change in {"1.4": {"image": "/nowhere.png"}, "1.5": {"item_id": "1.0", "round_number": 7}}.items():
+            data = tasks[item_id]["data"] | change
+            api.patch(f"/api/tasks/{task_ids[item_id]}/", json={"data": data}).raise_for_status()
+        by_hand = {"model_version": "", "sampling": "Sequential sampling"}
+        api.patch(f"/api/projects/{project_of(api, space)['id']}/", json=by_hand).raise_for_status()
+        (told,) = tend(prepared).mended
+        assert told == (
+            "3 open tasks had lost the model's guess and their place in the order, and have them again; "
+            "2 open tasks showed another image or address, and show theirs again"
+        )
+        assert guesses_of(api, space) == before
+        assert {task["data"]["item_id"]: task["data"] for task in tasks_of(api, space)} == {
+            item_id: task["data"] for item_id, task in tasks.items()
+        }
+        assert served(space, batch(space, 6)) == ["1.1", "1.2", "1.3", "1.4", "1.5"]
+        assert tend(prepared).mended == ()
+
+    def test_a_deleted_task_stays_deleted(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        api.delete(f"/api/tasks/{task_ids['1.1']}/").raise_for_status()
+        assert tend(prepared).progress.n_tasks == 3
+        assert len(tasks_of(api, space)) == 3
+
+    def test_an_import_that_arrives_long_after_is_removed(self, prepared, api, space):
+        push(prepared, batch(space, 4))
+        second = push(prepared, batch(space, 4, round_number=2))
+        add_copies(api, space, "1.1", "2.0", "2.1", "2.2", "2.3")
+        tended = tend(prepared)
+        assert tended.mended == ("5 open tasks asked for an image a second time and were removed",)
+        assert (tended.progress.n_tasks, tended.task_ids[2]) == (4, second)
+        assert len(tasks_of(api, space)) == 8
+
+    def test_an_answer_on_a_double_is_an_answer_to_its_item(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        copies = dict(zip(task_ids, add_copies(api, space, *task_ids), strict=True))
+        annotate(api, copies["1.0"], choice("dog"))
+        annotate(api, copies["1.1"], choice("dog"))
+        annotate(api, task_ids["1.1"], choice("cat"))
+        tended = tend(prepared)
+        assert tended.task_ids[1] == task_ids | {"1.0": copies["1.0"]}
+        assert (tended.progress.n_tasks, tended.progress.n_labelled) == (4, 2)
+        pulled = pull(prepared, 1)
+        assert pulled.doubles == {copies["1.1"]: "1.1"}
+        assert sorted((answer.item_id, label_of(answer)) for answer in pulled.answers) == [
+            ("1.0", "dog"),
+            ("1.1", "cat"),
+            ("1.1", "dog"),
+        ]
+
+    def test_what_annotators_ask_themselves_is_neither_counted_nor_paid_for(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        forged = add_copies(api, space, "1.0", image="/data/other.png")
+        forged += add_copies(api, space, "1.1", item_id="made up")
+        forged += add_copies(api, space, "1.2", round_number="one")
+        for task_id in forged:
+            annotate(api, task_id, choice("dog"))
+        tended, pulled = tend(prepared), pull(prepared, 1)
+        assert (tended.progress.n_tasks, tended.progress.n_labelled) == (4, 0)
+        assert (pulled.answers, pulled.task_ids) == ([], task_ids)
+        (note,) = pulled.notes
+        assert note.startswith("3 tasks in project")
+        assert "(3 of them answered)" in note
+
+    def test_the_item_of_an_answer_is_what_was_pushed_whatever_the_task_says_now(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        annotate(api, task_ids["1.0"], choice("dog"))
+        data = {"image": "x", "reasons": "", "item_id": "1.3", "round_number": 9}
+        api.patch(f"/api/tasks/{task_ids['1.0']}/", json={"data": data}).raise_for_status()
+        assert [answer.item_id for answer in pull(prepared, 1).answers] == ["1.0"]
+
+    def test_a_foreign_task_does_not_keep_a_round_from_being_pushed(self, prepared, api, space):
+        push(prepared, batch(space))
+        add_copies(api, space, "1.0", item_id="made up", round_number=2)
+        assert len(push(prepared, batch(space, 2, round_number=2))) == 2
+
+    def test_copies_of_guesses_are_no_answers_and_a_guess_that_a_person_submits_is_one(self, prepared, api, space):
+        task_ids = push(prepared, batch(space, 3))
+        person = {"result": [choice("cat", score=0.5)], "lead_time": 1.2}
+        guess = next(task for task in tasks_of(api, space) if task["id"] == task_ids["1.2"])["predictions"][0]
+        annotate(api, task_ids["1.2"], *person["result"], parent_prediction=guess["id"])
+        action = {"id": "predictions_to_annotations", "project": project_of(api, space)["id"]}
+        chosen = {"selectedItems": {"all": False, "included": [task_ids["1.0"], task_ids["1.1"]]}}
+        api.post("/api/dm/actions", params=action, json=chosen).raise_for_status()
+        pulled = pull(prepared, 1)
+        assert [(answer.item_id, answer.outcome) for answer in pulled.answers] == [("1.2", "labelled")]
+        assert sorted(pulled.copied) == sorted([task_ids["1.0"], task_ids["1.1"]])
+        seen = progress(prepared)
+        assert (seen.n_tasks, seen.n_labelled, seen.n_set_aside) == (3, 1, 0)
 
 
 class TestOrder:
@@ -585,8 +761,8 @@ class TestAnswers:
         someone = annotator(space, {task.item_id: "cat" for task in tasks}, skip_rate=1.0)
         assert someone.label().n_skipped == 4
         assert someone.label().item_ids == ()
-        progress = progress(prepared)
-        assert (progress.n_tasks, progress.n_labelled, progress.n_set_aside) == (4, 0, 4)
+        seen = progress(prepared)
+        assert (seen.n_tasks, seen.n_labelled, seen.n_set_aside) == (4, 0, 4)
         assert {answer.outcome for answer in pull(prepared, 1).answers} == {"skipped"}
 
     def test_a_skip_that_carries_a_choice_is_still_a_skip(self, prepared, api, space):
@@ -636,8 +812,8 @@ class TestAnswers:
         answers = pull(prepared, 1).answers
         assert sorted(answer.answer_id for answer in answers) == answer_ids
         assert sorted(answer.outcome for answer in answers) == ["labelled", "labelled", "skipped"]
-        progress = progress(prepared)
-        assert (progress.n_tasks, progress.n_labelled, progress.n_set_aside) == (1, 1, 0)
+        seen = progress(prepared)
+        assert (seen.n_tasks, seen.n_labelled, seen.n_set_aside) == (1, 1, 0)
 
     def test_only_the_asked_rounds_are_read(self, prepared, api, space):
         for round_number in (1, 2, 12):
@@ -679,8 +855,8 @@ class TestAnswers:
         answers = {task.item_id: "cat" for task in tasks}
         annotator(space, answers).label(2)
         annotator(space, answers, skip_rate=1.0).label(1)
-        progress = progress(prepared)
-        assert (progress.n_tasks, progress.n_labelled, progress.n_set_aside) == (6, 2, 1)
+        seen = progress(prepared)
+        assert (seen.n_tasks, seen.n_labelled, seen.n_set_aside) == (6, 2, 1)
 
 
 class TestSimulatedAnnotator:
@@ -858,6 +1034,10 @@ class TestFailures:
             connect(space, classes=("a", "b")).prepare()
         assert space.token not in whole_text(caught.value)
         assert space.token not in repr(prepared) + str(prepared)
+
+
+def label_of(answer) -> str:
+    return answer.annotation.regions[0].label
 
 
 def served_labels(space, tool, answers) -> dict[str, str]:
