@@ -22,6 +22,9 @@ def home(near: Path | None = None) -> Path:
 
     Args:
         near: the campaign file, or None for a command without one.
+
+    Raises:
+        StoreError: what was named is no folder, or the new home's place is taken by another user.
     """
     named = os.environ.get(VARIABLE)
     if named:
@@ -34,7 +37,10 @@ def home(near: Path | None = None) -> Path:
     for folder in (*_upwards(beside), *_upwards(here)):
         if (folder / NAME / SERVERS).exists():
             return folder / NAME
-    return (here if beside.is_relative_to(here) else beside) / NAME
+    new = (here if beside.is_relative_to(here) else beside) / NAME
+    if new.exists() and not _is_ours(new):
+        raise StoreError(f"{new} belongs to another user; let {VARIABLE} name a folder of your own")
+    return new
 
 
 def settle_home(near: Path | None = None) -> Path:
@@ -45,10 +51,12 @@ def settle_home(near: Path | None = None) -> Path:
 
 
 def _upwards(folder: Path) -> Iterator[Path]:
-    """The folder and those above it whose home, if there is one, is ours."""
-    for each in (folder, *folder.parents):
-        try:
-            if (each / NAME).stat().st_uid == os.getuid():
-                yield each
-        except OSError:  # there is none, or we may not look
-            continue
+    """The folder and those above it that have a home which is ours."""
+    return (each for each in (folder, *folder.parents) if _is_ours(each / NAME))
+
+
+def _is_ours(home: Path) -> bool:
+    try:
+        return home.stat().st_uid == os.getuid()
+    except OSError:  # there is none, or we may not look
+        return False
