@@ -197,12 +197,12 @@ def _addresses(rounds: Sequence[RoundFolder], settings: dict[str, Any], home: Pa
 def rounds_table(folder: Campaign, *, only: int | None = None) -> Table:
     """One row for each round, or for one: labels, audit accuracy with its interval, NLL, ECE, seconds of each step.
 
-    Labels are those that the round's model learnt from, and those paid for, the audit set's included.
+    Labels are those that the model learnt from, and those paid for, the audit set's included.
     """
     name = read_json(folder.path / "campaign.json")["name"]
     caption = f"{', '.join(STEPS)}: seconds; LS is Label Studio"
     table = Table(title=name, caption=caption, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
-    names = ("round", "asked", "trained on", "paid", "audit accuracy", "NLL", "ECE", *STEPS)
+    names = ("round", "asked", "learnt", "paid", "audit accuracy", "NLL", "ECE", *STEPS)
     for column in names:
         table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     for round_folder in folder.rounds() if only is None else [folder.round(only)]:
