@@ -3,8 +3,10 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 
 from connectors.annotation import Task
@@ -81,7 +83,10 @@ def test_person_labels_the_most_wanted_images_and_the_next_round_learns_from_the
 
 def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_are(space, servers, page):
     classes = ["$1", "$5", "{{x}}", "a<b", 'R&D "x"']
-    images = [rename(uri, f"{label} é#?%20&'.png") for uri, label in zip(space.uris, classes, strict=False)]
+    images = [str(space.images_root / f"{label} é#?%20&'.png") for label in classes]
+    for image in images:
+        pixels = np.random.default_rng(0).integers(0, 256, size=(28, 28), dtype=np.uint8)
+        Image.fromarray(pixels).save(image)
     tool = LabelStudio(
         url=space.url, token=space.token, project=space.project, classes=classes, images_root=space.images_root
     )
@@ -100,7 +105,7 @@ def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_
     for rank, (task, label) in enumerate(zip(tasks, [*classes[1:], classes[0]], strict=True)):
         expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_ids[task.item_id]))
         expect(page.get_by_role("heading").filter(has_text=f"Why this image: {task.columns['reason']}")).to_be_visible()
-        expect(page.get_by_alt_text("image", exact=True)).to_have_js_property("naturalWidth", 16)
+        expect(page.get_by_alt_text("image", exact=True)).to_have_js_property("naturalWidth", 28)
         assert page.locator(".lsf-choices label").all_inner_texts() == [f"{c}[{n}]" for n, c in enumerate(classes, 1)]
         expect(options.nth(rank)).to_be_checked()
         if rank % 2:
@@ -113,10 +118,6 @@ def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_
 
     given = {answer.item_id: answer.annotation.regions[0].label for answer in tool.pull(round_numbers=[0]).answers}
     assert given == {task.item_id: label for task, label in zip(tasks, [*classes[1:], classes[0]], strict=True)}
-
-
-def rename(path: str, name: str) -> str:
-    return str(Path(path).rename(Path(path).with_name(name)))
 
 
 def test_pages_of_prefect_show_the_round(make_campaign, page):
