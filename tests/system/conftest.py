@@ -213,12 +213,13 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def make_campaign(servers, servers_home, environment, fork, label_studio_token, digits):
+def make_campaign(servers, servers_home, environment, fork, label_studio_token, images_root, digits):
     """Write the images and the file of a campaign; `extra` are further lines of the file."""
 
     def make(extra: str = "", *, label_studio: str = "local", **changes: int) -> TestCampaign:
         name = f"digits-{uuid.uuid4().hex[:10]}"
-        folder = servers_home / "pools" / name
+        pools = servers_home / "pools" if label_studio == "local" else images_root
+        folder = pools / name
         (folder / "images").mkdir(parents=True)
         truth = {}
         for place, (pixels, label) in enumerate(zip(*digits, strict=True)):
