@@ -48,7 +48,8 @@ def read(folder):
 
 
 def labels_of(table, folder):
-    rows = usable(table)
+    rows = usable(table).astype(object)
+    rows = rows.where(rows.notna(), None)
     return {str(Path(uri).relative_to(folder)): label for uri, label in zip(rows["uri"], rows["label"], strict=True)}
 
 
@@ -76,7 +77,7 @@ def labels_of(table, folder):
         ("uri,label,split\na.png,cat,train\nb.png,dog,\n", "columns that are not used: 'split'"),
         (
             "uri,label\n.\\a.png,cat\nb.png,dog\n",
-            "with / for back-slashes, in 1 rows, such as '.\\\\\\\\a.png' in row 1",
+            "with / for back-slashes, in 1 rows, such as '.\\\\a.png' in row 1",
         ),
     ],
 )
@@ -210,9 +211,9 @@ class TestNames:
 def test_rows_that_cannot_be_used_are_told_with_an_example_and_what_to_do(read):
     table, _ = read("uri,label\na.png,cat\nsub\\x.png,cat\nsub\\y.png,dog\nhttp://x/z.png,\n")
     lines = unused_lines(table, wrong_only=True)
-    assert re.match(r"2 cannot be read: such as .*sub\\\\x.png: No such file .*\(check their paths", lines[0])
+    assert re.match(r"2 cannot be read: such as .*sub\\x.png: No such file .*\(check their paths", lines[0])
     assert lines[1].startswith("1 an address, not a file: such as http://x/z.png: ")
-    with pytest.raises(PoolError, match=r"3 of 4 images cannot be used, more than max_unused = 0\.5 .*sub\\\\x\.png"):
+    with pytest.raises(PoolError, match=r"3 of 4 images cannot be used, more than max_unused = 0\.5 .*sub\\x\.png"):
         read("uri,label\na.png,cat\nsub\\x.png,cat\nsub\\y.png,dog\nhttp://x/z.png,\n", max_unused=0.5)
     with pytest.raises(PoolError, match=r"no usable image: 1 cannot be read: such as .*x\.png: No such file"):
         read("uri\nx.png\n")
@@ -222,9 +223,7 @@ class TestReadAgain:
     def test_takes_labels_back_and_changes_them(self, read, folder):
         first, _ = read("uri,label\na.png,cat\nb.png,dog\nc.png,\n")
         second, _ = read("uri,label\na.png,\nb.png,cat\nc.png,dog\n", first)
-        assert labels_of(second, folder) == {"a.png": None, "b.png": "cat", "c.png": "dog"} or labels_of(
-            second.astype(object).where(second.notna(), None), folder
-        ) == {"a.png": None, "b.png": "cat", "c.png": "dog"}
+        assert labels_of(second, folder) == {"a.png": None, "b.png": "cat", "c.png": "dog"}
         assert changes(first, second) == ["labels of the manifest: 1 new, 1 changed, 1 withdrawn"]
         third, _ = read("uri\na.png\nb.png\nc.png\n", second)
         assert third["label"].isna().all()
@@ -332,7 +331,7 @@ class TestParquet:
         assert read_manifest(folder / "m.parquet", CLASSES).rows["uri"].tolist() == ["a.png"]
 
     def test_with_a_null_uri_is_refused(self, folder):
-        with pytest.raises(PoolError, match="row 2 .*has no uri"):
+        with pytest.raises(PoolError, match=r"row 2 .*has no uri"):
             self.read(folder, {"uri": pa.array(["a.png", None])})
 
 
