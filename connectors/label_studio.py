@@ -605,7 +605,8 @@ class LabelStudio:
         self, held: Sequence[HeldTask], wanted: Mapping[str, _Wanted], *, may_import: bool, mended: _Mended
     ) -> bool:
         """Mend what can be mended at once; whether there was anything."""
-        missing = [one for item_id, one in wanted.items() if item_id not in _by_item(held)] if may_import else []
+        there = _by_item(held)
+        missing = [one for item_id, one in wanted.items() if item_id not in there] if may_import else []
         for start in range(0, len(missing), _CHUNK):
             chunk = cast("Sequence[ImportApiRequest]", [{"data": one.data} for one in missing[start : start + _CHUNK]])
             self._translated(lambda: self._client.projects.import_tasks(id=self._project_id, request=chunk))  # noqa: B023

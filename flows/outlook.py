@@ -32,8 +32,9 @@ def best_round(folder: Campaign, *, until: int | None = None) -> RoundFolder | N
     Args:
         until: no later round than this.
     """
-    measured = [f for f in folder.rounds() if (until is None or f.number <= until) and metrics_of(f) is not None]
-    return max(measured, key=lambda f: ((metrics_of(f) or {})["accuracy_low"], f.number), default=None)
+    rounds = [f for f in folder.rounds() if until is None or f.number <= until]
+    lows = {f.number: metrics["accuracy_low"] for f in rounds if (metrics := metrics_of(f)) is not None}
+    return max((f for f in rounds if f.number in lows), key=lambda f: (lows[f.number], f.number), default=None)
 
 
 def outlook(folder: Campaign, settings: Mapping[str, Any]) -> dict[str, Any]:

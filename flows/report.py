@@ -200,9 +200,9 @@ def rounds_table(folder: Campaign, *, only: int | None = None) -> Table:
     Labels are those that the model learnt from, and those paid for, the audit set's included.
     """
     name = read_json(folder.path / "campaign.json")["name"]
-    caption = f"{', '.join(STEPS)}: seconds; LS is Label Studio"
+    caption = f"labels: learnt from/paid for; {', '.join(STEPS)}: seconds; LS is Label Studio"
     table = Table(title=name, caption=caption, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
-    names = ("round", "asked", "learnt", "paid", "audit accuracy", "NLL", "ECE", *STEPS)
+    names = ("round", "asked", "labels", "audit accuracy", "NLL", "ECE", *STEPS)
     for column in names:
         table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     for round_folder in folder.rounds() if only is None else [folder.round(only)]:
@@ -217,8 +217,7 @@ def _round_row(folder: RoundFolder) -> list[str]:
     return [
         str(folder.number),
         str(asked),
-        str(_count(folder, "labelled.parquet")),
-        str(labels_paid(folder)),
+        f"{_count(folder, 'labelled.parquet')}/{labels_paid(folder)}",
         *([accuracy_text(metrics), f"{metrics['nll']:.3f}", f"{metrics['ece']:.3f}"] if metrics else ["", "", ""]),
         *(f"{sum(seconds.get(name, 0.0) for name in names):.1f}" for names in STEPS.values()),
     ]

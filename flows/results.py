@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from connectors.escaping import csv_cell
 from connectors.mlflow_model import TRUNK, Ensemble, make_ensemble
 from connectors.store import Campaign, RoundFolder, read_json, write_atomic
 from flows.campaign import OpenCampaign
@@ -45,9 +46,9 @@ def write_labels(settings: CampaignSettings, out: Path) -> int:
     """Write the labels that stand, a row for each image, and return how many.
 
     Raises:
-        ConfigError: there is no campaign yet, or `out` is of a kind that is not known.
+        ConfigError: there is no campaign yet; `out` exists, or is of a kind that is not known.
     """
-    _check_kind(out)
+    _check_out(out)
     columns = ["uri", "label", "split", "source", "n_answers", "agreement", "item_id"]
     table = OpenCampaign(settings, _begun(settings)).labels()[columns].sort_values("uri", ignore_index=True)
     _write(table, out)
@@ -64,9 +65,9 @@ def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_
         round_number: of the model; by default that of the best by its audit interval.
 
     Raises:
-        ConfigError: there is no such model, nothing to predict, or `out` is of a kind that is not known.
+        ConfigError: there is no such model, or nothing to predict; `out` exists, or is of a kind that is not known.
     """
-    _check_kind(out)
+    _check_out(out)
     folder = _round_with_model(_begun(settings), round_number)
     files = list(walk(images)) if images.is_dir() else [stat_file(str(images.absolute()))]
     if not files:
@@ -128,13 +129,19 @@ def _round_with_model(folder: Campaign, number: int | None) -> RoundFolder:
     return chosen[0]
 
 
-def _check_kind(out: Path) -> None:
+def _check_out(out: Path) -> None:
+    """Refuse what would not be written; a file that is there may be somebody's manifest."""
     if out.suffix.lower() not in (".csv", ".parquet"):
         raise ConfigError(f"wanted a .csv or .parquet file to write, got {out}")
+    if out.exists():
+        raise ConfigError(f"{out} exists already; give another name, or move it away")
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:
     if out.suffix.lower() == ".csv":
-        write_atomic(out, lambda path: table.to_csv(path, index=False))
+        texts = table.select_dtypes(["object", "string"])
+        safe = table.assign(**{name: texts[name].map(csv_cell, na_action="ignore") for name in texts})
+        safe.columns = [csv_cell(name) for name in safe.columns]
+        write_atomic(out, lambda path: safe.to_csv(path, index=False))
     else:
         write_atomic(out, lambda path: table.to_parquet(path, index=False))

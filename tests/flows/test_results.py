@@ -77,7 +77,7 @@ def test_the_best_measured_round_predicts_unless_another_is_asked_for(trained, s
     write_json(later / "training.json", {"model": {}, "members": []})
     assert predict_files(work.settings, strangers, tmp_path / "said.csv").round_number == 0
     with pytest.raises(ConfigError, match="round 7 has no model; these have: 0, 1"):
-        predict_files(work.settings, strangers, tmp_path / "said.csv", round_number=7)
+        predict_files(work.settings, strangers, tmp_path / "others.csv", round_number=7)
 
 
 def test_what_cannot_be_predicted_is_told(make_work, trained, strangers, tmp_path):
@@ -92,6 +92,18 @@ def test_what_cannot_be_predicted_is_told(make_work, trained, strangers, tmp_pat
     done = predict_files(work.settings, tmp_path / "nowhere.png", tmp_path / "said.csv")
     assert done.n_images == 0
     assert "nowhere.png: cannot be read: No such file" in str(done)
+
+
+def test_no_file_is_written_over_and_no_cell_is_a_formula(make_work, tmp_path):
+    work = make_work()
+    (tmp_path / "labels.csv").write_text("uri,label\n")
+    with pytest.raises(ConfigError, match=r"labels\.csv exists already"):
+        write_labels(work.settings, tmp_path / "labels.csv")
+    assert (tmp_path / "labels.csv").read_text() == "uri,label\n"
+    table = pd.DataFrame({"class": ["=1+1", "-1", "cat", None], "p_-1": [-0.5, 0.5, 0.5, None]})
+    results._write(table, tmp_path / "said.csv")
+    rows = (tmp_path / "said.csv").read_text().splitlines()
+    assert rows == ["class,p_-1", "'=1+1,-0.5", "'-1,0.5", "cat,0.5", ","]
 
 
 def test_labels_are_written_with_their_files(make_work, tmp_path):
