@@ -200,7 +200,7 @@ def rounds_table(folder: Campaign, *, only: int | None = None) -> Table:
     Labels are those that the model learnt from, and those paid for, the audit set's included.
     """
     name = read_json(folder.path / "campaign.json")["name"]
-    caption = f"labels: learnt from/paid for; {', '.join(STEPS)}: seconds; LS is Label Studio"
+    caption = f"labels: learnt from/paid for; {', '.join(STEPS)}: seconds"
     table = Table(title=name, caption=caption, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
     names = ("round", "asked", "labels", "audit accuracy", "NLL", "ECE", *STEPS)
     for column in names:
