@@ -139,9 +139,9 @@ def _check_out(out: Path) -> None:
 
 def _write(table: pd.DataFrame, out: Path) -> None:
     if out.suffix.lower() == ".csv":
-        texts = table.select_dtypes(["object", "string"])
-        safe = table.assign(**{name: texts[name].map(csv_cell, na_action="ignore") for name in texts})
-        safe.columns = [csv_cell(name) for name in safe.columns]
+        safe = table.rename(columns=csv_cell)
+        for name in safe.select_dtypes(["object", "string"]):
+            safe[name] = safe[name].map(csv_cell, na_action="ignore")
         write_atomic(out, lambda path: safe.to_csv(path, index=False))
     else:
         write_atomic(out, lambda path: table.to_parquet(path, index=False))
