@@ -203,6 +203,11 @@ class Campaign:
         """The pool table."""
         return self.path / "pool.parquet"
 
+    @property
+    def pool_notes(self) -> Path:
+        """What people should know of the pool, and what of it no run has told yet."""
+        return self.path / "pool_notes.json"
+
     def round(self, number: int) -> RoundFolder:
         """The folder of one round, whether it exists or not."""
         return RoundFolder(self.path / "rounds" / f"{number:04d}")

@@ -169,9 +169,8 @@ def status(
     else:
         console.print(f"No forecast yet: {state['no_forecast']}")
     console.print(stopping_text(state["stops_when"]) + (f"; met: {state['stop']}" if state["stop"] else ""))
-    if state["set_aside"]:
-        reasons = ", ".join(f"{count} {kind}" for kind, count in state["set_aside"].items())
-        console.print(f"Files of the pool that are not used: {reasons}")
+    for line in state["pool_notes"]:
+        console.print(f"Not used of the pool: {line}", soft_wrap=True, highlight=False)
     for told in state["pixel_ranges"]:
         console.print(f"Pixels of {range_text(Range(**told))}", highlight=False, soft_wrap=True)
     if state["files_of_several_pages"]:

@@ -70,6 +70,7 @@ MAY_CHANGE = frozenset(
         "schedule",
         "timezone",
         "max_unused",
+        "follow_links",
         "decode_memory_gb",
         "feature_cache_gb",
         "model.device",
@@ -378,6 +379,7 @@ class CampaignSettings(Settings):
 
     name: str = Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")
     pool: LocalPath
+    follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
     classes: tuple[ClassName, ...] = Field(min_length=2)
     folder: LocalPath
     budget: Size
@@ -396,7 +398,7 @@ class CampaignSettings(Settings):
     balance_classes: bool = Field(False, description="ask for as many of each guessed class as makes labels even")
     close_at: Share = 1.0
     close_after: Duration | None = None
-    max_unused: Share = Field(0.5, description="stop and tell when more of the answers than this cannot be used")
+    max_unused: Share = Field(0.5, description="share of files or answers that may go unused before a run stops")
     schedule: Annotated[str | None, AfterValidator(_check_cron)] = None
     timezone: Annotated[str | None, AfterValidator(_check_timezone)] = Field(
         None, description="of the schedule, an IANA name; the machine's own if not given"

@@ -5,7 +5,8 @@ EXAMPLE = """\
 # Relative paths are relative to this file, those of SQLite files too. Keys that are commented out show their default.
 
 name = "my-campaign"             # lower case; names the Label Studio project and the MLflow experiment
-pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label
+pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label and group
+# follow_links = false           # use images that symbolic links bring in from outside the pool
 classes = ["cat", "dog"]         # what annotators choose from
 
 budget = 1000                    # labels you will pay for in all, the audit set included
@@ -31,7 +32,7 @@ query_size = 100                 # labels asked for in each later round
 # random_slice = 0.1             # share of each batch drawn at random: keeps exploring
 # close_at = 1.0                 # close a round when this share of it is answered; late labels join the next round
 # close_after = "3d"             # or when this much time has passed: s, m, h, d, w
-# max_unused = 0.5               # stop and tell, before the next round, when more of the answers cannot be used
+# max_unused = 0.5               # stop when a larger share of the files or answers cannot be used
 # schedule = "*/15 * * * *"      # cron line for `labelcycle serve`
 # timezone = "Europe/Berlin"     # of that line; the machine's own if not given
 # feature_cache_gb = 20.0        # disk for what frozen networks made of images; see `labelcycle cache`

@@ -1,4 +1,4 @@
-"""Progress bars for long work; silent where nobody looks."""
+"""Progress bars for long work, silent where nobody looks, and lines for people."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,22 +1,33 @@
 """What a replay reads: labels, images or ready-made features, or all of a campaign; wrong input is told first."""
 
 import hashlib
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import not_
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pandas.errors import ParserWarning
 
 from connectors.store import Campaign
 from flows.config import CampaignSettings, ConfigError
 from flows.ledger import known_answers
 from pipeline.labels import labelled_set
+from pipeline.listing import locate
+from pipeline.manifest import KNOWN as MANIFEST_COLUMNS
+from pipeline.manifest import forms_of, unused_columns
+from pipeline.pixels import PoolError
 from pipeline.pool import index_pool, usable
+from pipeline.pool_notes import readings_in_words
+from pipeline.strict_table import StrictTable, nfc, read_strictly, shorten, trim
 
+KNOWN = {
+    "file": MANIFEST_COLUMNS["uri"] - {"file"} | {"uri"},
+    "label": MANIFEST_COLUMNS["label"],
+    "split": frozenset({"splits", "subset", "partition"}),
+}
+"""Columns of a labels file, and other words that people have for them."""
 PICKED = (
     "The campaign's audit set has no labels, so the test images are drawn from those that a model partly picked: "
     "accuracies here are not those on the pool."
@@ -28,53 +39,78 @@ class ReplayError(ConfigError):
     """What the replay was asked for cannot be done; the message says what to change."""
 
 
-def read_labels(path: Path, *, images: Path | None) -> pd.DataFrame:
+def read_labels(
+    path: Path,
+    *,
+    images: Path | None,
+    classes: Sequence[str] = (),
+    tell: Callable[[str], None] | None = None,
+) -> pd.DataFrame:
     """`file`, `label`, `uri` and `is_test` of a labels file, in its order.
 
     A column `split` may say which images are only tested on, "test"; the others are "pool". Without `images` the files
     need not be there.
 
+    Args:
+        path: of the file.
+        images: folder that the files lie in.
+        classes: names that labels are brought into the Unicode form of.
+        tell: called with each line on what was read otherwise than written.
+
     Raises:
         ReplayError: naming the file, the row (counted from 1 below the header) and what is wrong there.
     """
     try:
-        # A class may be called "NA" or "1": only an empty field is missing, and nothing is a number.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", ParserWarning)  # fields of a row that the first line does not name
-            rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except FileNotFoundError as exc:
-        raise ReplayError(f"{path}: no such labels file; it is a CSV with the columns file,label") from exc
-    except ParserWarning as exc:
-        raise ReplayError(
-            f"{path}: rows have more fields than the first line: put a label that holds a comma in quotes, and take "
-            "commas at the ends of lines away"
-        ) from exc
-    except (OSError, ValueError) as exc:
-        raise ReplayError(f"{path}: cannot be read as CSV: {exc}") from exc
-    for column in ("file", "label"):
-        if column not in rows:
-            raise ReplayError(
-                f"{path}: needs a column {column!r}, has {', '.join(map(str, rows.columns))}; "
-                "the first line must read file,label"
-            )
-    if rows.empty:
-        raise ReplayError(f"{path}: has no row below its first line")
-    split = rows["split"] if "split" in rows else pd.Series("pool", index=rows.index)
-    _refuse(path, rows, ~split.isin(["pool", "test"]), "has a split that is neither pool nor test")
-    label = rows["label"].str.normalize("NFC")  # the same letters in another form are no other class
-    rows = rows[["file"]].assign(label=label, is_test=split == "test")
-    _refuse(path, rows, rows["file"] == "", "has no file")
-    _refuse(path, rows, rows["label"] == "", "has no label: add one, or delete the row")
-    _refuse(path, rows, rows["file"].duplicated(), "names a file for the second time: delete one of the two rows")
-    if images is None:
-        return rows.assign(uri=rows["file"])
+        table = trim(trim(read_strictly(path, KNOWN), "label"), "split")
+        if table.rows.empty:
+            raise PoolError(f"{path}: has no row below its first line")
+        rows = _checked(table, classes)
+        if images is None:
+            uris, notes = rows["file"].tolist(), list[str]()
+        else:
+            uris, notes = _find(table, images)
+    except PoolError as exc:
+        raise ReplayError(str(exc)) from exc
+    for line in (*table.notes, *unused_columns(table), *notes, *([] if classes else _alike(rows["label"]))):
+        if tell is not None:
+            tell(line)
+    return rows.assign(uri=uris).reset_index(drop=True)
+
+
+def _checked(table: StrictTable, classes: Sequence[str]) -> pd.DataFrame:
+    """`file`, `label` and `is_test` of the rows, each of which has both and names a file for the first time."""
+    rows = table.rows
+    table.refuse(rows["file"].isna() | (rows["file"].str.strip() == ""), "has no file", "name it, or delete the row")
+    table.refuse(rows["label"].isna(), "has no label", "add one, or delete the row")
+    table.refuse(rows["file"].duplicated(), "names a file for the second time", "delete one of the two rows")
+    split = rows["split"] if rows["split"].notna().any() else pd.Series("pool", rows.index)
+    table.refuse(~split.isin(["pool", "test"]), "has a split that is neither pool nor test")
+    names = forms_of(classes)
+    labels = rows["label"].map(lambda label: names.get(label) or names.get(nfc(label)) or nfc(label))
+    return rows[["file"]].assign(label=labels, is_test=split == "test").astype({"file": "str", "label": "str"})
+
+
+def _find(table: StrictTable, images: Path) -> tuple[list[str], list[str]]:
+    """Where the files of the rows are, and what to say of names that are written otherwise."""
     if not images.is_dir():
         raise ReplayError(f"{images}: no such folder of images")
-    folder = images.resolve()
-    rows = rows.assign(uri=[str(folder / file) for file in rows["file"]])
-    missing = np.array([not Path(uri).is_file() for uri in rows["uri"]], dtype=bool)
-    _refuse(path, rows, pd.Series(missing), f"names a file that is not in {images}")
-    return rows
+    names = table.rows["file"].tolist()
+    located = locate(names, images.resolve(), follow_links=True)
+    # Nobody has to be shown them, so that they may lie anywhere.
+    is_there = [file.modified_ns is not None or Path(file.uri).is_file() for file in located.files]
+    reasons = [file.set_aside_reason or "" for file, there in zip(located.files, is_there, strict=True) if not there]
+    table.refuse(map(not_, is_there), f"names a file that is not in {images}", next(iter(reasons), ""))
+    uris = pd.Series([file.uri for file in located.files])
+    table.refuse(uris.duplicated(), "names a file for the second time", "delete one of the two rows")
+    return uris.tolist(), readings_in_words(table, "file", located)
+
+
+def _alike(labels: pd.Series) -> list[str]:
+    """A line on classes whose names differ in small and capital letters alone."""
+    forms: dict[str, list[str]] = {}
+    for name in sorted(labels.unique()):
+        forms.setdefault(name.casefold(), []).append(name)
+    return [f"{' and '.join(map(shorten, names))} are taken for two classes" for names in forms.values() if names[1:]]
 
 
 def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str | None]:
@@ -89,7 +125,15 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
     if folder.pool.exists():
         pool = pd.read_parquet(folder.pool)
     else:
-        pool = index_pool(settings.pool, None, audit_size=0, seed=settings.seed, classes=settings.classes)
+        pool = index_pool(
+            settings.pool,
+            None,
+            audit_size=0,
+            seed=settings.seed,
+            classes=settings.classes,
+            follow_links=settings.follow_links,
+            max_unused=settings.max_unused,
+        )
     given = pool[pool["label"].notna()]
     answers = known_answers(folder)
     labels = labelled_set(
@@ -166,9 +210,3 @@ def _matrix(table: pd.DataFrame) -> Any:
     if table.shape[1] == 1 and pd.api.types.is_object_dtype(table.iloc[:, 0]):
         return np.stack(table.iloc[:, 0].to_list())
     return table.to_numpy()
-
-
-def _refuse(path: Path, rows: pd.DataFrame, wrong: "pd.Series[bool]", what: str) -> None:
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        raise ReplayError(f"{path}: row {row + 1} ({', '.join(map(repr, rows.iloc[row][['file', 'label']]))}) {what}")

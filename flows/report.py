@@ -47,11 +47,12 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         `campaign`, `round_number`, `rounds_closed`, `awaiting` (None, or the labels that the open round waits for),
         `n_labels_paid` (those of the audit set included), `n_trained_on` (by the newest model), `budget`,
         `budget_left` (labels that may still be asked for), `set_aside` (files of the pool that are not used, by
-        reason), `pixel_ranges` (what becomes black and white, of each kind of deep pixels), `files_of_several_pages`
-        (of which the first is used), `metrics` of the newest model on the audit set (None before there is one),
-        `forecast`, `no_forecast` and `stop` (see `outlook`), `stops_when` (of each stopping rule its `limit` and where
-        it is `now`), `suspicious` (`count` of the labels that the newest round to look thinks wrong, and the `file`
-        that names them; None before one looked) and `urls`, straight to the campaign's own pages.
+        reason), `pool_notes` (the same for people, with examples and what to do), `pixel_ranges` (what becomes black
+        and white, of each kind of deep pixels), `files_of_several_pages` (of which the first is used), `metrics` of the
+        newest model on the audit set (None before there is one), `forecast`, `no_forecast` and `stop` (see `outlook`),
+        `stops_when` (of each stopping rule its `limit` and where it is `now`), `suspicious` (`count` of the labels that
+        the newest round to look thinks wrong, and the `file` that names them; None before one looked) and `urls`,
+        straight to the campaign's own pages.
     """
     settings = read_json(folder.path / "campaign.json")
     rounds = folder.rounds()
@@ -70,6 +71,7 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         "budget": settings["budget"],
         "budget_left": max(0, settings["budget"] - labels - outstanding_tasks(folder)),
         "set_aside": set_aside_images(folder),
+        "pool_notes": unused_images(folder),
         "pixel_ranges": [asdict(one) for one in read_ranges(folder.path)],
         "files_of_several_pages": count_multipage(pd.read_parquet(folder.pool)) if folder.pool.exists() else 0,
         "metrics": headline,
@@ -115,6 +117,13 @@ def set_aside_images(folder: Campaign) -> dict[str, int]:
     from pipeline.pool import set_aside_counts
 
     return set_aside_counts(pd.read_parquet(folder.pool)) if folder.pool.exists() else {}
+
+
+def unused_images(folder: Campaign) -> list[str]:
+    """What of the pool is not used, a line for each kind of reason, with an example and what to do."""
+    from pipeline.pool_notes import unused_lines
+
+    return unused_lines(pd.read_parquet(folder.pool)) if folder.pool.exists() else []
 
 
 def awaited_labels(folder: RoundFolder) -> dict[str, Any] | None:

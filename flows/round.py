@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from connectors.escaping import prefect_key
-from connectors.store import CampaignBusy, RoundFolder, flatten, read_json, write_json, write_table
+from connectors.store import Campaign, CampaignBusy, RoundFolder, flatten, read_json, write_json, write_table
 from flows import books
 from flows.ask import check_strategy, compare_with_half, push, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
@@ -41,6 +41,7 @@ from flows.score import list_candidates, score_pool
 from flows.steps import seconds_of, step, task_without_result, timed_task
 from pipeline.labels import digest
 from pipeline.pool import index_pool
+from pipeline.pool_notes import changes, unused_lines
 
 ARTIFACTS = (
     "batch.parquet",
@@ -136,8 +137,9 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     with work.folder.lock():
         books.put_right(work)
         refresh_pool(work)
-        notes = (*settle_pixel_ranges(work), *notes_on_pages(work))
+        pixels = (*settle_pixel_ranges(work), *notes_on_pages(work))
         outcome = go_on(work)
+        notes = (*tell_of_pool(work.folder), *pixels)
         return replace(outcome, notes=(*notes, *outcome.notes))
 
 
@@ -210,9 +212,10 @@ def finish(folder: RoundFolder, work: OpenCampaign) -> None:
 
 @task_without_result
 def refresh_pool(work: OpenCampaign) -> None:
-    """Index the pool; an image that is known is not read again."""
+    """Index the pool, where an image that is known is not read again, and note what people should know of it."""
     settings = work.settings
     known = work.pool if work.folder.pool.exists() else None
+    told: list[str] = []
     with progress_bar("indexing the pool", unit="files") as show:
         table = index_pool(
             settings.pool,
@@ -220,9 +223,13 @@ def refresh_pool(work: OpenCampaign) -> None:
             audit_size=settings.audit_size,
             seed=settings.seed,
             classes=settings.classes,
+            follow_links=settings.follow_links,
+            max_unused=settings.max_unused,
             reading=work.reading,
             progress=show,
+            tell=told.append,
         )
+    note_pool(work.folder, [*told, *unused_lines(table)], changes(known, table))
     if known is None or not table.equals(known):
         write_table(work.folder.pool, table)
 
@@ -238,6 +245,24 @@ def notes_on_pages(work: OpenCampaign) -> tuple[str, ...]:
     """Tell where only a part of a file is used."""
     n_files = count_multipage(work.pool)
     return (pages_text(n_files),) if n_files else ()
+
+
+def note_pool(folder: Campaign, standing: list[str], news: list[str]) -> None:
+    """Remember what is to be told of the pool until a run has told it; what stands as it stood is no news."""
+    notes = read_json(folder.pool_notes) if folder.pool_notes.exists() else {"standing": [], "untold": []}
+    news = [*news, *(line for line in standing if line not in notes["standing"])]
+    untold = [*notes["untold"], *(line for line in news if line not in notes["untold"])]
+    if not folder.pool_notes.exists() or {"standing": standing, "untold": untold} != notes:
+        write_json(folder.pool_notes, {"standing": standing, "untold": untold})
+
+
+def tell_of_pool(folder: Campaign) -> tuple[str, ...]:
+    """What is new in the pool, and what is wrong with it, new or not; it counts as told from now on."""
+    notes = read_json(folder.pool_notes)
+    if notes["untold"]:
+        write_json(folder.pool_notes, notes | {"untold": []})
+    wrong = unused_lines(pd.read_parquet(folder.pool), wrong_only=True)
+    return (*notes["untold"], *(line for line in wrong if line not in notes["untold"]))
 
 
 @step("config.json")

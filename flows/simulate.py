@@ -58,7 +58,7 @@ from flows.config import (
 from flows.home import home
 from flows.networks import RECIPE, check_network, frozen_body, new_model
 from flows.pixel_ranges import write_ranges
-from flows.progress import progress_bar
+from flows.progress import progress_bar, say
 from flows.replay_input import ReplayError, count_classes, digest_of, read_campaign_labels, read_features, read_labels
 from flows.replay_runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, ReplaySettings, run_jobs
 from pipeline.acquisition import NEEDS_MEMBERS
@@ -225,7 +225,8 @@ def _read_rows(options: Options, campaign: CampaignSettings | None) -> tuple[pd.
     if options.labels is not None:
         if options.images is None and options.features is None:
             raise ReplayError("--labels needs --images, the folder of the files, or --features, one row for each file")
-        return read_labels(options.labels, images=None if options.features else options.images), None
+        images, classes = None if options.features else options.images, campaign.classes if campaign else ()
+        return read_labels(options.labels, images=images, classes=classes, tell=say), None
     if campaign is None:
         raise ReplayError("name the labels with --labels FILE.csv (columns file,label), or a campaign with --campaign")
     return read_campaign_labels(campaign)

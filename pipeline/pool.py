@@ -11,6 +11,7 @@ One row is one image (an item) or one file that holds no usable image:
 | `set_aside_reason` | why the row is not used; missing where it is |
 | `size_bytes`, `modified_ns` | of the file when it was read; missing where it was not |
 | `label` | from a manifest; missing otherwise and for the audit set |
+| `group` | from a manifest: images that depend on each other; missing where there is none |
 | `pages` | pages or frames of a file that holds several, of which the first is used; missing otherwise |
 | `pixels` | the kind of pixels deeper than 8 bits; missing for 8 bits |
 """
@@ -26,8 +27,8 @@ import pandas as pd
 import torch
 
 from pipeline.deep_pixels import Reading
-from pipeline.listing import File, stat_file, walk
-from pipeline.manifest import MANIFEST_SUFFIXES, read_manifest
+from pipeline.listing import NO_SUFFIX, NOT_BY_NAME, File, PassedOver, locate, stat_file, walk
+from pipeline.manifest import MANIFEST_SUFFIXES, distinct, read_manifest
 from pipeline.pixels import (
     TOO_LARGE,
     UNREAD,
@@ -35,10 +36,13 @@ from pipeline.pixels import (
     PoolError,
     examine,
     map_in_threads,
+    open_image,
     reason_of,
     without_pillow_warnings,
 )
+from pipeline.pool_notes import readings_in_words, unused_lines
 from pipeline.randomness import seeded_generator
+from pipeline.strict_table import printable
 
 COLUMNS = {
     "item_id": "str",
@@ -50,10 +54,15 @@ COLUMNS = {
     "size_bytes": "Int64",
     "modified_ns": "Int64",
     "label": "str",
+    "group": "str",
     "pages": "Int64",
     "pixels": "str",
 }
 CHANGED = "file changed since it was indexed"
+NOT_NAMED = "no longer in the manifest"
+PASSED_OVER = "passed over: no image that a person put into the pool"
+MAX_BYTES = 2 * 1024**3
+"""Of a file; a larger one would take minutes to read, and is refused by its size."""
 
 
 class _Content(NamedTuple):
@@ -74,18 +83,23 @@ def index_pool(
     audit_size: int,
     seed: int,
     classes: Sequence[str],
+    follow_links: bool = False,
+    max_unused: float = 1.0,
     reading: Reading = WHOLE,
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Pool table of all images of `source`, with those of an earlier table.
 
     A broken file gets a row with the reason and stops nothing. Of several files with the same content the
-    first by path stands for all. Folders behind symbolic links are entered, each once; hidden files are
-    passed over.
+    first by path stands for all. Hidden files, folders that systems make and what labelcycle wrote are passed
+    over.
 
     With an earlier table, a file of unchanged size and time is not read again, a moved file keeps its
     `item_id` and its split, and no item ever leaves the table: what vanished or changed is set aside, and
-    used again once it is back. Items of the earlier table that lie outside of `source` stay as they are.
+    used again once it is back. Items of the earlier table that lie outside of a folder stay as they are. A
+    manifest is the whole truth: an image that it names no longer is set aside, and labels and groups are those
+    that it gives now.
 
     The audit set is drawn from the usable images without a label when the first table is made, by item id,
     whatever the order and the names of the files. It stays fixed: images found later are "pool", and a label
@@ -93,27 +107,33 @@ def index_pool(
 
     Args:
         source: folder, or manifest (.csv, .parquet) with a column `uri`, relative to the manifest's folder,
-            and optionally `label`. A labelled image is never in the audit set; one content under two labels
-            is set aside.
+            and optionally `label` and `group`. A labelled image is never in the audit set; one content under two
+            labels is set aside.
         known: table of an earlier call.
         audit_size: images of the audit set.
         classes: labels that a manifest may give.
+        follow_links: whether symbolic links may lead out of the folder of the images.
+        max_unused: share of the images, or of those of the earlier table, above which it is an error that they
+            cannot be used.
         reading: the memory that decoding may take.
         progress: called with the files done and all files.
+        tell: called with each line that people should read: what was read otherwise than written, passed over, or
+            is there twice.
 
     Returns:
         The columns of the module's table, sorted by uri.
 
     Raises:
-        PoolError: `source` is missing, empty, badly formed or without a usable image, or `audit_size` leaves
-            nothing for the pool.
+        PoolError: `source` is missing, empty, badly formed or without a usable image, too much of it cannot be
+            used, or `audit_size` leaves nothing for the pool.
     """
+    tell = tell or (lambda _line: None)
     earlier = _as_table(pd.DataFrame(known))
-    listed = _list_source(source, classes)
-    seen = _read_contents(_with_items_elsewhere(listed, earlier), earlier, reading, progress)
-    table = _join(seen, earlier)
-    if usable(table).empty:
-        raise PoolError(f"{source} has no usable image: {_in_words(set_aside_counts(table))}")
+    listed = _list_source(source, classes, follow_links, tell)
+    seen = _read_contents(_with_items_elsewhere(listed, earlier, source), earlier, reading, progress)
+    table = _join(seen, earlier, is_manifest=not source.is_dir())
+    _refuse_waste(source, seen, table, earlier, max_unused)
+    _tell_of_items(seen, table, tell)
     if earlier["item_id"].notna().any():
         return table
     return _draw_audit(table, audit_size, seed)
@@ -133,30 +153,58 @@ def set_aside_counts(pool: pd.DataFrame) -> dict[str, int]:
 # Listing: which files there are.
 
 
-def _list_source(source: Path, classes: Sequence[str]) -> pd.DataFrame:
-    """Files of a folder or manifest: `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label`."""
+def _list_source(source: Path, classes: Sequence[str], follow_links: bool, tell: Callable[[str], None]) -> pd.DataFrame:
+    """Files of a folder or manifest: `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label`, `group`."""
     if source.is_dir():
-        files = _frame(walk(source), File).assign(label=None)
+        passed = PassedOver()
+        files = _frame(walk(source, follow_links=follow_links, passed=passed), File).assign(label=None, group=None)
+        for line in passed.notes():
+            tell(line)
     elif source.suffix.lower() not in MANIFEST_SUFFIXES:
         missing = "" if source.exists() else ", which does not exist"
         raise PoolError(f"wanted a folder of images or a manifest (.csv, .parquet), got {source}{missing}")
     else:
-        rows = read_manifest(source, classes)
-        files = _frame(map_in_threads(stat_file, rows["uri"].tolist()), File).assign(label=rows["label"].to_numpy())
+        files = _list_manifest(source, classes, follow_links, tell)
     if files.empty:
         raise PoolError(f"{source} is empty: wanted at least one image")
     return _typed(files)
 
 
-def _with_items_elsewhere(listed: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
+def _list_manifest(
+    source: Path, classes: Sequence[str], follow_links: bool, tell: Callable[[str], None]
+) -> pd.DataFrame:
+    table = read_manifest(source, classes)
+    uris = table.rows["uri"].tolist()
+    found = locate(uris, source.parent, follow_links=follow_links)
+    lost = [file.modified_ns is None for file in found.files]
+    has_break = [is_lost and ("\n" in uri or "\r" in uri) for uri, is_lost in zip(uris, lost, strict=True)]
+    table.refuse(has_break, "holds a line break, and no file is named so", "is a quote left open?")
+    for line in (*table.notes, *readings_in_words(table, "uri", found)):
+        tell(line)
+    return distinct(table, _frame(found.files, File))
+
+
+def _with_items_elsewhere(listed: pd.DataFrame, earlier: pd.DataFrame, source: Path) -> pd.DataFrame:
     """The listed files and, not `listed`, where items of the earlier table were found last."""
     homes = earlier.loc[earlier["item_id"].notna(), "uri"].drop_duplicates()
-    # An item stays one whatever its suffix: a manifest may have named it.
-    listed = listed[listed["modified_ns"].notna() | ~listed["uri"].isin(homes)]
-    elsewhere = map_in_threads(stat_file, homes[~homes.isin(listed["uri"])].tolist())
-    others = _typed(_frame(elsewhere, File).assign(label=None))
+    if source.is_dir():
+        folder = os.path.normpath(source.absolute()) + os.sep
+        # An item stays one whatever its suffix: a manifest may have named it.
+        is_kept = listed["modified_ns"].notna() | ~_is_in(listed["uri"], homes)
+        away = homes[~_is_in(homes, listed["uri"])]
+        elsewhere = map_in_threads(stat_file, [*listed.loc[~is_kept, "uri"], *away[~away.str.startswith(folder)]])
+        elsewhere += [_pass_over(stat_file(uri)) for uri in away[away.str.startswith(folder)]]
+        listed = listed[is_kept]
+    else:
+        elsewhere = [File(uri, None, None, NOT_NAMED) for uri in homes[~_is_in(homes, listed["uri"])]]
+    others = _typed(_frame(elsewhere, File).assign(label=None, group=None))
     files = pd.concat([listed, others], ignore_index=True)
     return files.assign(listed=files.index < len(listed))
+
+
+def _pass_over(file: File) -> File:
+    """A file of the folder that the walk did not come to."""
+    return file if file.modified_ns is None else File(file.uri, None, None, PASSED_OVER)
 
 
 # Reading: what the files hold.
@@ -199,8 +247,13 @@ def _examine(uri: str, known_ids: Collection[str], reading: Reading) -> _Content
     """Hash and decode a file; the content of a known item is not decoded again."""
     try:
         with Path(uri).open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
                 return _Content(None, None, None, "empty: the file has no content")
+            if size > MAX_BYTES:
+                raise PoolError(f"too large: {size:,} bytes, more than {MAX_BYTES:,}")
+            open_image(file)  # the header first: what is no image is not read to its end
+            file.seek(0)
             item_id = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
             if item_id in known_ids:
                 return _Content(item_id, None, None, None)
@@ -213,24 +266,27 @@ def _examine(uri: str, known_ids: Collection[str], reading: Reading) -> _Content
 # Joining: what was seen with what is known.
 
 
-def _join(seen: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
+def _join(seen: pd.DataFrame, earlier: pd.DataFrame, *, is_manifest: bool) -> pd.DataFrame:
     """The pool table: items found, items lost, and the listed files that hold no image."""
     earlier_items = earlier[earlier["item_id"].notna()]
-    found = _found_items(seen, earlier_items)
-    lost = earlier_items[~earlier_items["item_id"].isin(found["item_id"])]
+    found = _found_items(seen, earlier_items, is_manifest=is_manifest)
+    lost = earlier_items[~_is_in(earlier_items["item_id"], found["item_id"])]
     there = seen.drop_duplicates("uri").set_index("uri").loc[lost["uri"]]
     reason = there["set_aside_reason"].where(there["modified_ns"].isna(), CHANGED)
     lost = lost.assign(set_aside_reason=reason.to_numpy())
-    broken = seen[seen["item_id"].isna() & seen["listed"]].assign(split="pool", label=None)
+    broken = seen[seen["item_id"].isna() & seen["listed"]].assign(split="pool", label=None, group=None)
     # An item that cannot be read for now carries the reason itself.
-    broken = broken[broken["modified_ns"].notna() | ~broken["uri"].isin(lost["uri"])]
+    broken = broken[broken["modified_ns"].notna() | ~_is_in(broken["uri"], lost["uri"])]
     table = pd.concat([_as_table(part) for part in (found, lost, broken)])
     return table.sort_values(["uri", "item_id"], ignore_index=True)
 
 
-def _found_items(seen: pd.DataFrame, earlier_items: pd.DataFrame) -> pd.DataFrame:
-    """One row for each content that was seen; it stays at its earlier path while it is there."""
-    known = earlier_items[["item_id", "uri", "split", "label"]]
+def _found_items(seen: pd.DataFrame, earlier_items: pd.DataFrame, *, is_manifest: bool) -> pd.DataFrame:
+    """One row for each content that was seen; it stays at its earlier path while it is there.
+
+    Labels and groups are those of the manifest; a folder gives none, and takes none away.
+    """
+    known = earlier_items[["item_id", "uri", "split", "label", "group"]]
     copies = seen[seen["item_id"].notna()].merge(known, on="item_id", how="left", suffixes=("", "_earlier"))
     copies["moved"] = copies["uri"] != copies["uri_earlier"]
     labels = copies.loc[copies["label"].notna(), ["item_id", "label"]].drop_duplicates()
@@ -239,11 +295,57 @@ def _found_items(seen: pd.DataFrame, earlier_items: pd.DataFrame) -> pd.DataFram
     reasons = disputed.groupby("item_id")["label"].agg(" and ".join).radd("labelled more than one way: ")
     items = copies.sort_values(["moved", "uri"]).drop_duplicates("item_id")
     given = items["item_id"].map(labels.drop_duplicates("item_id").set_index("item_id")["label"])
-    label = given.astype("str").fillna(items["label_earlier"])
-    label = label.mask(items["item_id"].isin(disputed["item_id"]) | (items["split"] == "audit"), None)
+    # Copies in two groups are rare, and the first by name is the same in each run.
+    groups = copies.dropna(subset=["group"]).groupby("item_id")["group"].min()
+    label, group = given.astype("str"), items["item_id"].map(groups).astype("str")
+    if not is_manifest:
+        label, group = label.fillna(items["label_earlier"]), group.fillna(items["group_earlier"])
+    label = label.mask(_is_in(items["item_id"], disputed["item_id"]) | (items["split"] == "audit"), None)
     return items.assign(
-        split=items["split"].fillna("pool"), label=label, set_aside_reason=items["item_id"].map(reasons)
+        split=items["split"].fillna("pool"), label=label, group=group, set_aside_reason=items["item_id"].map(reasons)
     )
+
+
+def _refuse_waste(source: Path, seen: pd.DataFrame, table: pd.DataFrame, earlier: pd.DataFrame, limit: float) -> None:
+    """Raise where no image can be used, or fewer than the limit allows, now or of the earlier table's."""
+    used = usable(table)["item_id"]
+    reasons = "; ".join(unused_lines(table))
+    if used.empty:
+        raise PoolError(f"{source} has no usable image: {reasons}")
+    named = seen["listed"] & ~seen["set_aside_reason"].str.startswith((NOT_BY_NAME, NO_SUFFIX), na=False)
+    wasted = named & ~_is_in(seen["item_id"], used)
+    mend = f"more than max_unused = {limit:g} allows. Mend them, or raise max_unused in the campaign's file"
+    if wasted.sum() > limit * named.sum():
+        raise PoolError(f"{source}: {wasted.sum()} of {named.sum()} images cannot be used, {mend}. {reasons}")
+    before = usable(earlier)["item_id"]
+    gone = before[~_is_in(before, used)]
+    if len(gone) > limit * len(before):
+        first = table[table["item_id"] == gone.iloc[0]].iloc[0]
+        raise PoolError(
+            f"{source}: {len(gone)} of the {len(before)} images of the last run cannot be used any more, {mend} for "
+            f"one run if that is meant. Such as {printable(first['uri'])}: {first['set_aside_reason']}"
+        )
+
+
+def _tell_of_items(seen: pd.DataFrame, table: pd.DataFrame, tell: Callable[[str], None]) -> None:
+    """Say which files are copies, and which labels are not used."""
+    items = seen.loc[seen["listed"] & seen["item_id"].notna(), ["item_id", "uri", "label"]]
+    copies = items[items["item_id"].duplicated()]
+    if not copies.empty:
+        copy, item_id = copies.iloc[0][["uri", "item_id"]]
+        first = items.loc[items["item_id"] == item_id, "uri"].iloc[0]
+        what = "1 file has" if len(copies) == 1 else f"{len(copies)} files have"
+        tell(
+            f"{what} the same content as another, and each content is one image: such as {printable(copy)}, which is "
+            f"a copy of {printable(first)}"
+        )
+    audit = table.loc[table["split"] == "audit", "item_id"]
+    ignored = items[items["label"].notna() & _is_in(items["item_id"], audit)]
+    if not ignored.empty:
+        tell(
+            f"{len(ignored)} labels of the manifest are not used: their images, such as "
+            f"{printable(ignored.iloc[0]['uri'])}, are in the audit set, which people label"
+        )
 
 
 def _draw_audit(table: pd.DataFrame, audit_size: int, seed: int) -> pd.DataFrame:
@@ -272,5 +374,6 @@ def _typed(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.astype({name: dtype for name, dtype in COLUMNS.items() if name in rows})
 
 
-def _in_words(counts: dict[str, int]) -> str:
-    return ", ".join(f"{n} {kind}" for kind, n in counts.items())
+def _is_in(values: "pd.Series[str]", others: "pd.Series[str]") -> "pd.Series[bool]":
+    """`values.isin(others)`, which takes twenty times as long while they are strings of Arrow."""
+    return values.astype(object).isin(others.astype(object))

@@ -486,9 +486,8 @@ def test_campaign_without_audit_labels_says_that_a_model_picked_the_test_images(
 
 
 def test_campaign_gives_images_labels_classes_and_its_strategy(digits, tmp_path, monkeypatch):
-    table = pd.read_csv(digits / "labels.csv", dtype=str).assign(
-        uri=lambda t: str(digits / "images/") + "/" + t["file"]
-    )
+    shutil.copytree(digits / "images", tmp_path / "images")
+    table = pd.read_csv(digits / "labels.csv", dtype=str).assign(uri=lambda t: "images/" + t["file"])
     table.loc[250:, "label"] = ""
     table[["uri", "label"]].to_csv(tmp_path / "manifest.csv", index=False)
     (tmp_path / "campaign.toml").write_text(
@@ -568,7 +567,7 @@ def test_page_of_a_replay_shows_names_as_they_are(replayed, part):
         ({"labels": None}, "--features needs --labels"),
         ({"labels": None, "features": None}, "name the labels with --labels"),
         ({"labels": None, "campaign": Path("campaign.toml")}, "--features needs --labels"),
-        ({"labels": Path("nowhere.csv")}, "nowhere.csv: no such labels file"),
+        ({"labels": Path("nowhere.csv")}, "nowhere.csv: no such file"),
         ({"features": None}, "--labels needs --images"),
         ({"features": None, "images": Path("nowhere")}, "nowhere: no such folder of images"),
         ({"features": Path("nowhere.npy")}, "nowhere.npy: no such features file"),
@@ -673,17 +672,23 @@ def test_replay_in_mlflow_has_its_settings_its_winner_and_the_areas(digits, tmp_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,label\na.png,1\n", "needs a column 'file', has name, label"),
-        ("file,label\n000.png,1\n001.png,\n", r"row 2 \('001.png', ''\) has no label"),
+        ("name,label\na.png,1\n", "needs a column file, has name, label"),
+        ("file,label\n000.png,1\n001.png,\n", r"row 2 \(file '001.png'\) has no label"),
         ("file,label\n000.png,1\n,2\n", "row 2 .* has no file"),
         ("file,label\n000.png,1\n000.png,2\n", "row 2 .* names a file for the second time"),
         ("file,label\n000.png,1\nnot there.png,2\n", "row 2 .* names a file that is not in"),
         ("file,label,split\n000.png,1,pool\n001.png,2,train\n", "row 2 .* has a split that is neither pool nor test"),
         ("file,label\n000.png,1\n001.png,1\n", "nothing to learn: all 2 labels are '1'"),
-        ("", "cannot be read as CSV"),
+        ("", "needs a column file, has no columns: the file is empty"),
         ("file,label\n", "has no row below its first line"),
-        ("file,label\n000.png,1,\n001.png,2,\n", "more fields than the first line: .* ends of lines away"),
-        ("file,label\n000.png,cat,tabby\n001.png,cat,tabby\n", "rows have more fields than the first line"),
+        ("uri,label\n000.png,1\n", "needs a column file, has uri, label: call 'uri' file in the first line"),
+        ("file,class\n000.png,1\n", "the column 'class' is not known: call it label"),
+        ("file,label,subset\n000.png,1,test\n", "the column 'subset' is not known: call it split"),
+        ("file,label\n000.png,1\n001.png\n", "row 2 has fewer fields than the first line, 1 for 2"),
+        ("file,label\n000.png,1\n.\\000.png,2\n", r"row 2 .* names a file for the second time"),
+        ("file,label\n000.png,1\n001.PNG,2\n", r"row 2 .* names a file that is not in .*there is 001\.png"),
+        ("file,label\n000.png,1,\n001.png,2,\n", "row 1 has more fields than the first line, .* ends of lines away"),
+        ("file,label\n000.png,cat,tabby\n001.png,cat,tabby\n", "row 1 has more fields than the first line"),
     ],
 )
 def test_wrong_labels_are_refused_with_their_row(digits, tmp_path, text, message):
@@ -693,6 +698,30 @@ def test_wrong_labels_are_refused_with_their_row(digits, tmp_path, text, message
     )
     with pytest.raises(ReplayError, match=message):
         simulate(options)
+
+
+def test_labels_are_read_as_they_were_meant_and_what_was_forgiven_is_told(digits, tmp_path):
+    (tmp_path / "labels.csv").write_text(
+        "File;label ;Split;width\n000.png;cafe\u0301;pool;8\n.\\001.png;caf\u00e9 ;test;8\n002.png;Caf\u00e9;pool;8\n"
+    )
+    told = []
+    rows = read_labels(tmp_path / "labels.csv", images=digits / "images", tell=told.append)
+    assert rows["label"].tolist() == ["caf\u00e9", "caf\u00e9", "Caf\u00e9"]
+    assert [Path(uri).name for uri in rows["uri"]] == ["000.png", "001.png", "002.png"]
+    assert rows["is_test"].tolist() == [False, True, False]
+    for word in (
+        "separated by semicolons",
+        "'File' is read as file",
+        "'label ' is read as label",
+        "white space around values of label is passed over, in 1 rows, such as 'caf\u00e9 ' in row 2",
+        "columns that are not used: 'width'",
+        "with / for back-slashes",
+        "'Caf\u00e9' and 'caf\u00e9' are taken for two classes",
+    ):
+        assert word in "\n".join(told)
+    classes = ("cafe\u0301", "Caf\u00e9")
+    rows = read_labels(tmp_path / "labels.csv", images=None, classes=classes)
+    assert rows["label"].tolist() == ["cafe\u0301", "cafe\u0301", "Caf\u00e9"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from PIL import Image, ImageFile
 
 from pipeline.pixels import MAX_PIXELS, PoolError, load_image, load_images, stream_images
 from pipeline.pool import CHANGED, COLUMNS, index_pool, set_aside_counts, usable
+from pipeline.pool_notes import unused_lines
 
 CLASSES = ("cat", "dog", "NA")
 
@@ -83,6 +84,7 @@ class TestTable:
             "size_bytes": status.st_size,
             "modified_ns": status.st_mtime_ns,
             "label": None,
+            "group": None,
             "pages": None,
             "pixels": None,
         }
@@ -270,12 +272,53 @@ class TestLinks:
         (folder / "deep" / "self").symlink_to(".")
         assert index(folder).equals(table)
 
-    def test_lead_to_images_elsewhere(self, folder, tmp_path):
+    @pytest.fixture
+    def linked(self, folder, tmp_path):
+        """The folder with links to ten images that do not lie in it."""
         elsewhere = fill(tmp_path / "elsewhere", [f"{n}.png" for n in range(9)])
         (folder / "link").symlink_to(elsewhere)
         (folder / "one.png").symlink_to(elsewhere / "8.png")
-        table = index(folder)
-        assert row_of(table, folder / "link" / "7.png")["set_aside_reason"] is None
+        return folder
+
+    def test_lead_to_images_elsewhere_where_they_may(self, linked):
+        table = index(linked, follow_links=True)
+        assert row_of(table, linked / "link" / "7.png")["set_aside_reason"] is None
+        assert len(usable(table)) == 11, "two of the nine are copies"
+
+    def test_do_not_leave_the_pool_unless_they_may(self, linked, tmp_path):
+        table = index(linked)
+        assert len(usable(table)) == 4
+        elsewhere = tmp_path / "elsewhere"
+        assert reason_of(table, linked / "link") == f"linked from outside the pool: it leads to {elsewhere}"
+        assert reason_of(table, linked / "one.png") == f"linked from outside the pool: it leads to {elsewhere}/8.png"
+        assert "follow_links = true" in "".join(unused_lines(table))
+
+    def test_take_their_images_out_of_the_pool_when_they_may_no_longer_be_followed(self, linked):
+        followed = index(linked, follow_links=True)
+        table = index(linked, followed)
+        assert len(usable(table)) == 4
+        assert reason_of(table, linked / "link" / "7.png").startswith("passed over: ")
+        again = index(linked, table, follow_links=True)
+        assert set(usable(again)["item_id"]) == set(usable(followed)["item_id"])
+
+    def test_do_not_leave_the_pool_of_a_manifest_either(self, linked):
+        (linked / "m.csv").write_text("uri\nb.png\nlink/7.png\none.png\nlink/../a.jpg\n")
+        table = index(linked / "m.csv")
+        assert set_aside_counts(table) == {"linked from outside the pool": 2}
+        assert set_aside_counts(index(linked / "m.csv", table, follow_links=True)) == {}
+
+    def test_within_the_pool_are_fine(self, folder):
+        (folder / "again").symlink_to(folder / "deep")
+        (folder / "z.png").symlink_to("b.png")
+        (folder / "m.csv").write_text("uri\nagain/er/c.PNG\nz.png\n")
+        assert set_aside_counts(index(folder / "m.csv")) == {}
+
+    def test_may_be_the_pool_itself(self, folder, tmp_path):
+        (tmp_path / "pool").symlink_to(folder)
+        assert len(usable(index(tmp_path / "pool"))) == 4
+        (folder / "m.csv").write_text(f"uri\nb.png\n{folder}/a.jpg\n")
+        table = index(tmp_path / "pool" / "m.csv")
+        assert table["uri"].tolist() == [str(tmp_path / "pool" / name) for name in ("a.jpg", "b.png")]
 
     def test_give_way_to_the_real_path(self, folder):
         (folder / "a link").symlink_to("deep")
@@ -454,7 +497,9 @@ class TestSource:
         (tmp_path / "a.txt").touch()
         (tmp_path / "b.png").touch()
         (tmp_path / "c.png").touch()
-        with pytest.raises(PoolError, match="has no usable image: 2 empty, 1 not an image"):
+        with pytest.raises(
+            PoolError, match=r"has no usable image: 2 empty: such as .*b\.png: .*; 1 not an image: .*a\.txt"
+        ):
             index(tmp_path)
 
 
@@ -544,7 +589,7 @@ class TestManifest:
             ),
             ("uri,label\nb.png,cat\n,cat\n", r"row 2 \(label 'cat'\) has no uri"),
             ("uri,label\nb.png,cat\nb.png,dog\n", r"row 2 \(uri '.*b.png', label 'dog'\) gives a second label"),
-            ('uri,label\n"b.png,cat\n', "cannot read the manifest .*manifest.csv: "),
+            ('uri,label\n"b.png,cat\n', r"manifest\.csv: row 1: a quote that is opened here is not closed"),
         ],
     )
     def test_is_refused_with_the_row(self, folder, text, message):
@@ -558,12 +603,12 @@ class TestManifest:
             index(folder / "manifest.parquet")
 
     def test_is_refused_when_it_is_no_parquet(self, folder):
-        with pytest.raises(PoolError, match="cannot read the manifest"):
+        with pytest.raises(PoolError, match=r"manifest\.parquet: cannot be read: "):
             index(self.write(folder, "uri\nb.png\n", name="manifest.parquet"))
 
     def test_sets_addresses_aside(self, folder):
         table = index(self.write(folder, "uri\nb.png\ns3://bucket/a.png\n"))
-        assert set_aside_counts(table) == {"cannot be read": 1}
+        assert set_aside_counts(table) == {"an address, not a file": 1}
 
 
 def save_rotated(image, path, orientation):

@@ -1,0 +1,125 @@
+"""A run takes the manifest as it is now, and says what is new in the pool and what is wrong with it."""
+
+import pandas as pd
+import pytest
+
+from connectors.store import write_json, write_table
+from flows.campaign import OpenCampaign
+from flows.config import resolved
+from flows.learn import gather_labels
+from flows.report import campaign_status
+from flows.round import refresh_pool, tell_of_pool
+from pipeline.labels import answers_to_table
+from pipeline.pixels import PoolError
+from pipeline.types import Annotation, Answer, Region
+
+
+@pytest.fixture
+def manifest(striped_images):
+    """Change the campaign's manifest, for the length of a test."""
+    path = striped_images / "images.csv"
+    before = path.read_bytes()
+    yield lambda change: change(pd.read_csv(path, dtype=str)).to_csv(path, index=False)
+    path.write_bytes(before)
+
+
+@pytest.fixture
+def work(make_work) -> OpenCampaign:
+    made = make_work()
+    made.folder.pool.unlink()  # so that the first run makes it
+    return made
+
+
+def run(work):
+    """What a run says of the pool."""
+    refresh_pool.fn(work)
+    return tell_of_pool(work.folder)
+
+
+def trained_on(work, number):
+    folder = work.folder.round(number)
+    gather_labels.fn(folder, work)
+    table = pd.read_parquet(folder / "labelled.parquet")
+    return {uri[-6:]: label for uri, label in zip(table["uri"], table["label"], strict=True)}
+
+
+def test_label_that_was_blanked_or_changed_in_the_manifest_is_not_trained_on(work, manifest):
+    assert run(work)[0] == "the pool has 60 images, 24 of them with a label"
+    assert trained_on(work, 0)["00.png"] == "left"
+    manifest(lambda t: t.assign(label=t["label"].mask(t["uri"] == "00.png").mask(t["uri"] == "01.png", "right")))
+    assert run(work) == ("labels of the manifest: 1 changed, 1 withdrawn",)
+    labels = trained_on(work, 1)
+    assert "00.png" not in labels
+    assert labels["01.png"] == "right"
+    assert run(work) == ()
+
+
+def test_image_whose_row_was_removed_leaves_the_pool_with_its_answer_until_the_row_is_back(work, manifest):
+    run(work)
+    pool = work.pool
+    item_id = pool.loc[(pool["split"] == "pool") & pool["label"].isna(), "item_id"].iloc[0]
+    name = pool.set_index("item_id").loc[item_id, "uri"][-6:]
+    annotation = Annotation(item_id, (Region("image", "left"),), "ann", 2.0)
+    answer = Answer(
+        item_id=item_id,
+        task_id=1,
+        answer_id=1,
+        round_number=0,
+        outcome="labelled",
+        annotation=annotation,
+        annotator="ann",
+        seconds=2.0,
+        updated_at="2026-01-01T00:00:00+00:00",
+    )
+    write_table(work.folder.round(0) / "annotations.parquet", answers_to_table([answer]))
+    write_json(work.folder.round(0) / "withdrawn.json", [])
+    assert trained_on(work, 0)[name] == "left"
+    manifest(lambda t: t[t["uri"] != name])
+    assert run(work) == (
+        f"the pool has 59 images: 1 image not used any more, such as {work.settings.pool.parent / name}",
+        f"1 no longer in the manifest: such as {work.settings.pool.parent / name}",
+    )
+    assert name not in trained_on(work, 1)
+    assert item_id not in set(work.may_be_asked(split="pool")["item_id"])
+    assert work.labels_used() == 1, "a person was paid for it"
+    assert run(work) == ()
+    manifest(lambda t: pd.concat([t, pd.DataFrame([{"uri": name}])]))
+    assert run(work)[0].startswith("the pool has 60 images: 1 image used again")
+    assert trained_on(work, 2)[name] == "left"
+
+
+def test_manifest_that_lost_most_of_its_rows_or_cannot_be_read_changes_nothing(work, manifest, striped_images):
+    run(work)
+    before = work.folder.pool.read_bytes()
+    manifest(lambda t: t.head(20))
+    with pytest.raises(PoolError, match="40 of the 60 images of the last run cannot be used any more"):
+        run(work)
+    (striped_images / "images.csv").write_bytes(b"")
+    with pytest.raises(PoolError, match="needs a column uri, has no columns: the file is empty"):
+        run(work)
+    assert work.folder.pool.read_bytes() == before
+
+
+def test_what_is_wrong_is_said_each_run_and_what_is_new_once(work, manifest, striped_images):
+    run(work)
+    manifest(
+        lambda t: t.assign(
+            uri=t["uri"].where(t["uri"] != "07.png", "07\\x.png").where(t["uri"] != "08.png", "./08.png")
+        )
+    )
+    wrong = f"1 cannot be read: such as {striped_images}/07\\x.png: No such file or directory"
+    first, again = run(work), run(work)
+    assert [line.partition(" (")[0] for line in first if wrong in line] == [wrong]
+    assert any(line.startswith("1 no longer in the manifest") for line in first)
+    assert [line.partition(" (")[0] for line in again] == [wrong]
+    write_json(work.folder.path / "campaign.json", resolved(work.settings))
+    (told,) = [line for line in campaign_status(work.folder, striped_images)["pool_notes"] if "cannot be read" in line]
+    assert told.startswith(wrong)
+
+
+def test_news_that_no_run_could_tell_waits_for_the_next(work, manifest):
+    run(work)
+    manifest(lambda t: t.assign(label=t["label"].mask(t["uri"] == "00.png")))
+    refresh_pool.fn(work)  # and then a server is away
+    refresh_pool.fn(work)
+    assert tell_of_pool(work.folder) == ("labels of the manifest: 1 withdrawn",)
