@@ -4,7 +4,6 @@ import argparse
 import difflib
 import hashlib
 import importlib
-import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,7 +193,9 @@ def _read_pickle(path: Path) -> object:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # options of a training, which run nothing
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as exc:
+    except OSError:
+        raise
+    except Exception as exc:  # bytes of no meaning fail in any way
         raise ModelError(
             f"{path} is not a plain state dict: it is damaged, or a pickle with code in it, which is not run; "
             "write it with torch.save(model.state_dict(), path)"

@@ -1,3 +1,4 @@
+import base64
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -588,3 +590,51 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "mlflow.db").write_text("something else")
     with pytest.raises(TrackerError, match="file is not a database"):
         MLflowTracker(uri=f"sqlite:///{tmp_path / 'mlflow.db'}", campaign="ants").start_round(1, params={})
+
+
+@pytest.fixture
+def listening():
+    """The address of a server that answers everything with an empty object, and the logins that it was given."""
+    logins = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            logins.append(self.headers.get("Authorization"))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_GET = do_POST = answer  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", logins
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_login_of_one_server_is_given_to_no_other(listening, monkeypatch):
+    address, logins = listening
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    local = MLflowTracker(uri=address, campaign="pets", login=("admin", "of the local server"))
+    local.ping()
+    assert set(logins) == {f"Basic {base64.b64encode(b'admin:of the local server').decode()}"}
+    logins.clear()
+    MLflowTracker(uri=address, campaign="pets").ping()
+    assert set(logins) == {None}
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "their own")
+    local.ping()
+    logins.clear()
+    MLflowTracker(uri=address, campaign="pets").ping()
+    assert set(logins) == {f"Basic {base64.b64encode(b'somebody:their own').decode()}"}
+    assert {name for name in before if os.environ.get(name) != before[name]} == set()

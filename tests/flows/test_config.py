@@ -3,13 +3,22 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
+from time import perf_counter
 
 import pandas as pd
 import pytest
 
 from connectors.store import Campaign, CampaignChanged, write_json, write_table
 from flows.campaign import open_campaign
-from flows.config import COMPARES_MEMBERS, MAY_CHANGE, ConfigError, PseudoLabelSettings, load_settings, resolved
+from flows.config import (
+    COMPARES_MEMBERS,
+    MAY_CHANGE,
+    ConfigError,
+    PseudoLabelSettings,
+    load_settings,
+    resolved,
+    with_own_image_size,
+)
 from flows.example import EXAMPLE
 from pipeline.augmentation import AUGMENTATIONS
 from pipeline.training import ALL_FROM
@@ -63,6 +72,90 @@ def test_paths_are_relative_to_the_file(campaign, tmp_path, monkeypatch):
     settings = load_settings(path)
     assert settings.pool == tmp_path / "images"
     assert settings.folder == tmp_path / ".labelcycle/campaigns/pets"
+
+
+def test_sqlite_files_and_homes_in_paths_mean_one_place_wherever_a_command_is_called(campaign, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for written, meant in (
+        ("sqlite:///ml.db", f"sqlite:///{tmp_path}/ml.db"),
+        ("sqlite:///logs/ml.db", f"sqlite:///{tmp_path}/logs/ml.db"),
+        ("sqlite:////data/ml.db", "sqlite:////data/ml.db"),
+        ("sqlite:///~/ml.db", "sqlite:////home/somebody/ml.db"),
+        ("https://mlflow.example.org", "https://mlflow.example.org"),
+        ("local", "local"),
+    ):
+        path = campaign(f'{GOOD}\n[mlflow]\nuri = "{written}"\n')
+        monkeypatch.chdir("/")
+        assert load_settings(path).mlflow.uri == meant
+    settings = load_settings(campaign(GOOD.replace('"images"', '"~/photos"')))
+    assert settings.pool == Path("/home/somebody/photos")
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "mac"], ids=["plain", "mark", "UTF-16", "UTF-32", "lone CR"]
+)
+def test_file_is_read_as_any_editor_writes_it(campaign, tmp_path, encoding):
+    text = GOOD.replace("cat", "çat")
+    data = text.replace("\n", "\r").encode() if encoding == "mac" else text.encode(encoding)
+    (tmp_path / "campaign.toml").write_bytes(data)
+    assert load_settings(tmp_path / "campaign.toml").classes == ("çat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (
+            GOOD.replace("cat", "çat").encode("cp1252"),
+            "line 3: not UTF-8, at the byte 0xe7: the file was saved in another",
+        ),
+        (GOOD.encode("utf-16-le"), "NUL bytes: it is no text, or UTF-16 without a mark; save it as UTF-8"),
+        (GOOD.replace('"images"', "“images”").encode(), "quotes of a word processor, “ ”; write"),
+        (GOOD.replace('"images"', '"C:\\Users"').encode(), r"a path with \\ goes in single quotes"),
+        (f"{GOOD}a = {'[' * 5000}{']' * 5000}\n".encode(), "too deep in one another"),
+        (f"{GOOD}a = {'{a=' * 5000}1{'}' * 5000}\n".encode(), "too deep in one another"),
+        (GOOD.replace("100", "1" * 5000).encode(), "a number that is too long: Exceeds the limit"),
+        (GOOD.replace("100", "1" * 400).encode(), "line 4: budget: .* less than or equal to 1000000000"),
+        (
+            b'close_after = "' + b"9" * 400 + b'w"\n' + GOOD.encode(),
+            "line 1: close_after: a duration is at most 100 years",
+        ),
+        (b'close_after = "9999w"\n' + GOOD.encode(), "line 1: close_after: a duration is at most 100 years"),
+        (b"feature_cache_gb = inf\n" + GOOD.encode(), "line 1: feature_cache_gb: .* less than or equal"),
+        (GOOD.replace("images", "a\\u0000b").encode(), "no path holds a NUL character"),
+        (b"#" * 10_000_001, "more than 10,000,000 bytes"),
+        (GOOD.replace('"cat"', ", ".join(f'"c{n}"' for n in range(10_000))).encode(), "at most 1,000, .* got 10,001"),
+    ],
+    ids=range(14),
+)
+def test_file_that_cannot_be_taken_is_told_by_its_cause_in_no_time(tmp_path, data, told):
+    (tmp_path / "campaign.toml").write_bytes(data)
+    began = perf_counter()
+    with pytest.raises(ConfigError, match=told) as caught:
+        load_settings(tmp_path / "campaign.toml")
+    assert len(str(caught.value)) < 500
+    assert perf_counter() - began < 10
+
+
+def test_code_of_a_network_of_ones_own_runs_only_when_a_network_is_built(campaign, tmp_path, monkeypatch):
+    (tmp_path / "code_of_mine.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('was_run').touch()\nfrom torch import nn\n"
+        "def network():\n    net = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))\n"
+        "    net.preprocessing = {'image_size': 96}\n    return net\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    text = f'{GOOD}\n[model]\nname = "code_of_mine:network"\nweights = "factory"\n'
+    settings = load_settings(campaign(text))
+    assert not (tmp_path / "was_run").exists()
+    assert with_own_image_size(settings.model).image_size == 96
+    assert (tmp_path / "was_run").exists()
+    asked = load_settings(campaign(f"{text}image_size = 64\n"))
+    assert with_own_image_size(asked.model).image_size == 64
+
+
+@pytest.mark.parametrize("name", ["os;system:thing", "module:", ":factory", "a b:c", "../module:factory", "1a:b"])
+def test_name_of_a_network_of_ones_own_has_one_form(campaign, name):
+    with pytest.raises(ConfigError, match=r"a network of your own is named package\.module:factory"):
+        load_settings(campaign(f'{GOOD}\n[model]\nname = "{name}"\n'))
 
 
 def test_missing_file_says_how_to_get_one(tmp_path):

@@ -773,7 +773,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(write, tmp_path):
     assert not (tmp_path / "was_run").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 torn"])
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 torn", b".", b"(" * 9, b"L1L\n."])
 def test_a_damaged_file_is_refused(content, tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(content)
