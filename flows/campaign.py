@@ -99,12 +99,12 @@ class OpenCampaign:
         return labels_used(self.folder, classes=self.settings.classes)
 
     def labels(self) -> pd.DataFrame:
-        """The labels that stand, on images that can be used: see `labelled_set`; with `uri` and `split`."""
+        """The labels that stand, on images that can be used: see `labelled_set`; with `uri`, `split`, `group`."""
         pool = self.pool
         given = pool[pool["label"].notna()]
         prelabelled = dict(zip(given["item_id"], given["label"], strict=True))
         labels = labelled_set(known_answers(self.folder), prelabelled=prelabelled, classes=self.settings.classes)
-        usable = pool.loc[pool["set_aside_reason"].isna(), ["item_id", "uri", "split"]]
+        usable = pool.loc[pool["set_aside_reason"].isna(), ["item_id", "uri", "split", "group"]]
         return labels.merge(usable, on="item_id", how="inner", validate="one_to_one")
 
     def may_be_asked(self, *, split: Split) -> pd.DataFrame:

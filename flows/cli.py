@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from connectors.store import Campaign, StoreError, read_json
+from connectors.store import Campaign, RoundFolder, StoreError, read_json
 from deploy import servers
 from flows.errors import EXIT_AWAITING, EXIT_STOPPED, CommandGroup, tell
 from flows.home import home, settle_home
 from flows.local import prepare_environment, print_addresses, require_prefect, use_prefect
 from flows.terminal import Terminal, prepare_output
+
+SHOWN = 5
+"""Suspicious labels that `status` names."""
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -140,7 +143,7 @@ def status(
 ) -> None:
     """Tell where a campaign stands, from its folder alone: round, labels, budget, metrics, forecast, addresses."""
     from flows.pixel_ranges import pages_text, range_text
-    from flows.report import campaign_status, rounds_table, stopping_text
+    from flows.report import campaign_status, rounds_table, stopping_text, suspicious_rows
     from pipeline.deep_pixels import Range
 
     folder = Campaign(_campaign_folder(campaign))
@@ -175,10 +178,18 @@ def status(
         console.print(f"Pixels of {range_text(Range(**told))}", highlight=False, soft_wrap=True)
     if state["files_of_several_pages"]:
         console.print(pages_text(state["files_of_several_pages"]), highlight=False)
-    if state["suspicious"] and state["suspicious"]["count"]:
-        console.print(
-            "Labels that are probably wrong: {count}, in {file}".format(**state["suspicious"]), soft_wrap=True
-        )
+    for note in state["dependence"]:
+        console.print(note, soft_wrap=True, highlight=False)
+    if state["suspicious"]:
+        text, file = state["suspicious"]["text"], Path(state["suspicious"]["file"])
+        console.print(f"Labels: {text}", soft_wrap=True, highlight=False)
+        for row in suspicious_rows(RoundFolder(file.parent), SHOWN):
+            told = (
+                f"  {row['file']}: {row['label']}, rather {row['suggested']} (wrong with {row['wrong']}) {row['task']}"
+            )
+            console.print(told, soft_wrap=True, highlight=False)
+        if state["suspicious"]["count"] > SHOWN:
+            console.print(f"  all of them: {file}", soft_wrap=True)
     for name, url in state["urls"].items():
         console.print(f"{name}: {url}", soft_wrap=True)
 
@@ -262,6 +273,14 @@ def simulate(
         Path | None,
         typer.Option(help="Ready-made features, .npy or .parquet, a row for each row of the labels; no images needed."),
     ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Images that depend on each other are on one side of the test: parent, those of a folder, or an "
+            "expression with one part in brackets on the file's path, such as '^(.+)_frame'. The labels may have a "
+            "column group instead."
+        ),
+    ] = None,
     campaign: Annotated[
         Path | None,
         typer.Option(help="Take images, labels, classes, model, strategy and its settings from this campaign's file."),
@@ -337,6 +356,7 @@ def simulate(
         images=images,
         labels=labels,
         features=features,
+        group=group,
         campaign=campaign,
         strategies=strategies,
         seeds=seeds,
@@ -362,6 +382,8 @@ def simulate(
         raise typer.Exit(EXIT_STOPPED) from None
     console.print(summary_table(summary))
     console.print(summary["verdict"])
+    for note in summary["notes"]:
+        console.print(note, soft_wrap=True, highlight=False)
     console.print(f"Look at it: {out / 'report.html'}", soft_wrap=True)
 
 

@@ -187,6 +187,12 @@ def _check_on_disk(value: Any) -> Any:
     return value
 
 
+def _check_group(value: str) -> str:
+    from pipeline.groups import check_rule
+
+    return check_rule(value)
+
+
 def _check_cron(value: str | None) -> str | None:
     if value is None:
         return None
@@ -385,6 +391,9 @@ class CampaignSettings(Settings):
     budget: Size
     audit_size: Size
     seed_set_size: int = Field(50, ge=0, le=MOST)
+    group: Annotated[str, AfterValidator(_check_group)] | None = Field(
+        None, description="which images depend on each other: parent, or an expression on the path with one group"
+    )
     query_size: Size = 100
     random_slice: float = Field(0.1, ge=0, lt=1)
     target_accuracy: float | None = Field(None, gt=0, lt=1, description="stop when the audit interval is above it")

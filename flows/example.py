@@ -12,6 +12,9 @@ classes = ["cat", "dog"]         # what annotators choose from
 budget = 1000                    # labels you will pay for in all, the audit set included
 audit_size = 200                 # random images, labelled once, never trained on: the honest measure (± 4 points)
 seed_set_size = 50               # first labels, before there is a model
+# group = "parent"               # images that depend on each other, such as frames of a film, stay on one side of the
+                                 # audit set: those of a folder, or an expression with one part in brackets on the
+                                 # path below the pool, '^(.+)_frame\\d+'; a manifest may have a column group instead
 query_size = 100                 # labels asked for in each later round
 
 # target_accuracy = 0.95         # stop early: the lower end of the audit interval is at least this

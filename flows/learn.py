@@ -19,9 +19,11 @@ from connectors.tracking import MemberHistory
 from flows.cache import features_of, shrink_features
 from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings
+from flows.ledger import task_addresses
 from flows.networks import (
     N_SAMPLED,
     Lesson,
+    can_cross,
     can_hold_out,
     frozen_body,
     phase_of,
@@ -36,13 +38,14 @@ from flows.progress import progress_bar
 from flows.steps import step, timed_task
 from pipeline.acquisition import entropy
 from pipeline.evaluation import calibration_error, evaluate, negative_log_likelihood
-from pipeline.label_errors import find_label_errors
+from pipeline.groups import group_codes
+from pipeline.label_errors import FEWEST_RIGHT, LIKELY_WRONG, find_label_errors, share_right
 from pipeline.labels import digest
 from pipeline.models import Classifier, read_state_dict, save_trunk, save_weights
 from pipeline.pixels import load_images
 from pipeline.pseudo_labels import choose_confident
 from pipeline.randomness import derive_seed, seeded_generator
-from pipeline.training import TrainingError, choose_device, device_name, judged_out_of_fold
+from pipeline.training import MIN_JUDGED, TrainingError, choose_device, device_name, judged_out_of_fold
 
 
 class NothingToTrainOn(TrainingError):
@@ -62,17 +65,19 @@ def cross_validate(folder: RoundFolder, work: OpenCampaign) -> None:
     """Let networks predict the labelled images that they have not seen; no row without weights."""
     settings = work.settings
     labelled = work.located(pd.read_parquet(folder / "labelled.parquet"))
-    if len(labelled) < 2 or not settings.model.is_pretrained:
+    targets, groups = class_indices(labelled["label"].tolist(), settings.classes), groups_in(labelled)
+    if not can_cross(targets, groups) or not settings.model.is_pretrained:
         write_table(folder / "out_of_fold.parquet", pd.DataFrame({"item_id": [], "label": []}))
         return
-    targets = class_indices(labelled["label"].tolist(), settings.classes)
-    phase = "head" if can_hold_out(targets) else _phase(settings, len(labelled))
+    phase = "head" if can_hold_out(targets, groups) else _phase(settings, len(labelled))
     seed, bagging = derive_seed(settings.seed, folder.number, "out-of-fold"), settings.members.bagging
     table = labelled[["item_id", "label"]].assign(phase=phase)
     if phase == "head":
         body = frozen_body(settings.model, n_classes=len(settings.classes))
         features = _inputs(folder, body, labelled, work)
-        crossed = predict_out_of_fold(body, features, targets, settings.model, seed=seed, bagging=bagging)
+        crossed = predict_out_of_fold(
+            body, features, targets, settings.model, seed=seed, bagging=bagging, groups=groups
+        )
         table, logits = table.assign(epochs=crossed.epochs), crossed.logits
     else:
         images = _inputs(folder, None, labelled, work)
@@ -85,6 +90,7 @@ def cross_validate(folder: RoundFolder, work: OpenCampaign) -> None:
                 n_classes=len(settings.classes),
                 seed=seed,
                 bagging=bagging,
+                groups=groups,
                 advance=advance,
             )
     write_table(folder / "out_of_fold.parquet", table.assign(logits=list(logits.numpy())))
@@ -92,22 +98,96 @@ def cross_validate(folder: RoundFolder, work: OpenCampaign) -> None:
 
 @step("suspicious_labels.parquet")
 def review_labels(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Write down which labels are probably wrong, the most suspicious first, by the out-of-fold predictions."""
-    classes = np.array(work.settings.classes)
-    table = pd.read_parquet(folder / "out_of_fold.parquet")
-    if not table.empty:
-        table = table[judged_out_of_fold(class_indices(table["label"].tolist(), list(classes))).numpy()]
-    columns = ("item_id", "label", "suggested", "given_probability", "suggested_probability")
-    if table.empty:
-        write_table(folder / "suspicious_labels.parquet", pd.DataFrame({name: [] for name in columns}))
-        return
-    found = find_label_errors(_logits(table).softmax(dim=1), class_indices(table["label"].tolist(), list(classes)))
-    suspicious = table.iloc[found.positions.numpy()][["item_id", "label"]].assign(
-        suggested=classes[found.suggested.numpy()],
-        given_probability=found.given_probability.numpy(),
-        suggested_probability=found.suggested_probability.numpy(),
+    """List the labels that are probably wrong, the likeliest first, and write to `review.json` what the list is worth.
+
+    Labels that were trained on are judged by the networks that have not seen them, those of the audit set by the
+    round's own. Where the model knows too little no label is listed.
+    """
+    classes = list(work.settings.classes)
+    judged = {"labels": _out_of_fold_probs(folder, classes), "audit labels": _audit_probs(folder)}
+    judged = {name: found for name, found in judged.items() if not found[0].empty}
+    reviews, listed = [], [pd.DataFrame({name: [] for name in SUSPICIOUS})]
+    for name, (table, probs) in judged.items():
+        targets = class_indices(table["label"].tolist(), classes)
+        found, right = find_label_errors(probs, targets), share_right(probs, targets)
+        is_listed = (found.wrong_probability >= LIKELY_WRONG) & (right >= FEWEST_RIGHT)
+        suspects = table.iloc[found.positions[is_listed].numpy()][["item_id", "label"]].assign(
+            split="audit" if name == "audit labels" else "pool",
+            suggested=np.array(classes)[found.suggested[is_listed].numpy()],
+            given_probability=found.given_probability[is_listed].numpy(),
+            suggested_probability=found.suggested_probability[is_listed].numpy(),
+            wrong_probability=found.wrong_probability[is_listed].numpy(),
+        )
+        listed += [] if suspects.empty else [suspects]
+        reviews.append(
+            {
+                "what": name,
+                "n": len(table),
+                "share_right": right,
+                "n_contradicted": len(found.positions),
+                "n_contradicted_wrong": float(found.wrong_probability.sum()),
+                "n_listed": len(suspects),
+                "n_wrong": float(suspects["wrong_probability"].sum()),
+            }
+        )
+    table = pd.concat(listed[1:] or listed).sort_values("wrong_probability", ascending=False, kind="stable")
+    uris = work.pool.drop_duplicates("item_id").set_index("item_id")["uri"]
+    addresses = task_addresses(work.folder)
+    table = table.assign(
+        uri=table["item_id"].map(uris).astype("str"), task=table["item_id"].map(addresses).astype("str")
     )
-    write_table(folder / "suspicious_labels.parquet", suspicious)
+    write_json(folder / "review.json", {"sets": reviews, "text": review_text(reviews)})
+    write_table(folder / "suspicious_labels.parquet", table[list(SUSPICIOUS)])
+
+
+SUSPICIOUS = (
+    *("item_id", "uri", "task", "split", "label", "suggested"),
+    *("given_probability", "suggested_probability", "wrong_probability"),
+)
+"""Columns of the list; `task` is missing for a label that no annotator gave."""
+
+
+def review_text(reviews: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the list of suspicious labels is worth, for people to read; None where nothing was judged."""
+    readable = [review for review in reviews if review["share_right"] >= FEWEST_RIGHT]
+    n_listed = sum(review["n_listed"] for review in readable)
+    told = []
+    if n_listed:
+        n_audit = sum(review["n_listed"] for review in readable if review["what"] == "audit labels")
+        n_wrong = max(1, round(sum(review["n_wrong"] for review in readable)))
+        looks, are = (
+            ("label looks", "it probably is") if n_listed == 1 else ("labels look", f"about {n_wrong} of them are")
+        )
+        told.append(f"{n_listed} {looks} wrong, {are}" + (f" ({n_audit} in the audit set)" if n_audit else ""))
+    elif readable:
+        told.append("no label looks wrong")
+    told += [
+        f"no {review['what']} are listed as wrong: the model is right on {100 * review['share_right']:.0f} % of those "
+        f"that it has not seen, and below {100 * FEWEST_RIGHT:.0f} % no list is worth reading (it contradicts "
+        f"{review['n_contradicted']}, of which about {review['n_contradicted_wrong']:.0f} are wrong)"
+        for review in reviews
+        if review["share_right"] < FEWEST_RIGHT
+    ]
+    return "; ".join(told) or None
+
+
+def _out_of_fold_probs(folder: RoundFolder, classes: Sequence[str]) -> tuple[pd.DataFrame, torch.Tensor]:
+    """The labels that predictions out of fold say something of, and what these say, `(n, C)`."""
+    table = pd.read_parquet(folder / "out_of_fold.parquet")
+    if table.empty:
+        return table, torch.empty(0, len(classes))
+    targets = class_indices(table["label"].tolist(), classes)
+    judged = judged_out_of_fold(targets, groups_in(pd.read_parquet(folder / "labelled.parquet")))
+    return table[judged.numpy()], _logits(table)[judged].softmax(dim=1)
+
+
+def _audit_probs(folder: RoundFolder) -> tuple[pd.DataFrame, torch.Tensor]:
+    """The labels of the audit set whose class the networks know, and what these say, `(n, C)`."""
+    path = folder / "audit_predictions.parquet"
+    table = pd.read_parquet(path) if path.exists() else pd.DataFrame({"label": [], "probs": []})
+    counts = pd.read_parquet(folder / "labelled.parquet")["label"].value_counts()
+    table = table[table["label"].map(counts).fillna(0) >= MIN_JUDGED]
+    return table, torch.from_numpy(np.stack(table["probs"].to_list())) if len(table) else torch.empty(0, 0)
 
 
 @step("training.json")
@@ -143,6 +223,13 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
         },
     )
     _clear_scratch(folder)
+
+
+def groups_in(labelled: pd.DataFrame) -> torch.Tensor | None:
+    """Numbers `(n,)` of the groups of labelled images; None where each is its own, or the column is missing."""
+    if "group" not in labelled:
+        return None
+    return group_codes(labelled["group"], labelled["item_id"])
 
 
 def _phase(settings: CampaignSettings, n_labels: int) -> str:
@@ -197,7 +284,8 @@ def _prepare(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) ->
             write_atomic(trunk, lambda path: save_trunk(body, path))
     elif not settings.model.is_pretrained:
         sample = _sample_pool(folder, work, labelled)
-    lesson = Lesson(phase, _inputs(folder, body, labelled, work), targets, body, pool_sample=sample)
+    inputs = _inputs(folder, body, labelled, work)
+    lesson = Lesson(phase, inputs, targets, body, pool_sample=sample, groups=groups_in(labelled))
     if not settings.model.is_pretrained:
         return lesson
     table = pd.read_parquet(folder / "out_of_fold.parquet")
@@ -394,6 +482,8 @@ def measure(folder: RoundFolder, work: OpenCampaign) -> None:
     models = trained_models(folder, work)
     found = predictions(models, audit, work.settings.model, reading=work.reading)
     probs = torch.cat([decisions[:, 0] for decisions, _ in found])
+    told = audit[["item_id", "label"]].assign(probs=list(probs.mean(dim=1).numpy()))
+    write_table(folder / "audit_predictions.parquet", told)
     targets = class_indices(audit["label"].tolist(), work.settings.classes)
     metrics = evaluate(probs.mean(dim=1), targets, classes=work.settings.classes)
     plain = at_temperature_one(probs, torch.stack([model.temperature.cpu() for model in models])).mean(dim=1)

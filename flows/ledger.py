@@ -35,6 +35,14 @@ def asked_items(folder: Campaign) -> dict[str, int]:
     return asked
 
 
+def task_addresses(folder: Campaign) -> dict[str, str]:
+    """Where people see the task of each item that was asked for."""
+    pushed = [read_json(f / "pushed.json") for f in folder.rounds() if f.has("pushed.json")]
+    return {
+        item_id: f"{each['address']}?task={task_id}" for each in pushed for item_id, task_id in each["tasks"].items()
+    }
+
+
 def answered_items(answers: Sequence[Answer]) -> set[str]:
     """Items on which an answer of any kind stands."""
     return {answer.item_id for answer in current(answers)}

@@ -75,6 +75,8 @@ class Lesson:
         n_labels: so many of the first targets are labels, and the others guesses, which nothing is judged by; None
             where all are labels.
         pool_sample: images `(m, channels, S, S)` to standardise by; None where mean and std come with the weights.
+        groups: of the labels, numbers `(m,)` from 0: labels of one group are held out together; None where each is its
+            own.
     """
 
     phase: str
@@ -85,6 +87,7 @@ class Lesson:
     out_of_fold: tuple[Tensor, Tensor] | None = None
     n_labels: int | None = None
     pool_sample: Tensor | None = None
+    groups: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -178,18 +181,31 @@ def fit_options(settings: ModelSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in (*names, "class_balanced", "label_smoothing", "schedule")}
 
 
-def can_hold_out(targets: Tensor) -> bool:
+def can_hold_out(targets: Tensor, groups: Tensor | None = None) -> bool:
     """Whether there are labels enough to hold some out and calibrate networks on them."""
-    return len(_validation_part(targets, seed=0)) > 0
+    return len(_validation_part(targets, groups, seed=0)) > 0
+
+
+def can_cross(targets: Tensor, groups: Tensor | None = None) -> bool:
+    """Whether labels can be predicted out of fold: there are two at least that do not depend on each other."""
+    return len(targets) >= 2 and (groups is None or len(groups.unique()) >= 2)
 
 
 def predict_out_of_fold(
-    body: Classifier, features: Tensor, targets: Tensor, settings: ModelSettings, *, seed: int, bagging: bool = False
+    body: Classifier,
+    features: Tensor,
+    targets: Tensor,
+    settings: ModelSettings,
+    *,
+    seed: int,
+    bagging: bool = False,
+    groups: Tensor | None = None,
 ) -> CrossFit:
     """What heads on a frozen trunk say of labelled images `(n, ...)` that they have not seen, n >= 2.
 
     Args:
         bagging: whether each head learns from a draw of the labels, as the members do.
+        groups: of `Lesson`.
     """
     return cross_fit(
         body,
@@ -199,6 +215,7 @@ def predict_out_of_fold(
         seed=seed,
         device=choose_device(settings.device),
         bootstrap=bagging,
+        groups=groups,
         **fit_options(settings),
     )
 
@@ -212,6 +229,7 @@ def predict_networks_out_of_fold(
     n_classes: int,
     seed: int,
     bagging: bool = False,
+    groups: Tensor | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """What networks that train more than heads say of labelled images that they have not seen.
@@ -224,15 +242,14 @@ def predict_networks_out_of_fold(
         images: `(n, channels, S, S)` of uint8, n >= 2.
         targets: `(n,)` class indices.
         seed: of the folds, the heads and the training.
-        bagging: as in `predict_out_of_fold`.
+        bagging: as in `predict_out_of_fold`; groups likewise.
         advance: called with (done, total) epochs.
 
     Returns:
         Logits `(n, C)`, float32 on the CPU.
     """
-    folds = split_folds(
-        TASK.strata(targets), n_folds=NETWORK_FOLDS, generator=seeded_generator(seed, 0, "folds of networks")
-    )
+    generator = seeded_generator(seed, 0, "folds of networks")
+    folds = split_folds(TASK.strata(targets), n_folds=NETWORK_FOLDS, generator=generator, groups=groups)
 
     def predict(number: int) -> Tensor:
         def count(row: Mapping[str, float]) -> None:
@@ -273,16 +290,15 @@ def add_out_of_fold(
     """
     targets = lesson.labels
     inputs = lesson.inputs[: len(targets)]
-    if len(targets) < 2 or not settings.is_pretrained:
+    if not can_cross(targets, lesson.groups) or not settings.is_pretrained:
         return lesson
+    how: dict[str, Any] = {"seed": seed, "bagging": bagging, "groups": lesson.groups}
     if lesson.body is not None:
-        crossed = predict_out_of_fold(lesson.body, inputs, targets, settings, seed=seed, bagging=bagging)
+        crossed = predict_out_of_fold(lesson.body, inputs, targets, settings, **how)
         return replace(lesson, epochs=crossed.epochs, out_of_fold=(crossed.logits, targets))
-    if can_hold_out(targets):
+    if can_hold_out(targets, lesson.groups):
         return lesson
-    logits = predict_networks_out_of_fold(
-        settings, lesson.phase, inputs, targets, n_classes=n_classes, seed=seed, bagging=bagging
-    )
+    logits = predict_networks_out_of_fold(settings, lesson.phase, inputs, targets, n_classes=n_classes, **how)
     return replace(lesson, out_of_fold=(logits, targets))
 
 
@@ -340,7 +356,7 @@ def train_network(
     if calibration is not None:
         model.temperature.fill_(calibration.temperature)
     if members.laplace:
-        if out_of_fold is None and body is None and judged_out_of_fold(lesson.labels).any():
+        if out_of_fold is None and body is None and _can_judge(lesson):
             out_of_fold = _judge_trunk(model, lesson, settings, seed=seed, bagging=members.bagging)
         _add_posterior(model, lesson, out_of_fold)
     return Trained(model, outcome, (*findings, *moved), calibration, out_of_fold)
@@ -466,13 +482,21 @@ def predict_images(
 
 def _hold_out(lesson: Lesson, *, seed: int) -> Tensor:
     """Positions of labels to calibrate on, and to stop early by; none where predictions out of fold do for that."""
-    return torch.arange(0) if lesson.out_of_fold is not None else _validation_part(lesson.labels, seed=seed)
+    if lesson.out_of_fold is not None:
+        return torch.arange(0)
+    return _validation_part(lesson.labels, lesson.groups, seed=seed)
 
 
-def _validation_part(targets: Tensor, *, seed: int) -> Tensor:
+def _validation_part(targets: Tensor, groups: Tensor | None, *, seed: int) -> Tensor:
     """Positions of labels that can be spared; none where they are few."""
     generator = seeded_generator(seed, 0, "held out")
-    return split_validation(TASK.strata(targets), share=VALIDATION_SHARE, generator=generator)[1]
+    return split_validation(TASK.strata(targets), share=VALIDATION_SHARE, generator=generator, groups=groups)[1]
+
+
+def _can_judge(lesson: Lesson) -> bool:
+    """Whether predictions out of fold of some labels would say something of them."""
+    judged = judged_out_of_fold(lesson.labels, lesson.groups)
+    return bool(judged.any()) and can_cross(lesson.labels, lesson.groups)
 
 
 def _judge_trunk(
@@ -482,7 +506,8 @@ def _judge_trunk(
     learner = with_new_head(model, seed=seed)
     learner.train_only("head")
     features = _in_parts(model, model.features, lesson.inputs[: len(lesson.labels)])
-    crossed = predict_out_of_fold(learner, features, lesson.labels, settings, seed=seed, bagging=bagging)
+    how: dict[str, Any] = {"seed": seed, "bagging": bagging, "groups": lesson.groups}
+    crossed = predict_out_of_fold(learner, features, lesson.labels, settings, **how)
     model.train_only(lesson.phase)  # of the trunk that both have
     return crossed.logits, lesson.labels
 
@@ -498,7 +523,7 @@ def _add_posterior(model: Classifier, lesson: Lesson, out_of_fold: tuple[Tensor,
         return
     logits, targets = out_of_fold
     embeddings = _in_parts(model, embed, lesson.inputs[: len(targets)])
-    judged = judged_out_of_fold(targets)
+    judged = judged_out_of_fold(targets, lesson.groups)
     model.posterior = fit_posterior(model, embeddings, logits=logits, targets=targets, judged=judged)
 
 

@@ -5,20 +5,47 @@ from dataclasses import asdict
 from typing import Any
 
 from connectors.store import Campaign, RoundFolder, read_json
-from pipeline.stopping import MeasuredRound, forecast, lacks_for_forecast, stop_reason
+from pipeline.stopping import (
+    MeasuredRound,
+    forecast,
+    lacks_for_forecast,
+    level_of_look,
+    stop_reason,
+    surely_reached,
+)
 
 
 def measured_rounds(folder: Campaign) -> list[MeasuredRound]:
     """The learning curve: one point for each round whose model was measured on the audit set."""
-    return [
-        MeasuredRound(
-            n_labels=read_json(f / "training.json")["n_trained_on"],
-            n_correct=round(metrics["accuracy"] * metrics["n"]),
-            n_audit=metrics["n"],
-        )
-        for f in folder.rounds()
-        if (metrics := metrics_of(f)) is not None
-    ]
+    return [_point(f) for f in folder.rounds() if metrics_of(f) is not None]
+
+
+def _point(folder: RoundFolder) -> MeasuredRound:
+    metrics = read_json(folder / "metrics.json")
+    return MeasuredRound(
+        n_labels=read_json(folder / "training.json")["n_trained_on"],
+        n_correct=round(metrics["accuracy"] * metrics["n"]),
+        n_audit=metrics["n"],
+    )
+
+
+def looks(folder: Campaign, rule: str) -> int:
+    """How often a stopping rule has been asked, the newest round included: rounds measured while it was on, at least 1.
+
+    A round in which there can be no forecast yet is no look at `min_gain`. One that does not say what it was made with
+    counts.
+    """
+    measured = [f for f in folder.rounds() if metrics_of(f) is not None]
+    points = [_point(f) for f in measured]
+    can_ask = [rule != "min_gain" or lacks_for_forecast(points[: n + 1]) is None for n in range(len(points))]
+    earlier = zip(measured[:-1], can_ask, strict=False)
+    return 1 + sum(can and _was_on(f, rule) for f, can in earlier)
+
+
+def _was_on(folder: RoundFolder, rule: str) -> bool:
+    if not folder.has("config.json"):
+        return True
+    return read_json(folder / "config.json").get("settings", {rule: True}).get(rule) is not None
 
 
 def metrics_of(folder: RoundFolder) -> dict[str, Any] | None:
@@ -44,18 +71,35 @@ def outlook(folder: Campaign, settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: the campaign's; those that an older version of labelcycle did not know may be missing.
 
     Returns:
-        `forecast` (of accuracy, shares; None when `no_forecast` says why) and `stop` (the reason, None to go on).
+        `forecast` (of accuracy, shares; None when `no_forecast` says why), `stop` (the reason, None to go on) and
+        `looks` (of each stopping rule that is on: its number of the `look`, the `level` that it may err at, and where
+        it is `now`, None where that is not known).
     """
     rounds = measured_rounds(folder)
+    target, min_gain = settings.get("target_accuracy"), settings.get("min_gain")
+    at_target, at_gain = looks(folder, "target_accuracy"), looks(folder, "min_gain")
     query_size = settings["query_size"]
     expected = forecast(rounds, query_size)
+    asked: dict[str, Any] = {}
+    if target is not None:
+        asked["target_accuracy"] = _look(at_target, surely_reached(rounds, look=at_target))
+    if min_gain is not None:
+        sure = forecast(rounds, query_size, alpha=level_of_look(at_gain))
+        asked["min_gain"] = _look(at_gain, None if sure is None else sure.gain_high)
     return {
         "forecast": asdict(expected) | {"text": str(expected)} if expected else None,
         "no_forecast": lacks_for_forecast(rounds),
         "stop": stop_reason(
             rounds,
-            target_accuracy=settings.get("target_accuracy"),
-            min_gain=settings.get("min_gain"),
+            target_accuracy=target,
+            min_gain=min_gain,
             query_size=query_size,
+            looks_at_target=at_target,
+            looks_at_gain=at_gain,
         ),
+        "looks": asked,
     }
+
+
+def _look(look: int, now: float | None) -> dict[str, Any]:
+    return {"look": look, "level": level_of_look(look), "now": now}

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from connectors.store import Campaign
 from flows.config import CampaignSettings, ConfigError
 from flows.ledger import known_answers
+from pipeline.groups import check_rule, groups_of
 from pipeline.labels import labelled_set
 from pipeline.listing import locate
 from pipeline.manifest import KNOWN as MANIFEST_COLUMNS
 from pipeline.manifest import forms_of, unused_columns
-from pipeline.pixels import PoolError
+from pipeline.pixels import PoolError, map_in_threads
 from pipeline.pool import index_pool, usable
 from pipeline.pool_notes import readings_in_words
 from pipeline.strict_table import StrictTable, nfc, read_strictly, shorten, trim
@@ -26,6 +27,7 @@ KNOWN = {
     "file": MANIFEST_COLUMNS["uri"] - {"file"} | {"uri"},
     "label": MANIFEST_COLUMNS["label"],
     "split": frozenset({"splits", "subset", "partition"}),
+    "group": MANIFEST_COLUMNS["group"],
 }
 """Columns of a labels file, and other words that people have for them."""
 PICKED = (
@@ -46,9 +48,10 @@ def read_labels(
     classes: Sequence[str] = (),
     tell: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
-    """`file`, `label`, `uri` and `is_test` of a labels file, in its order.
+    """`file`, `label`, `uri`, `is_test` and `group` of a labels file, in its order.
 
-    A column `split` may say which images are only tested on, "test"; the others are "pool". Without `images` the files
+    A column `split` may say which images are only tested on, "test"; the others are "pool". A column `group` may name
+    the images that depend on each other; it is empty for one that is on its own. Without `images` the files
     need not be there.
 
     Args:
@@ -61,7 +64,7 @@ def read_labels(
         ReplayError: naming the file, the row (counted from 1 below the header) and what is wrong there.
     """
     try:
-        table = trim(trim(read_strictly(path, KNOWN), "label"), "split")
+        table = trim(trim(trim(read_strictly(path, KNOWN), "label"), "split"), "group")
         if table.rows.empty:
             raise PoolError(f"{path}: has no row below its first line")
         rows = _checked(table, classes)
@@ -78,7 +81,7 @@ def read_labels(
 
 
 def _checked(table: StrictTable, classes: Sequence[str]) -> pd.DataFrame:
-    """`file`, `label` and `is_test` of the rows, each of which has both and names a file for the first time."""
+    """`file`, `label`, `is_test` and `group` of the rows, each of which has a label and names another file."""
     rows = table.rows
     table.refuse(rows["file"].isna() | (rows["file"].str.strip() == ""), "has no file", "name it, or delete the row")
     table.refuse(rows["label"].isna(), "has no label", "add one, or delete the row")
@@ -87,7 +90,9 @@ def _checked(table: StrictTable, classes: Sequence[str]) -> pd.DataFrame:
     table.refuse(~split.isin(["pool", "test"]), "has a split that is neither pool nor test")
     names = forms_of(classes)
     labels = rows["label"].map(lambda label: names.get(label) or names.get(nfc(label)) or nfc(label))
-    return rows[["file"]].assign(label=labels, is_test=split == "test").astype({"file": "str", "label": "str"})
+    group = rows["group"].map(nfc, na_action="ignore")
+    rows = rows[["file"]].assign(label=labels, is_test=split == "test", group=group)
+    return rows.astype(dict.fromkeys(("file", "label", "group"), "str"))
 
 
 def _find(table: StrictTable, images: Path) -> tuple[list[str], list[str]]:
@@ -114,7 +119,7 @@ def _alike(labels: pd.Series) -> list[str]:
 
 
 def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str | None]:
-    """The same four columns for the images that a campaign has labels for, from its folder and its manifest.
+    """The same columns for the images that a campaign has labels for, from its folder and its manifest.
 
     The audit set is what is tested on, as far as it has labels: no model chose it.
 
@@ -131,6 +136,7 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
             audit_size=0,
             seed=settings.seed,
             classes=settings.classes,
+            group=settings.group,
             follow_links=settings.follow_links,
             max_unused=settings.max_unused,
         )
@@ -141,7 +147,12 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
         prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),
         classes=settings.classes,
     )
-    table = usable(pool)[["item_id", "uri", "split"]].merge(labels[["item_id", "label"]], on="item_id")
+    pool = pool.reindex(columns=[*pool.columns.union(["group"], sort=False)])
+    table = (
+        usable(pool)[["item_id", "uri", "split", "group"]]
+        .astype({"group": "str"})
+        .merge(labels[["item_id", "label"]], on="item_id")
+    )
     if table.empty:
         raise ReplayError(
             f"campaign {settings.name!r} has no labels yet: run it first, give its manifest a column label, or name "
@@ -184,6 +195,92 @@ def read_features(path: Path, n_rows: int) -> NDArray[np.float32]:
     return features
 
 
+def with_groups(rows: pd.DataFrame, rule: str | None) -> pd.DataFrame:
+    """The rows with the groups that a rule gives to their files, checked: none is on both sides of a given test part.
+
+    Raises:
+        ReplayError: the rule is none, finds nothing or there are groups already; or a group is on both sides.
+    """
+    if rule is not None:
+        if rows["group"].notna().any():
+            raise ReplayError("the labels have a column group: leave --group out, or the column")
+        try:
+            groups = groups_of(rows["file"].tolist(), check_rule(rule))
+        except ValueError as exc:
+            told = str(exc).removeprefix("group = ")
+            raise ReplayError(f"--group {told}" if told.startswith(repr(rule)) else f"--group {rule!r} {told}") from exc
+        rows = rows.assign(group=pd.Series(groups, rows.index, dtype="str"))
+    grouped = rows.dropna(subset=["group"])
+    on_both = grouped.groupby("group")["is_test"].nunique()
+    on_both = on_both[on_both > 1]
+    if len(on_both):
+        named = grouped[grouped["group"] == on_both.index[0]]
+        test, pool = (named.loc[named["is_test"] == side, "file"].iloc[0] for side in (True, False))
+        raise ReplayError(
+            f"group {on_both.index[0]!r} has images to test on ({test}) and others ({pool}), and so have "
+            f"{len(on_both) - 1} more groups: put each on one side in the column split"
+        )
+    return rows
+
+
+def without_copies(rows: pd.DataFrame, features: NDArray[np.float32] | None) -> tuple[NDArray[np.bool_], list[str]]:
+    """Which rows to keep, `(n,)`, so that no image is there twice, and what to tell of it, a line each.
+
+    Of files of the same bytes, or rows of the same features, the first counts, before it one that is tested on. Where
+    their labels differ none does.
+    """
+    content = _content_codes(rows["uri"].tolist()) if features is None else _row_codes(features)
+    table = rows[["file", "label", "is_test"]].reset_index(drop=True).assign(content=content)
+    table = table[table["content"].duplicated(keep=False)]
+    by_content = table.groupby("content")
+    is_disputed = by_content["label"].transform("nunique") > 1
+    crosses = (by_content["is_test"].transform("nunique") > 1) & ~is_disputed
+    first = table.sort_values("is_test", ascending=False, kind="stable").drop_duplicates("content").index
+    dropped = table.index[is_disputed | ~table.index.isin(first)]
+    told, what = [], "files are copies" if features is None else "rows of features are copies"
+    if n := len(dropped) - int(is_disputed.sum()):
+        told.append(f"{n:,} of {len(rows):,} {what} of others, to the last byte: an image counts once")
+    if crosses.any():
+        pair = table[crosses & (table["content"] == table.loc[crosses, "content"].iloc[0])]
+        test, pool = (pair.loc[pair["is_test"] == side, "file"].iloc[0] for side in (True, False))
+        told.append(
+            f"{table.loc[crosses, 'content'].nunique():,} images to test on are outside of the test part too, for "
+            f"example {test} and {pool}: they are only tested on"
+        )
+    if is_disputed.any():
+        pair = table[is_disputed & (table["content"] == table.loc[is_disputed, "content"].iloc[0])]
+        one, other = pair.drop_duplicates("label").head(2)[["file", "label"]].to_numpy()
+        told.append(
+            f"{int(is_disputed.sum()):,} {what} with different labels and are set aside, for example {one[0]} "
+            f"({one[1]}) and {other[0]} ({other[1]})"
+        )
+    keep = np.ones(len(rows), dtype=bool)
+    keep[dropped] = False
+    if not keep.any():
+        raise ReplayError(f"no image is left: {'; '.join(told)}")
+    return keep, told
+
+
+def _content_codes(uris: Sequence[str]) -> NDArray[np.int64]:
+    """Numbers `(n,)` that are equal for files of the same bytes; files alone in their size are not read."""
+    sizes = pd.Series(map_in_threads(lambda uri: Path(uri).stat().st_size, uris))
+    names = sizes.astype("str") + " " + sizes.index.astype("str")
+    alike = sizes[sizes.duplicated(keep=False)].index
+    names[alike] = map_in_threads(_hash, [uris[row] for row in alike])
+    return pd.factorize(names)[0].astype(np.int64)
+
+
+def _hash(uri: str) -> str:
+    with Path(uri).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _row_codes(features: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Numbers `(n,)` that are equal for rows `(n, D)` of the same numbers."""
+    rows = np.ascontiguousarray(features).view(np.dtype((np.void, features.dtype.itemsize * features.shape[1])))
+    return np.unique(rows.ravel(), return_inverse=True)[1].astype(np.int64)
+
+
 def count_classes(labels: pd.Series, classes: Sequence[str] | None) -> tuple[str, ...]:
     """The classes, sorted, or those of a campaign in its order; fewer than two with labels are refused."""
     present = sorted(labels.unique())
@@ -196,8 +293,10 @@ def count_classes(labels: pd.Series, classes: Sequence[str] | None) -> tuple[str
 
 
 def digest_of(rows: pd.DataFrame, features: NDArray[np.float32] | None) -> str:
-    """Hash of the files, labels and parts in their order, and of the features or the files' sizes; 32 hex digits."""
+    """Hash of the files, labels, parts and groups in order, and of the features or the files' sizes; 32 hex digits."""
     hashed = hashlib.blake2b(digest_size=16)
+    if rows["group"].notna().any():
+        hashed.update(repr(rows["group"].fillna("").tolist()).encode())
     for file, label, uri, is_test in rows[["file", "label", "uri", "is_test"]].itertuples(index=False):
         size = Path(uri).stat().st_size if features is None else 0
         hashed.update(f"{file}\0{label}\0{size}\0{is_test}\n".encode())

@@ -40,6 +40,7 @@ from flows.networks import (
 )
 from flows.progress import progress_bars
 from pipeline.evaluation import evaluate
+from pipeline.groups import group_codes
 from pipeline.members import predict_from_features
 from pipeline.models import Classifier
 from pipeline.randomness import derive_seed, seeded_generator
@@ -139,7 +140,7 @@ class Replay:
 
     @cached_property
     def labels(self) -> pd.DataFrame:
-        """file, label, uri, is_test."""
+        """file, label, uri, is_test, group."""
         return pd.read_parquet(self.folder / "labels.parquet")
 
     @cached_property
@@ -147,6 +148,11 @@ class Replay:
         """Class indices `(N,)`."""
         codes = pd.Categorical(self.labels["label"], categories=list(self.settings.classes)).codes
         return torch.from_numpy(codes.astype(np.int64))
+
+    @cached_property
+    def groups(self) -> Tensor | None:
+        """Numbers `(N,)` of the groups; None where every image is on its own."""
+        return group_codes(self.labels["group"], self.labels["file"])
 
     @property
     def data_path(self) -> Path:
@@ -186,6 +192,7 @@ class Replay:
             start=settings.start,
             seed=seed,
             test=test if len(test) else None,
+            groups=self.groups,
         )
 
     def pool_sample(self, seed: int) -> Tensor:
@@ -350,7 +357,8 @@ def _train_networks(replay: Replay, labelled: Tensor, *, seed: int, round_number
     body = frozen_body(how, n_classes=n_classes) if phase == "head" else None
     sample = None if how.is_pretrained else replay.pool_sample(seed)
     inputs = (replay.data if body is None else replay.trunk_features)[labelled]
-    lesson = Lesson(phase, inputs, replay.targets[labelled], body, pool_sample=sample)
+    groups = None if replay.groups is None else replay.groups[labelled].unique(return_inverse=True)[1]
+    lesson = Lesson(phase, inputs, replay.targets[labelled], body, pool_sample=sample, groups=groups)
     fold_seed = derive_seed(seed, round_number, "out-of-fold")
     lesson = add_out_of_fold(lesson, how, n_classes=n_classes, seed=fold_seed, bagging=members.bagging)
     models = []

@@ -36,6 +36,8 @@ ADDRESS_SIGNS = ":/?#[]@!$&'()*+,;=%~-._"
 """What may stand in an address; anything else is written in percents."""
 LONGEST_NAME = 40
 """Signs of a class that the picture of the confusion matrix shows."""
+DEPENDENCE = "dependence.json"
+"""Of a campaign's folder: what was said of groups when the audit set was drawn."""
 STABLE = 0.8
 """A batch of which half the draws would keep less is the luck of the draws."""
 
@@ -45,14 +47,14 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
 
     Returns:
         `campaign`, `round_number`, `rounds_closed`, `awaiting` (None, or the labels that the open round waits for),
-        `n_labels_paid` (those of the audit set included), `n_trained_on` (by the newest model), `budget`,
-        `budget_left` (labels that may still be asked for), `set_aside` (files of the pool that are not used, by
-        reason), `pool_notes` (the same for people, with examples and what to do), `pixel_ranges` (what becomes black
-        and white, of each kind of deep pixels), `files_of_several_pages` (of which the first is used), `metrics` of the
-        newest model on the audit set (None before there is one), `forecast`, `no_forecast` and `stop` (see `outlook`),
-        `stops_when` (of each stopping rule its `limit` and where it is `now`), `suspicious` (`count` of the labels that
-        the newest round to look thinks wrong, and the `file` that names them; None before one looked) and `urls`,
-        straight to the campaign's own pages.
+        `n_labels_paid` (those of the audit set included), `n_trained_on` (by the newest model), `budget`, `budget_left`
+        (labels that may still be asked for), `set_aside` (files of the pool that are not used, by reason), `pool_notes`
+        (the same for people, with examples and what to do), `dependence` (lines on groups of images), `pixel_ranges`
+        (what becomes black and white, of each kind of deep pixels), `files_of_several_pages` (of which the first is
+        used), `metrics` of the newest model on the audit set (None before there is one), `forecast`, `no_forecast` and
+        `stop` (see `outlook`), `stops_when` (of each stopping rule its `limit`, where it is `now` and, where it is
+        asked each round, the number of the `look` and the `level` that it may err at), `suspicious` (see `review_of`,
+        of the newest round that looked; None before one did) and `urls`, straight to the campaign's own pages.
     """
     settings = read_json(folder.path / "campaign.json")
     rounds = folder.rounds()
@@ -74,25 +76,46 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         "pool_notes": unused_images(folder),
         "pixel_ranges": [asdict(one) for one in read_ranges(folder.path)],
         "files_of_several_pages": count_multipage(pd.read_parquet(folder.pool)) if folder.pool.exists() else 0,
+        "dependence": notes_on_dependence(folder),
         "metrics": headline,
         **ahead,
-        "stops_when": _stopping_rules(settings, labels, headline, ahead["forecast"]),
-        "suspicious": _suspicious(rounds),
+        "stops_when": _stopping_rules(settings, labels, ahead["looks"]),
+        "suspicious": next((seen for f in reversed(rounds) if (seen := review_of(f)) is not None), None),
         "urls": _addresses(rounds, settings, home),
     }
 
 
-def _suspicious(rounds: Sequence[RoundFolder]) -> dict[str, Any] | None:
-    for folder in reversed(rounds):
-        if (count := suspicious_labels(folder)) is not None:
-            return {"count": count, "file": str(folder / "suspicious_labels.parquet")}
-    return None
+def review_of(folder: RoundFolder) -> dict[str, Any] | None:
+    """What the round thinks of the labels; None where it did not look.
+
+    Returns:
+        `count` of the labels listed as wrong, `n_wrong` (how many of them are, on average), the `text` that says so, or
+        why none is listed, and the `file` of the list.
+    """
+    told = read_json(folder / "review.json") if folder.has("review.json") else {}
+    if told.get("text") is None:
+        return None
+    return {
+        "count": sum(each["n_listed"] for each in told["sets"]),
+        "n_wrong": sum(each["n_wrong"] for each in told["sets"]),
+        "text": told["text"],
+        "file": str(folder / "suspicious_labels.parquet"),
+    }
 
 
-def suspicious_labels(folder: RoundFolder) -> int | None:
-    """How many labels the round thinks wrong; None where it did not look."""
-    has_looked = folder.has("suspicious_labels.parquet") and _count(folder, "out_of_fold.parquet") > 0
-    return _count(folder, "suspicious_labels.parquet") if has_looked else None
+def suspicious_rows(folder: RoundFolder, n: int) -> list[dict[str, str]]:
+    """The first labels of a round's list, as words: `file`, `label`, `suggested`, `wrong` and `task`."""
+    table = pd.read_parquet(folder / "suspicious_labels.parquet").head(n)
+    return [
+        {
+            "file": row["uri"] if isinstance(row["uri"], str) else row["item_id"],
+            "label": row["label"],
+            "suggested": row["suggested"],
+            "wrong": f"{100 * row['wrong_probability']:.0f} %",
+            "task": row["task"] if isinstance(row["task"], str) else "",
+        }
+        for row in table.to_dict("records")
+    ]
 
 
 def warnings_of(folder: RoundFolder) -> tuple[str, ...]:
@@ -126,6 +149,11 @@ def unused_images(folder: Campaign) -> list[str]:
     return unused_lines(pd.read_parquet(folder.pool)) if folder.pool.exists() else []
 
 
+def notes_on_dependence(folder: Campaign) -> list[str]:
+    """What was said when the audit set was drawn of images that depend on each other; a line each."""
+    return list(read_json(folder.path / DEPENDENCE)) if (folder.path / DEPENDENCE).exists() else []
+
+
 def awaited_labels(folder: RoundFolder) -> dict[str, Any] | None:
     """How far the annotators were with the open round when a run last looked; None when no label is awaited."""
     if folder.is_closed or not folder.has("pushed.json"):
@@ -155,25 +183,20 @@ def _headline(round_number: int, metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _stopping_rules(
-    settings: dict[str, Any], labels: int, headline: dict[str, Any] | None, forecast: dict[str, Any] | None
-) -> dict[str, dict[str, Any]]:
+def _stopping_rules(settings: dict[str, Any], labels: int, looks: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The rules that the campaign has; `now` is None where it is not known yet."""
     rules = {"budget": {"limit": settings["budget"], "now": labels}}
-    if settings.get("target_accuracy") is not None:
-        now = headline and headline["audit_accuracy_low"]
-        rules["target_accuracy"] = {"limit": settings["target_accuracy"], "now": now}
-    if settings.get("min_gain") is not None:
-        rules["min_gain"] = {"limit": settings["min_gain"], "now": forecast and forecast["gain_high"]}
-    return rules
+    return rules | {name: {"limit": settings[name], **seen} for name, seen in looks.items()}
 
 
 def stopping_text(rules: dict[str, dict[str, Any]]) -> str:
     """What stops the campaign, for people to read."""
 
     def now(name: str, text: str) -> str:
-        value = rules[name]["now"]
-        return "not known yet" if value is None else text.format(100 * value)
+        rule = rules[name]
+        if rule["now"] is None:
+            return "not known yet"
+        return f"{text.format(100 * rule['now'])}, {100 * (1 - rule['level']):.4g} % sure at look {rule['look']}"
 
     told = [f"{rules['budget']['limit']} labels are paid for ({rules['budget']['now']} now)"]
     if "target_accuracy" in rules:
@@ -278,8 +301,17 @@ def round_sentence(folder: RoundFolder) -> str:
         return f"No model yet. {paid}"
     return (
         f"Audit accuracy **{accuracy_text(metrics)}** on {metrics['n']} images, "
-        f"NLL {metrics['nll']:.3f}, ECE {metrics['ece']:.3f}. {paid}"
+        f"NLL {metrics['nll']:.3f}, ECE {metrics['ece']:.3f}.{_clause_on_groups(folder)} {paid}"
     )
+
+
+def _clause_on_groups(folder: RoundFolder) -> str:
+    names = pq.read_schema(folder / "audit.parquet").names if folder.has("audit.parquet") else []
+    groups = pd.read_parquet(folder / "audit.parquet")["group"] if "group" in names else pd.Series(dtype="str")
+    if groups.isna().all():
+        return ""
+    n_groups = groups.nunique() + int(groups.isna().sum())
+    return f" The interval counts the images as independent; they are of {n_groups} groups, and it is too narrow."
 
 
 def _markdown_outlook(folder: RoundFolder) -> list[str]:
@@ -296,10 +328,24 @@ def _markdown_training(folder: RoundFolder, metrics: dict[str, Any] | None) -> l
     if metrics and "nll_uncalibrated" in metrics:
         nll, ece = metrics["nll_uncalibrated"], metrics["ece_uncalibrated"]
         told.append(f"Without the temperatures NLL would be {nll:.3f}, ECE {ece:.3f}.")
-    if count := suspicious_labels(folder):
-        told.append(f"Labels that are probably wrong: {count}, in `suspicious_labels.parquet`.")
+    review = review_of(folder)
+    if review is not None:
+        told.append(f"{markdown(review['text'][0].upper() + review['text'][1:])}.")
     warned = [f"**Warning:** {markdown(warning)}\n" for warning in warnings_of(folder)]
-    return [*([" ".join(told), ""] if told else []), *warned]
+    listed = _markdown_suspicious(folder) if review is not None and review["count"] else []
+    return [*([" ".join(told), ""] if told else []), *listed, *warned]
+
+
+def _markdown_suspicious(folder: RoundFolder) -> list[str]:
+    rows = [{name: markdown(text) for name, text in row.items()} for row in suspicious_rows(folder, 10)]
+    return [
+        "The likeliest, all in `suspicious_labels.parquet`:",
+        "",
+        "| file | label | rather | wrong with | task |",
+        "|---|---|---|---|---|",
+        *(f"| {row['file']} | {row['label']} | {row['suggested']} | {row['wrong']} | {row['task']} |" for row in rows),
+        "",
+    ]
 
 
 def _markdown_batch(folder: RoundFolder) -> list[str]:

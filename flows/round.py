@@ -22,6 +22,7 @@ from flows.ask import check_strategy, compare_with_half, push, select, select_fi
 from flows.campaign import OpenCampaign, current_round, open_campaign
 from flows.collect import close, collect, is_ready_to_close, look, notes_of, told_when_collected
 from flows.config import CampaignSettings, ConfigError, resolved
+from flows.dependence import look_for_dependence
 from flows.learn import (
     cross_validate,
     gather_labels,
@@ -36,7 +37,7 @@ from flows.networks import check_network
 from flows.outlook import metrics_of, outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text, settle_ranges
 from flows.progress import progress_bar
-from flows.report import round_markdown, round_sentence, suspicious_labels, warnings_of, write_confusion_matrix
+from flows.report import review_of, round_markdown, round_sentence, warnings_of, write_confusion_matrix
 from flows.score import list_candidates, score_pool
 from flows.steps import seconds_of, step, task_without_result, timed_task
 from pipeline.labels import digest
@@ -138,8 +139,9 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
         books.put_right(work)
         refresh_pool(work)
         pixels = (*settle_pixel_ranges(work), *notes_on_pages(work))
+        dependence = look_for_dependence(work)
         outcome = go_on(work)
-        notes = (*tell_of_pool(work.folder), *pixels)
+        notes = (*tell_of_pool(work.folder), *pixels, *dependence)
         return replace(outcome, notes=(*notes, *outcome.notes))
 
 
@@ -181,8 +183,8 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
         list_candidates(folder, work)
         cross_validate(folder, work)
         train(folder, work, run_id)
-        review_labels(folder, work)
         measure(folder, work)
+        review_labels(folder, work)
         track_model(folder, work, run_id)
         look_ahead(folder, work)
         query_size = size_of_query(folder)
@@ -226,6 +228,7 @@ def refresh_pool(work: OpenCampaign) -> None:
             follow_links=settings.follow_links,
             max_unused=settings.max_unused,
             reading=work.reading,
+            group=settings.group,
             progress=show,
             tell=told.append,
         )
@@ -332,8 +335,8 @@ def summarise(folder: RoundFolder, work: OpenCampaign) -> None:
         logged |= {f"forecast_{name}": expected[name] for name in ("gain", "gain_low", "gain_high")}
     if folder.has("training.json"):
         logged |= _told_of_training(read_json(folder / "training.json"), work.settings)
-    if (n_suspicious := suspicious_labels(folder)) is not None:
-        logged["n_suspicious_labels"] = n_suspicious
+    if (review := review_of(folder)) is not None:
+        logged |= {"n_suspicious_labels": review["count"], "n_suspicious_labels_wrong": review["n_wrong"]}
     if folder.has("stability.json"):
         logged |= {name: value for name, value in read_json(folder / "stability.json").items() if value is not None}
     write_json(folder / "summary.json", {"step": n_paid, "metrics": logged})

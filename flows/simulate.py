@@ -5,7 +5,7 @@ A replay's folder holds everything, so a killed one goes on where it stood, and 
 | file | |
 |---|---|
 | `replay.json` | the resolved settings, with a digest of the data |
-| `labels.parquet` | file, label, uri, is_test, in the order of the labels file; written anew by each command |
+| `labels.parquet` | file, label, uri, is_test, group, in the order of the labels file; written anew by each command |
 | `pixel_ranges.json` | what black and white are in deep pixels |
 | `features.npy` or `images.npy` | what models read, computed once |
 | `trunk_features.npy` | what a pretrained network's trunk makes of the images, for the rounds that train heads only |
@@ -59,11 +59,22 @@ from flows.home import home
 from flows.networks import RECIPE, check_network, frozen_body, new_model
 from flows.pixel_ranges import write_ranges
 from flows.progress import progress_bar, say
-from flows.replay_input import ReplayError, count_classes, digest_of, read_campaign_labels, read_features, read_labels
+from flows.replay_input import (
+    ReplayError,
+    count_classes,
+    digest_of,
+    read_campaign_labels,
+    read_features,
+    read_labels,
+    with_groups,
+    without_copies,
+)
 from flows.replay_runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, ReplaySettings, run_jobs
 from pipeline.acquisition import NEEDS_MEMBERS
 from pipeline.deep_pixels import Reading
+from pipeline.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
 from pipeline.features import extract
+from pipeline.groups import group_codes, groups_of
 from pipeline.models import check_model_name
 from pipeline.pixels import (
     WHOLE,
@@ -73,6 +84,7 @@ from pipeline.pixels import (
     measure_ranges,
     without_pillow_warnings,
 )
+from pipeline.randomness import seeded_generator
 from pipeline.replay import CONTROL, DEFAULT_ACQUISITION, parse_arm, summarise
 from pipeline.training import choose_device
 
@@ -99,6 +111,7 @@ class Options:
     images: Path | None = None
     labels: Path | None = None
     features: Path | None = None
+    group: str | None = None
     campaign: Path | None = None
     strategies: str | None = None
     seeds: int = 10
@@ -130,6 +143,11 @@ def simulate(options: Options) -> dict[str, Any]:
     campaign = load_settings(options.campaign) if options.campaign else None
     rows, caveat = _read_rows(options, campaign)
     features = read_features(options.features, len(rows)) if options.features else None
+    rows = with_groups(rows, options.group)
+    notes: list[str] = []
+    if options.labels is not None:  # a campaign's images are told by their content
+        keep, notes = without_copies(rows, features)
+        rows, features = rows[keep].reset_index(drop=True), None if features is None else features[keep]
     settings = _resolve(options, campaign, rows, features, caveat)
     tracker = _tracker(options.mlflow, options.out) if options.mlflow is not None else None
     _make_folder(options.out)
@@ -143,7 +161,8 @@ def simulate(options: Options) -> dict[str, Any]:
         if replay.jobs() and replay.trains_heads_first and not replay.trunk_features_path.exists():
             _write_trunk_features(replay)
         run_jobs(replay, workers=options.workers or os.cpu_count() or 1)
-        summary = write_results(replay, command=command_of(options))
+        notes += dependence_of(replay)
+        summary = write_results(replay, command=command_of(options), notes=notes)
         if tracker is not None:
             _track(replay, summary, tracker)
     return summary
@@ -159,11 +178,40 @@ def command_of(options: Options) -> str:
     return shlex.join(["labelcycle", "simulate", *itertools.chain.from_iterable(given)])
 
 
-def write_results(replay: Replay, *, command: str) -> dict[str, Any]:
+def dependence_of(replay: Replay) -> list[str]:
+    """What names and thumbnails say of images that depend on each other, where nobody has said it."""
+    settings, labels = replay.settings, replay.labels
+    if labels["group"].notna().any():
+        return []
+    series = find_series(labels["file"].tolist(), classes=settings.classes)
+    if series is not None:
+        pairs = pd.DataFrame({"group": groups_of(labels["file"].tolist(), series.rule), "label": labels["label"]})
+        pairs = pairs.dropna().drop_duplicates()
+        if pairs["group"].is_unique and pairs["label"].is_unique:  # a name for each class, and not for a film
+            series = None
+    near = None
+    if settings.model != FEATURES:
+        split = replay.split(settings.seeds[0])
+        generator = seeded_generator(settings.seeds[0], 0, "near-copies")
+        sides = zip((split.test, torch.cat([split.start, split.rest])), (N_LEFT, N_RIGHT), strict=True)
+        left, right = (
+            load_images(
+                labels["uri"].iloc[side[torch.randperm(len(side), generator=generator)[:most]].numpy()].tolist(),
+                size=THUMB_SIDE,
+                channels=1,
+            )
+            for side, most in sides
+        )
+        near = near_copies(left, right)
+    return advice(series, near, measured_on="the test part")
+
+
+def write_results(replay: Replay, *, command: str, notes: Sequence[str] = ()) -> dict[str, Any]:
     """Write the curves, the summary and the page of a replay whose runs are done; return the summary.
 
     Args:
         command: for people who want to run it again.
+        notes: what is to be known of the images, a line each.
     """
     from flows.replay_report import report_page
 
@@ -176,6 +224,7 @@ def write_results(replay: Replay, *, command: str) -> dict[str, Any]:
         summary["verdict"] += f" {settings.caveat}"
     summary |= {
         "command": command,
+        "notes": list(notes),
         "class_balance": {
             "classes": list(settings.classes),
             "data": torch.bincount(replay.targets, minlength=len(settings.classes)).tolist(),
@@ -229,6 +278,8 @@ def _read_rows(options: Options, campaign: CampaignSettings | None) -> tuple[pd.
         return read_labels(options.labels, images=images, classes=classes, tell=say), None
     if campaign is None:
         raise ReplayError("name the labels with --labels FILE.csv (columns file,label), or a campaign with --campaign")
+    if options.group is not None:
+        raise ReplayError("group is a setting of the campaign's file: leave --group out")
     return read_campaign_labels(campaign)
 
 
@@ -264,6 +315,16 @@ def _resolve(
         raise ReplayError(
             f"{len(rows):,} labelled images are too few: start {start:,} + {options.rounds} rounds x {query_size:,} + "
             f"{settings.test_size:,} to test on = {wanted:,}; lower --rounds, --query-size, --start or --test-size"
+        )
+    codes = group_codes(rows["group"], rows["file"])
+    if (
+        codes is not None
+        and not rows["is_test"].any()
+        and (smallest := int(codes.bincount().min())) > settings.test_size
+    ):
+        raise ReplayError(
+            f"whole groups are tested on, and the smallest has {smallest:,} images: raise --test-size above "
+            f"{settings.test_size:,}, or make the groups smaller"
         )
     if options.l2 is not None and not settings.is_linear:
         raise ReplayError(f"--l2 is of a linear head, and {settings.model} is trained as a whole: leave it out")

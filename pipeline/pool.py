@@ -11,7 +11,7 @@ One row is one image (an item) or one file that holds no usable image:
 | `set_aside_reason` | why the row is not used; missing where it is |
 | `size_bytes`, `modified_ns` | of the file when it was read; missing where it was not |
 | `label` | from a manifest; missing otherwise and for the audit set |
-| `group` | from a manifest: images that depend on each other; missing where there is none |
+| `group` | which images depend on each other, see `pipeline.groups`; missing where an image is on its own |
 | `pages` | pages or frames of a file that holds several, of which the first is used; missing otherwise |
 | `pixels` | the kind of pixels deeper than 8 bits; missing for 8 bits |
 """
@@ -20,13 +20,14 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 
+from pipeline.containers import JPEG_MAGIC, PNG_MAGIC
 from pipeline.deep_pixels import Reading
+from pipeline.groups import draw_groups, group_codes, groups_of
 from pipeline.listing import NO_SUFFIX, NOT_BY_NAME, File, PassedOver, locate, stat_file, walk
 from pipeline.manifest import MANIFEST_SUFFIXES, distinct, read_manifest
 from pipeline.pixels import (
@@ -59,6 +60,7 @@ COLUMNS = {
     "pixels": "str",
 }
 CHANGED = "file changed since it was indexed"
+IN_AUDIT = "of a group in the audit set: found later, and not to be trained on"
 NOT_NAMED = "no longer in the manifest"
 PASSED_OVER = "passed over: no image that a person put into the pool"
 MAX_BYTES = 2 * 1024**3
@@ -83,6 +85,7 @@ def index_pool(
     audit_size: int,
     seed: int,
     classes: Sequence[str],
+    group: str | None = None,
     follow_links: bool = False,
     max_unused: float = 1.0,
     reading: Reading = WHOLE,
@@ -98,12 +101,17 @@ def index_pool(
     With an earlier table, a file of unchanged size and time is not read again, a moved file keeps its
     `item_id` and its split, and no item ever leaves the table: what vanished or changed is set aside, and
     used again once it is back. Items of the earlier table that lie outside of a folder stay as they are. A
-    manifest is the whole truth: an image that it names no longer is set aside, and labels and groups are those
-    that it gives now.
+    manifest is the whole truth: an image that it names no longer is set aside, and labels are those that it
+    gives now.
 
     The audit set is drawn from the usable images without a label when the first table is made, by item id,
     whatever the order and the names of the files. It stays fixed: images found later are "pool", and a label
     that a later manifest gives to an image of the audit set is ignored, so that it is never trained on.
+
+    Whole groups are drawn, in a random order, each that still fits: the audit set has `audit_size` images, or less
+    than the smallest group that was left out fewer. A group with a label, or of more images than `audit_size`, is not
+    in it. An image that is found later in one of its groups is set aside. An image keeps the group that it was found
+    in first, wherever its file goes; of copies in several groups the first by name counts.
 
     Args:
         source: folder, or manifest (.csv, .parquet) with a column `uri`, relative to the manifest's folder,
@@ -112,6 +120,8 @@ def index_pool(
         known: table of an earlier call.
         audit_size: images of the audit set.
         classes: labels that a manifest may give.
+        group: rule for the group of an image by its path relative to `source`, or to the manifest's folder (see
+            `pipeline.groups`); None for the groups of the manifest's column `group`, if there is one.
         follow_links: whether symbolic links may lead out of the folder of the images.
         max_unused: share of the images, or of those of the earlier table, above which it is an error that they
             cannot be used.
@@ -125,14 +135,18 @@ def index_pool(
 
     Raises:
         PoolError: `source` is missing, empty, badly formed or without a usable image, too much of it cannot be
-            used, or `audit_size` leaves nothing for the pool.
+            used, `audit_size` leaves nothing for the pool or cannot be drawn in whole groups, or the groups are not
+            those that it was drawn by.
     """
     tell = tell or (lambda _line: None)
     earlier = _as_table(pd.DataFrame(known))
-    listed = _list_source(source, classes, follow_links, tell)
+    listed = _with_groups(_list_source(source, classes, follow_links, tell), source, group)
     seen = _read_contents(_with_items_elsewhere(listed, earlier, source), earlier, reading, progress)
+    if group is None:
+        _check_groups(seen, earlier, source)
     table = _join(seen, earlier, is_manifest=not source.is_dir())
     _refuse_waste(source, seen, table, earlier, max_unused)
+    table = _hold_out_of_audit(table)
     _tell_of_items(seen, table, tell)
     if earlier["item_id"].notna().any():
         return table
@@ -182,6 +196,26 @@ def _list_manifest(
     for line in (*table.notes, *readings_in_words(table, "uri", found)):
         tell(line)
     return distinct(table, _frame(found.files, File))
+
+
+def _with_groups(listed: pd.DataFrame, source: Path, rule: str | None) -> pd.DataFrame:
+    """The listed files with the group that a rule gives to their paths; as they are without one."""
+    if rule is None:
+        return listed
+    if listed["group"].notna().any():
+        raise PoolError(
+            f"{source} has groups in its column group: take the setting group = {rule!r} away, or the column"
+        )
+    root = f"{os.path.normpath((source if source.is_dir() else source.parent).absolute())}{os.sep}"
+    found = listed["modified_ns"].notna()
+    paths = [
+        uri.removeprefix(root) if uri.startswith(root) else os.path.relpath(uri, root) for uri in listed["uri"][found]
+    ]
+    try:
+        groups = groups_of(paths, rule)
+    except ValueError as exc:
+        raise PoolError(str(exc)) from exc
+    return listed.assign(group=pd.Series(groups, index=listed.index[found], dtype="str"))
 
 
 def _with_items_elsewhere(listed: pd.DataFrame, earlier: pd.DataFrame, source: Path) -> pd.DataFrame:
@@ -252,8 +286,7 @@ def _examine(uri: str, known_ids: Collection[str], reading: Reading) -> _Content
                 return _Content(None, None, None, "empty: the file has no content")
             if size > MAX_BYTES:
                 raise PoolError(f"too large: {size:,} bytes, more than {MAX_BYTES:,}")
-            open_image(file)  # the header first: what is no image is not read to its end
-            file.seek(0)
+            _refuse_other_files(file)
             item_id = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
             if item_id in known_ids:
                 return _Content(item_id, None, None, None)
@@ -261,6 +294,14 @@ def _examine(uri: str, known_ids: Collection[str], reading: Reading) -> _Content
             return _Content(item_id, seen.width, seen.height, None, seen.pages, seen.pixels)
     except Exception as exc:  # a decoder raises anything when it is given any bytes
         return _Content(None, None, None, reason_of(exc))
+
+
+def _refuse_other_files(file: BinaryIO) -> None:
+    """Raise by its header for what is no image, which is not to be read to its end."""
+    file.seek(0)
+    if not file.read(len(PNG_MAGIC)).startswith((PNG_MAGIC, JPEG_MAGIC)):  # their metadata may yet be forgiven
+        open_image(file)
+    file.seek(0)
 
 
 # Joining: what was seen with what is known.
@@ -281,10 +322,33 @@ def _join(seen: pd.DataFrame, earlier: pd.DataFrame, *, is_manifest: bool) -> pd
     return table.sort_values(["uri", "item_id"], ignore_index=True)
 
 
+def _check_groups(seen: pd.DataFrame, earlier: pd.DataFrame, source: Path) -> None:
+    """Refuse a manifest whose groups are not those that the audit set was drawn by."""
+    known = earlier.loc[earlier["item_id"].notna(), ["item_id", "group"]].fillna("")
+    now = seen.loc[seen["item_id"].notna() & seen["listed"], ["item_id", "uri", "group"]].fillna("")
+    both = now.merge(known, on="item_id", suffixes=("", "_before"))
+    is_same = (both["group"] == both["group_before"]).groupby(both["item_id"]).transform("any")
+    if not is_same.all():
+        first = both[~is_same].iloc[0]
+        before, after = (repr(name) if name else "no group" for name in (first["group_before"], first["group"]))
+        raise PoolError(
+            f"{source}: {first['uri']} was in {before} when the audit set was drawn and is in {after} now, and "
+            f"{int((~is_same).sum()) - 1} more images changed theirs: the audit set was kept apart by groups. Put the "
+            "column group back, or begin a campaign of another name"
+        )
+
+
+def _hold_out_of_audit(table: pd.DataFrame) -> pd.DataFrame:
+    """Set the images aside that were found after the audit set was drawn, in one of its groups."""
+    groups = table.loc[table["split"] == "audit", "group"].dropna().unique()
+    is_late = (table["split"] == "pool") & table["item_id"].notna() & table["group"].isin(groups)
+    return table.assign(set_aside_reason=table["set_aside_reason"].mask(is_late, IN_AUDIT))
+
+
 def _found_items(seen: pd.DataFrame, earlier_items: pd.DataFrame, *, is_manifest: bool) -> pd.DataFrame:
     """One row for each content that was seen; it stays at its earlier path while it is there.
 
-    Labels and groups are those of the manifest; a folder gives none, and takes none away.
+    Labels are those of the manifest; a folder gives none, and takes none away. Groups stay as they were found first.
     """
     known = earlier_items[["item_id", "uri", "split", "label", "group"]]
     copies = seen[seen["item_id"].notna()].merge(known, on="item_id", how="left", suffixes=("", "_earlier"))
@@ -297,12 +361,14 @@ def _found_items(seen: pd.DataFrame, earlier_items: pd.DataFrame, *, is_manifest
     given = items["item_id"].map(labels.drop_duplicates("item_id").set_index("item_id")["label"])
     # Copies in two groups are rare, and the first by name is the same in each run.
     groups = copies.dropna(subset=["group"]).groupby("item_id")["group"].min()
-    label, group = given.astype("str"), items["item_id"].map(groups).astype("str")
-    if not is_manifest:
-        label, group = label.fillna(items["label_earlier"]), group.fillna(items["group_earlier"])
+    group = items["item_id"].map(groups).astype("str")
+    label = given.astype("str") if is_manifest else given.astype("str").fillna(items["label_earlier"])
     label = label.mask(_is_in(items["item_id"], disputed["item_id"]) | (items["split"] == "audit"), None)
     return items.assign(
-        split=items["split"].fillna("pool"), label=label, group=group, set_aside_reason=items["item_id"].map(reasons)
+        split=items["split"].fillna("pool"),
+        label=label,
+        group=items["group_earlier"].where(items["split"].notna(), group),
+        set_aside_reason=items["item_id"].map(reasons),
     )
 
 
@@ -350,15 +416,23 @@ def _tell_of_items(seen: pd.DataFrame, table: pd.DataFrame, tell: Callable[[str]
 
 def _draw_audit(table: pd.DataFrame, audit_size: int, seed: int) -> pd.DataFrame:
     rows = usable(table)
-    candidates = np.sort(rows.loc[rows["label"].isna(), "item_id"].to_numpy(dtype=np.str_))
+    labelled = rows["label"].notna()
+    labelled |= rows["group"].isin(rows.loc[labelled, "group"].dropna())
+    # By item id, so that neither the order nor the names of the files decide.
+    candidates = rows[~labelled].sort_values("item_id")
     if audit_size and len(candidates) <= audit_size:
+        whole = "are usable and have no label" if rows["group"].isna().all() else "are in groups without a label"
+        raise PoolError(f"an audit set of {audit_size} leaves nothing for the pool: {len(candidates)} images {whole}")
+    groups = group_codes(candidates["group"], candidates["item_id"])
+    codes = torch.arange(len(candidates)) if groups is None else groups
+    is_drawn = draw_groups(codes, size=audit_size, generator=seeded_generator(seed, 0, "audit")).numpy()
+    if is_drawn.sum() < audit_size / 2:
+        sizes = codes.bincount()
         raise PoolError(
-            f"an audit set of {audit_size} leaves nothing for the pool: "
-            f"{len(candidates)} images are usable and have no label"
+            f"an audit set of {audit_size} cannot be drawn in whole groups: there are {len(sizes)} without a label, of "
+            f"{int(sizes.min())} to {int(sizes.max())} images. Raise audit_size, or make the groups smaller (group)"
         )
-    order = torch.randperm(len(candidates), generator=seeded_generator(seed, 0, "audit"))
-    drawn = candidates[order[:audit_size].numpy()]
-    return table.assign(split=table["split"].mask(table["item_id"].isin(drawn), "audit"))
+    return table.assign(split=table["split"].mask(table["item_id"].isin(candidates["item_id"][is_drawn]), "audit"))
 
 
 def _as_table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,9 @@ MENDS = {
     "labelled more than one way": "give all copies of an image the same label",
 }
 """What to do about images that are set aside, by the kind of the reason."""
-EXPECTED = frozenset({"no longer in the manifest", "file changed since it was indexed", "passed over"})
+EXPECTED = frozenset(
+    {"no longer in the manifest", "file changed since it was indexed", "passed over", "of a group in the audit set"}
+)
 """Kinds that come of what a person did."""
 NOT_AN_IMAGE = "not an image"
 

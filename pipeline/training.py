@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from pipeline.augmentation import AUGMENTATIONS, Augmentation, unchanged
+from pipeline.groups import strata_of_groups
 from pipeline.models import Classifier, evaluating, seeded
 from pipeline.registries import look_up
 from pipeline.tasks import Task
@@ -237,6 +238,7 @@ def cross_fit(
     max_epochs: int = 30,
     patience: int | None = 5,
     schedule: str = "cosine",
+    groups: Tensor | None = None,
     **options: Any,
 ) -> CrossFit:
     """Train a head without each fold in turn, from the weights that `model` has, and let it predict the fold.
@@ -255,11 +257,15 @@ def cross_fit(
         targets: `(n, ...)` as the task has them.
         n_folds: folds, each with its share of every class; as many as images at most.
         patience: as in `fit`, on the loss over all folds; None: `max_epochs` it is.
+        groups: `(n,)` numbers of at least 2 groups, none of which is in two folds; None where each image is one.
         options: what else `fit` takes, for every fold.
     """
     if len(features) < 2 or n_folds < 2:
         raise ValueError(f"cross_fit needs 2 images and 2 folds at least, got {len(features)} and {n_folds}")
-    folds = split_folds(task.strata(targets), n_folds=n_folds, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    folds = split_folds(task.strata(targets), n_folds=n_folds, generator=generator, groups=groups)
+    if len(folds) < 2:
+        raise ValueError("cross_fit needs 2 groups at least, got all images in one")
     sizes = torch.tensor([len(fold) for fold in folds], dtype=torch.float64)
 
     def predict_folds(epochs: int) -> tuple[Tensor, list[float]]:
@@ -315,21 +321,45 @@ def is_over(losses: Sequence[float], patience: int) -> bool:
     return len(losses) >= max(best + patience, PATIENCE_GROWTH * best)
 
 
-def split_validation(strata: Tensor, *, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def split_validation(
+    strata: Tensor, *, share: float, generator: torch.Generator, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Positions to train on and positions to hold out, each sorted; the second is empty for a small labelled set.
 
     Of n images it is `round(share * n)`, dealt out by largest remainder: each class gives its share, rounded down, and
-    one more where most is left of it; at least one image of a class stays to train on.
+    one more where most is left of it; at least one image of a class stays to train on. Groups are held out whole: the
+    one of `1 / share` folds that comes nearest to that number, and none where each takes all of a class, has less than
+    `MIN_VALIDATION` images or more than twice the share.
 
     Args:
         strata: `(n,)` the class of each image.
         share: in [0, 1).
+        groups: `(n,)` numbers of the groups; None where each image is its own.
     """
     n, counts = len(strata), strata.bincount()
     n_classes = int((counts > 0).sum())
     n_held_out = min(round(share * n), n - n_classes)
     if n_held_out < MIN_VALIDATION or n < MIN_PER_CLASS * n_classes:
         n_held_out = 0
+    is_held_out = torch.zeros(n, dtype=torch.bool)
+    if groups is None:
+        is_held_out[_evenly(strata, share, generator)[:n_held_out]] = True
+    elif n_held_out:
+        folds = split_folds(strata, n_folds=round(1 / share), generator=generator, groups=groups)
+        can_be_spared = [
+            fold
+            for fold in folds
+            if MIN_VALIDATION <= len(fold) <= 2 * n_held_out
+            and (strata[fold].bincount(minlength=len(counts)) < counts)[counts > 0].all()
+        ]
+        if can_be_spared:
+            is_held_out[min(can_be_spared, key=lambda fold: abs(len(fold) - n_held_out))] = True
+    return (~is_held_out).nonzero().flatten(), is_held_out.nonzero().flatten()
+
+
+def _evenly(strata: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Positions `(n,)` in such an order that the first of them are of all classes by their shares."""
+    n, counts = len(strata), strata.bincount()
     shuffled = torch.randperm(n, generator=generator)
     labels = strata[shuffled]
     by_class = labels.argsort(stable=True)
@@ -338,26 +368,42 @@ def split_validation(strata: Tensor, *, share: float, generator: torch.Generator
     # How far holding out this one too takes its class above its share: 0 for the share rounded down.
     above = (rank + 1 - share * counts[labels].double()).clamp(min=0)
     above[rank == counts[labels] - 1] = torch.inf
-    is_held_out = torch.zeros(n, dtype=torch.bool)
-    is_held_out[shuffled[above.argsort(stable=True)[:n_held_out]]] = True
-    return (~is_held_out).nonzero().flatten(), is_held_out.nonzero().flatten()
+    return shuffled[above.argsort(stable=True)]
 
 
-def split_folds(strata: Tensor, *, n_folds: int, generator: torch.Generator) -> list[Tensor]:
+def split_folds(
+    strata: Tensor, *, n_folds: int, generator: torch.Generator, groups: Tensor | None = None
+) -> list[Tensor]:
     """Positions of each fold, sorted; together every position once.
 
     The images are dealt out class by class, so that folds differ by one image at most, in all and in each class.
+    Groups are dealt out whole, by their most frequent class, the large ones first.
 
     Args:
         strata: `(n,)` the class of each image.
-        n_folds: folds wanted; there are as many as images at most.
+        n_folds: folds wanted; there are as many as images, or groups, at most.
+        groups: `(n,)` numbers from 0, each at least once; None where each image is its own.
     """
+    if groups is None:
+        return _deal(strata, n_folds, generator)
+    sizes = groups.bincount()
+    dealt = _deal(strata_of_groups(groups, strata), n_folds, generator, sizes)
+    fold_of = torch.empty(len(sizes), dtype=torch.int64)
+    for number, members in enumerate(dealt):
+        fold_of[members] = number
+    return [(fold_of[groups] == number).nonzero().flatten() for number in range(len(dealt))]
+
+
+def _deal(strata: Tensor, n_folds: int, generator: torch.Generator, sizes: Tensor | None = None) -> list[Tensor]:
+    """Positions of each fold, dealt out class by class, within a class the largest first."""
     shuffled = torch.randperm(len(strata), generator=generator)
+    if sizes is not None:
+        shuffled = shuffled[sizes[shuffled].argsort(descending=True, stable=True)]
     dealt = shuffled[strata[shuffled].argsort(stable=True)]
     return [dealt[first::n_folds].sort().values for first in range(min(n_folds, len(strata)))]
 
 
-def judged_out_of_fold(strata: Tensor) -> Tensor:
+def judged_out_of_fold(strata: Tensor, groups: Tensor | None = None) -> Tensor:
     """Whether what networks out of its fold say of an image says something of them, `(n,)`: see `MIN_JUDGED`.
 
     For the tau of a posterior and a list of wrong labels: an image alone in its class is always taken for one of
@@ -367,11 +413,18 @@ def judged_out_of_fold(strata: Tensor) -> Tensor:
 
     Args:
         strata: `(n,)` the class of each image.
+        groups: `(n,)` numbers of the groups, whose other images are not seen either; None where each is its own.
 
     >>> judged_out_of_fold(torch.tensor([0, 1, 0, 0, 0, 0]))
     tensor([ True, False,  True,  True,  True,  True])
+    >>> judged_out_of_fold(torch.tensor([0, 0, 0, 0, 0]), torch.tensor([0, 1, 2, 3, 3]))
+    tensor([ True,  True,  True, False, False])
     """
-    return strata.bincount()[strata] >= MIN_JUDGED
+    not_seen = torch.ones_like(strata)
+    if groups is not None:
+        pairs = groups * (int(strata.max()) + 1) + strata
+        not_seen = pairs.bincount()[pairs]
+    return strata.bincount()[strata] - not_seen >= MIN_JUDGED - 1
 
 
 def draw_bootstrap(strata: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -55,7 +55,7 @@ def test_example_that_init_writes_is_a_valid_campaign(campaign):
 def test_defaults_that_the_example_shows_are_the_defaults(campaign):
     without_default = (
         *("weights", "patience", "instructions", "close_after", "schedule", "timezone", "project"),
-        *("target_accuracy", "min_gain", "sub_pool", "prefilter"),
+        *("target_accuracy", "min_gain", "sub_pool", "prefilter", "group"),
     )
     shown = "\n".join(
         line.removeprefix("# ") if line.startswith("# [") or (line.startswith("# ") and " = " in line[1:]) else line
@@ -565,3 +565,17 @@ def test_missing_key_is_named(campaign):
 def test_duration_is_read_with_its_unit(campaign, text, expected):
     settings = load_settings(campaign(GOOD.replace("audit_size = 20", f'audit_size = 20\nclose_after = "{text}"')))
     assert settings.close_after == expected
+
+
+@pytest.mark.parametrize("rule", ["parent", "'^(.+)_frame\\d+'"])
+def test_group_rule_is_read(campaign, rule):
+    quoted = rule if rule.startswith("'") else f'"{rule}"'
+    settings = load_settings(campaign(EXAMPLE.replace('# group = "parent"', f"group = {quoted}")))
+    assert settings.group == rule.strip("'")
+
+
+def test_group_rule_without_a_part_in_brackets_is_refused_with_its_line(campaign):
+    text = EXAMPLE.replace('# group = "parent"', 'group = "frame"')
+    line = next(n for n, each in enumerate(text.splitlines(), start=1) if each.startswith("group"))
+    with pytest.raises(ConfigError, match=rf"line {line}: group: must be 'parent', or a regular expression"):
+        load_settings(campaign(text))

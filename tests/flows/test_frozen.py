@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from connectors.escaping import markdown
 from connectors.mlflow_model import load_members
+from connectors.escaping import markdown
 from connectors.store import read_json, write_json
 from flows import cache, networks, score
 from flows.ask import compare_with_half, select, select_from
@@ -71,11 +72,11 @@ def images_of(work, table):
     return load_images(work.located(table)["uri"].tolist(), size=12, channels=1)
 
 
-def label_audit(folder):
-    """Six candidates whose class is known by their name become the audit set; returns it."""
-    audit = pd.read_parquet(folder / "candidates.parquet").head(6)
+def label_audit(folder, *, n=6, wrong=0):
+    """Candidates whose class is known by their name become the audit set, the first ones with a wrong label."""
+    audit = pd.read_parquet(folder / "candidates.parquet").head(n)
     places = audit["uri"].str[-6:-4].astype(int) % 3
-    audit = audit.assign(label=np.array(CLASSES)[places], source="annotators")
+    audit = audit.assign(label=np.array(CLASSES)[(places + (np.arange(n) < wrong)) % 3], source="annotators")
     audit.to_parquet(folder / "audit.parquet", index=False)
     return audit
 
@@ -334,7 +335,7 @@ def test_temperature_comes_out_of_probabilities_as_it_went_in():
 
 
 @pytest.mark.parametrize("phase", ["head", "all"])
-def test_labels_that_are_wrong_come_first_on_the_list(make_work, tmp_path, phase):
+def test_labels_that_are_wrong_are_listed_with_file_task_and_estimate(make_work, tmp_path, phase):
     def swap_two(labels):
         rows = labels[labels != "middle"].index[:2]
         return labels.mask(labels.index.isin(rows), labels.replace({"left": "right", "right": "left"}))
@@ -347,16 +348,61 @@ def test_labels_that_are_wrong_come_first_on_the_list(make_work, tmp_path, phase
     wrong = dict(zip(labelled["item_id"], truth, strict=True))
     wrong = {item: wrong[item] for item in labelled["item_id"][labelled["label"].to_numpy() != truth]}
     assert len(wrong) == 2
+    tasks = {item: number for number, item in enumerate(wrong, start=7)}
+    write_json(work.folder.round(0) / "pushed.json", {"address": "https://labels/projects/3/data", "tasks": tasks})
+    (folder / "suspicious_labels.parquet").unlink()
+    review_labels.fn(folder, work)
     listed = pd.read_parquet(folder / "suspicious_labels.parquet")
-    assert dict(zip(listed["item_id"][:2], listed["suggested"][:2], strict=True)) == wrong
+    assert dict(zip(listed["item_id"], listed["suggested"], strict=True)) == wrong
     assert (listed["suggested_probability"] > listed["given_probability"]).all()
+    assert (listed["wrong_probability"] >= 0.5).all()
+    assert listed["task"].tolist() == [
+        f"https://labels/projects/3/data?task={tasks[item]}" for item in listed["item_id"]
+    ]
+    assert listed["uri"].tolist() == work.pool.set_index("item_id")["uri"].loc[listed["item_id"]].tolist()
+    assert set(listed["split"]) == {"pool"}
     summarise.fn(folder, work)
-    assert read_json(folder / "summary.json")["metrics"]["n_suspicious_labels"] == len(listed)
+    logged = read_json(folder / "summary.json")["metrics"]
+    assert logged["n_suspicious_labels"] == 2
+    assert logged["n_suspicious_labels_wrong"] == pytest.approx(listed["wrong_probability"].sum())
     write_json(work.folder.path / "campaign.json", {**STATUS, "name": "stripes", "classes": list(CLASSES)})
-    told = {"count": len(listed), "file": str(folder / "suspicious_labels.parquet")}
-    assert campaign_status(work.folder, tmp_path)["suspicious"] == told
+    seen = campaign_status(work.folder, tmp_path)["suspicious"]
+    assert (seen["count"], seen["text"]) == (2, "2 labels look wrong, about 2 of them are")
     shown = CliRunner().invoke(app, ["status", str(work.folder.path)], env={"COLUMNS": "200"}).output
-    assert f"Labels that are probably wrong: {len(listed)}, in" in shown
+    assert "Labels: 2 labels look wrong, about 2 of them are" in shown
+    first = listed.iloc[0]
+    assert f"{first['uri']}: {first['label']}, rather {first['suggested']} (wrong with" in shown
+    assert first["task"] in shown
+    write_json(folder / "pushed.json", {"address": "https://labels", "tasks": {}})
+    pd.DataFrame({"item_id": []}).to_parquet(folder / "batch.parquet")
+    page = round_markdown(folder, "stripes")
+    assert "2 labels look wrong, about 2 of them are." in page
+    assert f"| {markdown(first['uri'])} | {first['label']} | {first['suggested']} |" in page
+
+
+def test_wrong_label_of_the_audit_set_is_listed_as_one(make_work):
+    work = make_work(network=TINY, model='train = "head"\nmax_epochs = 60\nlearning_rate = 5e-3\n')
+    folder = trained_round(work)
+    audit = label_audit(folder, n=24, wrong=1)
+    measure.fn(folder, work)
+    (folder / "suspicious_labels.parquet").unlink()
+    review_labels.fn(folder, work)
+    listed = pd.read_parquet(folder / "suspicious_labels.parquet")
+    assert listed[["item_id", "split", "label"]].to_numpy().tolist() == [
+        [audit["item_id"].iloc[0], "audit", audit["label"].iloc[0]]
+    ]
+    assert read_json(folder / "review.json")["text"] == "1 label looks wrong, it probably is (1 in the audit set)"
+
+
+def test_model_that_knows_little_lists_no_label_and_says_why(make_work):
+    work = make_work(network=TINY, model="learning_rate = 1e-9\nmax_epochs = 1\n")
+    folder = trained_round(work)
+    assert pq.read_metadata(folder / "suspicious_labels.parquet").num_rows == 0
+    told = read_json(folder / "review.json")["text"]
+    right = read_json(folder / "review.json")["sets"][0]["share_right"]
+    assert right < 0.6
+    assert told.startswith(f"no labels are listed as wrong: the model is right on {100 * right:.0f} % of those that it")
+    assert "below 60 % no list is worth reading" in told
 
 
 STATUS = {

@@ -9,7 +9,7 @@ from flows.report import campaign_status, round_markdown, stopping_text
 from flows.round import is_finished, look_ahead, size_of_query, summarise
 from pipeline.evaluation import wilson_interval
 from pipeline.labels import answers_to_table
-from pipeline.stopping import MeasuredRound, forecast
+from pipeline.stopping import MeasuredRound, forecast, level_of_look, surely_reached
 from pipeline.strategies import SANITY, STRATEGIES
 from tests.flows.conftest import ready_round
 
@@ -76,10 +76,26 @@ def test_status_shows_the_forecast_and_what_would_stop_the_campaign(campaign, tm
         "text": str(told),
     }
     assert state["no_forecast"] is state["stop"] is None
-    assert state["stops_when"]["target_accuracy"] == {"limit": 0.95, "now": wilson_interval(184, 200)[0]}
-    assert state["stops_when"]["min_gain"] == {"limit": 0.001, "now": told.gain_high}
+    now = surely_reached(measured_rounds(campaign), look=5)
+    assert state["stops_when"]["target_accuracy"] == {
+        **{"limit": 0.95, "now": now, "look": 5, "level": level_of_look(5)}
+    }
+    sure = forecast(measured_rounds(campaign), 50, alpha=level_of_look(2)).gain_high
+    assert state["stops_when"]["min_gain"] == {"limit": 0.001, "now": sure, "look": 2, "level": level_of_look(2)}
+    assert sure > told.gain_high
     text = stopping_text(state["stops_when"])
     assert text.startswith("Stops when 500 labels are paid for (0 now), or when the audit accuracy is surely 95 %")
+    assert f"(at least {100 * now:.1f} % now, 99.94 % sure at look 5)" in text
+    assert "99.62 % sure at look 2)" in text, "the first three rounds could not be asked what a forecast says"
+
+
+def test_rounds_measured_while_the_rule_was_off_are_no_looks(campaign):
+    write_rounds(campaign, CURVE)
+    for number, target in enumerate((None, None, 0.9, 0.8, None), start=1):
+        write_json(campaign.round(number) / "config.json", {"settings": {"target_accuracy": target}})
+    seen = outlook(campaign, {"query_size": 50, "target_accuracy": 0.85})
+    assert seen["looks"]["target_accuracy"]["look"] == 3, "two rounds, and the newest, which is looked at now"
+    assert outlook(campaign, {"query_size": 50})["looks"] == {}
 
 
 def test_status_says_which_rule_is_met(campaign, tmp_path):
@@ -90,7 +106,7 @@ def test_status_says_which_rule_is_met(campaign, tmp_path):
 @pytest.mark.parametrize(
     ("rule", "points", "raised", "reason"),
     [
-        ("target_accuracy = 0.85", CURVE, "target_accuracy = 0.95", "the audit accuracy is at least 85 %"),
+        ("target_accuracy = 0.8", CURVE, "target_accuracy = 0.95", "the audit accuracy is at least 80 %"),
         ("min_gain = 0.01", FLAT, "min_gain = 0.00001", "the next 5 labels are worth less than 1.00 points"),
     ],
 )
@@ -130,7 +146,7 @@ def test_round_without_a_met_rule_asks_for_its_query(make_work):
 
 
 def test_tracker_and_page_of_the_round_tell_the_forecast(make_work):
-    work = make_work("target_accuracy = 0.85")
+    work = make_work("target_accuracy = 0.8")
     write_rounds(work.folder, CURVE)
     folder = ready_round(work, number=5)
     look_ahead.fn(folder, work)
@@ -140,7 +156,7 @@ def test_tracker_and_page_of_the_round_tell_the_forecast(make_work):
     pd.DataFrame({"item_id": []}).to_parquet(folder / "batch.parquet")
     page = round_markdown(folder, "stripes")
     assert "The next 5 labels are worth +" in page
-    assert "It is time to stop: the audit accuracy is at least 85 %" in page
+    assert "It is time to stop: the audit accuracy is at least 80 %, 99.94 % sure at look 5" in page
 
 
 @pytest.mark.parametrize("cold_start", ["random", "coverage", "typiclust", "max_herding"])

@@ -841,3 +841,150 @@ def test_command_prints_a_table_and_the_verdict(digits, replayed, monkeypatch):
     wrong = CliRunner().invoke(app, [*command, "--strategies", "margn", "--out", str(replayed)])
     assert wrong.exit_code == 2
     assert "did you mean 'margin'" in wrong.output
+
+
+def films(folder, *, n_films=16, n_frames=10, seed=0):
+    """Films of frames that are nearly equal, each of one class that cannot be told from its pictures."""
+    draw, rows = np.random.default_rng(seed), []
+    (folder / "images").mkdir(parents=True)
+    for film in range(n_films):
+        base = draw.integers(0, 255, (8, 8, 3))
+        for frame in range(n_frames):
+            pixels = np.clip(base + draw.integers(-6, 6, (8, 8, 3)), 0, 255).astype(np.uint8)
+            name = f"film{film:02d}_frame{frame:02d}.png"
+            Image.fromarray(pixels).save(folder / "images" / name)
+            rows.append((name, "ab"[film % 2]))
+    pd.DataFrame(rows, columns=["file", "label"]).to_csv(folder / "labels.csv", index=False)
+    return folder
+
+
+def options_of_images(folder: Path, out: Path, **changes) -> Options:
+    options = Options(
+        out=out,
+        images=folder / "images",
+        labels=folder / "labels.csv",
+        strategies="random",
+        seeds=5,
+        query_size=8,
+        rounds=2,
+        workers=1,
+    )
+    return replace(options, **changes)
+
+
+def test_frames_of_a_film_flatter_until_whole_films_are_on_one_side(tmp_path):
+    folder = films(tmp_path)
+    plain = simulate(options_of_images(folder, tmp_path / "plain"))
+    assert plain["full_data_accuracy"]["mean"] > 0.95
+    by_name, by_look = plain["notes"]
+    rule = re.search(r"group = '(.+)'$", by_name)[1]
+    assert "40 of 40 images of the test part have a near-copy" in by_look
+    assert by_look.split(".")[0] in (tmp_path / "plain" / "report.html").read_text()
+
+    honest = simulate(options_of_images(folder, tmp_path / "honest", group=rule))
+    assert honest["full_data_accuracy"]["mean"] < 0.75
+    assert honest["notes"] == []
+    replay = Replay(tmp_path / "honest")
+    films_of = replay.labels["file"].str[:6].to_numpy()
+    for seed in range(5):
+        split = replay.split(seed)
+        assert not set(films_of[split.test]) & set(films_of[torch.cat([split.start, split.rest])])
+        assert len(split.test) == 40
+
+    table = pd.read_csv(folder / "labels.csv")
+    table.assign(group=table["file"].str[:6]).to_csv(folder / "labels.csv", index=False)
+    named = simulate(options_of_images(folder, tmp_path / "named"))
+    assert named["curves"] == honest["curves"], "a column says the same"
+    with pytest.raises(ReplayError, match="leave --group out, or the column"):
+        simulate(options_of_images(folder, tmp_path / "both", group=rule))
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ("clip(.)", r"--group 'clip\(.\)' names no group in any of 160 paths, for example 'film00_frame00.png'"),
+        ("film", r"--group 'film' must be 'parent', or a regular expression with one part in round brackets"),
+        ("parent", "the smallest has 160 images"),
+    ],
+)
+def test_group_rule_that_makes_no_groups_is_refused(tmp_path, rule, told):
+    folder = films(tmp_path)
+    with pytest.raises(ReplayError, match=told):
+        simulate(options_of_images(folder, tmp_path / "out", group=rule))
+
+
+def test_group_on_both_sides_of_a_given_test_part_is_refused(tmp_path):
+    folder = films(tmp_path)
+    table = pd.read_csv(folder / "labels.csv")
+    table["split"] = np.where(np.arange(160) < 45, "test", "pool")
+    table.to_csv(folder / "labels.csv", index=False)
+    with pytest.raises(ReplayError, match=r"group 'film04' has images to test on \(film04_frame00.png\) and others"):
+        simulate(options_of_images(folder, tmp_path / "out", group="^(.+)_frame"))
+
+
+def copies(folder, *, labels, split=None, seed=0):
+    """Images of noise, each in as many files as it has labels."""
+    draw, rows = np.random.default_rng(seed), []
+    (folder / "images").mkdir(parents=True)
+    for number, given in enumerate(labels):
+        image = Image.fromarray(draw.integers(0, 255, (8, 8, 3)).astype(np.uint8))
+        for copy, label in enumerate(given):
+            name = f"{number:02d}-{copy}.png"
+            image.save(folder / "images" / name)
+            rows.append((name, label))
+    table = pd.DataFrame(rows, columns=["file", "label"])
+    if split is not None:
+        table["split"] = table["file"].map(split)
+    table.to_csv(folder / "labels.csv", index=False)
+    return folder
+
+
+def test_copies_to_the_byte_are_one_image(tmp_path):
+    draw = np.random.default_rng(1)
+    folder = copies(tmp_path, labels=["ab"[draw.integers(2)] * 3 for _ in range(40)])
+    summary = simulate(options_of_images(folder, tmp_path / "out", seeds=10, rounds=2))
+    assert summary["notes"][0] == "80 of 120 files are copies of others, to the last byte: an image counts once"
+    assert pd.read_parquet(tmp_path / "out" / "labels.parquet")["file"].tolist() == [
+        f"{n:02d}-0.png" for n in range(40)
+    ]
+    assert 0.3 < summary["full_data_accuracy"]["mean"] < 0.7, "noise cannot be learnt; with copies it was 83 %"
+
+
+def test_copies_with_different_labels_are_set_aside_and_named(tmp_path):
+    folder = copies(tmp_path, labels=["ab", "aab", *["a", "b"] * 20])
+    summary = simulate(options_of_images(folder, tmp_path / "out"))
+    assert summary["notes"] == [
+        "5 files are copies with different labels and are set aside, for example 00-0.png (a) and 00-1.png (b)"
+    ]
+    assert len(pd.read_parquet(tmp_path / "out" / "labels.parquet")) == 40
+
+
+def test_copy_of_an_image_of_the_test_part_is_not_learnt_from(tmp_path):
+    labels = ["aa", "bb", *["a", "b"] * 20]
+    folder = copies(tmp_path, labels=labels, split=lambda name: "test" if name[3] == "1" or name < "12" else "pool")
+    table = pd.read_csv(folder / "labels.csv")
+    table.loc[table["file"].isin(["00-0.png", "01-0.png"]), "split"] = "pool"
+    table.to_csv(folder / "labels.csv", index=False)
+    summary = simulate(options_of_images(folder, tmp_path / "out"))
+    assert summary["notes"][:2] == [
+        "2 of 44 files are copies of others, to the last byte: an image counts once",
+        "2 images to test on are outside of the test part too, for example 00-1.png and 00-0.png: they are only "
+        "tested on",
+    ]
+    kept = pd.read_parquet(tmp_path / "out" / "labels.parquet").set_index("file")["is_test"]
+    assert kept[["00-1.png", "01-1.png"]].all()
+    assert "00-0.png" not in kept.index
+
+
+def test_rows_of_equal_features_are_one_image(digits, tmp_path):
+    features, table = np.load(digits / "features.npy"), pd.read_csv(digits / "labels.csv")
+    np.save(tmp_path / "features.npy", np.concatenate([features, features[:7]]))
+    again = table.head(7).assign(file=[f"again{number}.png" for number in range(7)])
+    pd.concat([table, again]).to_csv(tmp_path / "labels.csv", index=False)
+    how = {"seeds": 1, "rounds": 2}
+    plain = simulate(options_of(digits, tmp_path / "plain", **how))
+    doubled = simulate(options_of(tmp_path, tmp_path / "doubled", **how))
+    assert doubled["notes"] == [
+        "7 of 307 rows of features are copies of others, to the last byte: an image counts once"
+    ]
+    assert doubled["curves"] == plain["curves"]

@@ -949,3 +949,115 @@ def test_says_how_long_ten_thousand_small_images_take(tmp_path):
     assert again.equals(table)
     numbers = [int(Path(uri).stem) for uri in table["uri"]]
     np.testing.assert_array_equal(loaded[:, 0], pixels[numbers])
+
+
+def films(folder, *, n_films=8, n_frames=5):
+    return fill(folder, [f"film{film}/{frame}.png" for film in range(n_films) for frame in range(n_frames)])
+
+
+def sides_of(table):
+    """The groups of the audit set and those of the pool."""
+    rows = usable(table)
+    return [set(rows.loc[rows["split"] == split, "group"].dropna()) for split in ("audit", "pool")]
+
+
+class TestGroups:
+    @pytest.mark.parametrize("rule", ["parent", r"^(film\d+)/"])
+    def test_whole_groups_are_in_the_audit_set_or_in_the_pool(self, tmp_path, rule):
+        for seed in range(5):
+            table = index(films(tmp_path / "images"), audit_size=12, seed=seed, group=rule)
+            audit, pool = sides_of(table)
+            assert not audit & pool
+            assert (len(audit), len(pool)) == (2, 6)
+            assert (table["split"] == "audit").sum() == 10
+
+    def test_without_a_rule_images_have_no_group_and_the_audit_set_is_as_ever(self, tmp_path):
+        table = index(films(tmp_path / "images"), audit_size=12)
+        assert table["group"].isna().all()
+        assert (table["split"] == "audit").sum() == 12
+
+    def test_images_that_the_expression_does_not_find_are_on_their_own(self, tmp_path):
+        folder = films(tmp_path / "images")
+        fill(folder, [f"still{number}.jpg" for number in range(5)])
+        table = index(folder, audit_size=12, group=r"^(film\d+)/")
+        assert table["group"].isna().sum() == 5
+        assert (table["split"] == "audit").sum() == 12, "they fill what whole groups leave"
+
+    def test_manifest_names_the_groups(self, tmp_path):
+        folder = films(tmp_path)
+        rows = [(f"film{film}/{frame}.png", f"f{film % 4}") for film in range(8) for frame in range(5)]
+        pd.DataFrame(rows, columns=["uri", "group"]).to_csv(folder / "images.csv", index=False)
+        table = index(folder / "images.csv", audit_size=12)
+        audit, pool = sides_of(table)
+        assert not audit & pool
+        assert audit | pool == {"f0", "f1", "f2", "f3"}
+        with pytest.raises(PoolError, match="take the setting group = 'parent' away, or the column"):
+            index(folder / "images.csv", audit_size=12, group="parent")
+
+    @pytest.mark.parametrize("changed", ["other", None])
+    def test_manifest_whose_groups_changed_is_refused(self, tmp_path, changed):
+        folder = films(tmp_path)
+        rows = [(f"film{film}/{frame}.png", f"f{film}") for film in range(8) for frame in range(5)]
+        table = pd.DataFrame(rows, columns=["uri", "group"])
+        table.to_csv(folder / "images.csv", index=False)
+        known = index(folder / "images.csv", audit_size=12)
+        assert index(folder / "images.csv", known, audit_size=12).equals(known)
+        table.loc[7, "group"] = changed
+        table.to_csv(folder / "images.csv", index=False)
+        with pytest.raises(PoolError, match=r"film1/2.png was in 'f1' .* is in .* now, and 0 more images"):
+            index(folder / "images.csv", known, audit_size=12)
+
+    def test_groups_that_a_manifest_gives_after_the_audit_set_was_drawn_without_are_refused(self, tmp_path):
+        folder = films(tmp_path)
+        table = pd.DataFrame({"uri": [f"film{film}/{frame}.png" for film in range(8) for frame in range(5)]})
+        table.to_csv(folder / "images.csv", index=False)
+        known = index(folder / "images.csv", audit_size=12).drop(columns="group")
+        table.assign(group="a").to_csv(folder / "images.csv", index=False)
+        with pytest.raises(PoolError, match="was in no group when the audit set was drawn"):
+            index(folder / "images.csv", known, audit_size=12)
+
+    def test_second_group_of_an_image_is_refused(self, tmp_path):
+        fill(tmp_path, ["a.png"])
+        (tmp_path / "images.csv").write_text("uri,group\na.png,x\na.png,y\n")
+        with pytest.raises(PoolError, match=r"row 2 .* gives a second group"):
+            index(tmp_path / "images.csv")
+
+    def test_later_image_of_an_audit_group_is_held_out_and_one_of_another_is_pool(self, tmp_path):
+        folder = films(tmp_path / "images")
+        known = index(folder, audit_size=12, group="parent")
+        audit, pool = (sorted(side) for side in sides_of(known))
+        for seed, name in enumerate((audit[0], pool[0], "new"), start=100):
+            (folder / name).mkdir(exist_ok=True)
+            picture(seed).save(folder / name / "late.png")
+        table = index(folder, known, audit_size=12, group="parent")
+        assert reason_of(table, folder / audit[0] / "late.png").startswith("of a group in the audit set")
+        assert reason_of(table, folder / pool[0] / "late.png") is None
+        assert row_of(table, folder / "new" / "late.png")["split"] == "pool"
+        assert (table["split"] == "audit").sum() == (known["split"] == "audit").sum()
+        assert index(folder, table, audit_size=12, group="parent").equals(table)
+
+    def test_group_with_a_label_is_not_in_the_audit_set(self, tmp_path):
+        folder = films(tmp_path)
+        names = [f"film{film}/{frame}.png" for film in range(8) for frame in range(5)]
+        labels = ["cat" if number % 5 == 0 and number < 20 else None for number in range(40)]
+        pd.DataFrame({"uri": names, "label": labels}).to_csv(folder / "images.csv", index=False)
+        for seed in range(5):
+            audit, _ = sides_of(index(folder / "images.csv", audit_size=12, seed=seed, group="parent"))
+            assert not audit & {"film0", "film1", "film2", "film3"}
+
+    def test_file_that_moves_keeps_its_group_and_its_side(self, tmp_path):
+        folder = films(tmp_path / "images")
+        known = index(folder, audit_size=12, group="parent")
+        audit, pool = (sorted(side) for side in sides_of(known))
+        (folder / audit[0] / "0.png").rename(folder / pool[0] / "moved.png")
+        row = row_of(index(folder, known, audit_size=12, group="parent"), folder / pool[0] / "moved.png")
+        assert (row["group"], row["split"]) == (audit[0], "audit")
+
+    def test_audit_set_that_no_whole_group_fits_in_is_refused(self, tmp_path):
+        folder = films(tmp_path / "images", n_films=3, n_frames=12)
+        with pytest.raises(PoolError, match=r"cannot be drawn in whole groups: there are 3 .* of 12 to 12 images"):
+            index(folder, audit_size=10, group="parent")
+
+    def test_rule_that_finds_nothing_is_refused_with_an_example(self, tmp_path):
+        with pytest.raises(PoolError, match=r"names no group in any of 40 paths, for example 'film0/0.png'"):
+            index(films(tmp_path / "images"), audit_size=12, group=r"clip(\d)")

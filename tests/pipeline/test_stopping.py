@@ -12,8 +12,10 @@ from pipeline.stopping import (
     has_risen,
     is_plateau,
     lacks_for_forecast,
+    level_of_look,
     reaches_target,
     stop_reason,
+    surely_reached,
 )
 
 CURVES = [(0.95, 1.5, 0.5), (0.9, 0.8, 0.3), (0.97, 3.0, 0.8)]
@@ -165,27 +167,106 @@ def test_forecast_is_told_in_points():
     assert re.fullmatch(r"the next 200 labels are worth \+\d\.\d ± \d\.\d points", told)
 
 
-def test_target_is_reached_by_the_lower_end_of_the_newest_interval():
+def campaigns(truth, *, n_audit, n_rounds, n_campaigns, seed, churn):
+    """Right ones of the audit set `(campaigns, rounds)`; each round `churn` of the images are drawn anew."""
+    generator = torch.Generator().manual_seed(seed)
+    right = torch.rand(n_campaigns, n_audit, generator=generator) < truth
+    counts = [right.sum(dim=1)]
+    for _ in range(n_rounds - 1):
+        anew = torch.rand(n_campaigns, n_audit, generator=generator) < truth
+        right = torch.where(torch.rand(n_campaigns, n_audit, generator=generator) < churn, anew, right)
+        counts.append(right.sum(dim=1))
+    return torch.stack(counts, dim=1)
+
+
+def fewest_right(target, *, n_audit, look):
+    """The fewest right ones that stop a campaign."""
+    low, high = 0, n_audit + 1
+    while low < high:
+        middle = (low + high) // 2
+        if reaches_target([MeasuredRound(1, min(middle, n_audit), n_audit)], target, look=look):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@pytest.mark.parametrize(("n_audit", "target"), [(200, 0.5), (200, 0.9), (300, 0.7), (500, 0.95), (1000, 0.9)])
+@pytest.mark.parametrize("churn", [1.0, 0.1])
+def test_campaigns_at_the_target_stop_falsely_as_rarely_as_they_say_and_better_ones_stop(n_audit, target, churn):
+    size = {"n_audit": n_audit, "n_rounds": 20, "n_campaigns": 1000, "churn": churn}
+    at_target = campaigns(target, **size, seed=0)
+    paid = torch.tensor([fewest_right(target, n_audit=n_audit, look=look) for look in range(1, 21)])
+    stops = int((at_target >= paid).any(dim=1).sum())
+    assert stats.binomtest(stops, 1000, 0.025, alternative="greater").pvalue > 0.01
+    assert stops <= 25
+    free = int((at_target >= paid[0]).any(dim=1).sum())
+    assert free > 40, "what each look would cost if none were paid for"
+    if n_audit >= 500:
+        above = campaigns(target + 0.03, **size, seed=1)
+        assert float((above >= paid).any(dim=1).double().mean()) > 0.6
+
+
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.7, 0.9, 0.99])
+@pytest.mark.parametrize("n_audit", [20, 100, 1000])
+def test_each_look_errs_at_most_at_its_level_by_the_binomial_distribution(target, n_audit):
+    errs = [
+        float(stats.binom.sf(fewest_right(target, n_audit=n_audit, look=look) - 1, n_audit, target))
+        for look in (1, 2, 5, 20)
+    ]
+    assert all(err <= level_of_look(look) for err, look in zip(errs, (1, 2, 5, 20), strict=True))
+
+
+def test_all_looks_together_spend_two_and_a_half_percent():
+    assert sum(level_of_look(look) for look in range(1, 200_000)) == pytest.approx(0.025, rel=1e-4)
+    assert level_of_look(1) > level_of_look(2)
+
+
+def test_target_is_reached_by_the_exact_limit_of_the_newest_round():
     rounds = [MeasuredRound(50, 200, 200), MeasuredRound(100, 190, 200)]
-    # Wilson's 95 % interval of 190 of 200 is .9104 to .9726
-    assert reaches_target(rounds, 0.91)
-    assert not reaches_target(rounds, 0.92)
-    assert not reaches_target([], 0.1)
+    for look in (1, 7):
+        limit = surely_reached(rounds, look=look)
+        exact = stats.binomtest(190, 200, alternative="greater")
+        assert limit == pytest.approx(exact.proportion_ci(1 - level_of_look(look), method="exact").low)
+        assert reaches_target(rounds, limit - 1e-6, look=look)
+        assert not reaches_target(rounds, limit + 1e-6, look=look)
+    assert surely_reached(rounds, look=7) < surely_reached(rounds, look=1)
+    assert not reaches_target([], 0.1, look=1)
+    assert surely_reached([], look=1) is None
+    assert surely_reached([MeasuredRound(1, 0, 9)], look=1) == 0
 
 
 def test_flat_curve_is_a_plateau_and_a_rising_one_is_not():
     flat = [MeasuredRound(20, 120, 200), *(MeasuredRound(100 * index, 180, 200) for index in range(1, 11))]
-    assert is_plateau(flat, n_labels=50, min_gain=0.01)
-    assert not is_plateau(flat, n_labels=50, min_gain=0.00001), "nobody knows as much from 200 images"
-    assert not is_plateau(exact(CURVES[0], range(50, 350, 50), n_audit=1000), n_labels=50, min_gain=0.005)
-    assert not is_plateau(flat[:3], n_labels=50, min_gain=0.5), "without a forecast there is no plateau"
+    assert is_plateau(flat, n_labels=50, min_gain=0.01, look=1)
+    assert not is_plateau(flat, n_labels=50, min_gain=0.00001, look=1), "nobody knows as much from 200 images"
+    assert not is_plateau(exact(CURVES[0], range(50, 350, 50), n_audit=1000), n_labels=50, min_gain=0.005, look=1)
+    assert not is_plateau(flat[:3], n_labels=50, min_gain=0.5, look=1), "without a forecast there is no plateau"
+
+
+def test_a_later_look_at_the_gain_needs_more_to_stop():
+    flat = [MeasuredRound(20, 120, 200), *(MeasuredRound(100 * index, 180, 200) for index in range(1, 11))]
+    ends = [forecast(flat, 50, alpha=level_of_look(look)).gain_high for look in (1, 5, 20)]
+    assert ends == sorted(ends)
+    assert ends[0] < ends[-1]
+    assert is_plateau(flat, n_labels=50, min_gain=sum(ends[::2]) / 2, look=1)
+    assert not is_plateau(flat, n_labels=50, min_gain=sum(ends[::2]) / 2, look=20)
 
 
 def test_campaign_that_never_rose_is_no_plateau():
     at_chance = [MeasuredRound(10 * index, 50, 500) for index in range(1, 5)]
     assert forecast(at_chance, 10).gain_high < 0.01, "the curve alone says that nothing will come"
-    assert not is_plateau(at_chance, n_labels=10, min_gain=0.01)
-    assert stop_reason(at_chance, target_accuracy=None, min_gain=0.01, query_size=10) is None
+    assert not is_plateau(at_chance, n_labels=10, min_gain=0.01, look=1)
+    looks = {"looks_at_target": 1, "looks_at_gain": 1}
+    assert stop_reason(at_chance, target_accuracy=None, min_gain=0.01, query_size=10, **looks) is None
+
+
+def test_model_at_chance_hardly_ever_seems_to_have_risen():
+    counts = campaigns(0.33, n_audit=300, n_rounds=20, n_campaigns=300, seed=0, churn=0.5).tolist()
+    curves = [[MeasuredRound(50 * n, right, 300) for n, right in enumerate(row, start=1)] for row in counts]
+    risen = sum(any(has_risen(curve[:end], alpha=level_of_look(end - 3)) for end in range(4, 21)) for curve in curves)
+    assert risen <= 0.025 * 300
+    assert sum(any(has_risen(curve[:end], alpha=0.025) for end in range(4, 21)) for curve in curves) > 30
 
 
 @pytest.mark.parametrize(("first", "last"), [((100, 200), (119, 200)), ((100, 200), (120, 200)), ((10, 50), (30, 90))])
@@ -193,20 +274,21 @@ def test_rise_is_significant_by_the_chi_square_test(first, last):
     table = [[n_correct, n - n_correct] for n_correct, n in (first, last)]
     p_value = stats.chi2_contingency(table, correction=False).pvalue
     rounds = [MeasuredRound(10, *first), MeasuredRound(15, 1, 200), MeasuredRound(20, *last)]
-    assert has_risen(rounds) == (p_value < 0.05)
-    assert not has_risen(rounds[::-1]), "the other way it fell"
+    assert has_risen(rounds, alpha=0.025) == (p_value < 0.05)
+    assert not has_risen(rounds[::-1], alpha=0.025), "the other way it fell"
 
 
 def test_curve_without_two_accuracies_has_not_risen():
     for rounds in ([], [MeasuredRound(10, 5, 10)], [MeasuredRound(10, 10, 10), MeasuredRound(20, 10, 10)]):
-        assert not has_risen(rounds)
+        assert not has_risen(rounds, alpha=0.025)
 
 
 def test_reason_says_which_rule_it_was():
     flat = [MeasuredRound(20, 120, 200), *(MeasuredRound(100 * index, 180, 200) for index in range(1, 11))]
-    rules = {"target_accuracy": None, "min_gain": None, "query_size": 50}
+    looks = {"looks_at_target": 11, "looks_at_gain": 8}
+    rules = {"target_accuracy": None, "min_gain": None, "query_size": 50, **looks}
     assert stop_reason(flat, **rules) is None
-    assert "at least 80 %" in stop_reason(flat, **rules | {"target_accuracy": 0.8})
+    assert "at least 80 %, 99.99 % sure at look 11" in stop_reason(flat, **rules | {"target_accuracy": 0.8})
     assert "the next 50 labels are worth less than 1.00 points" in stop_reason(flat, **rules | {"min_gain": 0.01})
     assert stop_reason(flat, **rules | {"target_accuracy": 0.9, "min_gain": 0.0001}) is None
 

@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -704,3 +705,54 @@ def test_training_on_a_gpu_leaves_its_generator_alone():
     fit(model, *stripes(40), **(SMALL | {"device": device}))
     assert torch.equal(torch.cuda.get_rng_state(), state)
     assert model.mean.device.type == "cuda"
+
+
+def grouped(sizes, *, n_classes=2):
+    """Groups of these sizes, each of one class in turn."""
+    groups = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    return groups, groups % n_classes
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("sizes", [[10] * 16, [1] * 40, [30, 1, 2, 3, 4, 5, 6, 7], [5, 5]])
+def test_no_group_is_in_two_folds(sizes, seed):
+    groups, strata = grouped(sizes)
+    folds = split_folds(strata, n_folds=5, generator=torch.Generator().manual_seed(seed), groups=groups)
+    assert torch.cat(folds).sort().values.tolist() == list(range(len(groups)))
+    assert len(folds) == min(5, len(sizes))
+    of_folds = [set(groups[fold].tolist()) for fold in folds]
+    assert all(not a & b for a, b in itertools.combinations(of_folds, 2))
+    lengths = [len(fold) for fold in folds]
+    assert max(lengths) - min(lengths) <= 2 * max(sizes)
+
+
+def test_images_that_are_groups_of_one_are_dealt_as_without_groups():
+    strata = torch.arange(37) % 3
+    plain, alone = (
+        split_folds(strata, n_folds=5, generator=torch.Generator().manual_seed(1), groups=groups)
+        for groups in (None, torch.arange(37))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain, alone, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_validation_part_is_of_whole_groups_near_to_its_share(seed):
+    groups, strata = grouped([10] * 40)
+    how = {"share": 0.1, "generator": torch.Generator().manual_seed(seed)}
+    train, held_out = split_validation(strata, **how, groups=groups)
+    assert not set(groups[train].tolist()) & set(groups[held_out].tolist())
+    assert len(held_out) == 40
+    assert set(strata[train].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("sizes", [[200, 200], [400]])
+def test_groups_too_large_to_be_spared_are_trained_on(sizes):
+    groups, strata = grouped(sizes)
+    how = {"share": 0.1, "generator": torch.Generator().manual_seed(0)}
+    assert len(split_validation(strata, **how, groups=groups)[1]) == 0
+
+
+def test_class_within_one_group_is_judged_by_nobody():
+    groups, strata = torch.tensor([0] * 9 + [1] * 5 + [2] * 5), torch.tensor([0] * 9 + [1] * 10)
+    assert judged_out_of_fold(strata, groups).tolist() == [False] * 9 + [True] * 10
+    assert judged_out_of_fold(strata).all()

@@ -1,0 +1,60 @@
+"""What a campaign says of images that depend on each other, once, when its audit set is drawn."""
+
+import os
+
+import pandas as pd
+import torch
+
+from connectors.store import write_json
+from flows.campaign import OpenCampaign
+from flows.config import images_root
+from flows.progress import progress_bar
+from flows.report import DEPENDENCE
+from pipeline.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
+from pipeline.groups import group_counts
+from pipeline.pixels import load_images
+from pipeline.randomness import seeded_generator
+
+
+def look_for_dependence(work: OpenCampaign) -> tuple[str, ...]:
+    """How the images are grouped, or what says that they should be; a line each, nothing when it was said before."""
+    path = work.folder.path / DEPENDENCE
+    if path.exists():
+        return ()
+    pool = work.pool
+    counts = group_counts(pool)
+    notes = [groups_text(counts)] if counts else _advice(work, pool)
+    write_json(path, notes)
+    return tuple(notes)
+
+
+def groups_text(counts: dict[str, int]) -> str:
+    """How the images are grouped, for people to read."""
+    if counts["largest"] == 1:
+        return f"each of the {counts['n_groups']:,} groups has one image: they keep nothing together"
+    alone = f", {counts['n_alone']:,} images in none" if counts["n_alone"] else ""
+    return (
+        f"{counts['n_groups']:,} groups of images, the largest of {counts['largest']:,}{alone}; the audit set has "
+        f"{counts['n_audit_groups']:,} whole groups, {counts['n_audit']:,} images. Its interval counts the images as "
+        "independent, and is too narrow for that"
+    )
+
+
+def _advice(work: OpenCampaign, pool: pd.DataFrame) -> list[str]:
+    rows = pool[pool["set_aside_reason"].isna()]
+    root = images_root(work.settings.pool).absolute()
+    paths = [os.path.relpath(uri, root) for uri in rows["uri"]]
+    series = find_series(paths, classes=work.settings.classes)
+    generator = seeded_generator(work.settings.seed, 0, "near-copies")
+
+    def thumbs(split: str, most: int) -> torch.Tensor:
+        uris = rows.loc[rows["split"] == split].sort_values("item_id")["uri"].tolist()
+        drawn = torch.randperm(len(uris), generator=generator)[:most].tolist()
+        return load_images([uris[row] for row in drawn], size=THUMB_SIDE, channels=1)
+
+    with progress_bar("comparing audit set and pool", unit="sides") as show:
+        audit = thumbs("audit", N_LEFT)
+        show(1, 2)
+        near = near_copies(audit, thumbs("pool", N_RIGHT))
+        show(2, 2)
+    return advice(series, near, measured_on="the audit set")

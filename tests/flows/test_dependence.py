@@ -1,0 +1,87 @@
+import pandas as pd
+import pytest
+
+from connectors.store import read_json, write_table
+from flows.dependence import look_for_dependence
+from flows.learn import cross_validate, gather_labels, train
+from flows.report import notes_on_dependence, round_markdown
+from tests.flows.conftest import TINY, ready_round
+
+
+def by_group(work, n_groups=12):
+    """The pool table of the campaign, its images in groups."""
+    pool = work.pool
+    number = pool["uri"].str[-6:-4].astype(int)
+    group = "g" + (number * n_groups // len(pool)).astype(str)
+    pool["group"] = group
+    pool["split"] = pd.Series("pool", pool.index, dtype="str").mask(group == f"g{n_groups - 1}", "audit")
+    write_table(work.folder.pool, pool)
+    return pool
+
+
+def test_groups_are_told_once_and_kept(make_work):
+    work = make_work()
+    by_group(work)
+    (told,) = look_for_dependence(work)
+    assert told.startswith("12 groups of images, the largest of 5; the audit set has 1 whole groups, 5 images.")
+    assert "counts the images as independent" in told
+    assert look_for_dependence(work) == ()
+    assert notes_on_dependence(work.folder) == [told]
+
+
+def test_pool_whose_names_and_images_say_nothing_is_no_warning(make_work):
+    work = make_work()
+    assert look_for_dependence(work) == ()
+    assert read_json(work.folder.path / "dependence.json") == []
+
+
+def test_labels_of_one_group_are_predicted_by_networks_that_saw_none_of_it(make_work, monkeypatch):
+    from pipeline import training
+
+    work = make_work(network=TINY)
+    pool = by_group(work)
+    folder = ready_round(work)
+    labelled = pd.read_parquet(folder / "labelled.parquet")
+    groups = pool.set_index("item_id")["group"].loc[labelled["item_id"]].to_numpy()
+    assert labelled["group"].tolist() == groups.tolist()
+    folds = []
+    split_folds = training.split_folds
+
+    def watched(*data, **how):
+        folds.append(split_folds(*data, **how))
+        return folds[-1]
+
+    monkeypatch.setattr(training, "split_folds", watched)
+    cross_validate.fn(folder, work)
+    of_folds = [set(groups[fold.numpy()]) for fold in folds[-1]]
+    assert len(of_folds) > 1
+    assert sum(map(len, of_folds)) == len(set(groups))
+    train.fn(folder, work, "run")
+
+
+def test_one_group_alone_cannot_be_predicted_out_of_fold_and_still_trains(make_work):
+    work = make_work(network=TINY)
+    pool = work.pool
+    pool["group"] = pool["group"].mask(pool["label"].notna(), "only")
+    write_table(work.folder.pool, pool)
+    folder = ready_round(work)
+    cross_validate.fn(folder, work)
+    assert pd.read_parquet(folder / "out_of_fold.parquet").empty
+    train.fn(folder, work, "run")
+    assert folder.has("training.json")
+
+
+@pytest.mark.parametrize("groups", [True, False])
+def test_page_of_a_round_says_that_its_interval_takes_images_for_independent(make_work, groups):
+    from tests.flows.test_outlook import CURVE, write_rounds
+
+    work = make_work()
+    if groups:
+        by_group(work)
+    write_rounds(work.folder, CURVE[:1])
+    folder = work.folder.round(1)
+    gather_labels.fn(folder, work)
+    audit = work.pool[work.pool["split"] == "audit"]
+    audit[["item_id", "uri", "group"]].assign(label="left", source="annotators").to_parquet(folder / "audit.parquet")
+    pd.DataFrame({"item_id": []}).to_parquet(folder / "batch.parquet")
+    assert ("they are of 1 groups" in round_markdown(folder, "stripes")) == groups
