@@ -11,12 +11,14 @@ import re
 import time
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
+from unicodedata import normalize
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
@@ -41,12 +43,16 @@ from connectors.annotation import (
     Task,
     Tended,
 )
+from connectors.escaping import label_studio_choice
 from connectors.label_studio_format import (
+    CONTROL,
     IMAGE,
     check_tasks,
     checked_classes,
     labelling_page,
     page_differences,
+    page_with_classes,
+    stored_names,
     task_to_import,
 )
 from connectors.label_studio_reading import READ_FIELDS, HeldTask, is_copied, is_skip, read_answer
@@ -168,6 +174,9 @@ class LabelStudio:
         instructions: what annotators read before they begin; may be HTML.
         say: is told, in one line, what takes long.
         reading: how images are read that need a rendition.
+        renamed: what a class was called -> what it is called now.
+        former_project: the title that the project had before, if it was another.
+        former_classes: those of the project's page when this campaign saw it last; only such a page gets others.
     """
 
     def __init__(
@@ -183,6 +192,9 @@ class LabelStudio:
         instructions: str = INSTRUCTIONS,
         say: Callable[[str], None] | None = None,
         reading: Reading = WHOLE,
+        renamed: Mapping[str, str] = MappingProxyType({}),
+        former_project: str | None = None,
+        former_classes: Sequence[str] = (),
     ) -> None:
         if not 3 <= len(project) <= 50 or project != project.strip():
             raise ValueError(f"a project title has 3 to 50 characters and no space around, got {project!r}")
@@ -195,6 +207,9 @@ class LabelStudio:
         self._remember_in = remember_in
         self._say = say or (lambda line: None)
         self._reading = reading
+        self.renamed = renamed
+        self.former_project = former_project
+        self.former_classes = tuple(former_classes)
         self._token = _checked_token(token)
         self._away_since: float | None = None
 
@@ -206,14 +221,24 @@ class LabelStudio:
         """
         self._project_id = project_id = self._retrying()(self._find_or_create)
         project = self._repeatable(lambda: self._client.projects.get(project_id))
-        differences = page_differences(project.parsed_label_config or {}, project.label_config or "", self.classes)
+        controls, page = project.parsed_label_config or {}, project.label_config or ""
+        differences = page_differences(controls, page)
+        stored = [] if differences else list(controls[CONTROL]["labels"])
+        shown, before = self._present(stored), self._present(self.former_classes)
+        is_ours = bool(before) and before <= shown <= before | set(self.classes)
+        if stored and shown != set(self.classes) and not is_ours:
+            differences = [f"has the classes {', '.join(stored)} where {', '.join(self.classes)} are wanted"]
         if differences:
             raise ProjectMismatch(
                 f"project {self.project!r} at {self.url} exists and {'; '.join(differences)}. "
                 "Give this campaign another project title, or set the project back."
             )
         self._remember(project_id, project)
-        self._set_back(project)
+        changes: dict[str, Any] = {"title": self.project} if project.title == self.former_project else {}
+        if is_ours and self._shows_otherwise(controls[CONTROL]["labels_attrs"]):
+            changes["label_config"] = page_with_classes(page, self.classes, self.renamed)
+        self._names = stored_names(stored, self.classes, self.renamed)
+        self._set_back(project, changes)
         self._attach_storage()
         return f"{self.url}/projects/{project_id}/data"
 
@@ -297,6 +322,7 @@ class LabelStudio:
                     round_number=round_number,
                     classes=self.classes,
                     emails=emails,
+                    renamed=self.renamed,
                 )
                 if answer is None:
                     notes.append(f"an answer without an id cannot be used: {self.task_address(task_id)}")
@@ -340,38 +366,71 @@ class LabelStudio:
         settings = {"base_url": f"{self.url}/", "httpx_client": self._http, "max_retries": 0}
         return self._translated(lambda: Client(api_key=self._token, **settings))  # type: ignore[no-untyped-call]
 
-    def _set_back(self, project: Any) -> None:
+    def _set_back(self, project: Any, others: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Set what the order of tasks depends on, and `others`."""
         wanted: dict[str, Any] = SETTINGS | {
             "expert_instruction": self.instructions,
             "show_instruction": bool(self.instructions),
         }
         changes = {key: value for key, value in wanted.items() if getattr(project, key, None) != value}
+        changes |= others
         if changes:
             self._repeatable(lambda: self._client.projects.update(self._project_id, **changes))
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """The name under which the page keeps each class: see `stored_names`."""
+        controls = self._repeatable(lambda: self._client.projects.get(self._project_id)).parsed_label_config or {}
+        return stored_names(list(controls[CONTROL]["labels"]), self.classes, self.renamed)
+
+    def _present(self, names: Iterable[str]) -> set[str]:
+        """The names that classes of the page have now."""
+        forms = {normalize("NFC", name) for name in names}
+        return {self.renamed.get(name, name) for name in forms}
+
+    def _shows_otherwise(self, choices: Mapping[str, Mapping[str, str]]) -> bool:
+        """Whether the page lets people choose from other names than those of the classes, by stored name."""
+        names = stored_names(list(choices), self.classes, self.renamed)
+        kept = {stored for stored in choices if stored not in names.values()}
+        values = {stored: label_studio_choice(label)["value"] for label, stored in names.items()}
+        return (
+            any(choices.get(stored, {}).get("value") != value for stored, value in values.items())
+            or bool(self._present(kept) - set(self.classes))
+            or list(choices)[: len(names)] != list(names.values())
+        )
 
     @cached_property
     def _project_id(self) -> int:
         project_id = self._repeatable(self._find)
         if project_id is None:
-            raise AnnotationToolError(f"Label Studio at {self.url} has no project {self.project!r}; prepare it first")
+            raise AnnotationToolError(
+                f"Label Studio at {self.url} has no project {self.project!r}. Bring it back, or set url and project in "
+                "[label_studio] to where it is; to ask here instead, delete pushed.json of the round that is open"
+            )
         return project_id
 
     def _find(self) -> int | None:
-        """The project that was remembered; else the one of the title that holds tasks, or the first of the title.
+        """The project that was remembered; else that of the title, or of the title that it had before."""
+        found = self._find_remembered()
+        if found is None:
+            found = self._find_titled(self.project)
+        if found is None and self.former_project is not None:
+            found = self._find_titled(self.former_project)
+        return found
+
+    def _find_titled(self, title: str) -> int | None:
+        """The project of the title that holds tasks, or the first of the title.
 
         A server on SQLite that meets its database locked runs a whole request again: one creation under load leaves
         several projects, and all but one stay empty.
         """
-        remembered = self._find_remembered()
-        if remembered is not None:
-            return remembered
         list_projects: Any = self._client.projects.list
-        listed = islice(list_projects(title=self.project, page_size=100), MOST_PROJECTS)
-        found = {int(project.id): project.task_number or 0 for project in listed if project.title == self.project}
+        listed = islice(list_projects(title=title, page_size=100), MOST_PROJECTS)
+        found = {int(project.id): project.task_number or 0 for project in listed if project.title == title}
         used = sorted(project_id for project_id, n_tasks in found.items() if n_tasks)
         if len(used) > 1:
             raise ProjectMismatch(
-                f"Label Studio at {self.url} has {len(used)} projects {self.project!r} with tasks (ids {used}); "
+                f"Label Studio at {self.url} has {len(used)} projects {title!r} with tasks (ids {used}); "
                 "rename or delete all but the one that this campaign uses"
             )
         return next(iter(used or sorted(found)), None)
@@ -550,7 +609,7 @@ class LabelStudio:
                     raise
                 problems.append(str(exc))
                 continue
-            payload = task_to_import(task, image=address, version=version, n_ranks=n_ranks)
+            payload = task_to_import(task, image=address, version=version, n_ranks=n_ranks, names=self._names)
             wanted[task.item_id] = _Wanted(
                 task.item_id, round_.round_number, payload["data"], payload["predictions"][0], task.uri
             )

@@ -1,8 +1,8 @@
 """What a labelling page, a task and an annotation of Label Studio look like; no connection."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from unicodedata import normalize
 from xml.etree import ElementTree
@@ -29,13 +29,58 @@ def labelling_page(classes: Sequence[str]) -> str:
     view = ElementTree.Element("View")
     one = {"choice": "single-radio", "required": "true", "requiredMessage": NO_CLASS}
     choices = ElementTree.SubElement(view, "Choices", {"name": CONTROL, "toName": OBJECT, "showInline": "true"} | one)
-    keys = hotkeys(classes)
-    for label in classes:
-        hotkey = {"hotkey": keys[label]} if label in keys else {}
-        ElementTree.SubElement(choices, "Choice", label_studio_choice(label) | hotkey)
+    _add_choices(choices, classes, {})
     ElementTree.SubElement(view, "Header", value=f"${REASONS}", size="5", style=REASONS_STYLE)
     ElementTree.SubElement(view, "Image", name=OBJECT, value=f"${IMAGE}", maxWidth="600px")
     return ElementTree.tostring(view, encoding="unicode")
+
+
+def page_with_classes(page: str, classes: Sequence[str], renamed: Mapping[str, str]) -> str:
+    """A campaign's page with these classes to choose from; what else somebody put there stays.
+
+    An answer holds the name that its class had when it was given. So that it stays ticked, a class that was renamed
+    shows its new name and is kept under the old one, and a class that was merged into another is there unseen.
+
+    Args:
+        renamed: what a class was called -> what it is called now.
+    """
+    view = ElementTree.fromstring(page)  # noqa: S314 (of a server that this campaign trusts with its labels)
+    choices = _choices_of(view)
+    stored = [name for choice in choices.iter("Choice") if (name := choice.get("alias") or choice.get("value"))]
+    for part in list(choices):
+        choices.remove(part)
+    names = stored_names(stored, classes, renamed)
+    _add_choices(choices, classes, names)
+    merged = [name for name in stored if renamed.get(normalize("NFC", name)) in names and name not in names.values()]
+    if merged:
+        unseen = ElementTree.SubElement(choices, "View", style="display: none")
+        for name in merged:
+            ElementTree.SubElement(unseen, "Choice", label_studio_choice(name))
+    return ElementTree.tostring(view, encoding="unicode")
+
+
+def _choices_of(view: ElementTree.Element) -> ElementTree.Element:
+    return next(control for control in view.iter("Choices") if control.get("name") == CONTROL)
+
+
+def stored_names(stored: Sequence[str], classes: Sequence[str], renamed: Mapping[str, str]) -> dict[str, str]:
+    """The name under which a page keeps each class: its own, or the first of its former names.
+
+    >>> stored_names(["cat", "dog"], ["feline", "dog", "bird"], {"cat": "feline"})
+    {'feline': 'cat', 'dog': 'dog', 'bird': 'bird'}
+    """
+    own = {normalize("NFC", name): name for name in reversed(stored)}
+    former = {renamed[name]: kept for name, kept in own.items() if name in renamed}
+    return {label: own.get(label) or former.get(label, label) for label in classes}
+
+
+def _add_choices(choices: ElementTree.Element, classes: Sequence[str], names: Mapping[str, str]) -> None:
+    """Add a choice for each class; `names` are those that are kept where they are others."""
+    keys = hotkeys(classes)
+    for label in classes:
+        hotkey = {"hotkey": keys[label]} if label in keys else {}
+        alias = {"alias": names[label]} if names.get(label, label) != label else {}
+        ElementTree.SubElement(choices, "Choice", label_studio_choice(label) | alias | hotkey)
 
 
 def hotkeys(classes: Sequence[str]) -> dict[str, str]:
@@ -59,24 +104,21 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return checked
 
 
-def page_differences(controls: Mapping[str, Any], page: str, classes: Sequence[str]) -> list[str]:
-    """How a project's page differs from `labelling_page(classes)` in what answers depend on.
+def page_differences(controls: Mapping[str, Any], page: str) -> list[str]:
+    """How a project's page differs from a campaign's in what answers depend on, but for the classes.
 
-    It may ask for more: a comment, a rating, another choice.
+    What somebody put there besides, such as a box for comments, is no difference.
     """
-    if CONTROL not in controls or controls[CONTROL]["type"] != "Choices":
+    if controls.get(CONTROL, {}).get("type") != "Choices":
         asks = ", ".join(f"{name} ({control['type']})" for name, control in controls.items()) or "nothing"
         return [f"asks for {asks} where {CONTROL} (Choices) is wanted"]
     control = controls[CONTROL]
     differences = []
-    if {normalize("NFC", label) for label in control["labels"]} != set(classes):
-        differences.append(f"has the classes {', '.join(control['labels'])} where {', '.join(classes)} are wanted")
     differences += _classes_without_name(control)
     shown = [(part["type"], part["value"]) for part in control["inputs"]]
     if control["to_name"] != [OBJECT] or shown != [("Image", IMAGE)]:
         differences.append(f"shows {shown} where an Image named {OBJECT!r} with value ${IMAGE} is wanted")
-    ours = re.search(rf"""<Choices\b[^<>]*\bname\s*=\s*["']{CONTROL}["'][^>]*>""", page)
-    if ours and re.search(r"""choice\s*=\s*["']multiple""", ours[0]):
+    if _choices_of(ElementTree.fromstring(page)).get("choice") == "multiple":  # noqa: S314 (as below)
         differences.append("lets people choose several classes where one is wanted")
     return differences
 
@@ -111,7 +153,9 @@ def check_tasks(tasks: Sequence[Task], round_number: int, classes: Sequence[str]
                 raise ValueError(f"item {task.item_id}: column {name!r} is not a finite number")
 
 
-def task_to_import(task: Task, *, image: str, version: str, n_ranks: int) -> dict[str, Any]:
+def task_to_import(
+    task: Task, *, image: str, version: str, n_ranks: int, names: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """The task as Label Studio imports it.
 
     Label Studio serves the lowest score of the project's model version first, so the score is the place in the
@@ -121,17 +165,18 @@ def task_to_import(task: Task, *, image: str, version: str, n_ranks: int) -> dic
         image: address that a browser loads it from.
         version: model version, of this round alone.
         n_ranks: ranks are below it.
+        names: under which the page keeps classes, where they are others: see `stored_names`.
     """
     data = {IMAGE: image, REASONS: _why(task.columns), "item_id": task.item_id}
-    prediction = {"model_version": version, "score": task.rank / n_ranks, "result": _guess(task.guess)}
+    prediction = {"model_version": version, "score": task.rank / n_ranks, "result": _guess(task.guess, names)}
     return {"data": {**data, "round_number": task.round_number, **task.columns}, "predictions": [prediction]}
 
 
-def _guess(guess: Region | None) -> list[dict[str, Any]]:
+def _guess(guess: Region | None, names: Mapping[str, str]) -> list[dict[str, Any]]:
     if guess is None:
         return []
     score = {} if guess.score is None else {"score": guess.score}
-    choice = {"type": "choices", "value": {"choices": [guess.label]}}
+    choice = {"type": "choices", "value": {"choices": [names.get(guess.label, guess.label)]}}
     return [{"from_name": CONTROL, "to_name": OBJECT, **choice, **score}]
 
 

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Annotated, Any
 from unicodedata import normalize
 
@@ -137,12 +138,14 @@ def read_answer(
     round_number: int,
     classes: Sequence[str],
     emails: Mapping[int, str],
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Answer | None:
     """One annotation of Label Studio as an answer; what cannot be used says why.
 
     Args:
         annotation: as its API gives it, with `result`, `was_cancelled`, `completed_by`, `lead_time`, `updated_at`.
         emails: address by user id; a person who is not in it is named by the id.
+        renamed: what a class was called -> what it is called now.
 
     Returns:
         None for what has no id, so that nobody could tell it from another answer.
@@ -154,7 +157,7 @@ def read_answer(
     person = stored.completed_by.get("id") if isinstance(stored.completed_by, dict) else stored.completed_by
     known = _id_or_none(person)
     annotator = emails.get(known, f"user {known}") if known else "user unknown"
-    outcome, label, message = _judge(stored, classes)
+    outcome, label, message = _judge(stored, classes, renamed)
     updated_at = stored.updated_at
     if updated_at is None or not _is_time(updated_at):
         outcome, label = "invalid", None
@@ -175,7 +178,7 @@ def read_answer(
     )
 
 
-def _judge(stored: _Stored, classes: Sequence[str]) -> tuple[Outcome, str | None, str]:
+def _judge(stored: _Stored, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[Outcome, str | None, str]:
     """Outcome, label (None unless there is one to use), message; other controls beside the class are ignored."""
     if stored.was_cancelled:
         return "skipped", None, ""
@@ -194,15 +197,16 @@ def _judge(stored: _Stored, classes: Sequence[str]) -> tuple[Outcome, str | None
         chosen = value.get("choices") if isinstance(value, dict) else None
         if not isinstance(chosen, list) or not all(isinstance(label, str) for label in chosen):
             return "invalid", None, f"wanted the name of a class, got {_words(value)}"
-        labels += [label for label in chosen if label not in labels]
+        # A page that a person has typed may write a name in another form.
+        present = [renamed.get(label, label) for label in (normalize("NFC", label) for label in chosen)]
+        labels += [label for label in present if label not in labels]
     if not labels:
         return "empty", None, ""
     if len(labels) > 1:
         return "invalid", None, f"wanted one class, got {', '.join(map(_words, labels))}"
-    label = normalize("NFC", labels[0])  # a page that a person has typed may write it another way
-    if label not in classes:
+    if labels[0] not in classes:
         return "invalid", None, f"{_words(labels[0])!r} is not a class of this campaign"
-    return "labelled", label, ""
+    return "labelled", labels[0], ""
 
 
 def _is_time(text: str) -> bool:

@@ -171,6 +171,10 @@ class MemoryTracker(Tracker):
         run.tags.update(tags)
         return run_id
 
+    def discard_round(self, round_number: int) -> None:
+        """See `Tracker.discard_round`."""
+        self.runs.pop(f"round-{round_number}", None)
+
     def log_members(self, run_id: str, members: Sequence[MemberHistory]) -> None:
         """See `Tracker.log_members`."""
         _log_once(self.runs[run_id].members, {member.name: member for member in members})

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -54,7 +53,7 @@ class CampaignBusy(Exception):
 
 
 class CampaignChanged(Exception):
-    """The configuration would mix two experiments in one campaign folder.
+    """The configuration would mix two campaigns in one folder.
 
     Attributes:
         settings: the names of those that changed.
@@ -187,6 +186,11 @@ class RoundFolder:
         """Whether the round's labels are in and counted."""
         return self.has("round.json")
 
+    @property
+    def is_out(self) -> bool:
+        """Whether people may have seen some of the round's batch."""
+        return self.has("pushing.json") or self.has("pushed.json")
+
 
 class Campaign:
     """One campaign's folder.
@@ -256,41 +260,24 @@ class Campaign:
                     except pa.ArrowInvalid as exc:
                         raise StoreError(f"{path} is damaged: {exc}. Bring it back from a copy of the folder") from exc
 
-    def claim(
-        self,
-        configuration: Mapping[str, Any],
-        *,
-        may_change: Collection[str] | None,
-        defaults: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        """Write the configuration, or refuse one that differs from the written one in more than `may_change`.
-
-        A setting that only one of them knows came or went with a version of labelcycle, not of the campaign.
+    def claim(self, configuration: Mapping[str, Any], *, fixed: Collection[str] = ()) -> None:
+        """Write the configuration, or refuse one that differs from the written one in a setting that is fixed.
 
         Args:
-            may_change: names, of a nested setting with a dot, `section.key`; with None every setting may change.
-            defaults: by such names, what a setting is taken to be that the written configuration does not know yet.
+            fixed: names, of a nested setting with a dot, `section.key`.
 
         Raises:
-            CampaignChanged: with each changed setting, its old and its new value.
+            CampaignChanged: with each such setting, its old and its new value.
         """
         path = self.path / "campaign.json"
-        if path.exists() and may_change is not None:
-            written = read_json(path)
-            after = flatten(configuration)
-            before = {**defaults, **flatten(written)}
-            known = before.keys() & after.keys()
-            changed = sorted(key for key in known - set(may_change) if before[key] != after[key])
-            if changed:
-                changes = "; ".join(f"{key}: {before[key]!r} -> {after[key]!r}" for key in changed)
-                raise CampaignChanged(
-                    f"{self.path} holds another experiment: {changes}. "
-                    "Give the changed campaign a name of its own, or set the values back.",
-                    changed,
-                )
-            if written == configuration:
-                return
-        write_json(path, configuration)
+        written = read_json(path) if path.exists() else {}
+        before, after = flatten(written), flatten(configuration)
+        changed = sorted(key for key in set(fixed) & before.keys() if before[key] != after.get(key))
+        if changed:
+            changes = "; ".join(f"{key}: {before[key]!r} -> {after.get(key)!r}" for key in changed)
+            raise CampaignChanged(f"{self.path} holds another campaign: {changes}", changed)
+        if written != configuration:
+            write_json(path, configuration)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The second half of a round: which images to ask for, and the push to the annotators."""
 
-from collections.abc import Hashable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn.functional import normalize
 from connectors.annotation import Task
 from connectors.store import RoundFolder, write_json, write_table
 from flows.campaign import OpenCampaign
+from flows.changes import keep_page, last_page, refuse_lost_classes, wanted_page
 from flows.config import CampaignSettings, ConfigError
 from flows.learn import NothingToTrainOn
 from flows.ledger import asked_tasks
@@ -35,6 +37,8 @@ WORDS: Mapping[Aim, str] = {
     "unsure": "the model is unsure between {guess} and {runner_up}",
 }
 """What people read of why an image was chosen."""
+AUDIT = "audit set"
+MEASURED = "audit set: it has no label yet"
 EMBEDDING_SIDE = 16
 """For a cold start that is not random, an image is described by its pixels at this side, before any model exists."""
 
@@ -70,12 +74,14 @@ def check_strategy(settings: CampaignSettings) -> None:
 def select(folder: RoundFolder, work: OpenCampaign, *, query_size: int) -> None:
     """Choose the batch among the scored candidates, and write down why each image was chosen."""
     settings = work.settings
+    measured = work.may_be_asked(split="audit")["item_id"].tolist()[:query_size]
+    again = _measured_again(measured, folder.number, work)
     n_candidates = pq.read_metadata(folder / "candidates.parquet").num_rows
-    if n_candidates == 0 or query_size == 0:
-        write_table(folder / "batch.parquet", _batch_table(Batch((), (), (), folder.number, ()), work))
+    if n_candidates == 0 or query_size == len(measured):
+        write_table(folder / "batch.parquet", again)
         return
     candidates = read_candidates(folder, settings)
-    batch = select_from(candidates, settings, query_size=query_size, round_number=folder.number)
+    batch = select_from(candidates, settings, query_size=query_size - len(measured), round_number=folder.number)
     table = _batch_table(batch, work)
     scored = read_scores_of(folder, batch.ids).loc[list(batch.ids)]
     table["guess"] = scored["guess"].to_numpy()
@@ -87,6 +93,9 @@ def select(folder: RoundFolder, work: OpenCampaign, *, query_size: int) -> None:
     seen = zip(batch.aims, scored["guess"], scored["runner_up"], scored["guess_probability"], strict=True)
     table["why"] = [_words(aim, *guesses) for aim, *guesses in seen]
     table["novelty"] = _novelty(np.stack(scored["embedding"].to_list()), read_labelled_embeddings(folder))
+    if measured:
+        table = pd.concat([again, table], ignore_index=True)
+        table = table.assign(rank=np.arange(len(table)), guess=table["guess"].fillna(""))
     write_table(folder / "batch.parquet", table)
 
 
@@ -96,7 +105,8 @@ def compare_with_half(folder: RoundFolder, work: OpenCampaign) -> None:
 
     A share far below 1 says that the batch is the luck of the draws: more of them would ask for other images.
     """
-    batch = set(pd.read_parquet(folder / "batch.parquet", columns=["item_id"])["item_id"])
+    table = pd.read_parquet(folder / "batch.parquet", columns=["item_id", "reason"])
+    batch = set(table.loc[table["reason"] != MEASURED, "item_id"])
     kept = None
     if batch and has_half(folder):
         candidates = read_candidates(folder, work.settings, half=True)
@@ -140,7 +150,7 @@ def select_first(folder: RoundFolder, work: OpenCampaign) -> None:
             f"{settings.seed_set_size}, {len(rest)} images may be asked for, {work.budget_left()} labels are left"
         )
     ids = (*seed_set.ids, *audit)
-    reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set.ids), *["audit set"] * len(audit))
+    reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set.ids), *[AUDIT] * len(audit))
     checks: list[Aim] = ["check"] * len(audit)
     aims = (*seed_set.aims, *checks)
     table = _batch_table(Batch(ids, (0.0,) * len(ids), reasons, folder.number, aims), work)
@@ -185,6 +195,13 @@ def _words(aim: Aim, guess: str = "", runner_up: str = "", probability: float = 
     return WORDS[aim].format(guess=guess, runner_up=runner_up)
 
 
+def _measured_again(ids: Sequence[str], round_number: int, work: OpenCampaign) -> pd.DataFrame:
+    """A table of images of the audit set that have no label yet."""
+    aims: list[Aim] = ["check"] * len(ids)
+    batch = Batch((*ids,), (0.0,) * len(ids), (MEASURED,) * len(ids), round_number, (*aims,))
+    return _batch_table(batch, work).assign(why=_words("check"))
+
+
 def _batch_table(batch: Batch, work: OpenCampaign) -> pd.DataFrame:
     uris = work.pool.set_index("item_id")["uri"]
     return pd.DataFrame(
@@ -207,14 +224,17 @@ def _novelty(embeddings: NDArray[np.float16], labelled: torch.Tensor) -> NDArray
 
 def tasks_of(folder: RoundFolder, work: OpenCampaign) -> list[Task]:
     """The batch as tasks for the annotation tool; a cold start shows no guess."""
-    rows = work.located(pd.read_parquet(folder / "batch.parquet")).to_dict("records")
-    return [_task(row, folder.number) for row in rows]
+    batch = work.located(pd.read_parquet(folder / "batch.parquet"))
+    for name in batch.columns.intersection(["guess"]):  # of classes that may have changed when the push was broken off
+        present = batch[name].replace(work.settings.former_classes)
+        batch[name] = present.where(present.isin(work.settings.classes), "")
+    return [_task(row, folder.number) for row in batch.to_dict("records")]
 
 
 def _task(row: Mapping[Hashable, Any], round_number: int) -> Task:
     columns: dict[str, str | float] = {"reason": row.get("why", row["reason"])}  # older batches have no words
     guess = None
-    if "guess" in row:
+    if row.get("guess"):
         guess = Region(kind="image", label=row["guess"], score=float(row["guess_probability"]))
         columns["confused_classes"] = row["confused_classes"]
         columns |= {name: round(float(row[name]), 4) for name in ("uncertainty", "novelty")}
@@ -237,7 +257,8 @@ def model_version(folder: RoundFolder, work: OpenCampaign) -> str:
 def push(folder: RoundFolder, work: OpenCampaign) -> None:
     """Make the batch exist in the annotation tool exactly once, prove it, and write which task is which item."""
     tasks = tasks_of(folder, work)
-    address = work.tool.prepare()
+    address = prepare_page(work)
+    write_json(folder / "pushing.json", {"begun_at": datetime.now(UTC).isoformat(timespec="seconds")})
     task_ids = work.tool.push(
         tasks,
         round_number=folder.number,
@@ -246,3 +267,29 @@ def push(folder: RoundFolder, work: OpenCampaign) -> None:
     )
     pushed_at = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(folder / "pushed.json", {"pushed_at": pushed_at, "address": address, "tasks": task_ids})
+
+
+def prepare_page(work: OpenCampaign) -> str:
+    """Make the annotators' page what the campaign needs, and return its address.
+
+    Raises:
+        CampaignChanged: a class is to go from the page that people have given.
+    """
+    page = last_page(work.folder)
+    present = work.settings.former_classes
+    gone = sorted({present.get(name, name) for name in page["classes"]} - set(work.settings.classes)) if page else []
+    if page and gone:
+        answers = work.connect([*work.settings.classes, *gone]).pull(asked_tasks(work.folder)).answers
+        refuse_lost_classes(
+            Counter(r.label for a in answers if a.annotation for r in a.annotation.regions), work.settings
+        )
+    address = work.tool.prepare()
+    keep_page(work.folder, work.settings)
+    return address
+
+
+def renew_page(work: OpenCampaign) -> None:
+    """Show the annotators of a round that is out what has changed; another server has another page."""
+    page, wanted = last_page(work.folder), wanted_page(work.settings)
+    if page is not None and page != wanted and page["url"] == wanted["url"]:
+        prepare_page(work)

@@ -1,7 +1,7 @@
 """One campaign as the flows see it: its settings, its folder, and the outside systems it works with."""
 
-import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,17 +10,14 @@ import pandas as pd
 
 from connectors.annotation import AnnotationTool
 from connectors.label_studio import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
-from connectors.store import Campaign, CampaignChanged, RoundFolder, flatten, read_json, write_json
+from connectors.store import Campaign, RoundFolder, read_json, write_json
 from connectors.tracking import Tracker
 from deploy import servers
+from flows.changes import claim, last_page
 from flows.config import (
-    CHANGED_DEFAULTS,
     LOCAL,
-    MAY_CHANGE,
-    PHASE_LIMITS,
     CampaignSettings,
     ConfigError,
-    defaults,
     images_root,
     load_settings,
     resolved,
@@ -34,7 +31,7 @@ from flows.outlook import outlook
 from flows.pixel_ranges import read_ranges
 from flows.progress import say
 from pipeline.deep_pixels import Reading
-from pipeline.labels import labelled_set
+from pipeline.labels import labelled_set, set_aside
 from pipeline.types import Split
 
 
@@ -48,6 +45,11 @@ class OpenCampaign:
     @cached_property
     def tool(self) -> AnnotationTool:
         """The annotation tool; connected to when first asked for."""
+        return self.connect(self.settings.classes)
+
+    def connect(self, classes: Sequence[str]) -> AnnotationTool:
+        """The annotation tool, for answers of these classes."""
+        page = last_page(self.folder)
         settings = self.settings.label_studio
         url, token = settings.url, os.environ.get(TOKEN_VARIABLE, "")
         shown_in = None
@@ -60,13 +62,16 @@ class OpenCampaign:
             url=url,
             token=token,
             project=self.settings.project,
-            classes=self.settings.classes,
+            classes=classes,
             images_root=None if shown_in else images_root(self.settings.pool),
             shown_in=shown_in,
             remember_in=self.folder.path / "label_studio.json",
             instructions=settings.instructions or INSTRUCTIONS,
             say=say,
             reading=self.reading,
+            renamed=self.settings.former_classes,
+            former_project=page["project"] if page and page["project"] != self.settings.project else None,
+            former_classes=page["classes"] if page else (),
         )
 
     @cached_property
@@ -82,8 +87,9 @@ class OpenCampaign:
 
     @property
     def pool(self) -> pd.DataFrame:
-        """The pool table."""
-        return pd.read_parquet(self.folder.pool)
+        """The pool table; labels have the names that their classes have now."""
+        pool = pd.read_parquet(self.folder.pool)
+        return pool.assign(label=pool["label"].replace(self.settings.former_classes))
 
     @property
     def reading(self) -> Reading:
@@ -96,21 +102,28 @@ class OpenCampaign:
 
     def labels_used(self) -> int:
         """Labels paid for so far, the audit set's included."""
-        return labels_used(self.folder, classes=self.settings.classes)
+        return labels_used(self.folder)
 
     def labels(self) -> pd.DataFrame:
         """The labels that stand, on images that can be used: see `labelled_set`; with `uri`, `split`, `group`."""
         pool = self.pool
         given = pool[pool["label"].notna()]
         prelabelled = dict(zip(given["item_id"], given["label"], strict=True))
-        labels = labelled_set(known_answers(self.folder), prelabelled=prelabelled, classes=self.settings.classes)
+        answers = known_answers(self.folder, self.settings.former_classes)
+        labels = labelled_set(answers, prelabelled=prelabelled, classes=self.settings.classes)
         usable = pool.loc[pool["set_aside_reason"].isna(), ["item_id", "uri", "split", "group"]]
         return labels.merge(usable, on="item_id", how="inner", validate="one_to_one")
 
     def may_be_asked(self, *, split: Split) -> pd.DataFrame:
-        """The images of a split that are usable, unlabelled and not with the annotators: item_id, uri."""
+        """The images of a split that are usable, unlabelled and not with the annotators: item_id, uri.
+
+        One that nobody could label is among them once there are classes that people could not choose then.
+        """
         pool = self.pool
-        known = {*asked_items(self.folder), *answered_items(known_answers(self.folder))}
+        asked, answers = asked_items(self.folder), known_answers(self.folder)
+        before = self._rounds_of_fewer_classes()
+        again = {item_id for item_id in set_aside(answers) if asked.get(item_id) in before}
+        known = {*asked, *answered_items(answers)} - again
         rows = (
             pool["set_aside_reason"].isna()
             & (pool["split"] == split)
@@ -119,6 +132,16 @@ class OpenCampaign:
         )
         return pool.loc[rows, ["item_id", "uri"]].sort_values("item_id", ignore_index=True)
 
+    def _rounds_of_fewer_classes(self) -> set[int]:
+        """The rounds that asked when people could not choose each of the classes that there are now."""
+        present, classes = self.settings.former_classes, set(self.settings.classes)
+        asked_with = {
+            f.number: read_json(f / "config.json")["settings"]["classes"]
+            for f in self.folder.rounds()
+            if f.has("config.json")
+        }
+        return {n for n, names in asked_with.items() if classes - {present.get(name, name) for name in names}}
+
     def reason_to_stop(self) -> str | None:
         """Why nothing more is to be asked for, by the stopping rules, the budget and the pool; None to go on."""
         stop: str | None = outlook(self.folder, resolved(self.settings))["stop"]
@@ -126,7 +149,8 @@ class OpenCampaign:
             return stop
         if self.budget_left() == 0:
             return "the budget is spent"
-        return "every image of the pool has been asked for" if self.may_be_asked(split="pool").empty else None
+        is_all_asked = self.may_be_asked(split="pool").empty and self.may_be_asked(split="audit").empty
+        return "every image of the pool has been asked for" if is_all_asked else None
 
     def can_ask(self) -> bool:
         """Whether the stopping rules, the budget and the pool leave anything to ask for."""
@@ -166,41 +190,9 @@ def open_campaign(path: Path) -> OpenCampaign:
     settings = settings.model_copy(update={"model": with_own_image_size(settings.model)})
     folder = Campaign(settings.folder)
     folder.check_ours()
-    _claim(folder, settings)
+    claim(folder, settings, path)
     write_json(settle_home(path) / "last-campaign.json", {"folder": str(settings.folder), "file": str(path.resolve())})
     return OpenCampaign(settings=settings, folder=folder)
-
-
-def _claim(folder: Campaign, settings: CampaignSettings) -> None:
-    path = folder.path / "campaign.json"
-    written = read_json(path) if path.exists() else {}
-    before = defaults(written)
-    unused = frozenset() if settings.model.follows_labels else {f"model.{name}" for name in PHASE_LIMITS}
-    may_change = MAY_CHANGE | unused if folder.pool.exists() else None
-    try:
-        folder.claim(resolved(settings), may_change=may_change, defaults=before)
-    except CampaignChanged as exc:
-        before |= flatten(written)
-        limits = {f"model.{name}" for name in PHASE_LIMITS} & before.keys()
-        told = set(exc.settings) | (limits if limits & set(exc.settings) else set())  # one is the default of the other
-        lines = [
-            _as_line(name, before[name]) for name in CHANGED_DEFAULTS if name in told and not _is_set(settings, name)
-        ]
-        if not lines:
-            raise
-        hint = f"The default has changed since the campaign began: to go on, set {', '.join(lines)} in its file."
-        raise CampaignChanged(f"{exc} {hint}", exc.settings) from exc
-
-
-def _as_line(name: str, value: str | float) -> str:
-    section, _, key = name.rpartition(".")
-    return f"{key} = {json.dumps(value)}" + (f" (in [{section}])" if section else "")
-
-
-def _is_set(settings: CampaignSettings, name: str) -> bool:
-    """Whether the campaign's file has a line for a setting."""
-    section, _, key = name.rpartition(".")
-    return key in (getattr(settings, section) if section else settings).model_fields_set
 
 
 def current_round(folder: Campaign) -> RoundFolder:

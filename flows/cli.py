@@ -47,11 +47,21 @@ CampaignFile = Annotated[Path, typer.Argument(help="The campaign's TOML file; `l
 
 @app.command()
 def init(
-    path: Annotated[Path, typer.Argument(help="Where to write the example.")] = Path("campaign.toml"),
+    path: Annotated[Path, typer.Argument(help="Where to write the campaign file.")] = Path("campaign.toml"),
+    old: Annotated[
+        Path | None,
+        typer.Option("--from", help="File or folder of a campaign: begin another one with its settings and labels."),
+    ] = None,
 ) -> None:
-    """Write a commented example of a campaign file."""
-    from flows.example import EXAMPLE
+    """Write a commented example of a campaign file, or with --from one that takes all labels of a campaign along."""
+    from flows.example import COST, EXAMPLE
 
+    if old is not None:
+        from flows.successor import write_successor
+
+        for line in write_successor(path, old):
+            console.print(f"{line[0].upper()}{line[1:]}.", soft_wrap=True, highlight=False)
+        return
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(EXAMPLE)
@@ -59,6 +69,7 @@ def init(
         raise tell(f"{path} exists already; give another name, or move it away") from None
     named = path
     console.print(f"Wrote {named}. Set its name, pool and classes, then: labelcycle up {named}; labelcycle run {named}")
+    console.print(COST, soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -172,6 +183,8 @@ def status(
     else:
         console.print(f"No forecast yet: {state['no_forecast']}")
     console.print(stopping_text(state["stops_when"]) + (f"; met: {state['stop']}" if state["stop"] else ""))
+    for note in state["notes"]:
+        console.print(f"{note[0].upper()}{note[1:]}", soft_wrap=True, highlight=False)
     for line in state["pool_notes"]:
         console.print(f"Not used of the pool: {line}", soft_wrap=True, highlight=False)
     for told in state["pixel_ranges"]:

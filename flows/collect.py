@@ -132,7 +132,7 @@ def news(work: OpenCampaign) -> tuple[list[Answer], Pulled]:
     asked = asked_tasks(work.folder)
     pulled = work.tool.pull(asked)
     answers = reconcile(
-        known_answers(work.folder),
+        known_answers(work.folder, work.settings.former_classes),
         pulled.answers,
         round_numbers=set(asked),
         task_ids=pulled.task_ids,

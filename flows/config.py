@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from connectors.store import Campaign, explain, flatten, read_json
+from connectors.store import Campaign, explain, read_json
 from pipeline.names import checked_class, mistakable
 from pipeline.registries import look_up
 
@@ -59,49 +59,21 @@ SHOWN = 120
 COMPARES_MEMBERS = frozenset({"batch_bald", "drop_query"})
 """Query strategies that make no sense with a single member."""
 
-MAY_CHANGE = frozenset(
+ANOTHER_CAMPAIGN = frozenset({"name", "audit_size", "group"})
+"""Settings that make another campaign once people have been asked: whose rounds these are, and what they are measured
+on. The classes are checked by what they mean: see `flows.changes.check_classes`. Every other setting may change between
+rounds, and each round records its own; images are known by their content, so that pool and folder may move."""
+CHANGE_NOTHING_BEGUN = frozenset(
     {
-        "budget",
-        "query_size",
-        "target_accuracy",
-        "min_gain",
-        "close_at",
-        "close_after",
-        "schedule",
-        "timezone",
-        "max_unused",
-        "follow_links",
-        "decode_memory_gb",
-        "feature_cache_gb",
-        "model.device",
-        "label_studio.url",
-        "label_studio.instructions",
-        "folder",
-        "pool",
+        *("folder", "pool", "schedule", "close_at", "close_after", "feature_cache_gb", "mlflow.uri", "model.device"),
+        *("timezone", "max_unused", "decode_memory_gb"),
+        *("budget", "query_size", "target_accuracy", "min_gain"),
+        *("label_studio.url", "label_studio.project", "label_studio.instructions"),
     }
 )
-"""Settings that may change between rounds without mixing two experiments. Images are known by their content, so that
-pool and folder may move."""
+"""Settings that may change in the middle of a round: what is computed already stays right."""
 PHASE_LIMITS = frozenset({"last_stage_from", "all_from"})
-"""Settings of the network that change nothing unless what is trained follows the labels."""
-
-
-CHANGED_DEFAULTS = {
-    "strategy": "power",
-    "model.image_size": 224,
-    "model.schedule": "constant",
-    "model.train": "all",
-    "model.body_rate": 1.0,
-    "model.patience": 5,
-    "model.learning_rate": 1e-3,
-    "model.min_steps": 8,
-    "model.last_stage_from": 2,
-    "model.all_from": 100,
-}
-"""What a setting was by default, or always, before that changed; a campaign that began then has it."""
-
-RENAMED = {"model.freeze": 'it is called train now: write train = "head" for freeze = true, and take it away for false'}
-"""Settings of older versions, and what to write in their place."""
+"""Settings of the network that change nothing in a replay unless what is trained follows the labels."""
 
 
 class ConfigError(ValueError):
@@ -233,8 +205,15 @@ Share = Annotated[float, Field(gt=0, le=1)]
 LocalPath = Annotated[Path, BeforeValidator(_check_on_disk), AfterValidator(Path.expanduser)]
 Options = Annotated[
     dict[str, Any],
-    # As one value: an option that comes or goes changes the experiment, a key that does is another version's.
+    # As one value: what changed is said of all options together.
     PlainSerializer(lambda value: sorted(value.items()), when_used="json"),
+]
+
+
+Renamed = Annotated[
+    dict[ClassName, ClassName],
+    # As one value: class names are no names of settings.
+    PlainSerializer(lambda value: list(value.items()), when_used="json"),
 ]
 
 
@@ -317,6 +296,9 @@ class ModelSettings(Settings):
     learning_rate: float = Field(2e-3, gt=0, lt=10)
     weight_decay: float = Field(1e-2, ge=0, lt=1)
     max_epochs: int = Field(30, ge=1, le=100_000)
+    max_minutes: float | None = Field(
+        None, gt=0, description="less is trained in a round that would take longer on this machine; no limit if not set"
+    )
     patience: int | None = Field(
         None, ge=1, description="epochs without improvement before training stops; to max_epochs if not given"
     )
@@ -387,6 +369,7 @@ class CampaignSettings(Settings):
     pool: LocalPath
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
     classes: tuple[ClassName, ...] = Field(min_length=2)
+    renamed: Renamed = Field({}, description="what a class was called before = what it is called")
     folder: LocalPath
     budget: Size
     audit_size: Size
@@ -427,6 +410,11 @@ class CampaignSettings(Settings):
         """Title of the Label Studio project."""
         return self.label_studio.project or self.name
 
+    @property
+    def former_classes(self) -> dict[str, str]:
+        """What a class was ever called -> the class that it is now."""
+        return present_names(self.renamed)
+
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
         if len(self.classes) > MOST_CLASSES:
@@ -437,6 +425,11 @@ class CampaignSettings(Settings):
         repeated = sorted(name for name, count in Counter(self.classes).items() if count > 1)
         if repeated:
             raise ValueError(f"classes must be distinct, repeated: {', '.join(repeated)}")
+        for old in self.renamed:
+            if old in self.classes:
+                raise ValueError(f"renamed: {old!r} is still one of the classes: take it out of classes, or of renamed")
+            if self.former_classes[old] not in self.classes:
+                raise ValueError(f"renamed: {old!r} becomes {self.renamed[old]!r}, which is not one of the classes")
         return self
 
     @model_validator(mode="after")
@@ -598,25 +591,22 @@ def resolved(settings: CampaignSettings) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
-def defaults(written: Mapping[str, Any]) -> dict[str, Any]:
-    """What a campaign is taken to be that began before a setting was known: its default, under a dotted name.
+def unresolved(values: Mapping[str, Any]) -> CampaignSettings:
+    """The settings that `resolved` gave."""
+    pairs = {name: dict(values[name]) for name in ("renamed", "strategy_options")}
+    return CampaignSettings.model_validate({**values, **pairs})
 
-    Args:
-        written: what the campaign began with. A network without pretrained weights is trained as ever, whatever the
-            settings that are about such weights say, so nothing is taken of them.
+
+def present_names(renamed: Mapping[str, str]) -> dict[str, str]:
+    """What each class that was renamed is called now, however often it was.
+
+    >>> present_names({"cat": "feline", "feline": "Felis catus"})
+    {'cat': 'Felis catus', 'feline': 'Felis catus'}
     """
-    nothing_set: dict[str, Any] = {}
-    known = flatten(resolved(CampaignSettings.model_construct(**nothing_set))) | CHANGED_DEFAULTS
-    for name in PHASE_LIMITS:  # nothing followed the labels yet
-        del known[f"model.{name}"]
-    before = flatten(written)
-    if before.get("model.freeze"):
-        known["model.train"] = "head"
-    elif before.get("model.weights") is None:
-        del known["model.train"]
-    if known.get("model.train") != "all":
-        del known["model.body_rate"]
-    return known
+    names = {name: name for name in renamed}
+    for _ in renamed:
+        names = {old: renamed.get(name, name) for old, name in names.items()}
+    return names
 
 
 def _explain(path: Path, text: str, error: Any) -> str:
@@ -624,8 +614,6 @@ def _explain(path: Path, text: str, error: Any) -> str:
     key = ".".join(location)
     line = _line_of(text, location)
     where = f"{path}, line {line}" if line else f"{path}"
-    if key in RENAMED:
-        return f"{where}: unknown key {key!r}; {RENAMED[key]}"
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)

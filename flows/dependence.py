@@ -1,11 +1,12 @@
 """What a campaign says of images that depend on each other, once, when its audit set is drawn."""
 
+import hashlib
 import os
 
 import pandas as pd
 import torch
 
-from connectors.store import write_json
+from connectors.store import read_json, write_json
 from flows.campaign import OpenCampaign
 from flows.config import images_root
 from flows.progress import progress_bar
@@ -18,14 +19,20 @@ from pipeline.randomness import seeded_generator
 
 def look_for_dependence(work: OpenCampaign) -> tuple[str, ...]:
     """How the images are grouped, or what says that they should be; a line each, nothing when it was said before."""
-    path = work.folder.path / DEPENDENCE
-    if path.exists():
+    path, pool = work.folder.path / DEPENDENCE, work.pool
+    drawn = _digest_of_audit(pool)
+    if path.exists() and read_json(path)["audit_set"] == drawn:
         return ()
-    pool = work.pool
     counts = group_counts(pool)
     notes = [groups_text(counts)] if counts else _advice(work, pool)
-    write_json(path, notes)
+    write_json(path, {"audit_set": drawn, "notes": notes})
     return tuple(notes)
+
+
+def _digest_of_audit(pool: pd.DataFrame) -> str:
+    """Of the items of the audit set and their groups: before people are asked it may be drawn anew."""
+    rows = pool.loc[pool["split"] == "audit", ["item_id", "group"]].fillna("").sort_values("item_id")
+    return hashlib.blake2b(repr(rows.to_numpy().tolist()).encode(), digest_size=16).hexdigest()
 
 
 def groups_text(counts: dict[str, int]) -> str:

@@ -1,5 +1,11 @@
 """The campaign file that `labelcycle init` writes."""
 
+COST = (
+    "As it is, the first round asks for 250 labels, 200 to measure on and 50 to learn from, before there is a model; "
+    "each later one for 100. Smaller audit_size and seed_set_size cost less at first and say less."
+)
+"""What the example's first rounds cost."""
+
 EXAMPLE = """\
 # A labelcycle campaign: one pool of images, labelled round by round.
 # Relative paths are relative to this file, those of SQLite files too. Keys that are commented out show their default.
@@ -7,11 +13,14 @@ EXAMPLE = """\
 name = "my-campaign"             # lower case; names the Label Studio project and the MLflow experiment
 pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label and group
 # follow_links = false           # use images that symbolic links bring in from outside the pool
-classes = ["cat", "dog"]         # what annotators choose from
+classes = ["cat", "dog"]         # what annotators choose from; one may be added at any time, and renamed: see [renamed]
+
+# Every setting may change between rounds, but for name, audit_size and group; to change these,
+# begin another campaign with all labels of this one: `labelcycle init NEW.toml --from OLD.toml`
 
 budget = 1000                    # labels you will pay for in all, the audit set included
 audit_size = 200                 # random images, labelled once, never trained on: the honest measure (± 4 points)
-seed_set_size = 50               # first labels, before there is a model
+seed_set_size = 50               # first labels, before there is a model: round 0 asks for these and the audit set
 # group = "parent"               # images that depend on each other, such as frames of a film, stay on one side of the
                                  # audit set: those of a folder, or an expression with one part in brackets on the
                                  # path below the pool, '^(.+)_frame\\d+'; a manifest may have a column group instead
@@ -48,7 +57,8 @@ name = "torchvision:resnet18"    # torchvision:NAME, timm:NAME, small_cnn for sm
                                  # a network of your own. That is code, and a campaign that names it runs it
 # image_size = 224               # pixels; images are resized to this square; by default that of the weights
 # channels = 3                   # 1 for grey images
-# weights = "IMAGENET1K_V1"      # a weight name of the hub, a file (.pt, .safetensors), factory; random if not given
+weights = "DEFAULT"              # a weight name of the hub, a file (.pt, .safetensors), factory; random if not given.
+                                 # Without internet: a file that holds the network's weights, weights = "resnet18.pth"
 # head = "linear"                # dropout and a linear layer, or mlp
 # dropout = 0.5
 # train = "auto"                 # head, last_stage (and head), all; auto goes from head to all as labels come in:
@@ -65,6 +75,7 @@ name = "torchvision:resnet18"    # torchvision:NAME, timm:NAME, small_cnn for sm
 # learning_rate = 2e-3
 # weight_decay = 1e-2
 # max_epochs = 30
+# max_minutes = 30               # a round that would train longer here trains less: the last stage, or the head alone
 # patience = 5                   # stop after so many epochs without improvement, or more; if not given at max_epochs
 # batch_size = 32
 # min_steps = 16                 # optimiser steps of an epoch at least, however few labels there are
@@ -82,6 +93,9 @@ ensemble = 3                     # networks trained from different seeds
 # laplace = 0                    # draws of each network's last layer from its posterior
 # swag = 0                       # draws of each network's trained weights from its last steps
 # views = 0                      # augmented views of each image; the members are the product of all that is on
+
+# [renamed]                      # classes that have another name now; labels are kept. Two that get one name are merged
+# "old name" = "cat"
 
 [label_studio]                   # the token is never here: export LABEL_STUDIO_API_KEY
 url = "local"                    # "local" is the server of `labelcycle up`; else https://...

@@ -25,6 +25,7 @@ from flows.networks import (
     Lesson,
     can_cross,
     can_hold_out,
+    estimate_seconds,
     frozen_body,
     phase_of,
     predict_networks_out_of_fold,
@@ -35,17 +36,19 @@ from flows.networks import (
 )
 from flows.outlook import best_round
 from flows.progress import progress_bar
-from flows.steps import step, timed_task
+from flows.steps import seconds_of, step, timed_task
 from pipeline.acquisition import entropy
 from pipeline.evaluation import calibration_error, evaluate, negative_log_likelihood
 from pipeline.groups import group_codes
 from pipeline.label_errors import FEWEST_RIGHT, LIKELY_WRONG, find_label_errors, share_right
 from pipeline.labels import digest
-from pipeline.models import Classifier, read_state_dict, save_trunk, save_weights
+from pipeline.models import PHASES, Classifier, read_state_dict, save_trunk, save_weights, without_last_layer
 from pipeline.pixels import load_images
 from pipeline.pseudo_labels import choose_confident
 from pipeline.randomness import derive_seed, seeded_generator
 from pipeline.training import MIN_JUDGED, TrainingError, choose_device, device_name, judged_out_of_fold
+
+TRAINS = {"head": "the head alone", "last_stage": "the last stage and the head", "all": "the whole network"}
 
 
 class NothingToTrainOn(TrainingError):
@@ -60,6 +63,66 @@ def gather_labels(folder: RoundFolder, work: OpenCampaign) -> None:
     write_table(folder / "labelled.parquet", table[table["split"] == "pool"].drop(columns="split"))
 
 
+@step("plan.json")
+def plan(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Choose what the round trains: by its labels, and of that as much as its minutes allow.
+
+    Where that takes longer than what the last round did, or there is a limit, `minutes` has an estimate for each phase
+    that was thought of, and `text` what people should know of it; None where there is nothing to say.
+    """
+    settings, how = work.settings, work.settings.model
+    n_labels = pq.read_metadata(folder / "labelled.parquet").num_rows
+    wanted = phase_of(how, n_labels=n_labels, n_classes=len(settings.classes))
+    last = _last_trained(folder, work)
+    is_dearer = how.is_pretrained and PHASES.index(wanted) > (PHASES.index(last["phase"]) if last else 0)
+    minutes: dict[str, float] = {}
+    phase = wanted
+    if is_dearer or (how.max_minutes is not None and wanted != "head"):
+        names = ("candidates.parquet", "audit.parquet", "labelled.parquet")
+        n_images = sum(pq.read_metadata(folder / name).num_rows for name in names)
+        for phase in reversed(PHASES[: PHASES.index(wanted) + 1] if how.is_pretrained else [wanted]):
+            if phase == "head":
+                break
+            sizes = {"n_labels": n_labels, "n_classes": len(settings.classes), "n_images": n_images}
+            minutes[phase] = estimate_seconds(how, settings.members, phase, **sizes) / 60
+            if how.max_minutes is None or minutes[phase] <= how.max_minutes:
+                break
+    chosen = {"phase": phase, "wanted": wanted, "minutes": minutes, "max_minutes": how.max_minutes}
+    write_json(folder / "plan.json", chosen | {"text": _text_of_plan(chosen, folder, last, is_dearer=is_dearer)})
+
+
+def _text_of_plan(
+    plan: Mapping[str, Any], folder: RoundFolder, last: Mapping[str, Any] | None, *, is_dearer: bool
+) -> str | None:
+    phase, wanted, minutes, limit = (plan[name] for name in ("phase", "wanted", "minutes", "max_minutes"))
+    about = {name: f"about {value:.2g} minutes on this machine" for name, value in minutes.items()}
+    if phase != wanted:
+        return (
+            f"round {folder.number} has labels enough to train {TRAINS[wanted]}, which would take {about[wanted]}; "
+            f"max_minutes = {limit:g} leaves {TRAINS[phase]}"
+        )
+    if phase in minutes and limit is not None and minutes[phase] > limit:
+        return (
+            f"round {folder.number} takes {about[phase]}, more than max_minutes = {limit:g}: without pretrained "
+            "weights nothing less can be trained; fewer max_epochs, a smaller image_size or ensemble take less"
+        )
+    if not is_dearer:
+        return None
+    before = f"; the last round took {last['minutes']:.2g}" if last else ""
+    limited = "" if limit is not None else "; max_minutes in [model] would set a limit"
+    return f"round {folder.number} trains {TRAINS[phase]}, which takes {about[phase]}{before}{limited}"
+
+
+def _last_trained(folder: RoundFolder, work: OpenCampaign) -> dict[str, Any] | None:
+    """What the last round that trained had in mind, and the minutes that it took; None in the first."""
+    for earlier in reversed(work.folder.rounds()):
+        if earlier.number < folder.number and earlier.has("training.json"):
+            spent = seconds_of(earlier)
+            minutes = sum(spent.get(name, 0.0) for name in ("cross_validate", "train", "score_shard")) / 60
+            return {"phase": read_json(earlier / "training.json")["phase"], "minutes": minutes}
+    return None
+
+
 @step("out_of_fold.parquet")
 def cross_validate(folder: RoundFolder, work: OpenCampaign) -> None:
     """Let networks predict the labelled images that they have not seen; no row without weights."""
@@ -69,7 +132,7 @@ def cross_validate(folder: RoundFolder, work: OpenCampaign) -> None:
     if not can_cross(targets, groups) or not settings.model.is_pretrained:
         write_table(folder / "out_of_fold.parquet", pd.DataFrame({"item_id": [], "label": []}))
         return
-    phase = "head" if can_hold_out(targets, groups) else _phase(settings, len(labelled))
+    phase = "head" if can_hold_out(targets, groups) else _phase(folder, work)
     seed, bagging = derive_seed(settings.seed, folder.number, "out-of-fold"), settings.members.bagging
     table = labelled[["item_id", "label"]].assign(phase=phase)
     if phase == "head":
@@ -215,11 +278,12 @@ def train(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
             "labelled_digest": digest(labelled),
             "n_pseudo_labels": n_sure,
             "pseudo_label_threshold": threshold,
-            "phase": _phase(settings, len(labelled)),
+            "phase": _phase(folder, work),
+            "plan": read_json(folder / "plan.json"),
             "preprocessing": members[0]["preprocessing"],
             "findings": _findings(members),
             "members": members,
-            "model": describe_model(settings, len(labelled)) | {"pixel_ranges": ranges},
+            "model": describe_model(folder, work) | {"pixel_ranges": ranges},
         },
     )
     _clear_scratch(folder)
@@ -232,8 +296,12 @@ def groups_in(labelled: pd.DataFrame) -> torch.Tensor | None:
     return group_codes(labelled["group"], labelled["item_id"])
 
 
-def _phase(settings: CampaignSettings, n_labels: int) -> str:
-    return phase_of(settings.model, n_labels=n_labels, n_classes=len(settings.classes))
+def _phase(folder: RoundFolder, work: OpenCampaign) -> str:
+    """What the round trains, by its plan; it is made when first asked for."""
+    if not folder.has("plan.json"):
+        plan.fn(folder, work)
+    phase: str = read_json(folder / "plan.json")["phase"]
+    return phase
 
 
 def _findings(members: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -257,7 +325,7 @@ def _scratch(folder: RoundFolder) -> Path:
 def _train_members(folder: RoundFolder, work: OpenCampaign, target: Path, lesson: Callable[[], Lesson]) -> list[Path]:
     """Train every member that has no record in `target` yet; return the records."""
     records = [target / f"member-{index}.json" for index in range(work.settings.members.ensemble)]
-    missing = [record for record in records if not _is_trained(record)]
+    missing = [record for record in records if not record.exists()]
     if missing:
         learnt = lesson()
         with progress_bar(f"round {folder.number}: training", unit="epochs") as advance:
@@ -266,15 +334,10 @@ def _train_members(folder: RoundFolder, work: OpenCampaign, target: Path, lesson
     return records
 
 
-def _is_trained(record: Path) -> bool:
-    """Whether a member is there; the record of an older version, which tells less, counts for nothing."""
-    return record.exists() and "weights" in read_json(record)
-
-
 def _prepare(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) -> Lesson:
     """What the labels teach; the trunk that heads share is written."""
     settings = work.settings
-    phase = _phase(settings, len(labelled))
+    phase = _phase(folder, work)
     targets = class_indices(labelled["label"].tolist(), settings.classes)
     body = sample = None
     if phase == "head":
@@ -289,7 +352,7 @@ def _prepare(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) ->
     if not settings.model.is_pretrained:
         return lesson
     table = pd.read_parquet(folder / "out_of_fold.parquet")
-    if table.empty or table.get("phase", ["head"])[0] != phase:  # older versions asked heads alone, and do not say so
+    if table.empty or table["phase"][0] != phase:
         return lesson
     out_of_fold = _logits(table), class_indices(table["label"].tolist(), settings.classes)
     epochs = int(table["epochs"][0]) if phase == "head" else None
@@ -425,20 +488,34 @@ def _train_member(
 
 
 def _previous_weights(folder: RoundFolder, work: OpenCampaign, member: str) -> dict[str, torch.Tensor] | None:
-    """What the member of this name learnt in the last round that trained one; None in the first."""
+    """What the member of this name learnt in the last round that trained one; None in the first.
+
+    None too where that was another network; of a network that told other classes apart the last layer is left out.
+    """
     for earlier in reversed(work.folder.rounds()):
         path = earlier / "members" / f"{member}.pt"
         if earlier.number < folder.number and earlier.has("training.json") and path.exists():
+            before, now = read_json(earlier / "training.json")["model"], network_form(work.settings)
+            if any(before[name] != value for name, value in now.items()):
+                return None
             trunk = earlier / "members" / TRUNK
-            return (read_state_dict(trunk) if trunk.exists() else {}) | read_state_dict(path)
+            state = (read_state_dict(trunk) if trunk.exists() else {}) | read_state_dict(path)
+            present = work.settings.former_classes
+            is_alike = [present.get(name, name) for name in before["classes"]] == list(work.settings.classes)
+            return state if is_alike else without_last_layer(state)
     return None
 
 
-def describe_model(settings: CampaignSettings, n_labels: int) -> dict[str, Any]:
-    """What it takes to build the networks of a round on so many labels again, and to read their output."""
-    names, classes = ("name", "image_size", "channels", "dropout", "head"), list(settings.classes)
-    told = {name: getattr(settings.model, name) for name in names}
-    return told | {"phase": _phase(settings, n_labels), "n_classes": len(classes), "classes": classes}
+def network_form(settings: CampaignSettings) -> dict[str, Any]:
+    """What the form of a network depends on, but for the classes."""
+    return {name: getattr(settings.model, name) for name in ("name", "image_size", "channels", "dropout", "head")}
+
+
+def describe_model(folder: RoundFolder, work: OpenCampaign) -> dict[str, Any]:
+    """What it takes to build the networks of a round again, and to read their output."""
+    classes = list(work.settings.classes)
+    told = {"phase": _phase(folder, work), "n_classes": len(classes), "classes": classes}
+    return network_form(work.settings) | told
 
 
 def trained_models(folder: RoundFolder, work: OpenCampaign) -> list[Classifier]:
@@ -451,7 +528,7 @@ def _load(
 ) -> list[Classifier]:
     settings = work.settings
     device = choose_device(settings.model.device)
-    description = describe_model(settings, pq.read_metadata(folder / "labelled.parquet").num_rows)
+    description = describe_model(folder, work)
     models = load_members(description, _weight_files(members, where), trunk=frozen_trunk(folder))
     return [model.to(device) for model in models]
 
@@ -462,7 +539,7 @@ def member_weights(folder: RoundFolder) -> list[Path]:
 
 
 def _weight_files(members: Sequence[Mapping[str, Any]], where: Path) -> list[Path]:
-    return [where / name for member in members for name in member.get("weights", [f"{member['name']}.pt"])]
+    return [where / name for member in members for name in member["weights"]]
 
 
 def frozen_trunk(folder: RoundFolder) -> Path | None:
@@ -515,9 +592,11 @@ def start_tracking(folder: RoundFolder, work: OpenCampaign, *, params: dict[str,
     return run_id
 
 
-@step("model.json")
+@timed_task
 def track_model(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
-    """Log the members and register the model; one that is the best so far is the champion."""
+    """Log the members and register the model, once for each run: with another tracker the round has another."""
+    if folder.has("model.json") and read_json(folder / "model.json")["run_id"] == run_id:
+        return
     training = read_json(folder / "training.json")
     members = [MemberHistory(m["name"], m["seed"], m["epochs"]) for m in training["members"]]
     work.tracker.log_members(run_id, members)

@@ -1,18 +1,24 @@
 """What the closed rounds of a campaign add up to: answers, labels, tasks that are out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import pandas as pd
 
 from connectors.store import Campaign, RoundFolder, read_json
-from pipeline.labels import answers_from_table, current, labelled_set
+from pipeline.labels import answers_from_table, current, with_present_names
 from pipeline.types import Answer
 
 
-def known_answers(folder: Campaign) -> list[Answer]:
-    """Every answer that rounds have brought in, oldest first."""
+def known_answers(folder: Campaign, renamed: Mapping[str, str] = MappingProxyType({})) -> list[Answer]:
+    """Every answer that rounds have brought in, oldest first.
+
+    Args:
+        renamed: what a class was called -> what it is called now; the files keep the old name.
+    """
     tables = [f / "annotations.parquet" for f in folder.rounds() if f.has("annotations.parquet")]
-    return [answer for path in tables for answer in answers_from_table(pd.read_parquet(path))]
+    answers = [answer for path in tables for answer in answers_from_table(pd.read_parquet(path))]
+    return with_present_names(answers, renamed)
 
 
 def asked_tasks(folder: Campaign) -> dict[int, dict[str, int]]:
@@ -48,15 +54,17 @@ def answered_items(answers: Sequence[Answer]) -> set[str]:
     return {answer.item_id for answer in current(answers)}
 
 
-def labels_used(folder: Campaign, *, classes: Sequence[str]) -> int:
+def labels_used(folder: Campaign) -> int:
     """Labels paid for so far, the audit set's included."""
-    return len(labelled_set(known_answers(folder), classes=classes))
+    return len({answer.item_id for answer in current(known_answers(folder)) if answer.outcome == "labelled"})
 
 
 def outstanding_tasks(folder: Campaign) -> int:
-    """Tasks that are out and may still come back with a label."""
-    answered = answered_items(known_answers(folder))
-    return sum(item_id not in answered for item_id in asked_items(folder))
+    """Tasks that are out and may still come back with a label; an image may be asked for a second time."""
+    standing = current(known_answers(folder))
+    labelled = {answer.item_id for answer in standing if answer.outcome == "labelled"}
+    answered = {(answer.item_id, answer.round_number) for answer in standing}
+    return sum(item not in labelled and (item, number) not in answered for item, number in asked_items(folder).items())
 
 
 def labels_paid(folder: RoundFolder) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from time import perf_counter
 from typing import Any
 
 import pandas as pd
@@ -30,6 +32,7 @@ from pipeline.randomness import seeded_generator
 from pipeline.swag import swag_draws
 from pipeline.tasks import Task, classification
 from pipeline.training import (
+    MIN_VALIDATION,
     CrossFit,
     Fit,
     choose_device,
@@ -56,6 +59,8 @@ N_SAMPLED = 256
 """Images of the pool that networks without pretrained weights are standardised by."""
 VALIDATION_SHARE = 0.1
 """Of the labels, held out to calibrate networks on whose trunk is trained too, where that makes enough of them."""
+N_TIMED, STEPS_TIMED = 32, 3
+"""Images in a step that is timed, at most, and such steps; the first takes longer."""
 NETWORK_FOLDS = 3
 """Folds in which networks that train more than heads predict out of fold; each costs as much as a member."""
 
@@ -148,6 +153,53 @@ def phase_of(settings: ModelSettings, *, n_labels: int, n_classes: int) -> str:
     )
 
 
+def estimate_seconds(
+    settings: ModelSettings,
+    members: MemberSettings,
+    phase: str,
+    *,
+    n_labels: int,
+    n_classes: int,
+    n_images: int,
+) -> float:
+    """About how long it takes here to train a round's networks, and to pass images through them, in seconds.
+
+    A few steps and passes are timed, on noise. Heads on cached features take a moment: this is for what takes longer.
+
+    Args:
+        phase: what is trained, a key of `PHASES`.
+        n_images: that each network sees once when it is trained: candidates, audit set, labels.
+    """
+    in_step = min(settings.batch_size, n_labels)
+    n_timed = min(in_step, N_TIMED)
+    images = _noise(settings, n_timed)
+    model = new_model(settings, n_classes=n_classes, seed=0)
+    model.train_only(phase)
+    moments: list[float] = []
+    fit(
+        model,
+        images,
+        torch.arange(len(images)) % n_classes,
+        task=TASK,
+        seed=0,
+        device=choose_device(settings.device),
+        augmentation=settings.augmentation,
+        held_out=torch.arange(0),
+        on_epoch=lambda _row: moments.append(perf_counter()),
+        **fit_options(settings) | {"max_epochs": STEPS_TIMED, "min_steps": 1, "patience": None},
+    )
+    of_image = min(later - earlier for earlier, later in pairwise(moments)) / n_timed
+    begun = perf_counter()
+    _in_parts(model, model, images)
+    of_pass = (perf_counter() - begun) / n_timed
+    steps = max(settings.min_steps, n_labels / settings.batch_size) * settings.max_epochs
+    n_trained = members.ensemble * (2 if settings.pseudo_labels.threshold > 0 else 1)
+    few = n_labels * VALIDATION_SHARE < MIN_VALIDATION
+    n_crossed = NETWORK_FOLDS if few and settings.is_pretrained else 0
+    n_passes = members.n_networks * max(1, members.views)
+    return (n_trained + n_crossed) * steps * in_step * of_image + n_passes * n_images * of_pass
+
+
 def check_network(settings: ModelSettings, members: MemberSettings, *, n_classes: int) -> None:
     """Build the network once, so that wrong weights, sizes or devices are found before labels are paid for.
 
@@ -169,9 +221,9 @@ def check_network(settings: ModelSettings, members: MemberSettings, *, n_classes
         raise ModelError(str(exc)) from exc
 
 
-def _noise(settings: ModelSettings) -> Tensor:
-    """Two images that look like nothing."""
-    shape = (2, settings.channels, settings.image_size, settings.image_size)
+def _noise(settings: ModelSettings, n: int = 2) -> Tensor:
+    """Images that look like nothing."""
+    shape = (n, settings.channels, settings.image_size, settings.image_size)
     return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 

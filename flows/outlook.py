@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from connectors.store import Campaign, RoundFolder, read_json
+from flows.config import present_names
 from pipeline.stopping import (
     MeasuredRound,
     forecast,
@@ -15,9 +16,22 @@ from pipeline.stopping import (
 )
 
 
-def measured_rounds(folder: Campaign) -> list[MeasuredRound]:
-    """The learning curve: one point for each round whose model was measured on the audit set."""
-    return [_point(f) for f in folder.rounds() if metrics_of(f) is not None]
+def measured_rounds(folder: Campaign, settings: Mapping[str, Any]) -> list[MeasuredRound]:
+    """The learning curve: one point for each round whose model was measured on the audit set.
+
+    It begins anew where classes came, went or were merged: an accuracy among others is another number.
+
+    Args:
+        settings: the campaign's, as plain values.
+    """
+    present, classes = present_names(dict(settings.get("renamed", []))), sorted(settings["classes"])
+    measured = [f for f in folder.rounds() if metrics_of(f) is not None]
+    return [_point(f) for f in measured if sorted(present.get(name, name) for name in classes_of(f)) == classes]
+
+
+def classes_of(folder: RoundFolder) -> list[str]:
+    """What the model of a round that trained one tells apart, by the names of then; sorted."""
+    return sorted(read_json(folder / "training.json")["model"]["classes"])
 
 
 def _point(folder: RoundFolder) -> MeasuredRound:
@@ -56,26 +70,33 @@ def metrics_of(folder: RoundFolder) -> dict[str, Any] | None:
 def best_round(folder: Campaign, *, until: int | None = None) -> RoundFolder | None:
     """The round with the best model by the lower end of its audit interval, of equals the latest; None before one.
 
+    A model that does not tell the classes apart that the newest one does, or by other names, is not compared.
+
     Args:
         until: no later round than this.
     """
-    rounds = [f for f in folder.rounds() if until is None or f.number <= until]
-    lows = {f.number: metrics["accuracy_low"] for f in rounds if (metrics := metrics_of(f)) is not None}
-    return max((f for f in rounds if f.number in lows), key=lambda f: (lows[f.number], f.number), default=None)
+    lows = {
+        f: metrics["accuracy_low"]
+        for f in folder.rounds()
+        if (until is None or f.number <= until) and (metrics := metrics_of(f)) is not None
+    }
+    newest = max(lows, key=lambda f: f.number, default=None)
+    alike = [f for f in lows if newest is not None and classes_of(f) == classes_of(newest)]
+    return max(alike, key=lambda f: (lows[f], f.number), default=None)
 
 
 def outlook(folder: Campaign, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the next labels are worth, and why not to ask for them.
 
     Args:
-        settings: the campaign's; those that an older version of labelcycle did not know may be missing.
+        settings: the campaign's, as plain values.
 
     Returns:
         `forecast` (of accuracy, shares; None when `no_forecast` says why), `stop` (the reason, None to go on) and
         `looks` (of each stopping rule that is on: its number of the `look`, the `level` that it may err at, and where
         it is `now`, None where that is not known).
     """
-    rounds = measured_rounds(folder)
+    rounds = measured_rounds(folder, settings)
     target, min_gain = settings.get("target_accuracy"), settings.get("min_gain")
     at_target, at_gain = looks(folder, "target_accuracy"), looks(folder, "min_gain")
     query_size = settings["query_size"]

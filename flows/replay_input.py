@@ -139,9 +139,11 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
             group=settings.group,
             follow_links=settings.follow_links,
             max_unused=settings.max_unused,
+            renamed=settings.former_classes,
         )
     given = pool[pool["label"].notna()]
-    answers = known_answers(folder)
+    given = given.assign(label=given["label"].replace(settings.former_classes))
+    answers = known_answers(folder, settings.former_classes)
     labels = labelled_set(
         answers,
         prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),

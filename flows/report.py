@@ -53,13 +53,14 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         (what becomes black and white, of each kind of deep pixels), `files_of_several_pages` (of which the first is
         used), `metrics` of the newest model on the audit set (None before there is one), `forecast`, `no_forecast` and
         `stop` (see `outlook`), `stops_when` (of each stopping rule its `limit`, where it is `now` and, where it is
-        asked each round, the number of the `look` and the `level` that it may err at), `suspicious` (see `review_of`,
-        of the newest round that looked; None before one did) and `urls`, straight to the campaign's own pages.
+        asked each round, the number of the `look` and the `level` that it may err at), `notes` (what to know of how the
+        newest round is trained), `suspicious` (see `review_of`, of the newest round that looked; None before one did)
+        and `urls`, straight to the campaign's own pages.
     """
     settings = read_json(folder.path / "campaign.json")
     rounds = folder.rounds()
     metrics = [(f.number, m) for f in rounds if (m := metrics_of(f)) is not None]
-    labels = labels_used(folder, classes=settings["classes"])
+    labels = labels_used(folder)
     headline = _headline(*metrics[-1]) if metrics else None
     ahead = outlook(folder, settings)
     return {
@@ -80,6 +81,7 @@ def campaign_status(folder: Campaign, home: Path) -> dict[str, Any]:
         "metrics": headline,
         **ahead,
         "stops_when": _stopping_rules(settings, labels, ahead["looks"]),
+        "notes": [*notes_of_plan(rounds[-1])] if rounds else [],
         "suspicious": next((seen for f in reversed(rounds) if (seen := review_of(f)) is not None), None),
         "urls": _addresses(rounds, settings, home),
     }
@@ -135,6 +137,12 @@ def warnings_of(folder: RoundFolder) -> tuple[str, ...]:
     return tuple(told)
 
 
+def notes_of_plan(folder: RoundFolder) -> tuple[str, ...]:
+    """What people should know of how long the round's training takes, and what it leaves out for that."""
+    text = read_json(folder / "plan.json")["text"] if folder.has("plan.json") else None
+    return (text,) if text else ()
+
+
 def set_aside_images(folder: Campaign) -> dict[str, int]:
     """How many files of the pool are not used, for each kind of reason."""
     from pipeline.pool import set_aside_counts
@@ -151,7 +159,8 @@ def unused_images(folder: Campaign) -> list[str]:
 
 def notes_on_dependence(folder: Campaign) -> list[str]:
     """What was said when the audit set was drawn of images that depend on each other; a line each."""
-    return list(read_json(folder.path / DEPENDENCE)) if (folder.path / DEPENDENCE).exists() else []
+    path = folder.path / DEPENDENCE
+    return list(read_json(path)["notes"]) if path.exists() else []
 
 
 def awaited_labels(folder: RoundFolder) -> dict[str, Any] | None:
@@ -266,12 +275,15 @@ def _count(folder: RoundFolder, *names: str) -> int:
 
 
 def round_markdown(folder: RoundFolder, campaign: str) -> str:
-    """A round as a page for Prefect: state, metrics, the first of the batch, seconds."""
+    """A round as a page for Prefect: state, what changed, metrics, the first of the batch, seconds."""
     metrics = metrics_of(folder)
-    state = "closed" if folder.is_closed else "awaiting labels"
+    state = "closed" if folder.is_closed else "awaiting labels" if folder.is_out else "at work"
     lines = [f"# {markdown(campaign)}, round {folder.number}: {state}", "", round_sentence(folder), ""]
     if metrics:
         lines += _markdown_outlook(folder)
+    config = read_json(folder / "config.json") if folder.has("config.json") else {}
+    changes = config.get("changes", [])  # which older versions did not write
+    lines += [f"Changed since the round before: {markdown(line)}\n" for line in changes]
     lines += _markdown_training(folder, metrics)
     if folder.has("pushed.json"):
         pushed = read_json(folder / "pushed.json")
@@ -324,7 +336,8 @@ def _markdown_outlook(folder: RoundFolder) -> list[str]:
 def _markdown_training(folder: RoundFolder, metrics: dict[str, Any] | None) -> list[str]:
     """What was trained, what the temperature changed, what is to be looked at."""
     training = read_json(folder / "training.json") if folder.has("training.json") else {}
-    told = [TRAINED[training["phase"]]] if "phase" in training else []
+    told = [TRAINED[training["phase"]]] if training else []
+    told += [f"{note[0].upper()}{note[1:]}." for note in notes_of_plan(folder)]
     if metrics and "nll_uncalibrated" in metrics:
         nll, ece = metrics["nll_uncalibrated"], metrics["ece_uncalibrated"]
         told.append(f"Without the temperatures NLL would be {nll:.3f}, ECE {ece:.3f}.")
@@ -349,6 +362,8 @@ def _markdown_suspicious(folder: RoundFolder) -> list[str]:
 
 
 def _markdown_batch(folder: RoundFolder) -> list[str]:
+    if not folder.has("batch.parquet"):
+        return []
     batch = pd.read_parquet(folder / "batch.parquet").head(10)
     why = "why" if "why" in batch else "reason"  # batches of older versions have no words
     columns = [name for name in ("rank", "item_id", why, "guess", "uncertainty", "novelty") if name in batch]

@@ -18,8 +18,9 @@ from prefect.states import Completed
 from connectors.escaping import prefect_key
 from connectors.store import Campaign, CampaignBusy, RoundFolder, flatten, read_json, write_json, write_table
 from flows import books
-from flows.ask import check_strategy, compare_with_half, push, select, select_first
+from flows.ask import AUDIT, check_strategy, compare_with_half, push, renew_page, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
+from flows.changes import begun_otherwise, changes_since_last, notes_of_changes, put_away
 from flows.collect import close, collect, is_ready_to_close, look, notes_of, told_when_collected
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.dependence import look_for_dependence
@@ -27,6 +28,7 @@ from flows.learn import (
     cross_validate,
     gather_labels,
     measure,
+    plan,
     review_labels,
     start_tracking,
     track_model,
@@ -36,8 +38,15 @@ from flows.ledger import labels_paid
 from flows.networks import check_network
 from flows.outlook import metrics_of, outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text, settle_ranges
-from flows.progress import progress_bar
-from flows.report import review_of, round_markdown, round_sentence, warnings_of, write_confusion_matrix
+from flows.progress import progress_bar, say
+from flows.report import (
+    notes_of_plan,
+    review_of,
+    round_markdown,
+    round_sentence,
+    warnings_of,
+    write_confusion_matrix,
+)
 from flows.score import list_candidates, score_pool
 from flows.steps import seconds_of, step, task_without_result, timed_task
 from pipeline.labels import digest
@@ -137,6 +146,7 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; another process that works on the campaign makes this an error."""
     with work.folder.lock():
         books.put_right(work)
+        begin_anew(current_round(work.folder), work)
         refresh_pool(work)
         pixels = (*settle_pixel_ranges(work), *notes_on_pages(work))
         dependence = look_for_dependence(work)
@@ -150,10 +160,12 @@ def go_on(work: OpenCampaign) -> RoundOutcome:
     folder = current_round(work.folder)
     notes: tuple[str, ...] = ()
     if folder.has("pushed.json"):
+        renew_page(work)
         tended = look(folder, work)
         notes = tended.mended
         if not folder.has("annotations.parquet") and not is_ready_to_close(folder, work, tended.progress):
-            notes = (*notes, *notes_of(tended.standing, tended.standing.answers, work))
+            answers = notes_of(tended.standing, tended.standing.answers, work)
+            notes = (*notes, *answers, *notes_of_changes(folder, work.settings))
             waiting = is_empty(folder / "batch.parquet")
             return replace(finished(work) if waiting else awaiting(folder, tended.progress), notes=notes)
         finish(folder, work)
@@ -181,6 +193,8 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
         select_first(folder, work)
     else:
         list_candidates(folder, work)
+        plan(folder, work)
+        announce(folder, work)
         cross_validate(folder, work)
         train(folder, work, run_id)
         measure(folder, work)
@@ -197,19 +211,55 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
     warnings = log_warnings(folder)
     push(folder, work)
     publish(folder, work)
+    notes = notes_of_round(folder, work)
     if not is_empty(folder / "batch.parquet"):
-        return replace(asked(folder), warnings=warnings)
+        return replace(asked(folder), warnings=warnings, notes=notes)
     if not work.outstanding():
         finish(folder, work)
-    return replace(finished(work), warnings=warnings)
+    return replace(finished(work), warnings=warnings, notes=notes)
+
+
+def notes_of_round(folder: RoundFolder, work: OpenCampaign) -> tuple[str, ...]:
+    """What a person should know of the round that was made: what changed, and what it takes."""
+    return (*notes_of_changes(folder, work.settings), *notes_of_first(folder, work), *notes_of_plan(folder))
+
+
+def notes_of_first(folder: RoundFolder, work: OpenCampaign) -> tuple[str, ...]:
+    """What the campaign's first round costs, and what its budget can come to."""
+    if folder.number > 0:
+        return ()
+    reasons = pd.read_parquet(folder / "batch.parquet")["reason"]
+    n_audit = int((reasons == AUDIT).sum())
+    n_there = int(work.pool["set_aside_reason"].isna().sum())
+    told = [
+        f"the first {len(reasons)} labels come before there is a model: {n_audit} of the audit set, which measures it, "
+        f"and {len(reasons) - n_audit} to learn from; then {work.settings.query_size} labels in each round"
+    ]
+    if work.settings.budget > n_there:
+        told.append(f"budget = {work.settings.budget} is more than the {n_there} images that there are")
+    return tuple(told)
 
 
 def finish(folder: RoundFolder, work: OpenCampaign) -> None:
     """Bring in the answers of an open round and close it."""
     run_id = start_tracking(folder, work, params=parameters(folder))
+    if folder.has("model.json") and read_json(folder / "model.json")["run_id"] != run_id:  # another MLflow, since then
+        track_model(folder, work, run_id)
+        log_summary(folder, work, run_id)
     collect(folder, work)
     close(folder, work, run_id)
     publish(folder, work)
+
+
+@task_without_result
+def begin_anew(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Put a round away that has begun with other settings and that nobody has seen; it begins anew with these.
+
+    Nothing is mixed so, and nothing of people's work is lost. A round that is out ends as it began.
+    """
+    if begun_otherwise(folder, work.settings):
+        work.tracker.discard_round(folder.number)
+        put_away(folder)
 
 
 @task_without_result
@@ -229,6 +279,8 @@ def refresh_pool(work: OpenCampaign) -> None:
             max_unused=settings.max_unused,
             reading=work.reading,
             group=settings.group,
+            renamed=settings.former_classes,
+            was_asked=bool(work.folder.rounds()),
             progress=show,
             tell=told.append,
         )
@@ -272,11 +324,12 @@ def tell_of_pool(folder: Campaign) -> tuple[str, ...]:
 def begin(folder: RoundFolder, work: OpenCampaign) -> None:
     """Write what this round is made with; its query size is what the budget leaves.
 
-    The first round also makes sure that the model can be built and the strategy called: labels cost more than finding
-    that out later.
+    The first round, and one whose settings changed, also makes sure that the model can be built and the strategy
+    called: labels cost more than finding that out later.
     """
     settings = work.settings
-    if folder.number == 0:
+    changes = changes_since_last(folder, work.folder, settings)
+    if folder.number == 0 or changes:
         check_network(settings.model, settings.members, n_classes=len(settings.classes))
         check_strategy(settings)
     write_json(
@@ -286,8 +339,18 @@ def begin(folder: RoundFolder, work: OpenCampaign) -> None:
             "begun_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "query_size": min(settings.query_size, work.budget_left()),
             "settings": resolved(settings),
+            "changes": changes,
         },
     )
+
+
+@task_without_result
+def announce(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Say how long a training takes that is dearer than the last one, before it begins."""
+    for note in notes_of_plan(folder):
+        get_run_logger().info(note)
+        say(f"{note[0].upper()}{note[1:]}.")
+        publish(folder, work)
 
 
 @step("outlook.json")
@@ -356,12 +419,12 @@ def log_summary(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
     """Log the summary, the batch and what it was made from; said again after a crash, it leaves one record."""
     summary = read_json(folder / "summary.json")
     artifacts = [folder / name for name in ARTIFACTS if folder.has(name)]
-    tags = {}
+    tags = {"changes": "\n".join(read_json(folder / "config.json").get("changes", [])) or "none"}
     training = read_json(folder / "training.json") if folder.has("training.json") else {}
-    if "phase" in training:  # which older versions did not write
+    if training:
         findings = ", ".join(finding["name"] for finding in training["findings"]) or "none"
         preprocessing = json.dumps(training["preprocessing"])
-        tags = {"phase": training["phase"], "findings": findings, "preprocessing": preprocessing}
+        tags |= {"phase": training["phase"], "findings": findings, "preprocessing": preprocessing}
         tags["warnings"] = "\n".join(warnings_of(folder)) or "none"
     tags["description"] = f"{round_sentence(folder)}\n\n{', '.join(f'`{path.name}`' for path in artifacts)}: below."
     work.tracker.log_round(run_id, metrics=summary["metrics"], step=summary["step"], artifacts=artifacts, tags=tags)

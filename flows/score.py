@@ -172,9 +172,9 @@ def read_candidates(folder: RoundFolder, settings: CampaignSettings, *, half: bo
 
 
 def _read_probs(path: Path, column: str, settings: CampaignSettings) -> Tensor:
-    """What the strategy reads, `(n, K, C)`, also of a file of an older version, which holds all members for any."""
+    """What the strategy reads, `(n, K, C)`."""
     rows = _read_lists(pq.read_table(path, columns=[column])[column])
-    return _members_read(rows.reshape(len(rows), 1, -1, len(settings.classes)), settings)
+    return rows.reshape(len(rows), -1, len(settings.classes))
 
 
 def has_half(folder: RoundFolder) -> bool:

@@ -58,6 +58,21 @@ def answers_from_table(table: pd.DataFrame) -> list[Answer]:
     return [_answer(dict(zip(COLUMNS, row, strict=True))) for row in rows]
 
 
+def with_present_names(answers: Sequence[Answer], renamed: Mapping[str, str]) -> list[Answer]:
+    """The answers with the names that classes have now: `renamed` maps old ones to them."""
+
+    def renew(answer: Answer) -> Answer:
+        if answer.annotation is None or not renamed:
+            return answer
+        regions = tuple(
+            dataclasses.replace(region, label=renamed.get(region.label, region.label))
+            for region in answer.annotation.regions
+        )
+        return dataclasses.replace(answer, annotation=dataclasses.replace(answer.annotation, regions=regions))
+
+    return [renew(answer) for answer in answers]
+
+
 def reconcile(
     known: Sequence[Answer],
     pulled: Sequence[Answer],

@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -32,14 +33,19 @@ NO_LABEL = frozenset({"na", "n/a", "nan", "null", "none", "?", "-", "unlabelled"
 N_CLASSES_NAMED = 20
 
 
-def read_manifest(path: Path, classes: Sequence[str]) -> StrictTable:
+def read_manifest(path: Path, classes: Sequence[str], renamed: Mapping[str, str] = MappingProxyType({})) -> StrictTable:
     """The rows of a manifest: `uri` as written, `label` (one of the classes) and `group`, None where there is none.
+
+    Args:
+        path: of the file.
+        classes: what labels may be.
+        renamed: what a class was called, which labels may be too -> what it is called now.
 
     Raises:
         PoolError: naming the file, the row and what to write.
     """
     table = read_strictly(path, KNOWN)
-    _refuse_labels_elsewhere(table, classes)
+    _refuse_labels_elsewhere(table, [*classes, *renamed])
     _refuse_splits(table)
     table.refuse(
         (not isinstance(uri, str) or not uri.strip() for uri in table.rows["uri"]),
@@ -47,7 +53,7 @@ def read_manifest(path: Path, classes: Sequence[str]) -> StrictTable:
         "name the file, or delete the row",
     )
     table = trim(trim(table, "label"), "group")
-    names = forms_of(classes)
+    names = {form: renamed.get(name, name) for form, name in forms_of([*renamed, *classes]).items()}
     meant = {given: names.get(given) or names.get(nfc(given)) for given in table.rows["label"].dropna().unique()}
     _refuse_labels(table, meant, classes)
     label, group = table.rows["label"].map(meant), table.rows["group"].map(nfc, na_action="ignore")

@@ -371,12 +371,16 @@ def shrink_and_perturb(model: Classifier, previous_state: Mapping[str, Tensor], 
     temperature is that of `model`, as it will be fitted again.
 
     Args:
-        previous_state: of a network of the same form; without the trunk's tensors the trunk is left as it is.
+        previous_state: of a network of the same form; without the trunk's tensors, or those of the last layer, these
+            are left as they are.
         shrink: share of the previous weights, in [0, 1].
     """
     if not 0 <= shrink <= 1:
         raise ValueError(f"shrink must be in [0, 1], got {shrink}")
-    fresh = {name: values for name, values in model.state_dict().items() if _is_shrunk(name, previous_state)}
+    last = f"tail.{len(model.tail) - 1}."
+    state = model.state_dict()
+    kept = {name for name in state if name.startswith(last)} if f"{last}weight" not in previous_state else set()
+    fresh = {name: values for name, values in state.items() if _is_shrunk(name, previous_state) and name not in kept}
     unlike = [name for name in fresh if name not in previous_state or previous_state[name].shape != fresh[name].shape]
     if unlike:
         raise ModelError(f"the previous weights are of another network: {unlike[:3]} are missing or of another shape")
@@ -388,6 +392,12 @@ def shrink_and_perturb(model: Classifier, previous_state: Mapping[str, Tensor], 
         for name, statistic in model.named_buffers():
             if name in fresh and name.rpartition(".")[0] not in fixed:
                 statistic.copy_(previous_state[name])
+
+
+def without_last_layer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's weights but those that tell its classes apart."""
+    last = max(int(name.split(".")[1]) for name in state if name.startswith("tail."))
+    return {name: values for name, values in state.items() if not name.startswith((f"tail.{last}.", "posterior."))}
 
 
 @contextmanager

@@ -18,8 +18,9 @@ One row is one image (an item) or one file that holds no usable image:
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
 import pandas as pd
@@ -89,6 +90,8 @@ def index_pool(
     follow_links: bool = False,
     max_unused: float = 1.0,
     reading: Reading = WHOLE,
+    renamed: Mapping[str, str] = MappingProxyType({}),
+    was_asked: bool = True,
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
@@ -126,6 +129,9 @@ def index_pool(
         max_unused: share of the images, or of those of the earlier table, above which it is an error that they
             cannot be used.
         reading: the memory that decoding may take.
+        renamed: what a class was called, which a manifest may give too -> what it is called now.
+        was_asked: people were asked for images of the earlier table. Until then it only spares reading files again:
+            the audit set is drawn anew, and images outside of `source` are forgotten.
         progress: called with the files done and all files.
         tell: called with each line that people should read: what was read otherwise than written, passed over, or
             is there twice.
@@ -140,15 +146,17 @@ def index_pool(
     """
     tell = tell or (lambda _line: None)
     earlier = _as_table(pd.DataFrame(known))
-    listed = _with_groups(_list_source(source, classes, follow_links, tell), source, group)
+    listed = _with_groups(_list_source(source, classes, renamed, follow_links, tell), source, group)
+    if not was_asked:
+        earlier = _typed(earlier[_is_in(earlier["uri"], listed["uri"])].assign(split=None, label=None, group=None))
     seen = _read_contents(_with_items_elsewhere(listed, earlier, source), earlier, reading, progress)
-    if group is None:
+    if group is None and was_asked:
         _check_groups(seen, earlier, source)
     table = _join(seen, earlier, is_manifest=not source.is_dir())
     _refuse_waste(source, seen, table, earlier, max_unused)
     table = _hold_out_of_audit(table)
     _tell_of_items(seen, table, tell)
-    if earlier["item_id"].notna().any():
+    if was_asked and earlier["item_id"].notna().any():
         return table
     return _draw_audit(table, audit_size, seed)
 
@@ -167,7 +175,13 @@ def set_aside_counts(pool: pd.DataFrame) -> dict[str, int]:
 # Listing: which files there are.
 
 
-def _list_source(source: Path, classes: Sequence[str], follow_links: bool, tell: Callable[[str], None]) -> pd.DataFrame:
+def _list_source(
+    source: Path,
+    classes: Sequence[str],
+    renamed: Mapping[str, str],
+    follow_links: bool,
+    tell: Callable[[str], None],
+) -> pd.DataFrame:
     """Files of a folder or manifest: `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label`, `group`."""
     if source.is_dir():
         passed = PassedOver()
@@ -178,16 +192,20 @@ def _list_source(source: Path, classes: Sequence[str], follow_links: bool, tell:
         missing = "" if source.exists() else ", which does not exist"
         raise PoolError(f"wanted a folder of images or a manifest (.csv, .parquet), got {source}{missing}")
     else:
-        files = _list_manifest(source, classes, follow_links, tell)
+        files = _list_manifest(source, classes, renamed, follow_links, tell)
     if files.empty:
         raise PoolError(f"{source} is empty: wanted at least one image")
     return _typed(files)
 
 
 def _list_manifest(
-    source: Path, classes: Sequence[str], follow_links: bool, tell: Callable[[str], None]
+    source: Path,
+    classes: Sequence[str],
+    renamed: Mapping[str, str],
+    follow_links: bool,
+    tell: Callable[[str], None],
 ) -> pd.DataFrame:
-    table = read_manifest(source, classes)
+    table = read_manifest(source, classes, renamed)
     uris = table.rows["uri"].tolist()
     found = locate(uris, source.parent, follow_links=follow_links)
     lost = [file.modified_ns is None for file in found.files]

@@ -1,5 +1,6 @@
 """Label Studio's connector against a real Label Studio."""
 
+import dataclasses
 import json
 import socket
 import threading
@@ -34,6 +35,11 @@ from pipeline.types import Region
 CLASSES = ("cat", "dog", "fox")
 PUSHED: dict[str, dict[int, Asked]] = {}
 """What each project was asked, by round."""
+ADDED = (
+    '<Choices name="quality" toName="image" choice="multiple"><Choice value="blurred"/><Choice value="dark"/></Choices>'
+    '<TextArea name="comment" toName="image"/>'
+)
+"""What a lead may add to a page."""
 
 
 @pytest.fixture(autouse=True)
@@ -241,6 +247,10 @@ class TestPrepare:
                 labelling_page(CLASSES).replace('choice="single-radio"', 'choice="multiple"'),
                 "several classes where one is wanted",
             ),
+            (
+                labelling_page(CLASSES).replace('value="$image"', 'value="$picture"'),
+                r"shows \[\('Image', 'picture'\)\]",
+            ),
             ("<View></View>", "asks for nothing"),
         ],
     )
@@ -292,6 +302,55 @@ class TestPrepare:
         tool.prepare()
         assert project_of(api, space)["title"] == space.project
 
+    def test_leaves_what_somebody_added_to_the_page(self, prepared, api, space):
+        by_hand = labelling_page(CLASSES).replace("</View>", f"{ADDED}</View>")
+        api.patch(f"/api/projects/{project_of(api, space)['id']}/", json={"label_config": by_hand}).raise_for_status()
+        connect(space, former_classes=CLASSES).prepare()
+        assert project_of(api, space)["label_config"] == by_hand
+
+    def test_shows_classes_that_came_were_renamed_or_merged_and_keeps_the_answers(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        for item, label in (("1.0", "cat"), ("1.1", "dog"), ("1.2", "fox")):
+            annotate(api, task_ids[item], choice(label))
+        by_hand = labelling_page(CLASSES).replace("</View>", f"{ADDED}</View>")
+        api.patch(f"/api/projects/{project_of(api, space)['id']}/", json={"label_config": by_hand}).raise_for_status()
+        classes, renamed = ("owl", "canine", "feline"), {"cat": "feline", "dog": "canine", "fox": "canine"}
+        for _ in range(2):
+            changed = connect(space, classes=classes, renamed=renamed, former_classes=CLASSES)
+            changed.prepare()
+            controls = project_of(api, space)["parsed_label_config"]
+            shown = {stored: choice["value"] for stored, choice in controls["label"]["labels_attrs"].items()}
+            assert shown == {"owl": "owl", "dog": "canine", "cat": "feline", "fox": "fox"}
+            assert list(controls) == ["label", "quality", "comment"], "what somebody added stays"
+        answers = changed.pull(round_numbers=[1]).answers
+        assert [a.annotation.regions[0].label for a in answers] == ["feline", "canine", "canine"]
+
+        tasks = push(changed, batch(space, 2, round_number=2, guess="feline"))
+        [guessed] = next(task for task in tasks_of(api, space) if task["id"] == tasks["2.0"])["predictions"]
+        assert guessed["result"][0]["value"] == {"choices": ["cat"]}, "as the page keeps it, so that it is ticked"
+        annotate(api, tasks["2.0"], choice("cat"))
+        annotate(api, tasks["2.1"], choice("owl"))
+        answers = changed.pull(round_numbers=[2]).answers
+        assert [a.annotation.regions[0].label for a in answers] == ["feline", "owl"]
+
+        fewer = connect(space, classes=classes[1:], renamed=renamed, former_classes=classes)
+        fewer.prepare()
+        assert list(project_of(api, space)["parsed_label_config"]["label"]["labels"]) == ["dog", "cat", "fox"]
+
+    def test_changes_no_page_but_the_one_that_the_campaign_knows(self, prepared, space):
+        for former in ((), ("cat", "dog"), ("cat", "dog", "fox", "owl"), ("bus", "car")):
+            with pytest.raises(ProjectMismatch, match="classes cat, dog, fox where cat, owl are wanted"):
+                connect(space, classes=("cat", "owl"), former_classes=former).prepare()
+
+    def test_gives_its_project_a_new_title(self, prepared, api, space):
+        tasks = push(prepared, batch(space))
+        title = f"{space.project} anew"
+        changed = connect(space, project=title, former_project=space.project)
+        assert changed.pull(round_numbers=[1]).task_ids == tasks
+        project = project_of(api, dataclasses.replace(space, project=title))
+        assert changed.prepare() == f"{space.url}/projects/{project['id']}/data"
+        assert not [p for p in api.get("/api/projects").json()["results"] if p["title"] == space.project]
+
     @pytest.mark.parametrize("title", ["ab", "x" * 51, " padded "])
     def test_refuses_a_title_that_label_studio_would_refuse(self, space, title):
         with pytest.raises(ValueError, match="3 to 50 characters"):
@@ -312,7 +371,7 @@ class TestPrepare:
             connect(space, images_root=tmp_path).prepare()
 
     def test_pushing_without_a_project_says_so(self, tool, space):
-        with pytest.raises(AnnotationToolError, match=r"has no project .*; prepare it first"):
+        with pytest.raises(AnnotationToolError, match=r"has no project .*\. Bring it back"):
             push(tool, batch(space))
 
 

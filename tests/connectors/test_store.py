@@ -71,31 +71,18 @@ def test_rounds_are_in_order_of_number(tmp_path):
     assert [folder.number for folder in campaign.rounds()] == [2, 9_999, 10_000]
 
 
-def test_changed_setting_that_would_mix_experiments_is_refused_by_name(tmp_path):
+def test_changed_setting_is_written_unless_it_is_fixed(tmp_path):
     campaign = Campaign(tmp_path)
-    before = {"strategy": "top_k", "budget": 10, "model": {"name": "a", "device": "cpu"}}
-    campaign.claim(before, may_change={"budget", "model.device"})
-    campaign.claim(
-        before | {"budget": 20, "model": {"name": "a", "device": "cuda"}},
-        may_change={"budget", "model.device"},
-    )
+    before = {"name": "pets", "budget": 10, "model": {"name": "a", "device": "cpu"}}
+    campaign.claim(before, fixed={"name", "model.name"})
+    campaign.claim(before | {"budget": 20}, fixed={"name", "model.name"})
     assert read_json(tmp_path / "campaign.json")["budget"] == 20
-    campaign.claim(before | {"setting of a newer version": 1}, may_change={"budget", "model.device"})
-    campaign.claim(before, may_change={"budget", "model.device"})
-    with pytest.raises(CampaignChanged, match=r"model.name: 'a' -> 'b'; strategy: 'top_k' -> 'random'"):
-        campaign.claim(before | {"strategy": "random", "model": {"name": "b", "device": "cpu"}}, may_change={"budget"})
-
-
-def test_setting_that_the_written_configuration_lacks_is_compared_with_its_default(tmp_path):
-    campaign, defaults = Campaign(tmp_path), {"sub_pool": None, "model.decay": 0.0, "members": 3}
-    campaign.claim({"model": {"name": "a"}}, may_change=())
-    changed = {"sub_pool": 7, "model": {"name": "a", "decay": 0.5}}
-    with pytest.raises(CampaignChanged, match=r"model.decay: 0.0 -> 0.5; sub_pool: None -> 7\.") as caught:
-        campaign.claim(changed, may_change=(), defaults=defaults)
-    assert caught.value.settings == ["model.decay", "sub_pool"]
-    assert read_json(tmp_path / "campaign.json") == {"model": {"name": "a"}}
-    campaign.claim(changed, may_change={"sub_pool", "model.decay"}, defaults=defaults)
-    campaign.claim(changed, may_change=(), defaults=defaults)
+    with pytest.raises(CampaignChanged, match=r"model.name: 'a' -> 'b'; name: 'pets' -> 'cars'") as caught:
+        campaign.claim({"name": "cars", "model": {"name": "b"}}, fixed={"name", "model.name"})
+    assert caught.value.settings == ["model.name", "name"]
+    assert read_json(tmp_path / "campaign.json")["budget"] == 20
+    campaign.claim({"name": "cars", "model": {"name": "b"}})
+    assert read_json(tmp_path / "campaign.json") == {"name": "cars", "model": {"name": "b"}}
 
 
 def test_second_process_is_told_who_works_on_the_campaign(tmp_path):

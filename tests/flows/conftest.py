@@ -1,5 +1,7 @@
 """A small campaign on disk, half of whose images have a label, for steps that need no server."""
 
+import json
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -9,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from connectors.store import Campaign, RoundFolder, write_table
+from connectors.store import Campaign, RoundFolder, write_json, write_table
 from flows import networks
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
 from flows.learn import gather_labels
+from flows.round import begin
 from flows.score import list_candidates
 from pipeline.pool import index_pool
 
@@ -21,7 +24,7 @@ CLASSES = ("left", "middle", "right")
 TEMPLATE = """\
 name = "stripes"
 pool = "images.csv"
-classes = ["left", "middle", "right"]
+classes = {classes}
 folder = "{folder}"
 budget = 100
 audit_size = 6
@@ -36,6 +39,9 @@ channels = 1
 
 [members]
 {members}
+
+[renamed]
+{renamed}
 """
 PLAIN = 'name = "small_cnn"\naugmentation = "none"\nmax_epochs = 2\n'
 TINY = 'name = "tests.flows.tiny:tiny_network"\nweights = "factory"\naugmentation = "none"\n'
@@ -49,6 +55,9 @@ class Untracked:
 
     def monitor(self, _run_id):
         return nullcontext()
+
+    def discard_round(self, _round_number):
+        pass
 
 
 @pytest.fixture(autouse=True)
@@ -115,17 +124,33 @@ def make_work(striped_images, tmp_path):
         members: str = "",
         ensemble: int = 2,
         name: str = "campaign",
+        classes: Sequence[str] = CLASSES,
+        renamed: str = "",
     ) -> OpenCampaign:
         file = striped_images / "campaign.toml"
         if "_from" not in network + model:
             model = f"{HEADS}{model}"
         members = f"ensemble = {ensemble}\n{members}"
-        text = TEMPLATE.format(folder=tmp_path / name, extra=extra, model=network + model, members=members)
+        text = TEMPLATE.format(
+            folder=tmp_path / name,
+            classes=json.dumps(classes),
+            extra=extra,
+            model=network + model,
+            members=members,
+            renamed=renamed,
+        )
         file.write_text(text)
         settings = load_settings(file)
         work = OpenCampaign(settings, Campaign(settings.folder))
         work.__dict__["tracker"] = Untracked()
-        pool = index_pool(settings.pool, None, audit_size=settings.audit_size, seed=0, classes=settings.classes)
+        pool = index_pool(
+            settings.pool,
+            None,
+            audit_size=settings.audit_size,
+            seed=0,
+            classes=settings.classes,
+            renamed=settings.former_classes,
+        )
         write_table(work.folder.pool, pool)
         return work
 
@@ -133,8 +158,13 @@ def make_work(striped_images, tmp_path):
 
 
 def ready_round(work: OpenCampaign, number: int = 1) -> RoundFolder:
-    """A round that knows its labels and its candidates."""
+    """A round that knows its labels and its candidates; the audit set was asked for in round 0."""
+    first = work.folder.round(0)
+    if number > 0 and not first.has("pushed.json"):
+        audit = work.pool.query("split == 'audit'")["item_id"]
+        write_json(first / "pushed.json", {"tasks": {item_id: n for n, item_id in enumerate(audit)}, "address": ""})
     folder = work.folder.round(number)
+    begin.fn(folder, work)
     gather_labels.fn(folder, work)
     list_candidates.fn(folder, work)
     return folder

@@ -1,22 +1,19 @@
 import json
 import os
-import re
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 
-import pandas as pd
 import pytest
 
-from connectors.store import Campaign, CampaignChanged, write_json, write_table
-from flows.campaign import open_campaign
+from connectors.store import write_json
 from flows.config import (
     COMPARES_MEMBERS,
-    MAY_CHANGE,
     ConfigError,
     PseudoLabelSettings,
     load_settings,
     resolved,
+    unresolved,
     with_own_image_size,
 )
 from flows.example import EXAMPLE
@@ -55,12 +52,14 @@ def test_example_that_init_writes_is_a_valid_campaign(campaign):
 def test_defaults_that_the_example_shows_are_the_defaults(campaign):
     without_default = (
         *("weights", "patience", "instructions", "close_after", "schedule", "timezone", "project"),
-        *("target_accuracy", "min_gain", "sub_pool", "prefilter", "group"),
+        *("target_accuracy", "min_gain", "sub_pool", "prefilter", "group", "max_minutes", '"old name"'),
     )
     shown = "\n".join(
         line.removeprefix("# ") if line.startswith("# [") or (line.startswith("# ") and " = " in line[1:]) else line
         for line in EXAMPLE.splitlines()
-        if not line.startswith(("# labelcycle", "# Relative", *(f"# {name} =" for name in without_default)))
+        if not line.startswith(
+            ("# A labelcycle", "# Relative", "# Every", "# begin ", *(f"# {name} =" for name in without_default))
+        )
     )
     assert shown.count("\n# ") == 0
     assert resolved(load_settings(campaign(shown))) == resolved(load_settings(campaign(EXAMPLE)))
@@ -213,7 +212,10 @@ def test_missing_file_says_how_to_get_one(tmp_path):
         (("ensemble = 3", 'ensemble = 3\n[model]\nname = "torchvision:resnet81"'), 10, "resnet18"),
         (("ensemble = 3", 'ensemble = 3\n[model]\naugmentation = "digts"'), 10, "did you mean 'digits'"),
         (("ensemble = 3", "ensemble = 3\n[model]\nchannels = 2"), 10, "channels: Input should be 1 or 3"),
-        (("ensemble = 3", "ensemble = 3\n[model]\nfreeze = true"), 10, 'write train = "head" for freeze = true'),
+        (("ensemble = 3", "ensemble = 3\n[model]\nmax_minutes = 0"), 10, "max_minutes: Input should be greater than 0"),
+        (("ensemble = 3", 'ensemble = 3\n[renamed]\ncat = "dog"'), None, "'cat' is still one of the classes"),
+        (("ensemble = 3", 'ensemble = 3\n[renamed]\nlion = "tiger"'), None, "'tiger', which is not one of the classes"),
+        (("ensemble = 3", 'ensemble = 3\n[renamed]\na = "b"\nb = "a"'), None, "'b', which is not one of the classes"),
         (("ensemble = 3", 'ensemble = 3\n[model]\ntrain = "head"'), 9, 'train = "head" keeps random weights for ever'),
         (
             ("ensemble = 3", 'ensemble = 3\n[model]\ntrain = "head"\nweights = "DEFAULT"\nstart = "scratch"'),
@@ -347,31 +349,6 @@ def test_each_augmentation_has_its_labels_per_class():
     assert ALL_FROM.keys() == AUGMENTATIONS.keys()
 
 
-@pytest.mark.parametrize("augmentation", ["natural", "digits"])  # of digits one of the two is the default still
-def test_a_campaign_that_began_with_other_limits_of_phases_is_told_how_to_go_on(
-    campaign, tmp_path, monkeypatch, augmentation
-):
-    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
-    text = f'{GOOD}[model]\nweights = "DEFAULT"\naugmentation = "{augmentation}"\n'
-    path = begun(campaign, tmp_path, f"{text}last_stage_from = 1\nall_from = 100\n")
-    path.write_text(text)
-    wanted = "to go on, set last_stage_from = 1.0 (in [model]), all_from = 100.0 (in [model]) in its file"
-    with pytest.raises(CampaignChanged, match=re.escape(wanted)):
-        open_campaign(path)
-    path.write_text(f"{text}last_stage_from = 1.0\nall_from = 100.0\n")
-    assert open_campaign(path).settings.model.all_from == 100
-
-
-@pytest.mark.parametrize(
-    "lines", ["", 'weights = "DEFAULT"\ntrain = "head"\n', 'weights = "DEFAULT"\nstart = "scratch"\n']
-)
-def test_labels_per_class_that_nothing_follows_may_change(campaign, tmp_path, monkeypatch, lines):
-    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
-    path = begun(campaign, tmp_path, f"{GOOD}[model]\n{lines}last_stage_from = 2\n")
-    path.write_text(f"{GOOD}[model]\n{lines}")
-    assert open_campaign(path).settings.model.last_stage_from == 50
-
-
 def test_members_are_the_product_of_all_that_is_on(campaign):
     lines = "ensemble = 3\nswag = 2\nviews = 5\nlaplace = 7\nmc_dropout = 11"
     members = load_settings(campaign(GOOD.replace("ensemble = 3", lines))).members
@@ -401,143 +378,6 @@ def test_strategy_that_compares_members_needs_two(campaign, strategy):
     )
     with pytest.raises(ConfigError, match=f"strategy = '{strategy}' measures how members disagree"):
         load_settings(campaign(text))
-
-
-def test_changed_option_of_the_strategy_is_another_experiment(campaign, tmp_path):
-    folder = Campaign(tmp_path / "campaign")
-    good = GOOD.replace("\n\n", '\nstrategy = "power"\n\n')
-    texts = [good, *(good.replace("\n\n", f"\nstrategy_options = {{ beta = {beta} }}\n\n") for beta in (2.0, 3.0))]
-    for _ in range(2):
-        folder.claim(resolved(load_settings(campaign(texts[1]))), may_change=MAY_CHANGE)
-    for text in (texts[0], texts[2]):
-        with pytest.raises(CampaignChanged, match="strategy_options"):
-            folder.claim(resolved(load_settings(campaign(text))), may_change=MAY_CHANGE)
-
-
-def begun(campaign, tmp_path, text, *, without=()):
-    """A campaign that began with a file's settings, by a version that did not know some of them."""
-    path = campaign(text)
-    settings = load_settings(path)
-    written = {key: value for key, value in resolved(settings).items() if key not in without}
-    write_json(settings.folder / "campaign.json", written)
-    write_table(Campaign(settings.folder).pool, pd.DataFrame({"item_id": []}))
-    return path
-
-
-def test_setting_that_an_older_version_did_not_know_had_its_default(campaign, tmp_path, monkeypatch):
-    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
-    path = begun(campaign, tmp_path, GOOD, without=("sub_pool", "balance_classes", "min_gain", "strategy_options"))
-    before = (tmp_path / ".labelcycle/campaigns/pets/campaign.json").read_text()
-    changed = GOOD.replace("\n\n", "\nsub_pool = 7\nbalance_classes = true\nmin_gain = 0.1\n\n")
-    path.write_text(changed + "[model.pseudo_labels]\nthreshold = 2\n")
-    wanted = "balance_classes: False -> True; model.pseudo_labels.threshold: 0.0 -> 2.0; sub_pool: None -> 7. "
-    with pytest.raises(CampaignChanged, match=re.escape(wanted)):
-        open_campaign(path)
-    assert (tmp_path / ".labelcycle/campaigns/pets/campaign.json").read_text() == before
-    path.write_text(GOOD.replace("\n\n", "\nmin_gain = 0.1\n\n"))
-    assert open_campaign(path).settings.min_gain == 0.1, "a stopping rule may change, and no other setting did"
-
-
-@pytest.mark.parametrize("without", [(), ("strategy",)])
-def test_campaign_that_began_with_another_default_is_told_what_to_set(campaign, tmp_path, monkeypatch, without):
-    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
-    explicit = GOOD.replace("\n\n", '\nstrategy = "power"\n\n')
-    path = begun(campaign, tmp_path, explicit, without=without)
-    path.write_text(GOOD)
-    with pytest.raises(CampaignChanged, match=r"strategy: 'power' -> 'auto'.* set strategy = \"power\" in its file"):
-        open_campaign(path)
-    path.write_text(GOOD.replace("\n\n", '\nstrategy = "auto"\n\n'))
-    with pytest.raises(CampaignChanged) as caught:
-        open_campaign(path)
-    assert "in its file" not in str(caught.value), "somebody chose the other strategy"
-    path.write_text(explicit)
-    assert open_campaign(path).settings.strategy == "power"
-
-
-SLOWER = ["learning_rate = 0.001 (in [model])", "min_steps = 8 (in [model])"]
-TRAINING = (
-    "train",
-    "last_stage_from",
-    "all_from",
-    "body_rate",
-    "start",
-    "head",
-    "label_smoothing",
-    "schedule",
-    "min_steps",
-)
-
-
-def begun_before_phases(campaign, tmp_path, text, *, freeze=False):
-    """A campaign of the version that trained everything, or the last layers only, at one constant learning rate."""
-    path = campaign(text)
-    settings = load_settings(path)
-    written = resolved(settings)
-    written["model"] = {key: value for key, value in written["model"].items() if key not in TRAINING}
-    written["model"] |= {"freeze": freeze, "patience": 5, "learning_rate": 1e-3}
-    written["members"] = {key: written["members"][key] for key in ("ensemble", "mc_dropout")}
-    write_json(settings.folder / "campaign.json", written)
-    write_table(Campaign(settings.folder).pool, pd.DataFrame({"item_id": []}))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("weights", "freeze", "wanted"),
-    [
-        (None, False, ['schedule = "constant" (in [model])', "patience = 5 (in [model])", *SLOWER]),
-        (
-            "DEFAULT",
-            True,
-            [
-                'schedule = "constant" (in [model])',
-                'train = "head" (in [model])',
-                "patience = 5 (in [model])",
-                *SLOWER,
-            ],
-        ),
-        (
-            "DEFAULT",
-            False,
-            [
-                'schedule = "constant" (in [model])',
-                'train = "all" (in [model])',
-                "body_rate = 1.0 (in [model])",
-                "patience = 5 (in [model])",
-                *SLOWER,
-            ],
-        ),
-    ],
-)
-def test_campaign_that_began_before_phases_is_told_how_to_go_on_as_it_began(
-    campaign, tmp_path, monkeypatch, weights, freeze, wanted
-):
-    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
-    text = f"{GOOD}[model]\n" + (f'weights = "{weights}"\n' if weights else "")
-    path = begun_before_phases(campaign, tmp_path, text, freeze=freeze)
-    with pytest.raises(CampaignChanged) as caught:
-        open_campaign(path)
-    assert f"to go on, set {', '.join(wanted)} in its file." in str(caught.value)
-    lines = [line.removesuffix(" (in [model])") for line in wanted]
-    path.write_text(text + "\n".join(lines) + "\n")
-    settings = open_campaign(path).settings
-    assert settings.model.schedule == "constant"
-    path.write_text(text + "\n".join([*lines, "dropout = 0.25"]) + "\n")
-    with pytest.raises(CampaignChanged, match=r"dropout: 0\.5 -> 0\.25"):
-        open_campaign(path)
-
-
-def test_size_of_the_cache_may_change(campaign, tmp_path):
-    folder = Campaign(tmp_path / "campaign")
-    for gigabytes in (20.0, 1.0):
-        text = GOOD.replace("\n\n", f"\nfeature_cache_gb = {gigabytes}\n\n")
-        folder.claim(resolved(load_settings(campaign(text))), may_change=MAY_CHANGE)
-
-
-def test_stopping_rules_may_be_raised(campaign, tmp_path):
-    folder = Campaign(tmp_path / "campaign")
-    for rules in ("", "target_accuracy = 0.9\nmin_gain = 0.01", "target_accuracy = 0.95"):
-        text = GOOD.replace("\n\n", f"\n{rules}\n\n")
-        folder.claim(resolved(load_settings(campaign(text))), may_change=MAY_CHANGE)
 
 
 def test_threshold_of_pseudo_labels_decays_to_nothing():
@@ -579,3 +419,15 @@ def test_group_rule_without_a_part_in_brackets_is_refused_with_its_line(campaign
     line = next(n for n, each in enumerate(text.splitlines(), start=1) if each.startswith("group"))
     with pytest.raises(ConfigError, match=rf"line {line}: group: must be 'parent', or a regular expression"):
         load_settings(campaign(text))
+
+
+def test_settings_are_read_back_from_what_a_campaign_writes(campaign):
+    text = GOOD.replace("\n\n", '\nstrategy = "power"\nstrategy_options = { beta = 2.0 }\nclose_after = "3d"\n\n')
+    settings = load_settings(campaign(text + '[renamed]\nkitten = "cat"\npuppy = "dog"\n'))
+    assert unresolved(resolved(settings)) == settings
+    assert list(unresolved(resolved(settings)).renamed) == ["kitten", "puppy"]
+
+
+def test_class_that_was_renamed_more_than_once_has_its_last_name(campaign):
+    settings = load_settings(campaign(GOOD + '[renamed]\nkitten = "kitty"\nkitty = "cat"\npuppy = "dog"\n'))
+    assert settings.former_classes == {"kitten": "cat", "kitty": "cat", "puppy": "dog"}

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from connectors.escaping import markdown
 from connectors.mlflow_model import load_members
-from connectors.escaping import markdown
 from connectors.store import read_json, write_json
 from flows import cache, networks, score
 from flows.ask import compare_with_half, select, select_from
@@ -165,7 +164,7 @@ def test_few_labels_calibrate_networks_by_others_that_are_trained_alike_without_
     images, targets = images_of(work, labelled), class_indices(labelled["label"].tolist(), CLASSES)
     [member] = read_json(folder / "training.json")["members"]
     assert member["calibration"]["temperature"] == calibrate(logits, targets).temperature
-    *crossed, ((_, seen, _), as_member, outcome) = trained
+    *crossed, ((_, seen, _), as_member, outcome) = [one for one in trained if one[1]["max_epochs"] == 2]
     assert len(crossed) == 3
     assert len(seen) == 24
     assert outcome.held_out.tolist() == []
@@ -191,16 +190,6 @@ def test_networks_with_labels_to_spare_are_calibrated_on_those_and_judged_by_hea
     training = read_json(folder / "training.json")
     assert training["phase"] == "all"
     assert training["members"][0]["calibration"]["n"] == 48
-
-
-def test_heads_of_an_older_version_do_not_calibrate_networks_that_are_trained_whole(make_work):
-    work = make_work(network=TINY, model=EVERYTHING, ensemble=1)
-    folder = ready_round(work)
-    cross_validate.fn(folder, work)
-    table = pd.read_parquet(folder / "out_of_fold.parquet")
-    table.drop(columns="phase").to_parquet(folder / "out_of_fold.parquet", index=False)
-    train.fn(folder, work, "run")
-    assert read_json(folder / "training.json")["members"][0]["calibration"] is None
 
 
 def test_network_without_weights_lists_no_labels(make_work):
@@ -365,7 +354,7 @@ def test_labels_that_are_wrong_are_listed_with_file_task_and_estimate(make_work,
     logged = read_json(folder / "summary.json")["metrics"]
     assert logged["n_suspicious_labels"] == 2
     assert logged["n_suspicious_labels_wrong"] == pytest.approx(listed["wrong_probability"].sum())
-    write_json(work.folder.path / "campaign.json", {**STATUS, "name": "stripes", "classes": list(CLASSES)})
+    write_json(work.folder.path / "campaign.json", {**STATUS, "classes": list(CLASSES)})
     seen = campaign_status(work.folder, tmp_path)["suspicious"]
     assert (seen["count"], seen["text"]) == (2, "2 labels look wrong, about 2 of them are")
     shown = CliRunner().invoke(app, ["status", str(work.folder.path)], env={"COLUMNS": "200"}).output
@@ -407,10 +396,8 @@ def test_model_that_knows_little_lists_no_label_and_says_why(make_work):
 
 STATUS = {
     "pool": "images",
-    "budget": 9,
-    "query_size": 4,
-    "label_studio": {"url": "local"},
-    "mlflow": {"uri": "sqlite:///m.db"},
+    **{"name": "stripes", "renamed": [], "budget": 9, "query_size": 4, "target_accuracy": None, "min_gain": None},
+    **{"label_studio": {"url": "local"}, "mlflow": {"uri": "sqlite:///m.db"}},
 }
 
 
@@ -437,18 +424,6 @@ def test_one_label_and_guesses_make_heads_with_a_posterior(make_work):
     train.fn(folder, work, "run")
     assert read_json(folder / "training.json")["n_pseudo_labels"] == 1
     assert all(model.posterior is not None for model in trained_models(folder, work))
-
-
-def test_member_of_an_older_version_is_trained_again(make_work):
-    whole = trained_round(make_work(network=TINY, name="whole"))
-    work = make_work(network=TINY, name="older")
-    folder = ready_round(work)
-    cross_validate.fn(folder, work)
-    told = {"name": "member-0", "seed": 1, "epochs": [{"train_loss": 1.0}]}
-    (folder / "members").mkdir()
-    write_json(folder / "members" / "member-0.json", told)
-    train.fn(folder, work, "run")
-    assert read_json(folder / "training.json") == read_json(whole / "training.json")
 
 
 def test_networks_come_back_with_what_was_frozen(make_work):

@@ -48,7 +48,15 @@ def test_pseudo_labels_change_the_training_and_leave_only_a_count(make_work):
     text = "".join(path.read_text() for path in folder.path.rglob("*.json"))
     assert not [item_id for item_id in candidates if item_id in text]
     assert {path.name for path in folder.path.rglob("*") if path.is_file()} == {
-        *("audit.parquet", "labelled.parquet", "candidates.parquet", "training.json", "seconds.json"),
+        *(
+            "audit.parquet",
+            "labelled.parquet",
+            "candidates.parquet",
+            "training.json",
+            "seconds.json",
+            "config.json",
+            "plan.json",
+        ),
         *(f"member-{index}.{kind}" for index in (0, 1) for kind in ("json", "pt")),
     }
     assert work.labels_used() == 0, "the manifest's labels cost nothing, and neither do pseudo-labels"

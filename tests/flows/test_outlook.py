@@ -3,7 +3,7 @@ import pytest
 
 from connectors.store import Campaign, read_json, write_json
 from flows.ask import check_strategy, select_first
-from flows.config import ConfigError
+from flows.config import ConfigError, resolved
 from flows.outlook import measured_rounds, outlook
 from flows.report import campaign_status, round_markdown, stopping_text
 from flows.round import is_finished, look_ahead, size_of_query, summarise
@@ -11,13 +11,13 @@ from pipeline.evaluation import wilson_interval
 from pipeline.labels import answers_to_table
 from pipeline.stopping import MeasuredRound, forecast, level_of_look, surely_reached
 from pipeline.strategies import SANITY, STRATEGIES
-from tests.flows.conftest import ready_round
+from tests.flows.conftest import CLASSES, ready_round
 
 CURVE = [(50, 150), (100, 170), (150, 178), (200, 182), (250, 184)]
 FLAT = [(20, 120), *((100 * index, 180) for index in range(1, 11))]
 
 
-def write_rounds(folder: Campaign, points, *, first=1):
+def write_rounds(folder: Campaign, points, *, first=1, classes=CLASSES):
     """Rounds that were trained on so many labels and got so many of 200 audit images right."""
     for number, (n_labels, n_correct) in enumerate(points, start=first):
         low, high = wilson_interval(n_correct, 200)
@@ -25,7 +25,8 @@ def write_rounds(folder: Campaign, points, *, first=1):
         metrics = accuracy | {"n": 200, "balanced_accuracy": 0.5, "nll": 0.3, "ece": 0.05, "recall": {}}
         metrics["confusion"] = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
         write_json(folder.round(number) / "metrics.json", metrics)
-        write_json(folder.round(number) / "training.json", {"n_trained_on": n_labels})
+        training = {"n_trained_on": n_labels, "phase": "head", "model": {"classes": list(classes)}}
+        write_json(folder.round(number) / "training.json", training | {"findings": [], "preprocessing": {}})
 
 
 @pytest.fixture
@@ -35,7 +36,8 @@ def campaign(tmp_path) -> Campaign:
         folder.path / "campaign.json",
         {
             "name": "pets",
-            "classes": ["cat", "dog"],
+            "classes": list(CLASSES),
+            "renamed": [],
             "budget": 500,
             "query_size": 50,
             "target_accuracy": 0.95,
@@ -51,14 +53,15 @@ def test_curve_has_a_point_for_each_measured_round(campaign):
     write_rounds(campaign, CURVE)
     write_json(campaign.round(6) / "metrics.json", None)
     write_json(campaign.round(0) / "config.json", {})
-    assert measured_rounds(campaign) == [MeasuredRound(n, right, 200) for n, right in CURVE]
-
-
-def test_campaign_of_an_older_version_has_an_outlook(campaign):
-    write_rounds(campaign, CURVE)
-    seen = outlook(campaign, {"query_size": 50})
-    assert seen["stop"] is None
-    assert seen["forecast"]["gain"] == forecast(measured_rounds(campaign), 50).gain
+    settings = read_json(campaign.path / "campaign.json")
+    curve = [MeasuredRound(n, right, 200) for n, right in CURVE]
+    assert measured_rounds(campaign, settings) == curve
+    write_rounds(campaign, CURVE[:1], first=7, classes=[*CLASSES, "beyond"])
+    assert measured_rounds(campaign, settings) == curve
+    wider = settings | {"classes": [*CLASSES, "beyond"]}
+    assert measured_rounds(campaign, wider) == curve[:1], "a curve begins anew with a class"
+    renamed = settings | {"classes": ["sinister", *CLASSES[1:]], "renamed": [["left", "sinister"]]}
+    assert measured_rounds(campaign, renamed) == curve, "it goes on under another name"
 
 
 def test_status_shows_the_forecast_and_what_would_stop_the_campaign(campaign, tmp_path):
@@ -70,17 +73,18 @@ def test_status_shows_the_forecast_and_what_would_stop_the_campaign(campaign, tm
 
     write_rounds(campaign, CURVE)
     state = campaign_status(campaign, tmp_path)
-    told = forecast(measured_rounds(campaign), 50)
+    curve = measured_rounds(campaign, read_json(campaign.path / "campaign.json"))
+    told = forecast(curve, 50)
     assert state["forecast"] == {
         **{"n_labels": 50, "gain": told.gain, "gain_low": told.gain_low, "gain_high": told.gain_high},
         "text": str(told),
     }
     assert state["no_forecast"] is state["stop"] is None
-    now = surely_reached(measured_rounds(campaign), look=5)
+    now = surely_reached(curve, look=5)
     assert state["stops_when"]["target_accuracy"] == {
         **{"limit": 0.95, "now": now, "look": 5, "level": level_of_look(5)}
     }
-    sure = forecast(measured_rounds(campaign), 50, alpha=level_of_look(2)).gain_high
+    sure = forecast(curve, 50, alpha=level_of_look(2)).gain_high
     assert state["stops_when"]["min_gain"] == {"limit": 0.001, "now": sure, "look": 2, "level": level_of_look(2)}
     assert sure > told.gain_high
     text = stopping_text(state["stops_when"])
@@ -93,9 +97,9 @@ def test_rounds_measured_while_the_rule_was_off_are_no_looks(campaign):
     write_rounds(campaign, CURVE)
     for number, target in enumerate((None, None, 0.9, 0.8, None), start=1):
         write_json(campaign.round(number) / "config.json", {"settings": {"target_accuracy": target}})
-    seen = outlook(campaign, {"query_size": 50, "target_accuracy": 0.85})
+    seen = outlook(campaign, {"classes": CLASSES, "query_size": 50, "target_accuracy": 0.85})
     assert seen["looks"]["target_accuracy"]["look"] == 3, "two rounds, and the newest, which is looked at now"
-    assert outlook(campaign, {"query_size": 50})["looks"] == {}
+    assert outlook(campaign, {"classes": CLASSES, "query_size": 50})["looks"] == {}
 
 
 def test_status_says_which_rule_is_met(campaign, tmp_path):
@@ -114,7 +118,7 @@ def test_rule_that_is_met_asks_for_nothing_until_it_is_raised(make_work, rule, p
     work = make_work(rule)
     write_rounds(work.folder, points)
     folder = work.folder.round(len(points))
-    write_json(folder / "config.json", {"query_size": 5})
+    write_json(folder / "config.json", {"query_size": 5, "settings": resolved(work.settings)})
     look_ahead.fn(folder, work)
     assert size_of_query(folder) == 0
     assert work.reason_to_stop().startswith(reason)
@@ -139,7 +143,7 @@ def test_round_without_a_met_rule_asks_for_its_query(make_work):
     work = make_work("target_accuracy = 0.95\nmin_gain = 0.0001")
     write_rounds(work.folder, CURVE)
     folder = work.folder.round(5)
-    write_json(folder / "config.json", {"query_size": 4})
+    write_json(folder / "config.json", {"query_size": 4, "settings": resolved(work.settings)})
     look_ahead.fn(folder, work)
     assert size_of_query(folder) == 4
     assert work.reason_to_stop() is None

@@ -77,7 +77,7 @@ def open_work(images, tmp_path):
         settings = load_settings(file)
         work = OpenCampaign(settings, Campaign(settings.folder))
         work.__dict__["tracker"] = Untracked()
-        work.folder.claim(resolved(settings), may_change=None)
+        work.folder.claim(resolved(settings))
         refresh_pool.fn(work)
         return work
 

@@ -8,7 +8,7 @@ from flows.campaign import OpenCampaign
 from flows.config import resolved
 from flows.learn import gather_labels
 from flows.report import campaign_status
-from flows.round import refresh_pool, tell_of_pool
+from flows.round import begin, refresh_pool, tell_of_pool
 from pipeline.labels import answers_to_table
 from pipeline.pixels import PoolError
 from pipeline.types import Annotation, Answer, Region
@@ -28,6 +28,12 @@ def work(make_work) -> OpenCampaign:
     made = make_work()
     made.folder.pool.unlink()  # so that the first run makes it
     return made
+
+
+def begun(work):
+    """The campaign once its first round has begun."""
+    run(work)
+    begin.fn(work.folder.round(0), work)
 
 
 def run(work):
@@ -89,7 +95,7 @@ def test_image_whose_row_was_removed_leaves_the_pool_with_its_answer_until_the_r
 
 
 def test_manifest_that_lost_most_of_its_rows_or_cannot_be_read_changes_nothing(work, manifest, striped_images):
-    run(work)
+    begun(work)
     before = work.folder.pool.read_bytes()
     manifest(lambda t: t.head(20))
     with pytest.raises(PoolError, match="40 of the 60 images of the last run cannot be used any more"):
@@ -101,7 +107,7 @@ def test_manifest_that_lost_most_of_its_rows_or_cannot_be_read_changes_nothing(w
 
 
 def test_what_is_wrong_is_said_each_run_and_what_is_new_once(work, manifest, striped_images):
-    run(work)
+    begun(work)
     manifest(
         lambda t: t.assign(
             uri=t["uri"].where(t["uri"] != "07.png", "07\\x.png").where(t["uri"] != "08.png", "./08.png")

@@ -74,7 +74,7 @@ def test_the_best_measured_round_predicts_unless_another_is_asked_for(trained, s
     later = work.folder.round(1)
     for folder, low in ((work.folder.round(0), 0.8), (later, 0.7)):
         write_json(folder / "metrics.json", {"accuracy_low": low})
-    write_json(later / "training.json", {"model": {}, "members": []})
+    write_json(later / "training.json", {"model": {"classes": list(CLASSES)}, "members": []})
     assert predict_files(work.settings, strangers, tmp_path / "said.csv").round_number == 0
     with pytest.raises(ConfigError, match="round 7 has no model; these have: 0, 1"):
         predict_files(work.settings, strangers, tmp_path / "others.csv", round_number=7)

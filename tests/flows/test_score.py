@@ -1,5 +1,3 @@
-import shutil
-
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -67,21 +65,6 @@ def test_shards_of_an_older_version_are_read_beside_newer_ones(make_work, models
     assert scored["epistemic"].isna().sum() == table.num_rows
     assert scored["entropy"].notna().all()
     assert read_candidates(folder, work.settings).ids.tolist() == item_ids
-
-
-def test_members_that_an_older_version_kept_are_read_as_their_mean(make_work, models):
-    """It wrote those of all members for every strategy."""
-    work = make_work('strategy = "badge"')
-    wanted = read_candidates(score(work, models), work.settings).probs
-    older = make_work('strategy = "drop_query"', name="older")
-    folder = score(older, models)
-    every = read_candidates(folder, older.settings).probs
-    assert every.shape[1] == 2
-    newer = work.folder.round(1) / "scores" / "part-00001.parquet"
-    shutil.copy(newer, folder / "scores" / "part-00001.parquet")
-    read = read_candidates(folder, work.settings)
-    assert torch.allclose(read.probs, wanted, atol=1e-6)
-    assert torch.allclose(read.probs, every.mean(dim=1, keepdim=True), atol=1e-6)
 
 
 def test_one_member_has_no_parts_of_doubt(make_work, models):

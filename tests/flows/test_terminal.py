@@ -54,7 +54,8 @@ def test_what_is_hidden_in_a_message_can_be_seen(text):
 
 
 @pytest.mark.parametrize("name", ["[red]x[/red]", "[/]", "{task}", ":cat:"])
-def test_a_bar_shows_a_name_as_it_is(name):
+def test_a_bar_shows_a_name_as_it_is(name, monkeypatch):
+    monkeypatch.setattr(Terminal, "is_terminal", True)
     bars = progress_bars("images")
     bars.add_task(name, total=2)
     column = next(column for column in bars.columns if isinstance(column, TextColumn))

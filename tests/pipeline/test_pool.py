@@ -326,6 +326,15 @@ class TestLinks:
 
 
 class TestIndexingAgain:
+    def test_only_spares_reading_until_people_are_asked(self, folder, tmp_path):
+        table = index(folder, audit_size=2)
+        other = fill(tmp_path / "other", ["x.png"])
+        (folder / "b.png").rename(other / "b.png")
+        again = index(folder, table, audit_size=1, was_asked=False)
+        assert again["uri"].tolist() == sorted(set(table["uri"]) - {str(folder / "b.png")})
+        assert (again["split"] == "audit").sum() == 1
+        assert again.equals(index(folder, audit_size=1))
+
     def test_only_adds(self, folder):
         table = index(folder)
         picture(50).save(folder / "new.png")

@@ -1,0 +1,134 @@
+"""Another campaign that begins with all labels of one that cannot become it."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from connectors.store import Campaign, read_json, write_atomic, write_text
+from flows.config import CampaignSettings, ConfigError, images_root, load_settings, unresolved
+from flows.ledger import known_answers
+from pipeline.labels import labelled_set
+from pipeline.pool import usable
+
+
+def write_successor(file: Path, old: Path) -> list[str]:
+    """Write a campaign file with the settings of an old one, and beside its images a manifest with all its labels.
+
+    The labels of the old audit set are among them: a labelled image is never drawn for an audit set, so that the new
+    campaign measures on images that none of its models learns from.
+
+    Args:
+        file: of the new campaign; its name is the campaign's.
+        old: file or folder of the old one.
+
+    Returns:
+        What was written and what to know of it, a line each.
+
+    Raises:
+        ConfigError: there is nothing to take along, or a file in the way.
+    """
+    settings, folder = _read_old(old)
+    name = re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-_")
+    if not 3 <= len(name) <= 50 or name == settings.name:
+        raise ConfigError(
+            f"{file}: the new campaign is called after its file, and {name!r} is "
+            + (f"the name of the old one, {settings.name!r}" if name == settings.name else "too short or too long")
+            + ": give the file another name, of 3 to 50 characters"
+        )
+    images, left_out = _labels_of(folder, settings)
+    manifest = _place_of_manifest(file, images, settings)
+    for path in (file, manifest):
+        if path.exists():
+            raise ConfigError(f"{path} exists already; give the new campaign's file another name, or move it away")
+    uris = [Path(os.path.relpath(uri, manifest.parent)).as_posix() for uri in images["uri"]]
+    # A rule in the settings gives groups to their paths again; else a manifest gave them.
+    has_groups = settings.group is None and images["group"].notna().any()
+    columns = ["uri", "label", *(["group"] if has_groups else [])]
+    write_atomic(manifest, lambda path: images.assign(uri=uris)[columns].to_csv(path, index=False))
+    write_text(file, _as_file(settings, name, manifest, old))
+    n_labels = int(images["label"].notna().sum())
+    n_free = len(images) - n_labels
+    told = [
+        f"wrote {file} and {manifest}: {n_labels} labels of {len(images)} images",
+        f"the labels of the old audit set are among them, to learn from; of the {n_free} images without a label "
+        f"{settings.audit_size} are drawn to measure on. No round asked for these, so that they may be easier than "
+        "the others: compare accuracies within the new campaign alone",
+    ]
+    if n_free <= settings.audit_size:
+        told.append(f"that leaves nothing to ask for: add images, or set audit_size below {n_free}")
+    told += [f"{n} labels of {label!r}, which is not one of the classes, are left out" for label, n in left_out.items()]
+    return told
+
+
+def _read_old(old: Path) -> tuple[CampaignSettings, Campaign]:
+    if old.is_dir():
+        folder = Campaign(old)
+        if not (old / "campaign.json").exists():
+            raise ConfigError(f"{old} holds no campaign")
+        settings = unresolved(read_json(old / "campaign.json"))
+    else:
+        settings = load_settings(old)
+        folder = Campaign(settings.folder)
+    if not folder.pool.exists():
+        raise ConfigError(f"{folder.path} has no images and no labels yet: `labelcycle run` begins a campaign")
+    return settings, folder
+
+
+def _labels_of(folder: Campaign, settings: CampaignSettings) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Usable images as `uri`, `label` and `group`, missing without one; and labels left out, by class."""
+    present = settings.former_classes
+    pool = usable(pd.read_parquet(folder.pool))
+    pool = pool.assign(label=pool["label"].replace(present))
+    answers = known_answers(folder, present)
+    given = pool[pool["label"].notna()]
+    named = {region.label for answer in answers if answer.annotation for region in answer.annotation.regions}
+    labels = labelled_set(
+        answers,
+        prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),
+        classes=[*settings.classes, *named, *given["label"]],
+    )
+    is_known = labels["label"].isin(list(settings.classes))
+    left_out = {str(label): int(n) for label, n in labels.loc[~is_known, "label"].value_counts().items()}
+    images = pool[["item_id", "uri", "group"]].merge(labels.loc[is_known, ["item_id", "label"]], how="left")
+    return images[["uri", "label", "group"]], left_out
+
+
+def _place_of_manifest(file: Path, images: pd.DataFrame, settings: CampaignSettings) -> Path:
+    """Beside the new file where the images lie below it, else in their folder: the annotators see what lies below."""
+    name, beside = f"{file.stem}-labels.csv", file.absolute().parent
+    if all(Path(uri).is_relative_to(beside) for uri in images["uri"]):
+        return beside / name
+    return images_root(settings.pool) / name
+
+
+def _as_file(settings: CampaignSettings, name: str, manifest: Path, old: Path) -> str:
+    values = settings.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    for key in ("folder", "renamed"):
+        values.pop(key, None)
+    values.get("label_studio", {}).pop("project", None)
+    values |= {"name": name, "pool": str(manifest)}
+    if "strategy_options" in values:
+        values["strategy_options"] = dict(values["strategy_options"])
+    return f"# Begins with the labels of {old}; `labelcycle init` shows every setting.\n{_toml(values)}"
+
+
+def _toml(values: Mapping[str, Any], table: str = "") -> str:
+    """Settings as lines of TOML; a table for each section."""
+    sections = {key: value for key, value in values.items() if isinstance(value, dict) and key != "strategy_options"}
+    lines = [f"{key} = {_value(value)}" for key, value in values.items() if key not in sections]
+    header = f"\n[{table}]\n" if table and lines else ""
+    text = header + "".join(f"{line}\n" for line in lines)
+    return text + "".join(_toml(value, f"{table}.{key}".strip(".")) for key, value in sections.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_value(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

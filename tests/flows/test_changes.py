@@ -1,0 +1,524 @@
+"""A campaign that changes its mind between rounds, or in the middle of one."""
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from connectors.annotation import Pulled
+from connectors.escaping import markdown
+from connectors.mlflow_model import TRUNK
+from connectors.store import Campaign, CampaignChanged, RoundFolder, read_json, write_json, write_table
+from flows.ask import MEASURED, compare_with_half, renew_page, select, select_first, tasks_of
+from flows.campaign import OpenCampaign, open_campaign
+from flows.changes import begun_otherwise, changes_since_last, keep_page, notes_of_changes
+from flows.config import resolved
+from flows.learn import cross_validate, is_best, member_weights, plan, train, trained_models
+from flows.ledger import known_answers, outstanding_tasks
+from flows.replay_input import read_campaign_labels
+from flows.report import round_markdown
+from flows.round import begin, begin_anew, notes_of_round, refresh_pool
+from flows.score import embed_labelled, score_shard
+from pipeline.labels import answers_to_table
+from pipeline.types import Annotation, Answer, Region
+from tests.flows.conftest import CLASSES, TINY, ready_round
+
+PETS = """\
+name = "pets"
+pool = "images"
+classes = ["cat", "dog"]
+budget = 100
+audit_size = 20
+folder = "campaign"
+{extra}
+
+[model]
+{model}
+
+[members]
+{members}
+
+[label_studio]
+{label_studio}
+
+[mlflow]
+{mlflow}
+
+[renamed]
+{renamed}
+"""
+SECTIONS = ("extra", "model", "members", "label_studio", "mlflow", "renamed")
+
+
+def answer(item_id: str, label: str | None, *, number: int = 0, answer_id: int = 1) -> Answer:
+    given = Annotation(item_id, (Region("image", label),), "ann") if label else None
+    outcome = "labelled" if label else "skipped"
+    return Answer(item_id, answer_id, answer_id, number, outcome, "ann", "2026-01-01T00:00:00+00:00", given)
+
+
+def close_round(folder: RoundFolder, answers, settings, *, asked=None) -> None:
+    """A round whose batch is out and whose answers are in."""
+    write_json(folder / "config.json", {"settings": resolved(settings), "changes": []})
+    write_json(folder / "pushed.json", {"tasks": {a.item_id: 1 for a in answers} if asked is None else asked})
+    write_json(folder / "withdrawn.json", [])
+    write_table(folder / "annotations.parquet", answers_to_table(answers))
+    write_json(folder / "round.json", {})
+
+
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    """Write the file of a campaign, some of it otherwise; `classes` are its classes."""
+    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
+
+    def write(*replacements: tuple[str, str], **sections: str) -> Path:
+        text = PETS.format(**dict.fromkeys(SECTIONS, "") | sections)
+        for before, after in replacements:
+            assert before in text
+            text = text.replace(before, after)
+        path = tmp_path / "pets.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def asked(pets, tmp_path) -> Campaign:
+    """A campaign whose first batch is out, with two labels."""
+    work = open_campaign(pets())
+    answers = [answer("a", "cat"), answer("b", "dog", answer_id=2), answer("c", None, answer_id=3)]
+    close_round(work.folder.round(0), answers, work.settings)
+    return work.folder
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"extra": 'strategy = "power"\nstrategy_options = { beta = 2.0 }\nacquisition = "entropy"'},
+        {"extra": "query_size = 7\nrandom_slice = 0.5\nseed = 5\nseed_set_size = 1\nbalance_classes = true"},
+        {"extra": 'sub_pool = 70\nprefilter = 2.0\ncold_start = "coverage"\nfeature_cache_gb = 1.0'},
+        {"extra": 'target_accuracy = 0.9\nmin_gain = 0.01\nclose_at = 0.5\nclose_after = "3d"\nschedule = "0 9 * * *"'},
+        {"model": 'name = "small_cnn"\nimage_size = 28\nchannels = 1\naugmentation = "digits"\nmax_minutes = 3'},
+        {"model": 'weights = "DEFAULT"\ntrain = "head"\nlearning_rate = 0.1\ndevice = "cpu"\nhead = "mlp"'},
+        {"model": 'max_epochs = 3\nstart = "scratch"\n[model.pseudo_labels]\nthreshold = 0.1'},
+        {"members": "ensemble = 1\nmc_dropout = 4\nbagging = true"},
+        {"label_studio": 'url = "https://other.example.org"\nproject = "another title"\ninstructions = "Look"'},
+        {"mlflow": 'uri = "sqlite:////tmp/ml.db"'},
+    ],
+)
+def test_how_a_campaign_is_run_may_change_between_rounds(pets, asked, sections):
+    work = open_campaign(pets(**sections))
+    assert read_json(asked.path / "campaign.json") == resolved(work.settings)
+
+
+def test_pool_and_budget_may_change_too(pets, asked):
+    open_campaign(pets(('pool = "images"', 'pool = "elsewhere"'), ("budget = 100", "budget = 70")))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("audit_size = 20", "audit_size = 30", "audit_size: 20 -> 30"),
+        ("audit_size = 20", "audit_size = 10", "audit_size: 20 -> 10"),
+        ('name = "pets"', 'name = "cars"', "name: 'pets' -> 'cars'"),
+        ('["cat", "dog"]', '["cat", "bird"]', "1 of 'dog'"),
+    ],
+)
+def test_what_makes_another_campaign_is_refused_with_how_its_labels_are_taken_along(pets, asked, before, after, told):
+    written = read_json(asked.path / "campaign.json")
+    path = pets((before, after))
+    with pytest.raises(CampaignChanged) as caught:
+        open_campaign(path)
+    assert told in str(caught.value)
+    assert f"labelcycle init NEW.toml --from {path}" in str(caught.value)
+    assert read_json(asked.path / "campaign.json") == written
+
+
+@pytest.mark.parametrize(
+    "change",
+    [('name = "pets"', 'name = "cars"'), ("audit_size = 20", "audit_size = 2"), ('["cat", "dog"]', '["a", "b", "c"]')],
+)
+def test_nothing_is_frozen_before_the_first_batch_is_out(pets, change):
+    folder = open_campaign(pets()).folder
+    write_json(folder.round(0) / "config.json", {})
+    assert open_campaign(pets(change)).folder.path == folder.path
+
+
+@pytest.mark.parametrize(
+    ("classes", "renamed"),
+    [
+        ('["cat", "dog", "bird"]', ""),
+        ('["dog", "cat"]', ""),
+        ('["feline", "dog"]', 'cat = "feline"'),
+        ('["animal", "plant"]', 'cat = "animal"\ndog = "animal"'),
+        ('["dog", "bird"]', 'cat = "dog"'),
+        ('["tiger", "dog"]', 'cat = "lion"\nlion = "tiger"'),
+    ],
+)
+def test_classes_may_come_change_places_be_renamed_and_be_merged(pets, asked, classes, renamed):
+    work = open_campaign(pets(('["cat", "dog"]', classes), renamed=renamed))
+    labels = {a.item_id: a.annotation.regions[0].label for a in known(work) if a.annotation}
+    assert labels == {name: work.settings.former_classes.get(old, old) for name, old in (("a", "cat"), ("b", "dog"))}
+    assert set(labels.values()) <= set(work.settings.classes)
+    kept = pd.read_parquet(asked.round(0) / "annotations.parquet")["label"].dropna().tolist()
+    assert kept == ["cat", "dog"], "the record of what people said stays"
+    assert work.labels_used() == 2
+
+
+def known(work):
+    return known_answers(work.folder, work.settings.former_classes)
+
+
+def test_class_without_labels_may_go(pets, asked):
+    open_campaign(pets(('["cat", "dog"]', '["cat", "dog", "bird"]')))
+    open_campaign(pets())
+
+
+def test_class_whose_labels_would_be_lost_says_how_to_keep_them(pets, asked):
+    with pytest.raises(CampaignChanged, match=r'1 of \'cat\'.*write \[renamed\] "cat" = "feline"'):
+        open_campaign(pets(('["cat", "dog"]', '["feline", "dog"]')))
+
+
+# A round that has begun.
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_anew"),
+    [
+        ({"model": "dropout = 0.25\n"}, True),
+        ({"model": "max_minutes = 90\n"}, True),
+        ({"members": "mc_dropout = 2"}, True),
+        ({"extra": "seed = 3"}, True),
+        ({"extra": 'strategy = "power"'}, True),
+        ({"classes": [*CLASSES, "beyond"]}, True),
+        ({"extra": 'schedule = "0 9 * * *"\nfeature_cache_gb = 1.0'}, False),
+        ({"extra": 'close_at = 0.5\nclose_after = "3d"'}, False),
+        ({"model": 'device = "cpu"\n'}, False),
+    ],
+)
+def test_round_that_nobody_has_seen_begins_anew_with_what_it_is_made_of(make_work, changed, is_anew):
+    folder = ready_round(make_work())
+    work = make_work(**changed)
+    assert begun_otherwise(folder, work.settings) == is_anew
+    begin_anew.fn(folder, work)
+    assert folder.path.exists() != is_anew
+    names = {path.name for path in (work.folder.path / "rounds").iterdir()}
+    assert names == ({"0000"} if is_anew else {"0000", "0001"})
+
+
+def test_round_that_is_out_ends_as_it_began(make_work):
+    folder = ready_round(make_work())
+    write_json(folder / "pushing.json", {})
+    work = make_work(model="dropout = 0.25\n")
+    begin_anew.fn(folder, work)
+    assert folder.has("labelled.parquet")
+    assert notes_of_changes(folder, work.settings) == ("from round 2 on: model.dropout: 0.5 -> 0.25",)
+
+
+def test_members_that_were_trained_otherwise_are_not_mixed_with_others(make_work, training_is_killed):
+    work = make_work()
+    folder = ready_round(work)
+    with training_is_killed(after=1):
+        train.fn(folder, work, "run")
+    assert (folder / "members" / "member-0.pt").exists()
+    changed = make_work(network=TINY)
+    begin_anew.fn(folder, changed)
+    folder = ready_round(changed)
+    cross_validate.fn(folder, changed)
+    train.fn(folder, changed, "run")
+    fresh = make_work(network=TINY, name="fresh")
+    other = ready_round(fresh)
+    cross_validate.fn(other, fresh)
+    train.fn(other, fresh, "run")
+    for one, two in zip(member_weights(folder), member_weights(other), strict=True):
+        a, b = (torch.load(path, weights_only=True) for path in (one, two))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_killed_while_a_round_is_put_away_leaves_nothing_of_it(make_work, monkeypatch):
+    folder = ready_round(make_work())
+    work = make_work(members="mc_dropout = 2")
+
+    def killed(*_args, **_how):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin_anew.fn(folder, work)
+    assert folder.has("config.json")
+    assert folder.has("labelled.parquet")
+    begin_anew.fn(folder, work)
+    assert not folder.path.exists()
+
+
+def test_first_round_that_begins_anew_draws_its_audit_set_anew(make_work):
+    begin.fn(make_work().folder.round(0), make_work())
+    work = make_work()
+    changed = dataclasses.replace(work, settings=work.settings.model_copy(update={"audit_size": 4, "seed": 3}))
+    changed.__dict__["tracker"] = work.tracker
+    refresh_pool.fn(changed)
+    assert (changed.pool["split"] == "audit").sum() == 6, "a round has begun with it"
+    begin_anew.fn(changed.folder.round(0), changed)
+    refresh_pool.fn(changed)
+    assert (changed.pool["split"] == "audit").sum() == 4
+
+
+def test_changes_are_told_with_the_round_that_is_made_with_them(make_work):
+    folder = ready_round(make_work())
+    write_json(folder / "pushed.json", {"tasks": {}, "address": "http://labels"})
+    work = make_work(members="mc_dropout = 2", extra='acquisition = "entropy"')
+    lines = ["acquisition: margin -> entropy", "members.mc_dropout: 0 -> 2"]
+    assert notes_of_changes(folder, work.settings) == tuple(f"from round 2 on: {line}" for line in lines)
+    following = ready_round(work, 2)
+    assert changes_since_last(following, work.folder, work.settings) == lines
+    assert read_json(following / "config.json")["changes"] == lines
+    assert notes_of_changes(following, work.settings) == tuple(f"changed since round 1: {line}" for line in lines)
+    page = round_markdown(following, "stripes")
+    assert f"Changed since the round before: {markdown('members.mc_dropout: 0 -> 2')}" in page
+
+
+def test_changes_that_count_at_once_are_not_said_to_wait(make_work):
+    folder = ready_round(make_work())
+    work = make_work(extra='close_at = 0.5\nschedule = "0 9 * * *"\nmin_gain = 0.1')
+    changed = dataclasses.replace(work, settings=work.settings.model_copy(update={"query_size": 7, "budget": 99}))
+    assert notes_of_changes(folder, changed.settings) == ("from round 2 on: query_size: 5 -> 7",)
+
+
+def test_first_round_says_what_comes_before_a_model_and_that_there_are_fewer_images_than_labels(make_work):
+    work = make_work()
+    folder = ready_round(work, number=0)
+    select_first.fn(folder, work)
+    assert notes_of_round(folder, work) == (
+        "the first 16 labels come before there is a model: 6 of the audit set, which measures it, and 10 to learn "
+        "from; then 5 labels in each round",
+        "budget = 100 is more than the 60 images that there are",
+    )
+
+
+# Classes that change while a campaign lasts.
+
+
+def make_renamed(make_work, **options) -> OpenCampaign:
+    return make_work(classes=["sinister", *CLASSES[1:]], renamed='left = "sinister"', **options)
+
+
+def test_labels_of_people_and_of_the_manifest_go_by_the_new_name(make_work):
+    work = make_work()
+    item = work.may_be_asked(split="pool")["item_id"][0]
+    close_round(work.folder.round(0), [answer(item, "left")], work.settings)
+    before = ready_round(work)
+    renamed = make_renamed(make_work)
+    folder = ready_round(renamed, 2)
+    tables = [pd.read_parquet(f / "labelled.parquet").set_index("item_id") for f in (before, folder)]
+    assert len(tables[0]) == 25
+    assert tables[1]["label"].tolist() == tables[0]["label"].replace({"left": "sinister"}).tolist()
+    assert tables[1].loc[item, "source"] == "annotators"
+
+
+def test_manifest_may_give_the_old_name_and_the_new_one_of_one_class(make_work, striped_images):
+    renamed = make_renamed(make_work)
+    assert set(renamed.pool["label"].dropna()) == {"sinister", "middle", "right"}
+    write_table(renamed.folder.pool, make_work().pool)
+    renamed = OpenCampaign(renamed.settings, renamed.folder)
+    assert set(renamed.pool["label"].dropna()) == {"sinister", "middle", "right"}
+
+
+def test_image_that_nobody_could_label_is_asked_for_again_once_there_is_a_new_class(make_work):
+    work = make_work()
+    first, second, *_ = work.may_be_asked(split="pool")["item_id"]
+    measured, *_ = work.may_be_asked(split="audit")["item_id"]
+    answers = [answer(item, None, answer_id=n) for n, item in enumerate((first, measured))]
+    close_round(work.folder.round(0), [*answers, answer(second, "left", answer_id=9)], work.settings)
+    close_round(work.folder.round(1), [], work.settings)
+
+    def may_be_asked(one):
+        return {*one.may_be_asked(split="pool")["item_id"], *one.may_be_asked(split="audit")["item_id"]}
+
+    assert not {first, second, measured} & may_be_asked(work)
+    assert not {first, second, measured} & may_be_asked(make_renamed(make_work)), "people could choose each class"
+    wider = make_work(classes=[*CLASSES, "beyond"])
+    assert {first, second, measured} & may_be_asked(wider) == {first, measured}
+    assert outstanding_tasks(wider.folder) == 0
+    close_round(wider.folder.round(2), [], wider.settings, asked={first: 7, measured: 8})
+    assert not {first, measured} & may_be_asked(wider), "once"
+    assert outstanding_tasks(wider.folder) == 2
+
+
+def trained(work, number):
+    folder = ready_round(work, number)
+    cross_validate.fn(folder, work)
+    train.fn(folder, work, "run")
+    return folder
+
+
+def test_audit_set_is_asked_for_first_where_it_has_no_label(make_work):
+    work = make_work()
+    audit = work.may_be_asked(split="audit")["item_id"].tolist()
+    answers = [answer(item, None if n < 2 else "left", answer_id=n) for n, item in enumerate(audit)]
+    close_round(work.folder.round(0), answers, work.settings)
+    work = make_work(classes=[*CLASSES, "beyond"], members="mc_dropout = 4")
+    folder = trained(work, 1)
+    models = trained_models(folder, work)
+    embed_labelled.fn(folder, work, models)
+    rows = work.located(pd.read_parquet(folder / "candidates.parquet"))
+    score_shard.fn(folder, work, models, rows, shard=0, count=lambda _done, _total: None)
+    select.fn(folder, work, query_size=5)
+    batch = pd.read_parquet(folder / "batch.parquet")
+    assert batch["item_id"].tolist()[:2] == sorted(audit[:2])
+    assert (batch["reason"] == MEASURED).tolist() == [True] * 2 + [False] * 3
+    assert batch["rank"].tolist() == [0, 1, 2, 3, 4]
+    tasks = tasks_of(folder, work)
+    assert [task.guess is None for task in tasks] == [True] * 2 + [False] * 3, "a guess would sway who measures"
+    compare_with_half.fn(folder, work)
+    assert 0 <= read_json(folder / "stability.json")["batch_kept_with_half_the_members"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "begins_near"),
+    [
+        ({}, "all"),
+        ({"classes": [*CLASSES, "beyond"]}, "trunk"),
+        ({"classes": CLASSES[::-1]}, "trunk"),
+        ({"classes": ["sinister", *CLASSES[1:]], "renamed": 'left = "sinister"'}, "all"),
+        ({"classes": ["edge", "middle"], "renamed": 'left = "edge"\nright = "edge"'}, "trunk"),
+        ({"model": "dropout = 0.25\n"}, "nothing"),
+        ({"network": TINY.replace('weights = "factory"\n', "")}, "nothing"),
+    ],
+)
+def test_round_that_starts_from_the_last_one_takes_what_fits(make_work, monkeypatch, options, begins_near):
+    start = 'start = "previous"\nmax_epochs = 1\nbatch_size = 8\n'
+    network = 'name = "small_cnn"\naugmentation = "none"\n'
+    trained(make_work(network=network, model=start, ensemble=1), 1)
+    taken = []
+    monkeypatch.setattr("flows.networks.shrink_and_perturb", lambda _model, previous: taken.append(previous))
+    work = make_work(**{"network": network, "ensemble": 1} | options | {"model": start + options.get("model", "")})
+    folder = trained(work, 2)
+    [model] = trained_models(folder, work)
+    assert model.n_classes == len(work.settings.classes)
+    if begins_near == "nothing":
+        assert taken == []
+    else:
+        assert any(name.startswith("trunk.") for name in taken[0])
+        assert (f"tail.{len(model.tail) - 1}.weight" in taken[0]) == (begins_near == "all")
+
+
+def test_weights_of_other_classes_are_taken_but_for_the_last_layer(make_work):
+    start = 'start = "previous"\n'
+    trained(make_work(model=start, ensemble=1), 1)
+    work = make_work(model=start, ensemble=1, classes=[*CLASSES, "beyond"])
+    [model] = trained_models(trained(work, 2), work)
+    assert model.n_classes == 4
+
+
+def test_champion_knows_the_classes_of_the_campaign(make_work):
+    work = make_work()
+    for number, (low, classes) in enumerate([(0.9, CLASSES), (0.5, [*CLASSES, "beyond"]), (0.4, CLASSES)], start=1):
+        write_json(work.folder.round(number) / "metrics.json", {"accuracy_low": low})
+        write_json(work.folder.round(number) / "training.json", {"model": {"classes": list(classes)}})
+    assert [is_best(work.folder.round(number), work) for number in (1, 2, 3)] == [True, True, False]
+
+
+def test_replay_of_a_campaign_goes_by_the_names_that_classes_have_now(make_work):
+    work = make_work()
+    item, other, *_ = work.may_be_asked(split="pool")["item_id"]
+    close_round(work.folder.round(0), [answer(item, "left"), answer(other, "right", answer_id=2)], work.settings)
+    labels, _ = read_campaign_labels(make_renamed(make_work).settings)
+    assert set(labels["label"]) == {"sinister", "middle", "right"}
+    assert len(labels) == 26
+
+
+@pytest.mark.parametrize("renamed", ["", 'bird = "dog"'])
+def test_class_of_answers_that_no_round_has_collected_stays_on_the_page(pets, monkeypatch, renamed):
+    work = open_campaign(pets(('["cat", "dog"]', '["cat", "dog", "bird"]')))
+    close_round(work.folder.round(0), [answer("a", "cat")], work.settings)
+    keep_page(work.folder, work.settings)
+    standing, prepared = Pulled([answer("b", "bird")], {"b": 1}, 0), []
+    work = open_campaign(pets(renamed=renamed))
+
+    class Tool:
+        """Holds an answer of a bird that nobody has collected, and notes whether its page is changed."""
+
+        def __init__(self, classes):
+            self.classes = classes
+
+        def pull(self, asked):
+            assert list(asked) == [0]
+            assert "bird" in self.classes
+            return standing
+
+        def prepare(self):
+            prepared.append(self.classes)
+            return "http://labels"
+
+    monkeypatch.setattr(OpenCampaign, "connect", lambda _work, classes: Tool(classes))
+    if renamed:
+        renew_page(work)
+        assert prepared == [("cat", "dog")]
+    else:
+        with pytest.raises(CampaignChanged, match="1 of 'bird'"):
+            renew_page(work)
+        assert prepared == []
+
+
+# What is trained, and how long it takes.
+
+
+def planned(work, number=1):
+    folder = ready_round(work, number)
+    plan.fn(folder, work)
+    return folder, read_json(folder / "plan.json")
+
+
+AUTO = "last_stage_from = 4\nall_from = 8\nmax_epochs = 2\n"
+"""Eight labels for each class train everything."""
+
+
+@pytest.mark.parametrize("train_what", ["auto", "all"])
+def test_round_that_would_take_too_long_trains_less_and_says_so(make_work, train_what):
+    model = f'{AUTO}train = "{train_what}"\nmax_minutes = 1e-9\n'
+    folder, told = planned(work := make_work(network=TINY, model=model))
+    assert (told["phase"], told["wanted"]) == ("head", "all")
+    assert list(told["minutes"]) == ["all", "last_stage"]
+    assert min(told["minutes"].values()) >= 0
+    assert "labels enough to train the whole network, which would take about" in told["text"]
+    assert told["text"].endswith("max_minutes = 1e-09 leaves the head alone")
+    cross_validate.fn(folder, work)
+    train.fn(folder, work, "run")
+    record = read_json(folder / "training.json")
+    assert record["phase"] == record["model"]["phase"] == "head"
+    assert record["plan"] == told
+    assert (folder / "members" / TRUNK).exists()
+    assert len(trained_models(folder, work)) == 2
+
+
+def test_round_within_its_minutes_trains_what_its_labels_are_worth(make_work):
+    folder, told = planned(make_work(network=TINY, model=f"{AUTO}max_minutes = 1e6\n"))
+    assert (told["phase"], list(told["minutes"])) == ("all", ["all"])
+    assert "trains the whole network, which takes about" in told["text"]
+    assert f"round {folder.number}" in told["text"]
+
+
+def test_estimate_is_made_when_training_becomes_dearer_and_not_again(make_work):
+    heads = make_work(network=TINY)
+    assert planned(heads)[1] == {"phase": "head", "wanted": "head", "minutes": {}, "max_minutes": None, "text": None}
+    cross_validate.fn(heads.folder.round(1), heads)
+    train.fn(heads.folder.round(1), heads, "run")
+    work = make_work(network=TINY, model=AUTO)
+    folder, told = planned(work, 2)
+    assert list(told["minutes"]) == ["all"]
+    assert "the last round took 0" in told["text"]
+    assert told["text"].endswith("max_minutes in [model] would set a limit")
+    assert "Round 2 trains the whole network" in round_markdown(folder, "stripes")
+    cross_validate.fn(folder, work)
+    train.fn(folder, work, "run")
+    assert planned(work, 3)[1]["text"] is None
+
+
+def test_network_without_weights_has_nothing_cheaper_to_train(make_work):
+    _, told = planned(make_work(model="max_minutes = 1e-9\n"))
+    assert told["phase"] == "all"
+    assert "without pretrained weights nothing less can be trained" in told["text"]
+    assert planned(make_work(name="other"))[1]["minutes"] == {}, "nothing is measured that nobody asked for"

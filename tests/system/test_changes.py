@@ -1,0 +1,167 @@
+"""A campaign that changes its mind, through real Label Studio, MLflow and Prefect servers."""
+
+import json
+
+import httpx
+import pandas as pd
+from mlflow import MlflowClient
+
+from connectors.simulated import SimulatedAnnotator
+from connectors.store import read_json
+from flows.config import load_settings
+
+
+def change(campaign, *replacements: tuple[str, str]) -> None:
+    text = campaign.file.read_text()
+    for before, after in replacements:
+        assert before in text
+        text = text.replace(before, after)
+    campaign.file.write_text(text)
+
+
+def client_of(campaign) -> httpx.Client:
+    headers = {"Authorization": f"Token {campaign.token}"}
+    return httpx.Client(base_url=campaign.servers.label_studio_url, headers=headers, timeout=60)
+
+
+def project_of(campaign, title: str | None = None) -> dict:
+    with client_of(campaign) as client:
+        [found] = client.get("/api/projects", params={"title": title or campaign.name}).json()["results"]
+    return found
+
+
+def shown_classes(campaign) -> dict[str, str]:
+    """What the page lets people choose from, by the name that it keeps."""
+    choices = project_of(campaign)["parsed_label_config"]["label"]["labels_attrs"]
+    return {stored: choice["value"] for stored, choice in choices.items()}
+
+
+def skip(campaign, number: int, item_ids: set[str]) -> None:
+    with client_of(campaign) as client:
+        for item_id in sorted(item_ids):
+            body = {"result": [], "was_cancelled": True}
+            path = f"/api/tasks/{campaign.tasks(number)[item_id]}/annotations/"
+            client.post(path, json=body).raise_for_status()
+
+
+def known_labels(campaign, number: int) -> dict[str, str]:
+    tables = [pd.read_parquet(campaign.folder.round(number) / f"{name}.parquet") for name in ("labelled", "audit")]
+    return pd.concat(tables).set_index("item_id")["label"].to_dict()
+
+
+def test_classes_are_renamed_and_added_while_people_label_and_no_answer_is_lost(make_campaign):
+    campaign = make_campaign()
+    nine = json.dumps([*"012345678"])
+    change(campaign, ('["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]', nine))
+    campaign.run()
+    truth, batch = campaign.labels(), set(campaign.batch(0))
+    nines = {item_id for item_id in batch if truth[item_id] == "9"}
+    audit = set(pd.read_parquet(campaign.folder.pool).query("split == 'audit'")["item_id"])
+    assert nines & audit, "the audit set has a digit that people cannot name"
+    skip(campaign, 0, nines)
+    half = campaign.label(8).item_ids
+
+    renamed = '[renamed]\n"7" = "seven"\n'
+    classes = json.dumps([*"012345689", "seven"])
+    change(campaign, (nine, classes), ("[label_studio]", f"{renamed}\n[label_studio]"))
+    change(campaign, ("[label_studio]", '[label_studio]\ninstructions = "A 9 has a class now."'))
+    waiting = campaign.run(expect=3)
+    assert f"8 of 22 labelled, {len(nines)} skipped" in waiting
+    assert "from round 1 on: classes:" in waiting
+    assert project_of(campaign)["expert_instruction"] == "A 9 has a class now."
+    assert shown_classes(campaign) == {**{name: name for name in "012345689"}, "7": "seven"}
+    assert campaign.label().n_labelled == 22 - 8 - len(nines), "the annotator answers with 7, as the page keeps it"
+
+    assert "changed since round 0: classes:" in campaign.run()
+    labels = known_labels(campaign, 1)
+    names = {item_id: "seven" if label == "7" else label for item_id, label in truth.items()}
+    assert labels == {item_id: names[item_id] for item_id in batch - nines}
+    assert {*half} <= labels.keys()
+    assert "seven" in labels.values()
+    again = pd.read_parquet(campaign.folder.round(1) / "batch.parquet")
+    assert set(again["item_id"][: len(nines & audit)]) == nines & audit, "what measures the new class comes first"
+
+    campaign.label()
+    campaign.run()
+    measured = pd.read_parquet(campaign.folder.round(2) / "audit.parquet").set_index("item_id")["label"]
+    assert measured.to_dict() == {item_id: names[item_id] for item_id in audit}, "the audit set is whole"
+    ledger = pd.concat(pd.read_parquet(campaign.folder.round(n) / "annotations.parquet") for n in (0, 1))
+    assert not ledger.duplicated(["item_id", "answer_id"]).any(), "no answer was taken for a new one"
+    client = MlflowClient(campaign.servers.mlflow_url)
+    champion = client.get_model_version_by_alias(campaign.name, "champion")
+    assert champion.run_id in {read_json(campaign.folder.round(n) / "model.json")["run_id"] for n in (1, 2)}
+    run = client.get_run(read_json(campaign.folder.round(1) / "model.json")["run_id"])
+    assert "renamed: none -> 7 = seven" in run.data.tags["changes"]
+
+    change(campaign, (classes, json.dumps([*"012345689"])), (renamed, ""))
+    assert "of 'seven'" in campaign.run(expect=2)
+
+
+def test_training_changes_between_rounds_and_a_round_that_nobody_saw_begins_anew(make_campaign):
+    campaign = make_campaign()
+    change(
+        campaign, ("ensemble = 2", "ensemble = 2\nmc_dropout = 5"), ("max_epochs = 3", "dropout = 0\nmax_epochs = 3")
+    )
+    assert "mc_dropout needs dropout" in campaign.run(expect=2)
+    change(campaign, ("\nmc_dropout = 5", ""), ("audit_size = 12", "audit_size = 10"), ("budget = 38", "budget = 40"))
+    foreign = f"foreign {campaign.name[-10:]}"
+    with client_of(campaign) as client:
+        client.post("/api/projects", json={"title": foreign}).raise_for_status()
+    titled = ("[label_studio]", f'[label_studio]\nproject = "{foreign}"')
+    change(campaign, titled)
+    assert "asks for nothing where label (Choices) is wanted" in campaign.run(expect=1)
+    assert campaign.folder.round(0).has("batch.parquet")
+    assert not campaign.folder.round(0).is_out
+    change(campaign, titled[::-1], ("audit_size = 10", "audit_size = 12"), ("seed_set_size = 10", "seed_set_size = 8"))
+    output = campaign.run()
+    assert "Round 0 asks for 20 labels" in output
+    assert "20 labels come before there is a model: 12 of the audit set" in output
+    campaign.label()
+
+    change(campaign, ("max_epochs = 3", "max_epochs = 2"))
+    assert "max_epochs: 3 -> 2" in campaign.run()
+    members = read_json(campaign.folder.round(1) / "training.json")["members"]
+    assert {len(member["epochs"]) for member in members} == {2}
+    client = MlflowClient(campaign.servers.mlflow_url)
+    experiment = client.get_experiment_by_name(campaign.name)
+    runs = client.search_runs([experiment.experiment_id], "tags.`labelcycle.kind` = 'round'")
+    rounds = {run.data.tags["labelcycle.round"]: run for run in runs}
+    assert len(runs) == len(rounds) == 2
+    assert rounds["0"].data.params["seed_set_size"] == "8"
+    assert (rounds["0"].data.params["model.max_epochs"], rounds["1"].data.params["model.max_epochs"]) == ("3", "2")
+    assert "model.max_epochs: 3 -> 2" in rounds["1"].data.tags["changes"]
+    assert load_settings(campaign.file).audit_size == 12
+
+    change(campaign, ("audit_size = 12", "audit_size = 11"))
+    refused = campaign.run(expect=2)
+    assert "audit_size: 12 -> 11" in refused
+    new = campaign.file.with_name(f"{campaign.name}-again.toml")
+    assert f"labelcycle init NEW.toml --from {campaign.file}" in refused
+    assert "20 labels of 80 images" in campaign.command("init", str(new), "--from", str(campaign.file))
+    assert "Round 0 asks for 19 labels" in campaign.command("run", str(new))
+
+
+def test_addresses_change_while_a_round_is_out(make_campaign):
+    campaign = make_campaign()
+    campaign.run()
+    campaign.label()
+    campaign.run()
+    project = project_of(campaign)["id"]
+    title = f"moved {campaign.name[-10:]}"
+    tracker = f"sqlite:///{campaign.file.parent}/ml.db"
+    change(campaign, ("[label_studio]", f'[mlflow]\nuri = "{tracker}"\n\n[label_studio]\nproject = "{title}"'))
+    assert "0 of 8 labelled" in campaign.run(expect=3)
+    assert project_of(campaign, title)["id"] == project
+    options = {"url": campaign.servers.label_studio_url, "token": campaign.token, "project": title}
+    assert SimulatedAnnotator(**options, answers=campaign.labels()).label().n_labelled == 8
+    output = campaign.run()
+    assert "Round 2 asks for 8 labels" in output
+    assert f"mlflow.uri: local -> {tracker}" in output
+    client = MlflowClient(tracker)
+    experiment = client.get_experiment_by_name(campaign.name)
+    runs = client.search_runs([experiment.experiment_id], "tags.`labelcycle.kind` = 'round'")
+    metrics = {run.data.tags["labelcycle.round"]: run.data.metrics for run in runs}
+    assert metrics.keys() == {"1", "2"}
+    assert metrics["1"]["audit_accuracy"] == read_json(campaign.folder.round(1) / "metrics.json")["accuracy"]
+    first = next(run.info.run_id for run in runs if run.data.tags["labelcycle.round"] == "1")
+    assert client.get_model_version_by_alias(campaign.name, "champion").run_id == first
