@@ -24,7 +24,7 @@ from flows.score import list_candidates
 from flows.simulate import Options, simulate
 from pipeline.deep_pixels import Range, Reading
 from pipeline.features import extract
-from pipeline.pixels import load_images
+from pipeline.pixels import load_images, measure_ranges
 from tests.flows.conftest import PLAIN, TINY, Untracked
 
 TOML = """\
@@ -148,12 +148,14 @@ class TestRanges:
         (note,) = settle_pixel_ranges.fn(work)
         assert note.startswith("Pixels of 16-bit grey: 3")
 
-    def test_come_from_the_pool_rather_than_from_the_audit_set(self, open_work, tmp_path):
-        work = open_work()
-        pool = work.pool
-        pool["split"] = np.where(pool["uri"].str.endswith("05.png"), "pool", "audit")
-        (one,) = settle_ranges(tmp_path / "one", pool, memory_gb=1)
-        assert one.n_images == 40
+    @pytest.mark.parametrize("number", [5, 17])
+    def test_come_from_the_pool_before_the_audit_set(self, open_work, tmp_path, monkeypatch, number):
+        monkeypatch.setattr("flows.pixel_ranges.SAMPLED_PER_KIND", 1)
+        pool = open_work().pool
+        alone = pool["uri"].str.endswith(f"{number:02d}.png")
+        pool["split"] = np.where(alone, "pool", "audit")
+        found = settle_ranges(tmp_path / "one", pool, memory_gb=1)
+        assert found == measure_ranges(pool.loc[alone, "uri"].tolist())
 
     def test_and_pages_are_shown_by_status(self, open_work, images):
         frames = [Image.new("L", (16, 16), 9 * number) for number in range(4)]
