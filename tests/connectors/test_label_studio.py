@@ -1,6 +1,5 @@
 """Label Studio's connector against a real Label Studio."""
 
-import dataclasses
 import json
 import socket
 import threading
@@ -322,7 +321,7 @@ class TestPrepare:
             shown = {stored: choice["value"] for stored, choice in controls["label"]["labels_attrs"].items()}
             assert shown == {"owl": "owl", "dog": "canine", "cat": "feline", "fox": "fox"}
             assert list(controls) == ["label", "quality", "comment"], "what somebody added stays"
-        answers = changed.pull(round_numbers=[1]).answers
+        answers = pull(changed, 1).answers
         assert [a.annotation.regions[0].label for a in answers] == ["feline", "canine", "canine"]
 
         tasks = push(changed, batch(space, 2, round_number=2, guess="feline"))
@@ -330,7 +329,7 @@ class TestPrepare:
         assert guessed["result"][0]["value"] == {"choices": ["cat"]}, "as the page keeps it, so that it is ticked"
         annotate(api, tasks["2.0"], choice("cat"))
         annotate(api, tasks["2.1"], choice("owl"))
-        answers = changed.pull(round_numbers=[2]).answers
+        answers = pull(changed, 2).answers
         assert [a.annotation.regions[0].label for a in answers] == ["feline", "owl"]
 
         fewer = connect(space, classes=classes[1:], renamed=renamed, former_classes=classes)
@@ -346,9 +345,10 @@ class TestPrepare:
         tasks = push(prepared, batch(space))
         title = f"{space.project} anew"
         changed = connect(space, project=title, former_project=space.project)
-        assert changed.pull(round_numbers=[1]).task_ids == tasks
-        project = project_of(api, dataclasses.replace(space, project=title))
-        assert changed.prepare() == f"{space.url}/projects/{project['id']}/data"
+        assert changed.pull({1: tasks}).task_ids == tasks
+        address = changed.prepare()
+        project = project_of(api, replace(space, project=title))
+        assert address == f"{space.url}/projects/{project['id']}/data"
         assert not [p for p in api.get("/api/projects").json()["results"] if p["title"] == space.project]
 
     @pytest.mark.parametrize("title", ["ab", "x" * 51, " padded "])

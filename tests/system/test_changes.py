@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from connectors.simulated import SimulatedAnnotator
 from connectors.store import read_json
 from flows.config import load_settings
+from flows.outlook import best_round
 
 
 def change(campaign, *replacements: tuple[str, str]) -> None:
@@ -163,5 +164,6 @@ def test_addresses_change_while_a_round_is_out(make_campaign):
     metrics = {run.data.tags["labelcycle.round"]: run.data.metrics for run in runs}
     assert metrics.keys() == {"1", "2"}
     assert metrics["1"]["audit_accuracy"] == read_json(campaign.folder.round(1) / "metrics.json")["accuracy"]
-    first = next(run.info.run_id for run in runs if run.data.tags["labelcycle.round"] == "1")
-    assert client.get_model_version_by_alias(campaign.name, "champion").run_id == first
+    best = str(best_round(campaign.folder).number)
+    run_id = next(run.info.run_id for run in runs if run.data.tags["labelcycle.round"] == best)
+    assert client.get_model_version_by_alias(campaign.name, "champion").run_id == run_id
