@@ -1,10 +1,13 @@
 """A person at work: a real browser at the pages of a real Label Studio."""
 
+import io
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
+from PIL.ImageStat import Stat
 from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 
 from connectors.store import read_json
@@ -74,6 +77,24 @@ def test_person_labels_the_most_wanted_images_and_the_next_round_learns_from_the
         assert answers.loc[item_id, "annotator"] == campaign.servers.email
         assert answers.loc[item_id, "seconds"] > 0
         assert labelled.loc[item_id, "label"] == label
+
+
+def test_person_sees_a_picture_that_browsers_do_not_show_by_themselves(make_campaign, page):
+    campaign = make_campaign()
+    for path in (campaign.file.parent / "images").iterdir():
+        with Image.open(path) as picture:
+            picture.save(path, format="TIFF")
+    campaign.run()
+    log_in(page, read_json(campaign.folder.round(0) / "pushed.json")["address"], campaign.servers)
+    with page.expect_response(is_next_task) as served:
+        page.get_by_role("button", name="Label All Tasks").click()
+    close_instructions(page)
+    image = page.get_by_alt_text("image", exact=True)
+    expect(image).to_have_js_property("naturalWidth", 28)
+    item_id = served.value.json()["data"]["item_id"]
+    with Image.open(io.BytesIO(content(image))) as seen, Image.open(campaign.uris()[item_id]) as asked_for:
+        assert (seen.format, asked_for.format) == ("JPEG", "TIFF")
+        assert abs(Stat(seen.convert("L")).mean[0] - Stat(asked_for).mean[0]) < 3
 
 
 def test_pages_of_prefect_show_the_round(make_campaign, page):
