@@ -1,7 +1,7 @@
 """What Label Studio gives back, whatever shape it has."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -122,6 +122,7 @@ def test_what_nobody_could_tell_from_another_answer_is_none(annotation):
     assert answer is None
 
 
+@settings(deadline=None)
 @given(ANNOTATIONS)
 def test_whatever_comes_the_ledger_can_be_written_and_read(annotation):
     answer = read_answer(annotation, item_id="i", task_id=3, round_number=0, classes=CLASSES, emails={1: "ann@lab"})
@@ -133,6 +134,7 @@ def test_whatever_comes_the_ledger_can_be_written_and_read(annotation):
         assert current([answer]) == [answer]
 
 
+@settings(deadline=None)
 @given(
     JSON | st.fixed_dictionaries({"id": st.integers() | JSON, "data": JSON, "annotations": JSON, "predictions": JSON})
 )

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 from connectors import shown_images
 from connectors.shown_images import RENDITIONS, check_shown, file_to_show, link_to_show
-from pipeline.pixels import PoolError
+from pipeline.pixels import WHOLE, PoolError
 
 ROWS, COLUMNS = np.mgrid[:24, :36]
 COLOURS = np.stack([COLUMNS * 7, ROWS * 10, 255 - COLUMNS * 7], axis=-1).astype(np.uint8)
@@ -56,9 +56,9 @@ def turned() -> Image.Exif:
 def test_what_browsers_show_is_linked_under_the_ending_of_its_content(tmp_path, name, mode, options, ending):
     path = tmp_path / name
     RGB.convert(mode).save(path, **options)
-    shown = link_to_show(path, "ab12", folder=tmp_path / "shown")
+    shown = link_to_show(path, "ab12", folder=tmp_path / "shown", reading=WHOLE)
     assert (shown, shown.readlink()) == (tmp_path / "shown" / f"ab12{ending}", path)
-    assert file_to_show(path, "ab12", root=tmp_path) == path
+    assert file_to_show(path, "ab12", root=tmp_path, reading=WHOLE) == path
 
 
 def unshown(tmp_path, name):
@@ -88,8 +88,8 @@ def unshown(tmp_path, name):
 )
 def test_what_browsers_do_not_show_gets_a_rendition_named_by_its_content(tmp_path, name):
     path = unshown(tmp_path, name)
-    shown = link_to_show(path, "ab12", folder=tmp_path / "shown")
-    beside = file_to_show(path, "ab12", root=tmp_path)
+    shown = link_to_show(path, "ab12", folder=tmp_path / "shown", reading=WHOLE)
+    beside = file_to_show(path, "ab12", root=tmp_path, reading=WHOLE)
     assert beside == tmp_path / RENDITIONS / "ab12.shown.jpg"
     assert shown.read_bytes() == beside.read_bytes()
     assert check_shown(shown.read_bytes(), "image/jpeg") == ""
@@ -97,17 +97,17 @@ def test_what_browsers_do_not_show_gets_a_rendition_named_by_its_content(tmp_pat
         assert picture.size == ((24, 36) if name == "turned.webp" else (36, 24))
         assert np.ptp(np.asarray(picture.convert("L"))) > 100, "it is no black square"
     made = shown.stat().st_mtime_ns
-    assert link_to_show(path, "ab12", folder=tmp_path / "shown").stat().st_mtime_ns == made
+    assert link_to_show(path, "ab12", folder=tmp_path / "shown", reading=WHOLE).stat().st_mtime_ns == made
 
 
 def test_a_file_that_is_larger_than_worth_loading_is_made_smaller(tmp_path, monkeypatch):
     Image.new("RGB", (3000, 1500), "teal").save(tmp_path / "a.png")
-    assert file_to_show(tmp_path / "a.png", "i", root=tmp_path) == tmp_path / "a.png"
+    assert file_to_show(tmp_path / "a.png", "i", root=tmp_path, reading=WHOLE) == tmp_path / "a.png"
     monkeypatch.setattr(shown_images, "MOST_BYTES", 100)
-    by_bytes = file_to_show(tmp_path / "a.png", "i", root=tmp_path)
+    by_bytes = file_to_show(tmp_path / "a.png", "i", root=tmp_path, reading=WHOLE)
     monkeypatch.setattr(shown_images, "MOST_BYTES", 2**30)
     monkeypatch.setattr(shown_images, "MOST_PIXELS", 3000 * 1500 - 1)
-    assert file_to_show(tmp_path / "a.png", "i", root=tmp_path) == by_bytes
+    assert file_to_show(tmp_path / "a.png", "i", root=tmp_path, reading=WHOLE) == by_bytes
     with Image.open(by_bytes) as picture:
         assert picture.size == (2048, 1024)
 
@@ -116,8 +116,8 @@ def test_a_link_follows_a_pool_that_moved(tmp_path):
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         RGB.save(tmp_path / name / "a.png")
-    first = link_to_show(tmp_path / "old" / "a.png", "i", folder=tmp_path / "shown")
-    second = link_to_show(tmp_path / "new" / "a.png", "i", folder=tmp_path / "shown")
+    first = link_to_show(tmp_path / "old" / "a.png", "i", folder=tmp_path / "shown", reading=WHOLE)
+    second = link_to_show(tmp_path / "new" / "a.png", "i", folder=tmp_path / "shown", reading=WHOLE)
     assert (second, second.readlink()) == (first, tmp_path / "new" / "a.png")
     assert [path.name for path in (tmp_path / "shown").iterdir()] == ["i.png"]
 
@@ -125,13 +125,15 @@ def test_a_link_follows_a_pool_that_moved(tmp_path):
 @pytest.mark.parametrize("item_id", ["../../up", "a/b", "..", "https://x/y?z"])
 def test_an_id_leads_nowhere_else(tmp_path, item_id):
     RGB.save(tmp_path / "a.png")
-    assert link_to_show(tmp_path / "a.png", item_id, folder=tmp_path / "shown").parent == tmp_path / "shown"
+    assert (
+        link_to_show(tmp_path / "a.png", item_id, folder=tmp_path / "shown", reading=WHOLE).parent == tmp_path / "shown"
+    )
 
 
 def test_what_is_no_image_is_told(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG but not really")
     with pytest.raises(PoolError, match=r"a\.png: .*"):
-        link_to_show(tmp_path / "a.png", "i", folder=tmp_path / "shown")
+        link_to_show(tmp_path / "a.png", "i", folder=tmp_path / "shown", reading=WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -149,3 +151,8 @@ def test_what_a_browser_was_given_is_judged(format_, content_type, problem):
     RGB.save(content, format_)
     assert check_shown(content.getvalue(), content_type) == problem
     assert check_shown(content.getvalue()[:60], "image/png") != ""
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"<svg/>"])
+def test_what_is_no_image_is_told_whatever_type_it_is_said_to_have(content):
+    assert "not an image" in check_shown(content, "image/png")
