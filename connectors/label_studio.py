@@ -527,7 +527,8 @@ class LabelStudio:
             )
         raise AnnotationToolError(
             f"Label Studio at {self.url} serves local images only from folders below {self._document_root}, "
-            f"and {wanted} is not one. Start it with LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={wanted.parent}"
+            f"and {wanted} is not one. Start it with LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={wanted.parent}; "
+            'or, if it is the server of `labelcycle up`, write url = "local"'
         )
 
     def _address(self, uri: str, item_id: str) -> str:

@@ -89,6 +89,8 @@ class SimulatedAnnotator:
         """The project's id and the one control of its page, with the classes to choose from."""
         found = self._request(client, "GET", "/api/projects", params={"title": self.project, "page_size": 100})
         projects = [project for project in found["results"] if project["title"] == self.project]
+        if len(projects) > 1:  # a server that is busy leaves empty ones of the same title
+            projects = [project for project in projects if project["task_number"]]
         if len(projects) != 1:
             raise AnnotationToolError(f"wanted one project {self.project!r} at {self.url}, found {len(projects)}")
         controls = projects[0]["parsed_label_config"]

@@ -1,5 +1,6 @@
 """Label Studio's connector against a real Label Studio."""
 
+import io
 import json
 import socket
 import threading
@@ -7,9 +8,11 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -760,6 +763,86 @@ class TestImages:
         with pytest.raises(AnnotationToolError, match="need images_root"):
             push(tool, batch(space))
 
+    def test_what_browsers_do_not_show_is_pushed_as_a_rendition(self, prepared, api, space):
+        paths = [space.images_root / name for name in ("a.tif", "b.jp2", "c.ppm", "d.png")]
+        for path in paths[:3]:
+            Image.new("RGB", (9, 6), "teal").save(path)
+        Image.fromarray(np.arange(54, dtype=np.uint16).reshape(6, 9) * 70).save(paths[3])
+        tasks = [Task(path.stem, str(path), 1, rank) for rank, path in enumerate(paths)]
+        push(prepared, tasks)
+        for task in tasks_of(api, space):
+            loaded = api.get(task["data"]["image"])
+            assert loaded.headers["content-type"] == "image/jpeg"
+            with Image.open(io.BytesIO(loaded.content)) as picture:
+                assert (picture.format, picture.size) == ("JPEG", (9, 6))
+
+    def test_addresses_of_links_do_not_depend_on_where_the_pool_lies(self, servers, space, api, tmp_path):
+        shown_in = servers.images / space.project
+        tool = connect(space, images_root=None, shown_in=shown_in)
+        tool.prepare()
+        pool = tmp_path / "pool & co" / "5% #1 é"
+        pool.mkdir(parents=True)
+        for rank in range(3):
+            Image.new("RGB", (9, 6), (rank, 90, 90)).save(pool / f"{rank}?.png")
+        (pool / "private.png").write_bytes((pool / "0?.png").read_bytes())
+        tasks = [Task(str(rank), str(pool / f"{rank}?.png"), 1, rank) for rank in range(3)]
+        push(tool, tasks)
+        before = {task["data"]["item_id"]: task["data"]["image"] for task in tasks_of(api, space)}
+        assert sorted(path.name for path in shown_in.iterdir()) == ["0.png", "1.png", "2.png"]
+        moved = pool.rename(tmp_path / "moved")
+        assert api.get(before["0"]).status_code == 404
+        with_new_places = [replace(task, uri=str(moved / f"{task.rank}?.png")) for task in tasks]
+        PUSHED[space.project][1] = replace(PUSHED[space.project][1], tasks=with_new_places)
+        assert tend(tool).mended == ()
+        for rank in range(3):
+            assert api.get(before[str(rank)]).content == (moved / f"{rank}?.png").read_bytes()
+
+    def test_open_tasks_with_addresses_of_an_older_version_show_again(self, servers, space, api):
+        old = connect(space)
+        old.prepare()
+        task_ids = push(old, batch(space))
+        annotate(api, task_ids["1.0"], choice("cat"))
+        shown_in = servers.images / space.project
+        assert tend(old).mended == ()
+        (told,) = tend(connect(space, images_root=None, shown_in=shown_in)).mended
+        assert told == "3 open tasks showed another image or address, and show theirs again"
+        images = {task["data"]["item_id"]: task["data"]["image"] for task in tasks_of(api, space)}
+        assert [space.project.replace(" ", "%20") in images[f"1.{rank}"] for rank in range(4)] == [
+            False,
+            True,
+            True,
+            True,
+        ]
+
+    def test_an_image_that_is_gone_costs_its_task_a_line_and_the_others_nothing(self, space, prepared, api):
+        push(prepared, batch(space))
+        Path(space.uris[1]).unlink()
+        (told,) = tend(prepared).mended
+        assert told.startswith("1 open tasks of round 1 show no image, such as: image")
+        assert "Put the files back" in told
+
+    @pytest.mark.parametrize(
+        ("answer", "problem"),
+        [
+            ((404, b""), "Label Studio answers 404"),
+            ((200, b"<html>log in</html>", "text/html"), "of the type text/html"),
+        ],
+    )
+    def test_nothing_is_pushed_that_annotators_would_not_see(self, prepared, api, space, relay, answer, problem):
+        def hide(handler, body):
+            if "/data/local-files/" not in handler.path:
+                return False
+            handler.answer(*answer)
+            return True
+
+        with relay(space.url, hide) as url, pytest.raises(AnnotationToolError, match=problem) as caught:
+            push(connect(space, url=url), batch(space))
+        assert "annotators would not see image" in str(caught.value)
+        assert tasks_of(api, space) == []
+        push(prepared, batch(space))
+        with relay(space.url, hide) as url, pytest.raises(AnnotationToolError, match=problem):
+            tend(connect(space, url=url))
+
 
 class TestAnswers:
     def test_a_label_comes_with_its_person_its_time_and_its_duration(self, prepared, api, space, servers):
@@ -813,6 +896,37 @@ class TestAnswers:
         annotate(api, task_ids["1.0"], *result)
         (answer,) = pull(prepared, 1).answers
         assert (answer.outcome, answer.message, answer.annotation) == (outcome, message, None)
+
+    def test_a_page_that_asks_for_more_is_taken_and_its_classes_count(self, prepared, api, space):
+        page = labelling_page(CLASSES).replace(
+            "</View>",
+            '<TextArea name="comment" toName="image"/><Rating name="stars" toName="image"/><Choices name="mood" '
+            'toName="image" choice="multiple"><Choice value="good"/><Choice value="bad"/></Choices></View>',
+        )
+        project = project_of(api, space)
+        api.patch(f"/api/projects/{project['id']}/", json={"label_config": page}).raise_for_status()
+        prepared.prepare()
+        task_ids = push(prepared, batch(space))
+        comment = {"from_name": "comment", "to_name": "image", "type": "textarea", "value": {"text": ["blurry"]}}
+        mood = choice("good", "bad", from_name="mood")
+        annotate(api, task_ids["1.0"], choice("cat"), comment, mood)
+        annotate(api, task_ids["1.1"], comment, choice("dog"))
+        api.patch(f"/api/projects/{project['id']}/", json={"label_config": labelling_page(CLASSES)})
+        answers = pull(prepared, 1).answers
+        assert {answer.item_id: label_of(answer) for answer in answers} == {"1.0": "cat", "1.1": "dog"}
+
+    def test_shapes_that_the_server_stores_are_invalid_and_cost_nothing_else(self, prepared, api, space):
+        task_ids = push(prepared, batch(space))
+        path = f"/api/tasks/{task_ids['1.0']}/annotations/"
+        values = ({"choices": 5}, {"choices": [None]}, {"choices": [["cat"]]}, {"choices": "cat"}, 5, None)
+        for part in (*(choice(value=value) for value in values), choice("cat", type=["choices"])):
+            api.post(path, json={"result": [part], "lead_time": -3})  # some it answers with 500, and stores them
+        annotate(api, task_ids["1.1"], choice("dog"), lead_time=1e300)
+        answers = pull(prepared, 1).answers
+        odd = [answer.outcome for answer in answers if answer.item_id == "1.0"]
+        assert len(odd) >= 5
+        assert set(odd) == {"invalid"}
+        assert [(label_of(answer), answer.seconds) for answer in answers if answer.item_id == "1.1"] == [("dog", None)]
 
     def test_a_skip_by_the_one_annotator_ends_the_task(self, prepared, space):
         tasks = batch(space)
@@ -1072,6 +1186,125 @@ class TestFailures:
         assert len(refused) == 1
         assert not isinstance(caught.value, AnnotationToolUnavailable)
         assert space.token not in str(caught.value)
+
+    def test_a_server_that_stays_away_is_given_up_in_the_end_and_said_meanwhile(
+        self, prepared, space, relay, monkeypatch
+    ):
+        monkeypatch.setattr(label_studio, "_PATIENCE_SECONDS", 0.3)
+        push(prepared, batch(space))
+        refused, said = [], []
+
+        def be_busy(handler, body):
+            refused.append(handler.path)
+            handler.answer(503, b"{}")
+            return True
+
+        with relay(space.url, be_busy) as url:
+            tool = connect(space, url=url, say=said.append)
+            for _ in range(3):
+                with pytest.raises(AnnotationToolUnavailable, match=r"503.*try again"):
+                    tend(tool)
+        assert len(refused) <= label_studio._ATTEMPTS + 2, "patience is one for all calls"
+        assert said[0].startswith(f"Label Studio at {url} is busy (503)")
+        assert space.token not in "".join(said)
+
+    @pytest.mark.parametrize("status", [301, 302, 307, 308])
+    def test_no_token_follows_to_another_host(self, space, access_token, relay, status):
+        seen = []
+
+        def listen(handler, body):
+            seen.append((dict(handler.headers), body))
+            handler.answer(200, b"{}")
+            return True
+
+        with relay(space.url, listen) as elsewhere:
+
+            def send_away(handler, body):
+                handler.answer(status, b"", Location=f"{elsewhere}{handler.path}")
+                return True
+
+            with relay(space.url, send_away) as url:
+                for token in (space.token, access_token):
+                    with pytest.raises(AnnotationToolError, match=f"points to {elsewhere}.*write its address"):
+                        connect(space, url=url, token=token).prepare()
+        assert seen == []
+
+    def test_a_redirect_on_the_same_host_is_followed(self, space, relay):
+        def add_a_slash(handler, body):
+            if not handler.path.startswith("/api/projects?"):
+                return False
+            handler.answer(307, b"", Location=handler.path.replace("?", "/?"))
+            return True
+
+        with relay(space.url, add_a_slash) as url:
+            assert connect(space, url=url, images_root=None).prepare()
+
+    def test_a_server_whose_pages_never_end_is_told(self, prepared, space, relay):
+        push(prepared, batch(space))
+
+        def repeat(handler, body):
+            if not handler.path.startswith("/api/tasks"):
+                return False
+            handler.answer(200, json.dumps({"tasks": [{"id": 1}], "total": 10**9}).encode())
+            return True
+
+        with relay(space.url, repeat) as url, pytest.raises(AnnotationToolError, match="asked for tasks after"):
+            pull(connect(space, url=url), 1)
+
+    def test_an_answer_without_an_end_is_cut_off(self, space, relay, monkeypatch):
+        monkeypatch.setattr(label_studio, "MOST_RESPONSE_BYTES", 10_000)
+
+        def talk(handler, body):
+            handler.answer(200, b" " * 20_000)
+            return True
+
+        with relay(space.url, talk) as url, pytest.raises(AnnotationToolError, match="more than 10000 bytes"):
+            connect(space, url=url).prepare()
+
+    def test_an_answer_that_drips_is_cut_off(self, space, relay, monkeypatch):
+        monkeypatch.setattr(label_studio, "_RESPONSE_SECONDS", 0.2)
+        monkeypatch.setattr(label_studio, "_ATTEMPTS", 1)
+        over = threading.Event()
+
+        def drip(handler, body):
+            handler.send_response(200)
+            handler.send_header("Content-Length", "1000000")
+            handler.end_headers()
+            while not over.wait(0.02):
+                try:
+                    handler.wfile.write(b" ")
+                except OSError:
+                    return True
+            return True
+
+        with relay(space.url, drip) as url:
+            try:
+                with pytest.raises(AnnotationToolUnavailable, match="not complete after"):
+                    connect(space, url=url).prepare()
+            finally:
+                over.set()
+
+    def test_whatever_a_server_sends_for_tasks_is_no_traceback(self, prepared, space, relay, monkeypatch):
+        monkeypatch.setattr(label_studio, "_ATTEMPTS", 1)
+        push(prepared, batch(space, 1))
+        garbled = [None, 5, [None], [5], [{}], [{"id": "x"}], [[{"id": 1}]]]
+        odd_but_whole = [{"id": 3, "data": 5, "annotations": [5, None, {}]}]
+        answer = {"total": 1}
+
+        def garble(handler, body):
+            if not handler.path.startswith("/api/tasks"):
+                return False
+            handler.answer(200, json.dumps(answer).encode())
+            return True
+
+        with relay(space.url, garble) as url:
+            tool = connect(space, url=url)
+            for tasks in garbled:
+                answer["tasks"] = tasks
+                with pytest.raises(AnnotationToolError, match="does not answer as Label Studio does"):
+                    pull(tool, 1)
+            answer["tasks"] = odd_but_whole
+            assert pull(tool, 1).answers == []
 
     def test_something_else_at_the_address_is_told(self, space, relay):
         def be_something_else(handler, body):

@@ -24,10 +24,12 @@ from mlflow import MlflowClient
 from packaging.requirements import Requirement
 
 import connectors.mlflow
+from connectors.escaping import mlflow_key
 from connectors.mlflow import MLflowTracker
 from connectors.mlflow_model import load_ensemble
 from connectors.tracking import MemberHistory, TrackerError, TrackerUnavailable
 from pipeline.models import build_model, save_trunk, save_weights, with_new_head
+from tests.hostile import HIDDEN, NAMES
 
 CHECKOUT = Path(connectors.mlflow.__file__).parents[1]
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -309,6 +311,19 @@ def test_numbers_that_are_not_finite_and_names_of_any_signs_are_logged_once(uri,
     assert len(run.data.metrics) == 5
     assert all(len(history(uri, run, name)) == 1 for name in run.data.metrics)
     assert run.data.metrics["recall/a_26_b"] == 0.1
+
+
+def test_metrics_parameters_and_tags_of_any_name_are_logged(uri, campaign):
+    tracker = MLflowTracker(uri=uri, campaign=campaign)
+    named = {f"recall/{name}": name for name in (*NAMES, *HIDDEN)}
+    for _ in range(2):
+        run_id = tracker.start_round(1, params={key: len(name) for key, name in named.items()}, tags={"a\x1b$": "b"})
+        tracker.log_round(run_id, metrics={key: len(name) for key, name in named.items()}, step=1, artifacts=[])
+    run = runs_of(uri, campaign)["round 1"]
+    assert run.data.metrics == {mlflow_key(key): len(name) for key, name in named.items()}
+    assert run.data.params == {mlflow_key(key): str(len(name)) for key, name in named.items()}
+    assert len(run.data.metrics) == len(named)
+    assert run.data.tags["a_1b__24_"] == "b"
 
 
 def test_a_changed_metric_is_refused(uri, campaign):

@@ -112,6 +112,11 @@ class TestCampaign:
         pool = pd.read_parquet(self.folder.pool)
         return {item_id: self.truth[Path(uri).name] for item_id, uri in zip(pool["item_id"], pool["uri"], strict=True)}
 
+    def uris(self) -> dict[str, str]:
+        """Where the image of each item is."""
+        pool = pd.read_parquet(self.folder.pool)
+        return dict(zip(pool["item_id"], pool["uri"], strict=True))
+
     def annotator(self, **options: float) -> SimulatedAnnotator:
         return SimulatedAnnotator(
             url=self.servers.label_studio_url, token=self.token, project=self.name, answers=self.labels(), **options

@@ -1,13 +1,20 @@
 """A person at work: a real browser at the pages of a real Label Studio."""
 
+import io
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from PIL.ImageStat import Stat
 from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 
+from connectors.annotation import Task
+from connectors.label_studio import LabelStudio
 from connectors.store import read_json
+from pipeline.types import Region
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -74,6 +81,65 @@ def test_person_labels_the_most_wanted_images_and_the_next_round_learns_from_the
         assert answers.loc[item_id, "annotator"] == campaign.servers.email
         assert answers.loc[item_id, "seconds"] > 0
         assert labelled.loc[item_id, "label"] == label
+
+
+def test_person_sees_a_picture_that_browsers_do_not_show_by_themselves(make_campaign, page):
+    campaign = make_campaign()
+    for path in (campaign.file.parent / "images").iterdir():
+        with Image.open(path) as picture:
+            picture.save(path, format="TIFF")
+    campaign.run()
+    log_in(page, read_json(campaign.folder.round(0) / "pushed.json")["address"], campaign.servers)
+    with page.expect_response(is_next_task) as served:
+        page.get_by_role("button", name="Label All Tasks").click()
+    close_instructions(page)
+    image = page.get_by_alt_text("image", exact=True)
+    expect(image).to_have_js_property("naturalWidth", 28)
+    item_id = served.value.json()["data"]["item_id"]
+    with Image.open(io.BytesIO(content(image))) as seen, Image.open(campaign.uris()[item_id]) as asked_for:
+        assert (seen.format, asked_for.format) == ("JPEG", "TIFF")
+        assert abs(Stat(seen.convert("L")).mean[0] - Stat(asked_for).mean[0]) < 3
+
+
+def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_are(space, servers, page):
+    classes = ["$1", "$5", "{{x}}", "a<b", 'R&D "x"']
+    images = [str(space.images_root / f"{label} é#?%20&'.png") for label in classes]
+    for image in images:
+        pixels = np.random.default_rng(0).integers(0, 256, size=(64, 64), dtype=np.uint8)
+        Image.fromarray(pixels).save(image)
+    tool = LabelStudio(
+        url=space.url, token=space.token, project=space.project, classes=classes, images_root=space.images_root
+    )
+    address = tool.prepare()
+    tasks = [
+        Task(f"item {rank}", image, 0, rank, Region("image", guess, score=0.5), {"reason": f"unsure of {guess} and $1"})
+        for rank, (image, guess) in enumerate(zip(images, classes, strict=True))
+    ]
+    task_ids = tool.push(tasks, round_number=0, model_version="m", asked={})
+    chosen = [*classes[1:], classes[0]]
+
+    log_in(page, address, servers)
+    with page.expect_response(is_next_task):
+        page.get_by_role("button", name="Label All Tasks").click()
+    close_instructions(page)
+    options = page.locator(".lsf-choices").get_by_role("radio")
+    for rank, (task, label) in enumerate(zip(tasks, chosen, strict=True)):
+        expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_ids[task.item_id]))
+        expect(page.get_by_role("heading").filter(has_text=f"Why this image: {task.columns['reason']}")).to_be_visible()
+        expect(page.get_by_alt_text("image", exact=True)).to_have_js_property("naturalWidth", 64)
+        assert page.locator(".lsf-choices label").all_inner_texts() == [f"{c}[{n}]" for n, c in enumerate(classes, 1)]
+        expect(options.nth(rank)).to_be_checked()
+        if rank % 2:
+            page.locator(".lsf-choices label").filter(has_text=label).click()
+        else:
+            page.keyboard.press(str(classes.index(label) + 1))
+        expect(options.nth(classes.index(label))).to_be_checked()
+        with page.expect_response(lambda answer: answer.request.method == "POST" and "/annotations" in answer.url):
+            page.keyboard.press("Control+Enter")
+
+    answers = tool.pull({0: task_ids}).answers
+    given = {answer.item_id: answer.annotation.regions[0].label for answer in answers}
+    assert given == {task.item_id: label for task, label in zip(tasks, chosen, strict=True)}
 
 
 def test_pages_of_prefect_show_the_round(make_campaign, page):

@@ -246,3 +246,48 @@ def test_image_that_vanished_costs_neither_the_campaign_nor_its_label(make_campa
     labelled = pd.read_parquet(campaign.folder.round(1) / "labelled.parquet")
     assert seed not in set(labelled["item_id"])
     assert seed in set(pd.read_parquet(campaign.folder.round(0) / "annotations.parquet")["item_id"])
+
+
+def test_campaign_goes_on_where_guesses_were_lost_the_pool_moved_and_answers_cannot_be_used(make_campaign):
+    campaign = make_campaign("max_unused = 0.4")
+    campaign.run()
+    campaign.label(20)
+    pool = campaign.file.parent / "images"
+    pool.rename(pool.with_name("moved"))
+    campaign.file.write_text(campaign.file.read_text().replace('pool = "images"', 'pool = "moved"'))
+    with httpx.Client(
+        base_url=campaign.servers.label_studio_url, headers={"Authorization": f"Token {campaign.token}"}, timeout=60
+    ) as client:
+        task_ids = campaign.tasks(0)
+        held = campaign.pull(0)
+        answered = {answer.item_id for answer in held.answers}
+        lost, copied = (
+            client.get(f"/api/tasks/{task_ids[item]}/").json() for item in sorted(task_ids.keys() - answered)
+        )
+        client.delete(f"/api/predictions/{lost['predictions'][0]['id']}/").raise_for_status()
+        told = campaign.run(expect=3)
+        assert "1 open tasks had lost the model's guess and their place in the order, and have them again" in told
+        assert client.get(lost["data"]["image"]).content, "addresses do not depend on where the pool lies"
+
+        chosen = {"selectedItems": {"all": False, "included": [copied["id"]]}}
+        action = {"id": "predictions_to_annotations", "project": copied["project"]}
+        client.post("/api/dm/actions", params=action, json=chosen).raise_for_status()
+        told = campaign.run(expect=3)
+        assert "20 of 22 labelled" in told
+        assert "1 answers are copies of the model's guesses" in told
+        for annotation in client.get(f"/api/tasks/{copied['id']}/annotations/").json():
+            client.delete(f"/api/annotations/{annotation['id']}/").raise_for_status()
+        campaign.label()
+
+        odd = [{"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": 5}}]
+        for answer in held.answers[:9]:
+            client.patch(f"/api/annotations/{answer.answer_id}/", json={"result": odd}).raise_for_status()
+        told = campaign.run(expect=1)
+        assert "9 of 22 new answers cannot be used, more than max_unused = 0.4 allows" in told
+        assert f"/data?task={held.answers[0].task_id}" in told
+        assert not campaign.folder.round(0).has("annotations.parquet")
+        right = [part | {"value": {"choices": [campaign.labels()[held.answers[0].item_id]]}} for part in odd]
+        client.patch(f"/api/annotations/{held.answers[0].answer_id}/", json={"result": right}).raise_for_status()
+    told = campaign.run()
+    assert "8 of 22 answers are not used" in told
+    assert "Round 1 asks for 8 labels" in told
