@@ -30,6 +30,8 @@ ENDINGS = {
 }
 """Formats that browsers show, with the ending by which a server tells browsers the type."""
 LONGEST_SIDE = 2048
+FEWEST_BYTES = 100
+"""Label Studio's editor takes a smaller file for one that did not load."""
 MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 2**26
 """A file that is larger makes people wait, and a browser take gigabytes."""
@@ -72,7 +74,7 @@ def check_shown(content: bytes, content_type: str) -> str:
             image.load()
     except Exception as exc:  # a decoder raises anything when it is given any bytes
         return reason_of(exc)
-    return ""
+    return f"Label Studio shows none of {FEWEST_BYTES} bytes or fewer" if len(content) <= FEWEST_BYTES else ""
 
 
 def write_link(link: Path, target: Path) -> None:
@@ -86,7 +88,7 @@ def write_link(link: Path, target: Path) -> None:
 
 def _ending(path: Path) -> str | None:
     """Ending of the name that a browser can be given the file under; None where it would not show what is there."""
-    if path.stat().st_size > MOST_BYTES:
+    if not FEWEST_BYTES < path.stat().st_size <= MOST_BYTES:
         return None
     return _reading(path, lambda image: ENDINGS.get(image.format or "") if _is_plain(image) else None)
 

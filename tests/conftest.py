@@ -78,14 +78,14 @@ def label_studio_token(servers) -> str:
 
 @pytest.fixture
 def space(servers, label_studio_token, images_root) -> ProjectSpace:
-    """A fresh project title and six images of one colour each."""
+    """A fresh project title and six images of one colour each, large enough for Label Studio's editor."""
     name = uuid.uuid4().hex[:12]
     folder = images_root / name
     folder.mkdir()
     colours = np.random.default_rng(0).integers(0, 256, size=(6, 3), dtype=np.uint8)
     paths = [folder / f"image {position}.png" for position in range(len(colours))]
     for path, colour in zip(paths, colours, strict=True):
-        Image.fromarray(np.broadcast_to(colour, (16, 16, 3)).copy()).save(path)
+        Image.fromarray(np.broadcast_to(colour, (64, 64, 3)).copy()).save(path)
     return ProjectSpace(
         url=servers.label_studio_url,
         token=label_studio_token,

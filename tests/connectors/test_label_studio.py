@@ -715,7 +715,7 @@ class TestImages:
     def test_a_local_image_is_served(self, prepared, api, space):
         odd = space.images_root / "so & so" / "5% #1 +é?.png"
         odd.parent.mkdir()
-        Image.new("RGB", (3, 2), "teal").save(odd)
+        Image.new("RGB", (120, 80), "teal").save(odd)
         tasks = [
             Task(item_id=str(rank), uri=uri, round_number=1, rank=rank)
             for rank, uri in enumerate([space.uris[0], str(odd), odd.as_uri()])
@@ -732,7 +732,7 @@ class TestImages:
         assert httpx.get(space.url + address).status_code in (401, 403)
 
     def test_a_link_to_an_image_elsewhere_is_served(self, prepared, api, space, tmp_path):
-        Image.new("RGB", (3, 2), "teal").save(tmp_path / "stored.png")
+        Image.new("RGB", (120, 80), "teal").save(tmp_path / "stored.png")
         link = space.images_root / "link.png"
         link.symlink_to(tmp_path / "stored.png")
         push(prepared, [Task(item_id="a", uri=str(link), round_number=1, rank=0)])
@@ -783,7 +783,7 @@ class TestImages:
         pool = tmp_path / "pool & co" / "5% #1 é"
         pool.mkdir(parents=True)
         for rank in range(3):
-            Image.new("RGB", (9, 6), (rank, 90, 90)).save(pool / f"{rank}?.png")
+            Image.new("RGB", (120, 80), (rank, 90, 90)).save(pool / f"{rank}?.png")
         (pool / "private.png").write_bytes((pool / "0?.png").read_bytes())
         tasks = [Task(str(rank), str(pool / f"{rank}?.png"), 1, rank) for rank in range(3)]
         push(tool, tasks)

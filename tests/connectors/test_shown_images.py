@@ -100,6 +100,14 @@ def test_what_browsers_do_not_show_gets_a_rendition_named_by_its_content(tmp_pat
     assert link_to_show(path, "ab12", folder=tmp_path / "shown", reading=WHOLE).stat().st_mtime_ns == made
 
 
+def test_a_file_that_is_too_small_for_the_editor_gets_a_rendition_that_is_not(tmp_path):
+    Image.new("RGB", (16, 16), "teal").save(tmp_path / "a.png")
+    small = (tmp_path / "a.png").read_bytes()
+    assert check_shown(small, "image/png") == "Label Studio shows none of 100 bytes or fewer"
+    shown = file_to_show(tmp_path / "a.png", "i", root=tmp_path, reading=WHOLE)
+    assert check_shown(shown.read_bytes(), "image/jpeg") == ""
+
+
 def test_a_file_that_is_larger_than_worth_loading_is_made_smaller(tmp_path, monkeypatch):
     Image.new("RGB", (3000, 1500), "teal").save(tmp_path / "a.png")
     assert file_to_show(tmp_path / "a.png", "i", root=tmp_path, reading=WHOLE) == tmp_path / "a.png"
