@@ -105,6 +105,8 @@ def run(campaign: CampaignFile) -> None:
     Ends with exit code 3, and changes nothing, while labels of the open round are missing. A run that was killed
     goes on where it stood.
     """
+    if errors.is_terminal:
+        errors.print(f"Looking what there is to do in {campaign} ...", soft_wrap=True, highlight=False)
     use_prefect(servers.running(settle_home(campaign)))  # before Prefect is loaded, which reads it once
     from flows.config import load_settings
 
