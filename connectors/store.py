@@ -272,9 +272,9 @@ class Campaign:
         path = self.path / "campaign.json"
         written = read_json(path) if path.exists() else {}
         before, after = flatten(written), flatten(configuration)
-        changed = sorted(key for key in set(fixed) & before.keys() if before[key] != after.get(key))
+        changed = sorted(key for key in fixed if written and before.get(key) != after.get(key))
         if changed:
-            changes = "; ".join(f"{key}: {before[key]!r} -> {after.get(key)!r}" for key in changed)
+            changes = "; ".join(f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed)
             raise CampaignChanged(f"{self.path} holds another campaign: {changes}", changed)
         if written != configuration:
             write_json(path, configuration)

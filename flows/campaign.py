@@ -1,6 +1,7 @@
 """One campaign as the flows see it: its settings, its folder, and the outside systems it works with."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from connectors.label_studio import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
 from connectors.store import Campaign, RoundFolder, read_json, write_json
 from connectors.tracking import Tracker
 from deploy import servers
-from flows.changes import claim, last_page
+from flows.changes import check_classes, claim, last_page, refuse_lost_classes
 from flows.config import (
     LOCAL,
     CampaignSettings,
@@ -32,6 +33,7 @@ from flows.pixel_ranges import read_ranges
 from flows.progress import say
 from pipeline.deep_pixels import Reading
 from pipeline.labels import labelled_set, set_aside
+from pipeline.pool import read_pool, usable
 from pipeline.types import Split
 
 
@@ -88,7 +90,7 @@ class OpenCampaign:
     @property
     def pool(self) -> pd.DataFrame:
         """The pool table; labels have the names that their classes have now."""
-        pool = pd.read_parquet(self.folder.pool)
+        pool = read_pool(self.folder.pool)
         return pool.assign(label=pool["label"].replace(self.settings.former_classes))
 
     @property
@@ -105,14 +107,19 @@ class OpenCampaign:
         return labels_used(self.folder)
 
     def labels(self) -> pd.DataFrame:
-        """The labels that stand, on images that can be used: see `labelled_set`; with `uri`, `split`, `group`."""
-        pool = self.pool
+        """The labels that stand, on images that can be used: see `labelled_set`; with `uri`, `split`, `group`.
+
+        Raises:
+            CampaignChanged: some are of no class of the campaign.
+        """
+        check_classes(self.folder, self.settings)
+        pool = usable(self.pool)
         given = pool[pool["label"].notna()]
         prelabelled = dict(zip(given["item_id"], given["label"], strict=True))
+        refuse_lost_classes(Counter(given["label"]), self.settings)
         answers = known_answers(self.folder, self.settings.former_classes)
         labels = labelled_set(answers, prelabelled=prelabelled, classes=self.settings.classes)
-        usable = pool.loc[pool["set_aside_reason"].isna(), ["item_id", "uri", "split", "group"]]
-        return labels.merge(usable, on="item_id", how="inner", validate="one_to_one")
+        return labels.merge(pool[["item_id", "uri", "split", "group"]], how="inner", validate="one_to_one")
 
     def may_be_asked(self, *, split: Split) -> pd.DataFrame:
         """The images of a split that are usable, unlabelled and not with the annotators: item_id, uri.

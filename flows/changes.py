@@ -19,14 +19,16 @@ def claim(folder: Campaign, settings: CampaignSettings, file: Path) -> None:
         CampaignChanged: for what makes another campaign, with how that one gets all labels.
     """
     try:
-        if any(round_folder.is_out for round_folder in folder.rounds()):
+        if is_out(folder):
             check_classes(folder, settings)
             folder.claim(resolved(settings), fixed=ANOTHER_CAMPAIGN)
         else:
             folder.claim(resolved(settings))
     except CampaignChanged as exc:
+        is_of_classes = "classes" in exc.settings
+        back, has = ("", "all labels but these") if is_of_classes else (". Set it back", "all labels")
         raise CampaignChanged(
-            f"{exc}. Set it back; or begin another campaign, which has all labels from its start: "
+            f"{exc}{back}; or begin another campaign, which has {has} from its start: "
             f"labelcycle init NEW.toml --from {file}",
             exc.settings,
         ) from exc
@@ -48,9 +50,9 @@ def refuse_lost_classes(counts: Mapping[str, int], settings: CampaignSettings) -
     if lost:
         told = ", ".join(f"{n} of {name!r}" for name, n in sorted(lost.items()))
         raise CampaignChanged(
-            f"people gave labels of classes that are not in the campaign file any more: {told}. If a class has another "
-            f'name now, or is a part of another, write [renamed] "{min(lost)}" = "{settings.classes[0]}", with the '
-            "name that it has now",
+            f"there are labels of classes that are not in the campaign file any more: {told}. If a class has another "
+            f'name now, or is a part of another, write [renamed] "{min(lost)}" = "..." with the name that it has now; '
+            "else put it back into classes",
             ("classes",),
         )
 
@@ -71,17 +73,30 @@ def put_away(folder: RoundFolder) -> None:
     shutil.rmtree(away, ignore_errors=True)
 
 
+def clear_what_was_put_away(folder: Campaign) -> None:
+    """Take away what a killed run left of rounds that were put away."""
+    for away in (folder.path / "rounds").glob("*.put-away"):
+        shutil.rmtree(away, ignore_errors=True)
+
+
+def is_out(folder: Campaign) -> bool:
+    """Whether people were asked for anything: from then on the audit set and its groups stay."""
+    return any(round_folder.is_out for round_folder in folder.rounds())
+
+
 def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
     """The settings that differ, by dotted name, each with a line for people.
+
+    A setting that only one side knows came or went with a version of labelcycle.
 
     >>> changed_settings({"model": {"train": "head"}}, {"model": {"train": "all"}})
     {'model.train': 'model.train: head -> all'}
     """
     old, new = flatten(before), flatten(after)
     return {
-        name: f"{name}: {_words(old.get(name))} -> {_words(new.get(name))}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+        name: f"{name}: {_words(old[name])} -> {_words(new[name])}"
+        for name in sorted(old.keys() & new.keys())
+        if old[name] != new[name]
     }
 
 

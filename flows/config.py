@@ -593,7 +593,7 @@ def resolved(settings: CampaignSettings) -> dict[str, Any]:
 
 def unresolved(values: Mapping[str, Any]) -> CampaignSettings:
     """The settings that `resolved` gave."""
-    pairs = {name: dict(values[name]) for name in ("renamed", "strategy_options")}
+    pairs = {name: dict(values.get(name, {})) for name in ("renamed", "strategy_options")}
     return CampaignSettings.model_validate({**values, **pairs})
 
 

@@ -57,7 +57,7 @@ def _advice(work: OpenCampaign, pool: pd.DataFrame) -> list[str]:
     def thumbs(split: str, most: int) -> torch.Tensor:
         uris = rows.loc[rows["split"] == split].sort_values("item_id")["uri"].tolist()
         drawn = torch.randperm(len(uris), generator=generator)[:most].tolist()
-        return load_images([uris[row] for row in drawn], size=THUMB_SIDE, channels=1)
+        return load_images([uris[row] for row in drawn], size=THUMB_SIDE, channels=1, reading=work.reading)
 
     with progress_bar("comparing audit set and pool", unit="sides") as show:
         audit = thumbs("audit", N_LEFT)

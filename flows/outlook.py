@@ -57,6 +57,8 @@ def looks(folder: Campaign, rule: str) -> int:
 
 
 def _was_on(folder: RoundFolder, rule: str) -> bool:
+    if folder.has("outlook.json") and "looks" in (seen := read_json(folder / "outlook.json")):
+        return rule in seen["looks"]
     if not folder.has("config.json"):
         return True
     return read_json(folder / "config.json").get("settings", {rule: True}).get(rule) is not None

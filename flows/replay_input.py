@@ -1,6 +1,7 @@
 """What a replay reads: labels, images or ready-made features, or all of a campaign; wrong input is told first."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from operator import not_
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from connectors.store import Campaign
+from flows.changes import check_classes, refuse_lost_classes
 from flows.config import CampaignSettings, ConfigError
 from flows.ledger import known_answers
 from pipeline.groups import check_rule, groups_of
@@ -19,7 +21,7 @@ from pipeline.listing import locate
 from pipeline.manifest import KNOWN as MANIFEST_COLUMNS
 from pipeline.manifest import forms_of, unused_columns
 from pipeline.pixels import PoolError, map_in_threads
-from pipeline.pool import index_pool, usable
+from pipeline.pool import index_pool, read_pool, usable
 from pipeline.pool_notes import readings_in_words
 from pipeline.strict_table import StrictTable, nfc, read_strictly, shorten, trim
 
@@ -128,7 +130,7 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
     """
     folder = Campaign(settings.folder)
     if folder.pool.exists():
-        pool = pd.read_parquet(folder.pool)
+        pool = read_pool(folder.pool)
     else:
         pool = index_pool(
             settings.pool,
@@ -141,20 +143,18 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
             max_unused=settings.max_unused,
             renamed=settings.former_classes,
         )
+    pool = usable(pool)
     given = pool[pool["label"].notna()]
     given = given.assign(label=given["label"].replace(settings.former_classes))
+    refuse_lost_classes(Counter(given["label"]), settings)
+    check_classes(folder, settings)
     answers = known_answers(folder, settings.former_classes)
     labels = labelled_set(
         answers,
         prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),
         classes=settings.classes,
     )
-    pool = pool.reindex(columns=[*pool.columns.union(["group"], sort=False)])
-    table = (
-        usable(pool)[["item_id", "uri", "split", "group"]]
-        .astype({"group": "str"})
-        .merge(labels[["item_id", "label"]], on="item_id")
-    )
+    table = pool[["item_id", "uri", "split", "group"]].merge(labels[["item_id", "label"]], on="item_id")
     if table.empty:
         raise ReplayError(
             f"campaign {settings.name!r} has no labels yet: run it first, give its manifest a column label, or name "

@@ -1,6 +1,6 @@
 """What a campaign is good for besides its rounds: its labels as a table, and what its best model sees on any images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,11 +80,24 @@ def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_
         for start in range(0, len(files), CHUNK):
             parts.append(_predict(ensemble, files[start : start + CHUNK]))
             advance(min(start + CHUNK, len(files)), len(files))
-    table = pd.concat(parts, ignore_index=True)
+    table = _with_present_names(pd.concat(parts, ignore_index=True), described["classes"], settings.former_classes)
     _write(table, out)
     failed = table.loc[table["reason"].notna(), ["uri", "reason"]]
     reasons = [f"{uri}: {reason}" for uri, reason in failed.itertuples(index=False)]
     return Predicted(folder.number, len(table) - len(reasons), reasons)
+
+
+def _with_present_names(table: pd.DataFrame, classes: Sequence[str], renamed: Mapping[str, str]) -> pd.DataFrame:
+    """Predictions of these classes by the names that they have now; probabilities of merged ones are added up."""
+    if not any(name in renamed for name in classes):
+        return table
+    present = [f"p_{renamed.get(name, name)}" for name in classes]
+    probs = table[[f"p_{name}" for name in classes]].set_axis(present, axis=1).T.groupby(level=0, sort=False)
+    merged = probs.sum(min_count=1).T
+    said = table["reason"].isna()
+    best = merged.fillna(-1).idxmax(axis=1).map(lambda name: str(name).removeprefix("p_"))
+    head = table[["uri"]].assign(**{"class": best.where(said), "probability": merged.max(axis=1)})
+    return pd.concat([head, merged, table["reason"]], axis=1)
 
 
 def _predict(ensemble: Ensemble, files: Sequence[File]) -> pd.DataFrame:

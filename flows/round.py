@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,15 @@ from connectors.store import Campaign, CampaignBusy, RoundFolder, flatten, read_
 from flows import books
 from flows.ask import AUDIT, check_strategy, compare_with_half, push, renew_page, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
-from flows.changes import begun_otherwise, changes_since_last, notes_of_changes, put_away
+from flows.changes import (
+    begun_otherwise,
+    changes_since_last,
+    clear_what_was_put_away,
+    is_out,
+    notes_of_changes,
+    put_away,
+    refuse_lost_classes,
+)
 from flows.collect import close, collect, is_ready_to_close, look, notes_of, told_when_collected
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.dependence import look_for_dependence
@@ -50,7 +59,7 @@ from flows.report import (
 from flows.score import list_candidates, score_pool
 from flows.steps import seconds_of, step, task_without_result, timed_task
 from pipeline.labels import digest
-from pipeline.pool import index_pool
+from pipeline.pool import index_pool, usable
 from pipeline.pool_notes import changes, unused_lines
 
 ARTIFACTS = (
@@ -146,12 +155,14 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; another process that works on the campaign makes this an error."""
     with work.folder.lock():
         books.put_right(work)
+        clear_what_was_put_away(work.folder)
         begin_anew(current_round(work.folder), work)
         refresh_pool(work)
         pixels = (*settle_pixel_ranges(work), *notes_on_pages(work))
-        dependence = look_for_dependence(work)
+        for line in look_for_dependence(work):
+            say(line)  # at once: what it asks for can be done until the first batch is out
         outcome = go_on(work)
-        notes = (*tell_of_pool(work.folder), *pixels, *dependence)
+        notes = (*tell_of_pool(work.folder), *pixels)
         return replace(outcome, notes=(*notes, *outcome.notes))
 
 
@@ -267,6 +278,7 @@ def refresh_pool(work: OpenCampaign) -> None:
     """Index the pool, where an image that is known is not read again, and note what people should know of it."""
     settings = work.settings
     known = work.pool if work.folder.pool.exists() else None
+    was_asked = is_out(work.folder)
     told: list[str] = []
     with progress_bar("indexing the pool", unit="files") as show:
         table = index_pool(
@@ -280,12 +292,16 @@ def refresh_pool(work: OpenCampaign) -> None:
             reading=work.reading,
             group=settings.group,
             renamed=settings.former_classes,
-            was_asked=bool(work.folder.rounds()),
+            was_asked=was_asked,
             progress=show,
             tell=told.append,
         )
+    refuse_lost_classes(Counter(usable(table)["label"].dropna()), settings)
     note_pool(work.folder, [*told, *unused_lines(table)], changes(known, table))
     if known is None or not table.equals(known):
+        if not was_asked and work.folder.rounds():  # it has begun with another audit set, or without these labels
+            work.tracker.discard_round(0)
+            put_away(work.folder.round(0))
         write_table(work.folder.pool, table)
 
 

@@ -57,7 +57,7 @@ from flows.config import (
 )
 from flows.home import home
 from flows.networks import RECIPE, check_network, frozen_body, new_model
-from flows.pixel_ranges import write_ranges
+from flows.pixel_ranges import read_ranges, write_ranges
 from flows.progress import progress_bar, say
 from flows.replay_input import (
     ReplayError,
@@ -156,12 +156,13 @@ def simulate(options: Options) -> dict[str, Any]:
         _sweep(options.out)
         _claim(options.out, settings)
         write_table(options.out / "labels.parquet", rows)  # the files may have moved; the digest says they are the same
+        memory_gb = campaign.decode_memory_gb if campaign else WHOLE.memory_gb
         if not replay.data_path.exists():
-            _write_data(replay, features, memory_gb=campaign.decode_memory_gb if campaign else WHOLE.memory_gb)
+            _write_data(replay, features, memory_gb=memory_gb)
         if replay.jobs() and replay.trains_heads_first and not replay.trunk_features_path.exists():
             _write_trunk_features(replay)
         run_jobs(replay, workers=options.workers or os.cpu_count() or 1)
-        notes += dependence_of(replay)
+        notes += dependence_of(replay, memory_gb=memory_gb)
         summary = write_results(replay, command=command_of(options), notes=notes)
         if tracker is not None:
             _track(replay, summary, tracker)
@@ -178,7 +179,7 @@ def command_of(options: Options) -> str:
     return shlex.join(["labelcycle", "simulate", *itertools.chain.from_iterable(given)])
 
 
-def dependence_of(replay: Replay) -> list[str]:
+def dependence_of(replay: Replay, *, memory_gb: float) -> list[str]:
     """What names and thumbnails say of images that depend on each other, where nobody has said it."""
     settings, labels = replay.settings, replay.labels
     if labels["group"].notna().any():
@@ -193,12 +194,14 @@ def dependence_of(replay: Replay) -> list[str]:
     if settings.model != FEATURES:
         split = replay.split(settings.seeds[0])
         generator = seeded_generator(settings.seeds[0], 0, "near-copies")
+        reading = Reading(read_ranges(replay.folder), memory_gb)
         sides = zip((split.test, torch.cat([split.start, split.rest])), (N_LEFT, N_RIGHT), strict=True)
         left, right = (
             load_images(
                 labels["uri"].iloc[side[torch.randperm(len(side), generator=generator)[:most]].numpy()].tolist(),
                 size=THUMB_SIDE,
                 channels=1,
+                reading=reading,
             )
             for side, most in sides
         )

@@ -10,10 +10,11 @@ from typing import Any
 import pandas as pd
 
 from connectors.store import Campaign, read_json, write_atomic, write_text
+from flows.campaign import current_round
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings, unresolved
 from flows.ledger import known_answers
 from pipeline.labels import labelled_set
-from pipeline.pool import usable
+from pipeline.pool import read_pool, usable
 
 
 def write_successor(file: Path, old: Path) -> list[str]:
@@ -41,27 +42,34 @@ def write_successor(file: Path, old: Path) -> list[str]:
             + ": give the file another name, of 3 to 50 characters"
         )
     images, left_out = _labels_of(folder, settings)
+    open_round = current_round(folder)
     manifest = _place_of_manifest(file, images, settings)
     for path in (file, manifest):
         if path.exists():
             raise ConfigError(f"{path} exists already; give the new campaign's file another name, or move it away")
     uris = [Path(os.path.relpath(uri, manifest.parent)).as_posix() for uri in images["uri"]]
-    # A rule in the settings gives groups to their paths again; else a manifest gave them.
-    has_groups = settings.group is None and images["group"].notna().any()
-    columns = ["uri", "label", *(["group"] if has_groups else [])]
+    # Groups are written down: a rule goes by paths below the old pool.
+    columns = ["uri", "label", *(["group"] if images["group"].notna().any() else [])]
     write_atomic(manifest, lambda path: images.assign(uri=uris)[columns].to_csv(path, index=False))
     write_text(file, _as_file(settings, name, manifest, old))
     n_labels = int(images["label"].notna().sum())
-    n_free = len(images) - n_labels
+    with_label = images.loc[images["label"].notna(), "group"].dropna()
+    n_free = int((images["label"].isna() & ~images["group"].isin(with_label)).sum())
     told = [
         f"wrote {file} and {manifest}: {n_labels} labels of {len(images)} images",
         f"the labels of the old audit set are among them, to learn from; of the {n_free} images without a label "
-        f"{settings.audit_size} are drawn to measure on. No round asked for these, so that they may be easier than "
+        + ("in groups without one " if len(with_label) else "")
+        + f"{settings.audit_size} are drawn to measure on. No round asked for these, so that they may be easier than "
         "the others: compare accuracies within the new campaign alone",
     ]
     if n_free <= settings.audit_size:
         told.append(f"that leaves nothing to ask for: add images, or set audit_size below {n_free}")
-    told += [f"{n} labels of {label!r}, which is not one of the classes, are left out" for label, n in left_out.items()]
+    told += [f"{n} labels of {what} are left out, and their images" for what, n in left_out.items()]
+    if open_round.is_out:
+        told.append(
+            f"round {open_round.number} of the old campaign is open: answers that no run has collected are not among "
+            f"the labels. To take them along, close it first: labelcycle run {old}"
+        )
     return told
 
 
@@ -80,9 +88,9 @@ def _read_old(old: Path) -> tuple[CampaignSettings, Campaign]:
 
 
 def _labels_of(folder: Campaign, settings: CampaignSettings) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Usable images as `uri`, `label` and `group`, missing without one; and labels left out, by class."""
+    """Usable images as `uri`, `label` and `group`, missing without one; and labels left out, by what they are."""
     present = settings.former_classes
-    pool = usable(pd.read_parquet(folder.pool))
+    pool = usable(read_pool(folder.pool))
     pool = pool.assign(label=pool["label"].replace(present))
     answers = known_answers(folder, present)
     given = pool[pool["label"].notna()]
@@ -93,7 +101,12 @@ def _labels_of(folder: Campaign, settings: CampaignSettings) -> tuple[pd.DataFra
         classes=[*settings.classes, *named, *given["label"]],
     )
     is_known = labels["label"].isin(list(settings.classes))
-    left_out = {str(label): int(n) for label, n in labels.loc[~is_known, "label"].value_counts().items()}
+    is_used = labels["item_id"].isin(pool["item_id"])
+    lost = labels.loc[~is_known & is_used, "label"].value_counts()
+    left_out = {f"{label!r}, which is not one of the classes,": int(n) for label, n in lost.items()}
+    if n_unused := int((~is_used).sum()):
+        left_out["images that cannot be used"] = n_unused
+    pool = pool[~pool["item_id"].isin(labels.loc[~is_known, "item_id"])]
     images = pool[["item_id", "uri", "group"]].merge(labels.loc[is_known, ["item_id", "label"]], how="left")
     return images[["uri", "label", "group"]], left_out
 
@@ -108,7 +121,7 @@ def _place_of_manifest(file: Path, images: pd.DataFrame, settings: CampaignSetti
 
 def _as_file(settings: CampaignSettings, name: str, manifest: Path, old: Path) -> str:
     values = settings.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-    for key in ("folder", "renamed"):
+    for key in ("folder", "renamed", "group"):
         values.pop(key, None)
     values.get("label_studio", {}).pop("project", None)
     values |= {"name": name, "pool": str(manifest)}

@@ -150,8 +150,8 @@ def index_pool(
     if not was_asked:
         earlier = _typed(earlier[_is_in(earlier["uri"], listed["uri"])].assign(split=None, label=None, group=None))
     seen = _read_contents(_with_items_elsewhere(listed, earlier, source), earlier, reading, progress)
-    if group is None and was_asked:
-        _check_groups(seen, earlier, source)
+    if was_asked:
+        _check_groups(seen, earlier, source, rule=group)
     table = _join(seen, earlier, is_manifest=not source.is_dir())
     _refuse_waste(source, seen, table, earlier, max_unused)
     table = _hold_out_of_audit(table)
@@ -159,6 +159,11 @@ def index_pool(
     if was_asked and earlier["item_id"].notna().any():
         return table
     return _draw_audit(table, audit_size, seed)
+
+
+def read_pool(path: Path) -> pd.DataFrame:
+    """A pool table from its file; columns that an older version did not write are missing values."""
+    return _as_table(pd.read_parquet(path))
 
 
 def usable(pool: pd.DataFrame) -> pd.DataFrame:
@@ -340,19 +345,39 @@ def _join(seen: pd.DataFrame, earlier: pd.DataFrame, *, is_manifest: bool) -> pd
     return table.sort_values(["uri", "item_id"], ignore_index=True)
 
 
-def _check_groups(seen: pd.DataFrame, earlier: pd.DataFrame, source: Path) -> None:
-    """Refuse a manifest whose groups are not those that the audit set was drawn by."""
+def _check_groups(seen: pd.DataFrame, earlier: pd.DataFrame, source: Path, *, rule: str | None) -> None:
+    """Refuse a pool whose groups are not those that the audit set was drawn by.
+
+    A file that moved keeps its group, whatever a rule makes of its new path; a pool that moved as a whole does not,
+    because the same rule would give a new frame of a film another group than the old ones have.
+    """
     known = earlier.loc[earlier["item_id"].notna(), ["item_id", "group"]].fillna("")
     now = seen.loc[seen["item_id"].notna() & seen["listed"], ["item_id", "uri", "group"]].fillna("")
     both = now.merge(known, on="item_id", suffixes=("", "_before"))
     is_same = (both["group"] == both["group_before"]).groupby(both["item_id"]).transform("any")
+    if rule is not None:
+        if 2 * int((~is_same).sum()) > len(is_same):
+            first = both[~is_same].iloc[0]
+            raise PoolError(
+                f"{source}: group = {rule!r} puts {first['uri']} into {first['group']!r} where it was in "
+                f"{first['group_before']!r} when the audit set was drawn, and most images with it: a rule goes by the "
+                "path below the pool. Set pool back to a folder, or a table in the folder, that it was drawn with; or "
+                "begin another campaign: labelcycle init NEW.toml --from OLD.toml"
+            )
+        return
+    if not is_same.all() and (known["group"] == "").all():
+        raise PoolError(
+            f"{source}: has groups in its column group, and people were asked before there were any: take the column "
+            "away; or begin another campaign with them, which has all labels from its start: labelcycle init NEW.toml "
+            "--from OLD.toml"
+        )
     if not is_same.all():
         first = both[~is_same].iloc[0]
         before, after = (repr(name) if name else "no group" for name in (first["group_before"], first["group"]))
         raise PoolError(
             f"{source}: {first['uri']} was in {before} when the audit set was drawn and is in {after} now, and "
             f"{int((~is_same).sum()) - 1} more images changed theirs: the audit set was kept apart by groups. Put the "
-            "column group back, or begin a campaign of another name"
+            "column group back, or begin another campaign: labelcycle init NEW.toml --from OLD.toml"
         )
 
 
@@ -360,6 +385,7 @@ def _hold_out_of_audit(table: pd.DataFrame) -> pd.DataFrame:
     """Set the images aside that were found after the audit set was drawn, in one of its groups."""
     groups = table.loc[table["split"] == "audit", "group"].dropna().unique()
     is_late = (table["split"] == "pool") & table["item_id"].notna() & table["group"].isin(groups)
+    is_late &= table["set_aside_reason"].isna()
     return table.assign(set_aside_reason=table["set_aside_reason"].mask(is_late, IN_AUDIT))
 
 
@@ -423,12 +449,12 @@ def _tell_of_items(seen: pd.DataFrame, table: pd.DataFrame, tell: Callable[[str]
             f"{what} the same content as another, and each content is one image: such as {printable(copy)}, which is "
             f"a copy of {printable(first)}"
         )
-    audit = table.loc[table["split"] == "audit", "item_id"]
+    audit = table.loc[(table["split"] == "audit") | (table["set_aside_reason"] == IN_AUDIT), "item_id"]
     ignored = items[items["label"].notna() & _is_in(items["item_id"], audit)]
     if not ignored.empty:
         tell(
             f"{len(ignored)} labels of the manifest are not used: their images, such as "
-            f"{printable(ignored.iloc[0]['uri'])}, are in the audit set, which people label"
+            f"{printable(ignored.iloc[0]['uri'])}, are in the audit set, which people label, or in one of its groups"
         )
 
 
@@ -440,7 +466,10 @@ def _draw_audit(table: pd.DataFrame, audit_size: int, seed: int) -> pd.DataFrame
     candidates = rows[~labelled].sort_values("item_id")
     if audit_size and len(candidates) <= audit_size:
         whole = "are usable and have no label" if rows["group"].isna().all() else "are in groups without a label"
-        raise PoolError(f"an audit set of {audit_size} leaves nothing for the pool: {len(candidates)} images {whole}")
+        raise PoolError(
+            f"an audit set of {audit_size} leaves nothing for the pool: {len(candidates)} images {whole}. Lower "
+            "audit_size, or add images"
+        )
     groups = group_codes(candidates["group"], candidates["item_id"])
     codes = torch.arange(len(candidates)) if groups is None else groups
     is_drawn = draw_groups(codes, size=audit_size, generator=seeded_generator(seed, 0, "audit")).numpy()

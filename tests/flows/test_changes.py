@@ -13,8 +13,15 @@ from connectors.mlflow_model import TRUNK
 from connectors.store import Campaign, CampaignChanged, RoundFolder, read_json, write_json, write_table
 from flows.ask import MEASURED, compare_with_half, renew_page, select, select_first, tasks_of
 from flows.campaign import OpenCampaign, open_campaign
-from flows.changes import begun_otherwise, changes_since_last, keep_page, notes_of_changes
-from flows.config import resolved
+from flows.changes import (
+    begun_otherwise,
+    changed_settings,
+    changes_since_last,
+    clear_what_was_put_away,
+    keep_page,
+    notes_of_changes,
+)
+from flows.config import resolved, unresolved
 from flows.learn import cross_validate, is_best, member_weights, plan, train, trained_models
 from flows.ledger import known_answers, outstanding_tasks
 from flows.replay_input import read_campaign_labels
@@ -136,6 +143,26 @@ def test_what_makes_another_campaign_is_refused_with_how_its_labels_are_taken_al
     assert read_json(asked.path / "campaign.json") == written
 
 
+def test_campaign_of_an_older_version_goes_on_and_takes_no_groups_once_people_were_asked(pets, asked):
+    written = read_json(asked.path / "campaign.json")
+    older = {name: value for name, value in written.items() if name not in ("group", "renamed", "follow_links")}
+    write_json(asked.path / "campaign.json", older)
+    assert changed_settings(older, written) == {}, "a version brought the settings, not a person"
+    assert unresolved(older) == unresolved(written)
+    with pytest.raises(CampaignChanged, match="group: None -> 'parent'"):
+        open_campaign(pets(extra='group = "parent"'))
+    open_campaign(pets())
+    assert read_json(asked.path / "campaign.json") == written
+
+
+def test_what_a_killed_run_left_of_a_round_that_was_put_away_is_cleared(asked):
+    left = asked.path / "rounds" / "0001.put-away"
+    left.mkdir()
+    clear_what_was_put_away(asked)
+    assert not left.exists()
+    assert [folder.number for folder in asked.rounds()] == [0]
+
+
 @pytest.mark.parametrize(
     "change",
     [('name = "pets"', 'name = "cars"'), ("audit_size = 20", "audit_size = 2"), ('["cat", "dog"]', '["a", "b", "c"]')],
@@ -177,7 +204,7 @@ def test_class_without_labels_may_go(pets, asked):
 
 
 def test_class_whose_labels_would_be_lost_says_how_to_keep_them(pets, asked):
-    with pytest.raises(CampaignChanged, match=r'1 of \'cat\'.*write \[renamed\] "cat" = "feline"'):
+    with pytest.raises(CampaignChanged, match=r'1 of \'cat\'.*write \[renamed\] "cat" = "\.\.\."'):
         open_campaign(pets(('["cat", "dog"]', '["feline", "dog"]')))
 
 
@@ -260,10 +287,13 @@ def test_first_round_that_begins_anew_draws_its_audit_set_anew(make_work):
     changed = dataclasses.replace(work, settings=work.settings.model_copy(update={"audit_size": 4, "seed": 3}))
     changed.__dict__["tracker"] = work.tracker
     refresh_pool.fn(changed)
-    assert (changed.pool["split"] == "audit").sum() == 6, "a round has begun with it"
-    begin_anew.fn(changed.folder.round(0), changed)
-    refresh_pool.fn(changed)
     assert (changed.pool["split"] == "audit").sum() == 4
+    assert not changed.folder.rounds(), "the round has begun with another audit set"
+    begin.fn(changed.folder.round(0), changed)
+    write_json(changed.folder.round(0) / "pushing.json", {})
+    later = dataclasses.replace(work, settings=changed.settings.model_copy(update={"audit_size": 5}))
+    refresh_pool.fn(later)
+    assert (later.pool["split"] == "audit").sum() == 4, "people may have been asked for it"
 
 
 def test_changes_are_told_with_the_round_that_is_made_with_them(make_work):

@@ -4,7 +4,10 @@ import pytest
 from connectors.store import write_table
 from flows.dependence import look_for_dependence
 from flows.learn import cross_validate, gather_labels, train
+from flows.pixel_ranges import write_ranges
 from flows.report import notes_on_dependence, round_markdown
+from pipeline.deep_pixels import Range
+from pipeline.pixels import load_images
 from tests.flows.conftest import TINY, ready_round
 
 
@@ -34,6 +37,21 @@ def test_pool_whose_names_and_images_say_nothing_is_no_warning(make_work):
     assert look_for_dependence(work) == ()
     assert notes_on_dependence(work.folder) == []
     assert look_for_dependence(work) == ()
+
+
+def test_thumbnails_are_read_as_all_images_of_the_campaign_are(make_work, monkeypatch):
+    work = make_work("decode_memory_gb = 64")
+    write_ranges(work.folder.path, [Range("16-bit grey", 0.0, 300.0, 7)])
+    read = []
+
+    def watched(uris, **how):
+        read.append(how["reading"])
+        return load_images(uris, **how)
+
+    monkeypatch.setattr("flows.dependence.load_images", watched)
+    look_for_dependence(work)
+    assert [reading.memory_gb for reading in read] == [64, 64]
+    assert read[0].ranges == work.reading.ranges != ()
 
 
 def test_labels_of_one_group_are_predicted_by_networks_that_saw_none_of_it(make_work, monkeypatch):

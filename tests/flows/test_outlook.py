@@ -100,6 +100,10 @@ def test_rounds_measured_while_the_rule_was_off_are_no_looks(campaign):
     seen = outlook(campaign, {"classes": CLASSES, "query_size": 50, "target_accuracy": 0.85})
     assert seen["looks"]["target_accuracy"]["look"] == 3, "two rounds, and the newest, which is looked at now"
     assert outlook(campaign, {"classes": CLASSES, "query_size": 50})["looks"] == {}
+    write_json(campaign.round(2) / "outlook.json", {"looks": {"target_accuracy": {}}})
+    write_json(campaign.round(3) / "outlook.json", {"looks": {}})
+    seen = outlook(campaign, {"classes": CLASSES, "query_size": 50, "target_accuracy": 0.85})
+    assert seen["looks"]["target_accuracy"]["look"] == 3, "what a round looked at counts, not what it began with"
 
 
 def test_status_says_which_rule_is_met(campaign, tmp_path):

@@ -1,9 +1,11 @@
 """A run takes the manifest as it is now, and says what is new in the pool and what is wrong with it."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 
-from connectors.store import write_json, write_table
+from connectors.store import CampaignChanged, write_json, write_table
 from flows.campaign import OpenCampaign
 from flows.config import resolved
 from flows.learn import gather_labels
@@ -31,9 +33,9 @@ def work(make_work) -> OpenCampaign:
 
 
 def begun(work):
-    """The campaign once its first round has begun."""
+    """The campaign once people have been asked."""
     run(work)
-    begin.fn(work.folder.round(0), work)
+    write_json(work.folder.round(0) / "pushed.json", {"tasks": {}, "address": ""})
 
 
 def run(work):
@@ -77,6 +79,7 @@ def test_image_whose_row_was_removed_leaves_the_pool_with_its_answer_until_the_r
         seconds=2.0,
         updated_at="2026-01-01T00:00:00+00:00",
     )
+    write_json(work.folder.round(0) / "pushed.json", {"tasks": {item_id: 1}, "address": ""})
     write_table(work.folder.round(0) / "annotations.parquet", answers_to_table([answer]))
     write_json(work.folder.round(0) / "withdrawn.json", [])
     assert trained_on(work, 0)[name] == "left"
@@ -129,3 +132,25 @@ def test_news_that_no_run_could_tell_waits_for_the_next(work, manifest):
     refresh_pool.fn(work)  # and then a server is away
     refresh_pool.fn(work)
     assert tell_of_pool(work.folder) == ("labels of the manifest: 1 withdrawn",)
+
+
+def test_round_that_nobody_saw_begins_anew_when_the_manifest_gives_it_other_labels(work, manifest):
+    run(work)
+    begin.fn(work.folder.round(0), work)
+    run(work)
+    assert work.folder.round(0).has("config.json"), "nothing has changed"
+    manifest(lambda t: t.assign(label=t["label"].mask(t["uri"] == "00.png")))
+    run(work)
+    assert not work.folder.rounds()
+    begin.fn(work.folder.round(0), work)
+    write_json(work.folder.round(0) / "pushing.json", {})
+    manifest(lambda t: t.assign(label=t["label"].mask(t["uri"] == "01.png")))
+    run(work)
+    assert work.folder.round(0).has("config.json"), "people may have seen it"
+
+
+def test_labels_that_the_pool_keeps_of_a_class_that_is_gone_are_refused_at_once(work, manifest, striped_images):
+    begun(work)
+    settings = work.settings.model_copy(update={"classes": ("left", "middle"), "pool": striped_images})
+    with pytest.raises(CampaignChanged, match="8 of 'right'"):
+        refresh_pool.fn(dataclasses.replace(work, settings=settings))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from connectors.store import write_json
+from connectors.store import CampaignChanged, write_json, write_table
 from flows import learn, results
 from flows.config import ConfigError
 from flows.results import predict_files, write_labels
@@ -80,6 +80,22 @@ def test_the_best_measured_round_predicts_unless_another_is_asked_for(trained, s
         predict_files(work.settings, strangers, tmp_path / "others.csv", round_number=7)
 
 
+def test_an_older_model_speaks_of_classes_by_the_names_that_they_have_now(trained, make_work, strangers, tmp_path):
+    work = trained()
+    predict_files(work.settings, strangers, tmp_path / "before.parquet")
+    merged = make_work(classes=["middle", "side"], renamed='left = "side"\nright = "side"')
+    predict_files(merged.settings, strangers, tmp_path / "after.parquet")
+    before, after = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("before", "after"))
+    assert list(after.columns) == ["uri", "class", "probability", "p_side", "p_middle", "reason"]
+    said = after["reason"].isna()
+    assert said.any()
+    assert (~said).any()
+    assert after["p_side"].to_numpy() == pytest.approx((before["p_left"] + before["p_right"]).to_numpy(), nan_ok=True)
+    assert (after["class"][said] == np.where(after["p_side"] > after["p_middle"], "side", "middle")[said]).all()
+    assert after["class"][~said].isna().all()
+    assert after["probability"][said].to_numpy() == pytest.approx(after[["p_side", "p_middle"]].max(axis=1)[said])
+
+
 def test_what_cannot_be_predicted_is_told(make_work, trained, strangers, tmp_path):
     with pytest.raises(ConfigError, match="has no model yet: label the first batch"):
         predict_files(make_work().settings, strangers, tmp_path / "said.csv")
@@ -114,3 +130,19 @@ def test_labels_are_written_with_their_files(make_work, tmp_path):
     assert set(table["source"]) == {"manifest"}
     places = table["uri"].str.extract(r"(\d+)\.png")[0].astype(int)
     assert (table["label"] == [CLASSES[place % 3] for place in places]).all()
+
+
+def test_labels_of_a_class_that_is_gone_are_told_with_the_way_out(make_work, tmp_path):
+    work = make_work()
+    fewer = work.settings.model_copy(update={"classes": ("left", "middle")})
+    with pytest.raises(CampaignChanged, match=r"8 of 'right'.*write \[renamed\] \"right\" = "):
+        write_labels(fewer, tmp_path / "labels.csv")
+
+
+def test_label_of_a_row_that_left_with_its_class_stops_nothing(make_work, tmp_path):
+    work = make_work()
+    pool = work.pool
+    pool["set_aside_reason"] = pool["set_aside_reason"].mask(pool["label"] == "right", "no longer in the manifest")
+    write_table(work.folder.pool, pool)
+    fewer = work.settings.model_copy(update={"classes": ("left", "middle")})
+    assert write_labels(fewer, tmp_path / "labels.csv") == 16

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from connectors.store import write_json
+from connectors.store import write_json, write_table
 from flows.cli import app
 from flows.config import load_settings
 from flows.learn import gather_labels
+from flows.ledger import known_answers
 from pipeline.pool import index_pool
 from tests.flows.test_changes import answer, close_round
 
@@ -124,3 +125,22 @@ def test_campaign_that_has_not_begun_has_nothing_to_take_along(tmp_path, monkeyp
     exit_code, output = init("new.toml", "--from", Path())
     assert exit_code == 2
     assert "holds no campaign" in output
+
+
+def test_groups_are_taken_along_and_what_is_left_out_is_said(old, below):
+    pool = old.pool
+    pool["group"] = "film" + (pool["uri"].str[-6:-4].astype(int) // 6).astype(str)
+    lost = known_answers(old.folder)[0].item_id
+    pool["set_aside_reason"] = pool["set_aside_reason"].mask(pool["item_id"] == lost, "cannot be read: gone")
+    write_table(old.folder.pool, pool)
+    folder = old.folder.round(1)
+    write_json(folder / "config.json", {"settings": {}})
+    write_json(folder / "pushed.json", {"tasks": {}})
+    exit_code, output = init(below / "again.toml", "--from", below / "campaign.toml")
+    assert exit_code == 0, output
+    assert "1 labels of images that cannot be used are left out" in output
+    assert "Round 1 of the old campaign is open" in output
+    n_free = (pd.read_csv(below / "again-labels.csv").groupby("group")["label"].transform("count") == 0).sum()
+    assert n_free > 0
+    assert f"of the {n_free} images without a label in groups without one 6 are drawn" in output
+    assert load_settings(below / "again.toml").group is None

@@ -1016,13 +1016,26 @@ class TestGroups:
         with pytest.raises(PoolError, match=r"film1/2.png was in 'f1' .* is in .* now, and 0 more images"):
             index(folder / "images.csv", known, audit_size=12)
 
+    def test_rule_that_means_other_groups_below_another_folder_is_refused(self, tmp_path):
+        folder = films(tmp_path)
+        known = index(folder, audit_size=12, group="parent")
+        paths = [path.relative_to(tmp_path.parent) for path in sorted(folder.rglob("*.png"))]
+        pd.DataFrame({"uri": paths}).to_csv(tmp_path.parent / f"{tmp_path.name}.csv", index=False)
+        with pytest.raises(PoolError, match=r"where it was in .* and most images with it"):
+            index(tmp_path.parent / f"{tmp_path.name}.csv", known, audit_size=12, group="parent")
+        (folder / "elsewhere").mkdir()
+        moved = next(folder.rglob("*.png"))
+        moved.rename(folder / "elsewhere" / moved.name)
+        again = index(folder, known, audit_size=12, group="parent").set_index("item_id")["group"]
+        assert again.equals(known.set_index("item_id").loc[again.index, "group"]), "one that moved keeps its group"
+
     def test_groups_that_a_manifest_gives_after_the_audit_set_was_drawn_without_are_refused(self, tmp_path):
         folder = films(tmp_path)
         table = pd.DataFrame({"uri": [f"film{film}/{frame}.png" for film in range(8) for frame in range(5)]})
         table.to_csv(folder / "images.csv", index=False)
         known = index(folder / "images.csv", audit_size=12).drop(columns="group")
         table.assign(group="a").to_csv(folder / "images.csv", index=False)
-        with pytest.raises(PoolError, match="was in no group when the audit set was drawn"):
+        with pytest.raises(PoolError, match="people were asked before there were any: take the column away"):
             index(folder / "images.csv", known, audit_size=12)
 
     def test_second_group_of_an_image_is_refused(self, tmp_path):
