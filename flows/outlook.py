@@ -24,9 +24,15 @@ def measured_rounds(folder: Campaign, settings: Mapping[str, Any]) -> list[Measu
     Args:
         settings: the campaign's, as plain values.
     """
-    present, classes = present_names(dict(settings.get("renamed", []))), sorted(settings["classes"])
+    classes = sorted(settings["classes"])
     measured = [f for f in folder.rounds() if metrics_of(f) is not None]
-    return [_point(f) for f in measured if sorted(present.get(name, name) for name in classes_of(f)) == classes]
+    return [_point(f) for f in measured if _present_classes(f, settings) == classes]
+
+
+def _present_classes(folder: RoundFolder, settings: Mapping[str, Any]) -> list[str]:
+    """What the model of a round tells apart, by the names of now; sorted."""
+    present = present_names(dict(settings.get("renamed", [])))
+    return sorted(present.get(name, name) for name in classes_of(folder))
 
 
 def classes_of(folder: RoundFolder) -> list[str]:
@@ -43,15 +49,16 @@ def _point(folder: RoundFolder) -> MeasuredRound:
     )
 
 
-def looks(folder: Campaign, rule: str) -> int:
+def looks(folder: Campaign, rule: str, settings: Mapping[str, Any]) -> int:
     """How often a stopping rule has been asked, the newest round included: rounds measured while it was on, at least 1.
 
     A round in which there can be no forecast yet is no look at `min_gain`. One that does not say what it was made with
     counts.
     """
     measured = [f for f in folder.rounds() if metrics_of(f) is not None]
-    points = [_point(f) for f in measured]
-    can_ask = [rule != "min_gain" or lacks_for_forecast(points[: n + 1]) is None for n in range(len(points))]
+    told = [(_point(f), _present_classes(f, settings)) for f in measured]
+    curves = [[point for point, kind in told[: n + 1] if kind == told[n][1]] for n in range(len(told))]
+    can_ask = [rule != "min_gain" or lacks_for_forecast(curve) is None for curve in curves]
     earlier = zip(measured[:-1], can_ask, strict=False)
     return 1 + sum(can and _was_on(f, rule) for f, can in earlier)
 
@@ -100,7 +107,7 @@ def outlook(folder: Campaign, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     rounds = measured_rounds(folder, settings)
     target, min_gain = settings.get("target_accuracy"), settings.get("min_gain")
-    at_target, at_gain = looks(folder, "target_accuracy"), looks(folder, "min_gain")
+    at_target, at_gain = looks(folder, "target_accuracy", settings), looks(folder, "min_gain", settings)
     query_size = settings["query_size"]
     expected = forecast(rounds, query_size)
     asked: dict[str, Any] = {}

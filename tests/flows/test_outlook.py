@@ -106,6 +106,17 @@ def test_rounds_measured_while_the_rule_was_off_are_no_looks(campaign):
     assert seen["looks"]["target_accuracy"]["look"] == 3, "what a round looked at counts, not what it began with"
 
 
+def test_rounds_after_a_new_class_are_no_looks_until_there_can_be_a_forecast_again(campaign):
+    write_rounds(campaign, CURVE)
+    classes = [*CLASSES, "beyond"]
+    settings = {"classes": classes, "query_size": 50, "min_gain": 0.001}
+    counted = []
+    for number, point in enumerate([*CURVE, (300, 185)], start=6):
+        write_rounds(campaign, [point], first=number, classes=classes)
+        counted.append(outlook(campaign, settings)["looks"]["min_gain"]["look"])
+    assert counted == [3, 3, 3, 3, 4, 5], "rounds 4 and 5 could be forecast, and 9 and 10"
+
+
 def test_status_says_which_rule_is_met(campaign, tmp_path):
     write_rounds(campaign, [(50, 200)])
     assert "at least 95 %" in campaign_status(campaign, tmp_path)["stop"]
