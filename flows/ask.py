@@ -1,6 +1,5 @@
 """The second half of a round: which images to ask for, and the push to the annotators."""
 
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +14,7 @@ from torch.nn.functional import normalize
 from connectors.annotation import Task
 from connectors.store import RoundFolder, write_json, write_table
 from flows.campaign import OpenCampaign
-from flows.changes import keep_page, last_page, refuse_lost_classes, wanted_page
+from flows.changes import count_labels, keep_page, last_page, refuse_lost_classes, wanted_page
 from flows.config import CampaignSettings, ConfigError
 from flows.learn import NothingToTrainOn
 from flows.ledger import asked_tasks
@@ -280,9 +279,7 @@ def prepare_page(work: OpenCampaign) -> str:
     gone = sorted({present.get(name, name) for name in page["classes"]} - set(work.settings.classes)) if page else []
     if page and gone:
         answers = work.connect([*work.settings.classes, *gone]).pull(asked_tasks(work.folder)).answers
-        refuse_lost_classes(
-            Counter(r.label for a in answers if a.annotation for r in a.annotation.regions), work.settings
-        )
+        refuse_lost_classes(count_labels(answers), work.settings)
     address = work.tool.prepare()
     keep_page(work.folder, work.settings)
     return address

@@ -14,7 +14,7 @@ from connectors.label_studio import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
 from connectors.store import Campaign, RoundFolder, read_json, write_json
 from connectors.tracking import Tracker
 from deploy import servers
-from flows.changes import check_classes, claim, last_page, refuse_lost_classes
+from flows.changes import claim, count_labels, last_page, refuse_lost_classes
 from flows.config import (
     LOCAL,
     CampaignSettings,
@@ -112,12 +112,11 @@ class OpenCampaign:
         Raises:
             CampaignChanged: some are of no class of the campaign.
         """
-        check_classes(self.folder, self.settings)
         pool = usable(self.pool)
         given = pool[pool["label"].notna()]
         prelabelled = dict(zip(given["item_id"], given["label"], strict=True))
-        refuse_lost_classes(Counter(given["label"]), self.settings)
         answers = known_answers(self.folder, self.settings.former_classes)
+        refuse_lost_classes(count_labels(answers) + Counter(given["label"]), self.settings)
         labels = labelled_set(answers, prelabelled=prelabelled, classes=self.settings.classes)
         return labels.merge(pool[["item_id", "uri", "split", "group"]], how="inner", validate="one_to_one")
 

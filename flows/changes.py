@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from connectors.store import Campaign, CampaignChanged, RoundFolder, flatten, re
 from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings, resolved
 from flows.ledger import known_answers
 from pipeline.labels import current
+from pipeline.types import Answer
 
 
 def claim(folder: Campaign, settings: CampaignSettings, file: Path) -> None:
@@ -40,8 +41,12 @@ def check_classes(folder: Campaign, settings: CampaignSettings) -> None:
     Raises:
         CampaignChanged: naming the labels that would be lost.
     """
-    answers = current(known_answers(folder, settings.former_classes))
-    refuse_lost_classes(Counter(r.label for a in answers if a.annotation for r in a.annotation.regions), settings)
+    refuse_lost_classes(count_labels(known_answers(folder, settings.former_classes)), settings)
+
+
+def count_labels(answers: Sequence[Answer]) -> Counter[str]:
+    """How many labels of each class stand."""
+    return Counter(r.label for a in current(answers) if a.annotation for r in a.annotation.regions)
 
 
 def refuse_lost_classes(counts: Mapping[str, int], settings: CampaignSettings) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from connectors.store import Campaign
-from flows.changes import check_classes, refuse_lost_classes
+from flows.changes import count_labels, refuse_lost_classes
 from flows.config import CampaignSettings, ConfigError
 from flows.ledger import known_answers
 from pipeline.groups import check_rule, groups_of
@@ -146,9 +146,8 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
     pool = usable(pool)
     given = pool[pool["label"].notna()]
     given = given.assign(label=given["label"].replace(settings.former_classes))
-    refuse_lost_classes(Counter(given["label"]), settings)
-    check_classes(folder, settings)
     answers = known_answers(folder, settings.former_classes)
+    refuse_lost_classes(count_labels(answers) + Counter(given["label"]), settings)
     labels = labelled_set(
         answers,
         prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),

@@ -269,8 +269,13 @@ def begin_anew(folder: RoundFolder, work: OpenCampaign) -> None:
     Nothing is mixed so, and nothing of people's work is lost. A round that is out ends as it began.
     """
     if begun_otherwise(folder, work.settings):
-        work.tracker.discard_round(folder.number)
-        put_away(folder)
+        discard(folder, work)
+
+
+def discard(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Take back a round that nobody has seen; the tracker first, as the folder is what says that there is one."""
+    work.tracker.discard_round(folder.number)
+    put_away(folder)
 
 
 @task_without_result
@@ -300,8 +305,7 @@ def refresh_pool(work: OpenCampaign) -> None:
     note_pool(work.folder, [*told, *unused_lines(table)], changes(known, table))
     if known is None or not table.equals(known):
         if not was_asked and work.folder.rounds():  # it has begun with another audit set, or without these labels
-            work.tracker.discard_round(0)
-            put_away(work.folder.round(0))
+            discard(work.folder.round(0), work)
         write_table(work.folder.pool, table)
 
 
