@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -91,13 +92,14 @@ def _with_present_names(table: pd.DataFrame, classes: Sequence[str], renamed: Ma
     """Predictions of these classes by the names that they have now; probabilities of merged ones are added up."""
     if not any(name in renamed for name in classes):
         return table
-    present = [f"p_{renamed.get(name, name)}" for name in classes]
-    probs = table[[f"p_{name}" for name in classes]].set_axis(present, axis=1).T.groupby(level=0, sort=False)
-    merged = probs.sum(min_count=1).T
-    said = table["reason"].isna()
-    best = merged.fillna(-1).idxmax(axis=1).map(lambda name: str(name).removeprefix("p_"))
-    head = table[["uri"]].assign(**{"class": best.where(said), "probability": merged.max(axis=1)})
-    return pd.concat([head, merged, table["reason"]], axis=1)
+    parts: dict[str, list[str]] = {}
+    for name in classes:
+        parts.setdefault(renamed.get(name, name), []).append(f"p_{name}")
+    probs = pd.DataFrame({f"p_{name}": table[columns].sum(axis=1, min_count=1) for name, columns in parts.items()})
+    best = np.array(list(parts), dtype=object)[probs.fillna(-1).to_numpy().argmax(axis=1)]
+    said = pd.Series(best, table.index).where(table["reason"].isna())
+    head = table[["uri"]].assign(**{"class": said, "probability": probs.max(axis=1)})
+    return pd.concat([head, probs, table["reason"]], axis=1)
 
 
 def _predict(ensemble: Ensemble, files: Sequence[File]) -> pd.DataFrame:
