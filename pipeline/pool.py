@@ -29,7 +29,19 @@ import torch
 from pipeline.containers import JPEG_MAGIC, PNG_MAGIC
 from pipeline.deep_pixels import Reading
 from pipeline.groups import draw_groups, group_codes, groups_of
-from pipeline.listing import NO_SUFFIX, NOT_BY_NAME, File, PassedOver, locate, stat_file, walk
+from pipeline.listing import (
+    CHANGED,
+    IN_AUDIT,
+    NO_SUFFIX,
+    NOT_BY_NAME,
+    NOT_NAMED,
+    PASSED_OVER,
+    File,
+    PassedOver,
+    locate,
+    stat_file,
+    walk,
+)
 from pipeline.manifest import MANIFEST_SUFFIXES, distinct, read_manifest
 from pipeline.pixels import (
     TOO_LARGE,
@@ -60,10 +72,6 @@ COLUMNS = {
     "pages": "Int64",
     "pixels": "str",
 }
-CHANGED = "file changed since it was indexed"
-IN_AUDIT = "of a group in the audit set: found later, and not to be trained on"
-NOT_NAMED = "no longer in the manifest"
-PASSED_OVER = "passed over: no image that a person put into the pool"
 MAX_BYTES = 2 * 1024**3
 """Of a file; a larger one would take minutes to read, and is refused by its size."""
 

@@ -4,23 +4,34 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from pipeline.listing import Located
+from pipeline.listing import (
+    ADDRESS,
+    CHANGED,
+    IN_AUDIT,
+    LINKED,
+    NO_SUFFIX,
+    NOT_BY_NAME,
+    NOT_NAMED,
+    OTHER_FORMAT,
+    OUTSIDE,
+    PASSED_OVER,
+    Located,
+)
+from pipeline.pixels import UNREAD
 from pipeline.strict_table import StrictTable, printable, shorten
 
 MENDS = {
-    "cannot be read": "check their paths, and that they may be read",
+    UNREAD: "check their paths, and that they may be read",
     "damaged": "copy them anew from where they came from",
     "empty": "copy them anew from where they came from",
-    "of a format that is not read": "save them as JPEG or PNG",
-    "outside the pool's folder": "move them there, or the manifest to a folder above",
-    "linked from outside the pool": "set follow_links = true if annotators may see what links lead to",
-    "an address, not a file": "download them, and name the files",
+    OTHER_FORMAT: "save them as JPEG or PNG",
+    OUTSIDE: "move them there, or the manifest to a folder above",
+    LINKED: "set follow_links = true if annotators may see what links lead to",
+    ADDRESS: "download them, and name the files",
     "labelled more than one way": "give all copies of an image the same label",
 }
 """What to do about images that are set aside, by the kind of the reason."""
-EXPECTED = frozenset(
-    {"no longer in the manifest", "file changed since it was indexed", "passed over", "of a group in the audit set"}
-)
+EXPECTED = frozenset(reason.partition(":")[0] for reason in (NOT_NAMED, CHANGED, PASSED_OVER, IN_AUDIT))
 """Kinds that come of what a person did."""
 NOT_AN_IMAGE = "not an image"
 
@@ -58,7 +69,7 @@ def unused_lines(pool: pd.DataFrame, *, wrong_only: bool = False) -> list[str]:
     lines = []
     for kind, count in kinds.value_counts().items():
         some = rows[kinds == kind]
-        by_name = some["set_aside_reason"].str.startswith(("not an image: suffix", "not an image: no suffix"))
+        by_name = some["set_aside_reason"].str.startswith((NOT_BY_NAME, NO_SUFFIX))
         if wrong_only and (kind in EXPECTED or by_name.all()):
             continue
         lines.append(_unused(str(kind), int(count), some))
@@ -69,7 +80,7 @@ def _unused(kind: str, count: int, rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     reason = rows["set_aside_reason"].str.partition(":")[2].str.strip()
     example = f"such as {printable(first['uri'])}"
-    if kind in (NOT_AN_IMAGE, "of a format that is not read"):
+    if kind in (NOT_AN_IMAGE, OTHER_FORMAT):
         by_reason = reason.value_counts()
         named = ", ".join(f"{n} {printable(str(what))}" for what, n in by_reason.head(4).items())
         example = f"{named}{', ...' if len(by_reason) > 4 else ''}, {example}"

@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from pipeline.listing import CHANGED
 from pipeline.pixels import MAX_PIXELS, PoolError, load_image, load_images, stream_images
-from pipeline.pool import CHANGED, COLUMNS, index_pool, set_aside_counts, usable
+from pipeline.pool import COLUMNS, index_pool, set_aside_counts, usable
 from pipeline.pool_notes import unused_lines
 
 CLASSES = ("cat", "dog", "NA")
