@@ -22,16 +22,16 @@ from benchmarks import peers
 from benchmarks.lite0 import PREPROCESSING, lite0
 from benchmarks.measure import Case, Contender, arguments, report, run
 from benchmarks.transfer import lite0_settings
+from connectors.feature_store import FeatureCache, cached_features, extract, feature_key
+from connectors.images.pixels import load_images
 from flows.config import MemberSettings
 from flows.networks import Lesson, add_out_of_fold, frozen_body, train_network
-from pipeline.features import FeatureCache, cached_features, extract, feature_key
-from pipeline.members import predict_from_features, predict_members
-from pipeline.models import Classifier, build_model, half_precision, with_new_head
-from pipeline.pixels import load_images
-from pipeline.scoring import score_columns
-from pipeline.strategies import select_batch
+from pipeline.members.predict import predict_from_features, predict_members
+from pipeline.networks.classifier import Classifier, build_model, half_precision, with_new_head
+from pipeline.selection.scoring import score_columns
+from pipeline.selection.strategies import select_batch
 from pipeline.tasks import classification
-from pipeline.training import fit
+from pipeline.training.fit import fit
 from pipeline.types import Batch, Candidates
 
 DATA = "crops of two photographs as JPEG files of 400 px, read at 96 px; EfficientNet-Lite0, ImageNet weights"

@@ -28,11 +28,11 @@ from benchmarks.measure import (
     write,
 )
 from benchmarks.pools import CHUNK, N_LABELLED, Pool, make_pool
-from pipeline.acquisition import ACQUISITIONS, margin, score_all
-from pipeline.covering import herd
-from pipeline.diversity import d2_sampling, k_center_greedy
-from pipeline.information import batch_bald
-from pipeline.strategies import STRATEGIES, SUB_POOL, columns_of, seeded_order, select_batch
+from pipeline.selection.acquisition import ACQUISITIONS, margin, score_all
+from pipeline.selection.geometry.cover import herd
+from pipeline.selection.geometry.diversity import d2_sampling, k_center_greedy
+from pipeline.selection.geometry.joint import batch_bald
+from pipeline.selection.strategies import STRATEGIES, SUB_POOL, columns_of, seeded_order, select_batch
 from pipeline.types import Batch, Candidates
 
 DATA = "pools of ten Gaussian clusters, drawn with seed 0"

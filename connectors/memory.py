@@ -19,7 +19,7 @@ from connectors.annotation import (
     Task,
     Tended,
 )
-from connectors.label_studio_format import check_tasks, checked_classes
+from connectors.label_studio.pages import check_tasks, checked_classes
 from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError
 from pipeline.types import Annotation, Answer, Outcome, Region
 

@@ -10,12 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
+from connectors.feature_store import FeatureCache, cached_features, feature_key, shrink, usage
+from connectors.images.deep_pixels import Reading
+from connectors.images.pixels import WHOLE
 from flows.config import CampaignSettings, ModelSettings
 from flows.home import home
-from pipeline.deep_pixels import Reading
-from pipeline.features import FeatureCache, cached_features, feature_key, shrink, usage
-from pipeline.models import Classifier
-from pipeline.pixels import WHOLE
+from pipeline.networks.classifier import Classifier
 
 GIGABYTE = 1e9
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from connectors.annotation import AnnotationTool
-from connectors.label_studio import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
+from connectors.image_folder.index import read_pool, usable
+from connectors.images.deep_pixels import Reading
+from connectors.label_studio.client import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
 from connectors.store import Campaign, RoundFolder, read_json, write_json
 from connectors.tracking import Tracker
 from deploy import servers
@@ -31,9 +33,7 @@ from flows.local import reach_local_addresses_directly
 from flows.outlook import outlook
 from flows.pixel_ranges import read_ranges
 from flows.progress import say
-from pipeline.deep_pixels import Reading
-from pipeline.labels import labelled_set, set_aside
-from pipeline.pool import read_pool, usable
+from pipeline.labels.ledger import labelled_set, set_aside
 from pipeline.types import Split
 
 
@@ -79,7 +79,9 @@ class OpenCampaign:
     @cached_property
     def tracker(self) -> Tracker:
         """The experiment tracker; connected to when first asked for."""
-        from connectors.mlflow import MLflowTracker  # takes seconds to load, and a run that awaits labels needs none
+        from connectors.mlflow.tracker import (
+            MLflowTracker,  # takes seconds to load, and a run that awaits labels needs none
+        )
 
         uri, name = self.settings.mlflow.uri, self.settings.name
         if uri != LOCAL:

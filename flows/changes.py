@@ -9,7 +9,7 @@ from typing import Any
 from connectors.store import Campaign, CampaignChanged, RoundFolder, flatten, read_json, write_json
 from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings, resolved
 from flows.ledger import known_answers
-from pipeline.labels import current
+from pipeline.labels.ledger import current
 from pipeline.types import Answer
 
 

@@ -155,9 +155,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell where a campaign stands, from its folder alone: round, labels, budget, metrics, forecast, addresses."""
+    from connectors.images.deep_pixels import Range
     from flows.pixel_ranges import pages_text, range_text
-    from flows.report import campaign_status, rounds_table, stopping_text, suspicious_rows
-    from pipeline.deep_pixels import Range
+    from flows.reports.round_page import campaign_status, rounds_table, stopping_text, suspicious_rows
 
     folder = Campaign(_campaign_folder(campaign))
     folder.check_ours()
@@ -217,8 +217,8 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Throw all of it away.")] = False,
 ) -> None:
     """Show the features of frozen networks that are kept on the disk, so that no image is computed twice."""
+    from connectors import feature_store as features
     from flows.cache import GIGABYTE, cache_table, features_folder
-    from pipeline import features
 
     if clear and shrink_to is not None:
         raise typer.BadParameter("--clear throws all of it away: leave --shrink-to out, or --clear")
@@ -362,9 +362,9 @@ def simulate(
 
     labelcycle simulate --images photos --labels labels.csv --strategies random,margin,k_center --out replay
     """
-    from flows.replay_report import summary_table
-    from flows.simulate import Options
-    from flows.simulate import simulate as replay
+    from flows.replay.simulate import Options
+    from flows.replay.simulate import simulate as replay
+    from flows.reports.replay_page import summary_table
 
     options = Options(
         out=out,

@@ -96,36 +96,36 @@ def _parse_duration(value: Any) -> Any:
 
 
 def _check_acquisition(value: str) -> str:
-    from pipeline.acquisition import ACQUISITIONS
+    from pipeline.selection.acquisition import ACQUISITIONS
 
     look_up(ACQUISITIONS, value, "acquisition function")
     return value
 
 
 def _check_strategy(value: str) -> str:
-    from pipeline.strategies import SANITY, STRATEGIES
+    from pipeline.selection.strategies import SANITY, STRATEGIES
 
     look_up({name: ask for name, ask in STRATEGIES.items() if name not in SANITY}, value, "query strategy")
     return value
 
 
 def _check_augmentation(value: str) -> str:
-    from pipeline.augmentation import AUGMENTATIONS
+    from pipeline.training.augmentation import AUGMENTATIONS
 
     look_up(AUGMENTATIONS, value, "augmentation")
     return value
 
 
 def _check_model(value: str) -> str:
-    from pipeline.models import check_model_name
+    from pipeline.networks.classifier import check_model_name
 
     check_model_name(value)
     return value
 
 
 def _size_of_weights(values: dict[str, Any]) -> int:
-    from pipeline.backbones import Preprocessing, is_factory
-    from pipeline.models import default_image_size
+    from pipeline.networks.backbones import Preprocessing, is_factory
+    from pipeline.networks.classifier import default_image_size
 
     name = values.get("name", "")
     if is_factory(name):  # which `with_own_image_size` asks, once its code is to be run anyway
@@ -134,7 +134,7 @@ def _size_of_weights(values: dict[str, Any]) -> int:
 
 
 def _all_from(values: dict[str, Any]) -> float:
-    from pipeline.training import ALL_FROM
+    from pipeline.training.fit import ALL_FROM
 
     return ALL_FROM[values.get("augmentation", "natural")]
 
@@ -160,7 +160,7 @@ def _check_on_disk(value: Any) -> Any:
 
 
 def _check_group(value: str) -> str:
-    from pipeline.groups import check_rule
+    from pipeline.pool.groups import check_rule
 
     return check_rule(value)
 
@@ -336,8 +336,8 @@ class ModelSettings(Settings):
 
 def with_own_image_size(settings: ModelSettings) -> ModelSettings:
     """The settings with the image size of a factory's own weights, where none is given; this runs the factory."""
-    from pipeline.backbones import is_factory
-    from pipeline.models import default_image_size
+    from pipeline.networks.backbones import is_factory
+    from pipeline.networks.classifier import default_image_size
 
     if settings.weights is None or "image_size" in settings.model_fields_set or not is_factory(settings.name):
         return settings
@@ -443,7 +443,7 @@ class CampaignSettings(Settings):
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:
-        from pipeline.strategies import check_options
+        from pipeline.selection.strategies import check_options
 
         check_options(self.strategy, self.strategy_options)
         if self.balance_classes and "max_class_share" in self.strategy_options:
@@ -452,7 +452,7 @@ class CampaignSettings(Settings):
 
     @model_validator(mode="after")
     def _check_members(self) -> Self:
-        from pipeline.acquisition import NEEDS_MEMBERS
+        from pipeline.selection.acquisition import NEEDS_MEMBERS
 
         for key, needing in (("acquisition", NEEDS_MEMBERS), ("strategy", COMPARES_MEMBERS)):
             name = getattr(self, key)

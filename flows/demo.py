@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from connectors.simulated import SimulatedAnnotator
+from connectors.label_studio.person import SimulatedAnnotator
 from connectors.store import Campaign, read_json, write_atomic, write_text
 from deploy import servers
 from flows.local import print_addresses, use_prefect
 from flows.progress import progress_bar
-from flows.report import rounds_table
+from flows.reports.round_page import rounds_table
 
 NAME = re.compile(r"digits-demo-(\d+)")
 CAMPAIGN = """\

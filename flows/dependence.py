@@ -6,14 +6,14 @@ import os
 import pandas as pd
 import torch
 
+from connectors.images.pixels import load_images
 from connectors.store import read_json, write_json
 from flows.campaign import OpenCampaign
 from flows.config import images_root
 from flows.progress import progress_bar
-from flows.report import DEPENDENCE
-from pipeline.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
-from pipeline.groups import group_counts
-from pipeline.pixels import load_images
+from flows.reports.round_page import DEPENDENCE
+from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
+from pipeline.pool.groups import group_counts
 from pipeline.randomness import seeded_generator
 
 

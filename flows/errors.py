@@ -21,20 +21,20 @@ KNOWN = (
     ("flows.config", "ConfigError", EXIT_USAGE),
     ("connectors.store", "CampaignChanged", EXIT_USAGE),
     ("connectors.annotation", "AuthenticationFailed", EXIT_USAGE),
-    ("pipeline.pixels", "PoolError", EXIT_USAGE),
-    ("pipeline.backbones", "ModelError", EXIT_USAGE),
+    ("connectors.images.pixels", "PoolError", EXIT_USAGE),
+    ("pipeline.networks.backbones", "ModelError", EXIT_USAGE),
     ("connectors.annotation", "AnnotationToolError", EXIT_FAILURE),
     ("connectors.tracking", "TrackerError", EXIT_FAILURE),
     ("connectors.store", "CampaignBusy", EXIT_FAILURE),
     ("connectors.store", "StoreError", EXIT_FAILURE),
-    ("pipeline.training", "TrainingError", EXIT_FAILURE),
+    ("pipeline.training.fit", "TrainingError", EXIT_FAILURE),
     ("deploy.logins", "ServerError", EXIT_FAILURE),
 )
 """Errors whose text says what to do: module, name, exit code; the first that fits counts."""
 OUTSIDE = (
     ("connectors.annotation", "AnnotationToolError"),
     ("connectors.tracking", "TrackerError"),
-    ("pipeline.backbones", "ModelError"),
+    ("pipeline.networks.backbones", "ModelError"),
     ("httpx", "TransportError"),
     ("builtins", "RuntimeError"),
 )

@@ -6,7 +6,7 @@ from types import MappingProxyType
 import pandas as pd
 
 from connectors.store import Campaign, RoundFolder, read_json
-from pipeline.labels import answers_from_table, current, with_present_names
+from pipeline.labels.ledger import answers_from_table, current, with_present_names
 from pipeline.types import Answer
 
 

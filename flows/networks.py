@@ -11,14 +11,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from connectors.images.deep_pixels import Reading
+from connectors.images.pixels import WHOLE, stream_images
 from flows.cache import features_of
 from flows.config import MemberSettings, ModelSettings
-from pipeline.calibration import Calibration, calibrate
-from pipeline.deep_pixels import Reading
-from pipeline.diagnosis import Finding, batch_norm_statistics, compare_batch_norm, diagnose
-from pipeline.laplace import fit_posterior
-from pipeline.members import check_dropout, predict_from_features, predict_members, stochastic_layers
-from pipeline.models import (
+from pipeline.members.laplace import fit_posterior
+from pipeline.members.predict import check_dropout, predict_from_features, predict_members, stochastic_layers
+from pipeline.members.swag import swag_draws
+from pipeline.networks.classifier import (
     PHASES,
     Classifier,
     ModelError,
@@ -27,11 +27,11 @@ from pipeline.models import (
     shrink_and_perturb,
     with_new_head,
 )
-from pipeline.pixels import WHOLE, stream_images
 from pipeline.randomness import seeded_generator
-from pipeline.swag import swag_draws
 from pipeline.tasks import Task, classification
-from pipeline.training import (
+from pipeline.training.calibration import Calibration, calibrate
+from pipeline.training.diagnosis import Finding, batch_norm_statistics, compare_batch_norm, diagnose
+from pipeline.training.fit import (
     MIN_VALIDATION,
     CrossFit,
     Fit,

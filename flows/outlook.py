@@ -6,7 +6,7 @@ from typing import Any
 
 from connectors.store import Campaign, RoundFolder, read_json
 from flows.config import present_names
-from pipeline.stopping import (
+from pipeline.evaluation.stopping import (
     MeasuredRound,
     forecast,
     lacks_for_forecast,

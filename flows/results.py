@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from connectors.escaping import csv_cell
-from connectors.mlflow_model import TRUNK, Ensemble, make_ensemble
+from connectors.image_folder.listing import File, stat_file, walk
+from connectors.images.pixels import PoolError, load_images
+from connectors.mlflow.loader import TRUNK, Ensemble, make_ensemble
 from connectors.store import Campaign, RoundFolder, read_json, write_atomic
 from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings, ConfigError
-from flows.learn import member_weights
 from flows.outlook import best_round
 from flows.progress import progress_bar
-from pipeline.listing import File, stat_file, walk
-from pipeline.pixels import PoolError, load_images
-from pipeline.training import choose_device
+from flows.steps.learn import member_weights
+from pipeline.training.fit import choose_device
 
 CHUNK = 256
 """Images in memory at a time."""

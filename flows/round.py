@@ -17,9 +17,10 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from connectors.escaping import prefect_key
+from connectors.image_folder.index import index_pool, usable
+from connectors.image_folder.notes import changes, unused_lines
 from connectors.store import Campaign, CampaignBusy, RoundFolder, flatten, read_json, write_json, write_table
 from flows import books
-from flows.ask import AUDIT, check_strategy, compare_with_half, push, renew_page, select, select_first
 from flows.campaign import OpenCampaign, current_round, open_campaign
 from flows.changes import (
     begun_otherwise,
@@ -30,10 +31,25 @@ from flows.changes import (
     put_away,
     refuse_lost_classes,
 )
-from flows.collect import close, collect, is_ready_to_close, look, notes_of, told_when_collected
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.dependence import look_for_dependence
-from flows.learn import (
+from flows.ledger import labels_paid
+from flows.networks import check_network
+from flows.outlook import metrics_of, outlook
+from flows.pixel_ranges import count_multipage, pages_text, range_text, settle_ranges
+from flows.progress import progress_bar, say
+from flows.reports.round_page import (
+    notes_of_plan,
+    review_of,
+    round_markdown,
+    round_sentence,
+    warnings_of,
+    write_confusion_matrix,
+)
+from flows.step import seconds_of, step, task_without_result, timed_task
+from flows.steps.ask import AUDIT, check_strategy, compare_with_half, push, renew_page, select, select_first
+from flows.steps.collect import close, collect, is_ready_to_close, look, notes_of, told_when_collected
+from flows.steps.learn import (
     cross_validate,
     gather_labels,
     measure,
@@ -43,24 +59,8 @@ from flows.learn import (
     track_model,
     train,
 )
-from flows.ledger import labels_paid
-from flows.networks import check_network
-from flows.outlook import metrics_of, outlook
-from flows.pixel_ranges import count_multipage, pages_text, range_text, settle_ranges
-from flows.progress import progress_bar, say
-from flows.report import (
-    notes_of_plan,
-    review_of,
-    round_markdown,
-    round_sentence,
-    warnings_of,
-    write_confusion_matrix,
-)
-from flows.score import list_candidates, score_pool
-from flows.steps import seconds_of, step, task_without_result, timed_task
-from pipeline.labels import digest
-from pipeline.pool import index_pool, usable
-from pipeline.pool_notes import changes, unused_lines
+from flows.steps.score import list_candidates, score_pool
+from pipeline.labels.ledger import digest
 
 ARTIFACTS = (
     "batch.parquet",

@@ -24,8 +24,8 @@ from connectors.memory import MemoryTool, MemoryTracker
 from connectors.store import Campaign, RoundFolder, read_json
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
+from flows.replay.simulate import Options, simulate
 from flows.round import work_on
-from flows.simulate import Options, simulate
 
 CLASSES = tuple("0123456789")
 N_IMAGES, N_ROUNDS = 600, 4

@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks import labelled_sets
 from benchmarks.labelled_sets import read_set
-from pipeline.pixels import load_images
+from connectors.images.pixels import load_images
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import torch
 from benchmarks import measure, references, selection
 from benchmarks.measure import Case, Contender, Row, Runs, arguments, peak_mb, report, run, side_by_side, write
 from benchmarks.pools import CHUNK, N_LABELLED, make_pool
-from pipeline.acquisition import bald
-from pipeline.covering import herd
-from pipeline.diversity import d2_sampling, k_center_greedy
-from pipeline.information import batch_bald
+from pipeline.selection.acquisition import bald
+from pipeline.selection.geometry.cover import herd
+from pipeline.selection.geometry.diversity import d2_sampling, k_center_greedy
+from pipeline.selection.geometry.joint import batch_bald
 
 
 class Clock:

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import peers, scoring
-from pipeline.acquisition import margin
+from pipeline.selection.acquisition import margin
 
 
 def test_the_gap_of_a_disagreement_is_that_of_the_peer():

@@ -14,7 +14,7 @@ from mlflow.utils import validation
 
 from connectors import escaping
 from connectors.escaping import csv_cell, from_csv_cell, markdown, mlflow_key, prefect_key, visible
-from connectors.label_studio_format import labelling_page, page_differences
+from connectors.label_studio.pages import labelling_page, page_differences
 from tests.hostile import CLASS_NAMES, CLASSES, HIDDEN, NAMES, TEXTS, Words, shown
 
 VARIABLE = re.compile(r"\$[\w\[\].{}]+", re.ASCII)

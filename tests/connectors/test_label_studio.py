@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from connectors import label_studio
 from connectors.annotation import (
     AnnotationToolError,
     AnnotationToolUnavailable,
@@ -29,9 +28,10 @@ from connectors.annotation import (
     Task,
     Tended,
 )
-from connectors.label_studio import LabelStudio
-from connectors.label_studio_format import labelling_page
-from connectors.simulated import SimulatedAnnotator
+from connectors.label_studio import client as label_studio
+from connectors.label_studio.client import LabelStudio
+from connectors.label_studio.pages import labelling_page
+from connectors.label_studio.person import SimulatedAnnotator
 from pipeline.types import Region
 
 CLASSES = ("cat", "dog", "fox")

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from connectors.label_studio_reading import HeldTask, is_copied, is_skip, read_answer
-from pipeline.labels import answers_from_table, answers_to_table, current
+from connectors.label_studio.reading import HeldTask, is_copied, is_skip, read_answer
+from pipeline.labels.ledger import answers_from_table, answers_to_table, current
 
 CLASSES = ("cat", "dog")
 CHOICE = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}

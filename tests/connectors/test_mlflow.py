@@ -23,15 +23,15 @@ import torch
 from mlflow import MlflowClient
 from packaging.requirements import Requirement
 
-import connectors.mlflow
+import connectors.mlflow.tracker
 from connectors.escaping import mlflow_key
-from connectors.mlflow import MLflowTracker
-from connectors.mlflow_model import load_ensemble
+from connectors.mlflow.loader import load_ensemble
+from connectors.mlflow.tracker import MLflowTracker
 from connectors.tracking import MemberHistory, TrackerError, TrackerUnavailable
-from pipeline.models import build_model, save_trunk, save_weights, with_new_head
+from pipeline.networks.classifier import build_model, save_trunk, save_weights, with_new_head
 from tests.hostile import HIDDEN, NAMES
 
-CHECKOUT = Path(connectors.mlflow.__file__).parents[1]
+CHECKOUT = Path(connectors.mlflow.tracker.__file__).parents[2]
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 DESCRIPTION = {
     "name": "small_cnn",
@@ -538,7 +538,7 @@ def test_campaigns_in_threads_keep_apart_and_leave_no_global_state(mlflow_uri, c
 
 
 def test_the_machine_is_watched_and_goes_on_after_a_break(uri, campaign, monkeypatch):
-    monkeypatch.setattr(connectors.mlflow, "SECONDS_BETWEEN_SAMPLES", 0.1)
+    monkeypatch.setattr(connectors.mlflow.tracker, "SECONDS_BETWEEN_SAMPLES", 0.1)
     tracker = MLflowTracker(uri=uri, campaign=campaign)
     run_id = tracker.start_round(1, params={})
     for _ in range(2):
@@ -590,7 +590,7 @@ def test_a_dead_server_is_told_at_once():
 
 
 def test_a_silent_server_is_told_soon(monkeypatch):
-    monkeypatch.setattr(connectors.mlflow, "SECONDS_TO_ANSWER", 0.3)
+    monkeypatch.setattr(connectors.mlflow.tracker, "SECONDS_TO_ANSWER", 0.3)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()

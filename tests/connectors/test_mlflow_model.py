@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from connectors.mlflow_model import Ensemble
-from pipeline.models import build_model
+from connectors.mlflow.loader import Ensemble
+from pipeline.networks.classifier import build_model
 
 CLASSES = ("ant", "class", "probability")
 

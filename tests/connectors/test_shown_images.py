@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from connectors import shown_images
-from connectors.shown_images import RENDITIONS, check_shown, file_to_show, link_to_show
-from pipeline.pixels import WHOLE, PoolError
+from connectors.images import shown as shown_images
+from connectors.images.pixels import WHOLE, PoolError
+from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_to_show
 
 ROWS, COLUMNS = np.mgrid[:24, :36]
 COLOURS = np.stack([COLUMNS * 7, ROWS * 10, 255 - COLUMNS * 7], axis=-1).astype(np.uint8)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from connectors.image_folder.index import index_pool
 from connectors.store import Campaign, RoundFolder, write_json, write_table
 from flows import networks
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
-from flows.learn import gather_labels
 from flows.round import begin
-from flows.score import list_candidates
-from pipeline.pool import index_pool
+from flows.steps.learn import gather_labels
+from flows.steps.score import list_candidates
 
 CLASSES = ("left", "middle", "right")
 TEMPLATE = """\

@@ -9,9 +9,8 @@ import torch
 
 from connectors.annotation import Pulled
 from connectors.escaping import markdown
-from connectors.mlflow_model import TRUNK
+from connectors.mlflow.loader import TRUNK
 from connectors.store import Campaign, CampaignChanged, RoundFolder, read_json, write_json, write_table
-from flows.ask import MEASURED, compare_with_half, renew_page, select, select_first, tasks_of
 from flows.campaign import OpenCampaign, open_campaign
 from flows.changes import (
     begun_otherwise,
@@ -22,13 +21,14 @@ from flows.changes import (
     notes_of_changes,
 )
 from flows.config import resolved, unresolved
-from flows.learn import cross_validate, is_best, member_weights, plan, train, trained_models
 from flows.ledger import known_answers, outstanding_tasks
-from flows.replay_input import read_campaign_labels
-from flows.report import round_markdown
+from flows.replay.inputs import read_campaign_labels
+from flows.reports.round_page import round_markdown
 from flows.round import begin, begin_anew, notes_of_round, refresh_pool
-from flows.score import embed_labelled, score_shard
-from pipeline.labels import answers_to_table
+from flows.steps.ask import MEASURED, compare_with_half, renew_page, select, select_first, tasks_of
+from flows.steps.learn import cross_validate, is_best, member_weights, plan, train, trained_models
+from flows.steps.score import embed_labelled, score_shard
+from pipeline.labels.ledger import answers_to_table
 from pipeline.types import Annotation, Answer, Region
 from tests.flows.conftest import CLASSES, TINY, ready_round
 

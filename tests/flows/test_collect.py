@@ -5,7 +5,7 @@ import pytest
 
 from connectors.annotation import AnnotationToolError, AnswersUnusable, Progress, Pulled, Tended
 from connectors.store import read_json, write_json, write_table
-from flows.collect import collect, look, may_close, notes_of
+from flows.steps.collect import collect, look, may_close, notes_of
 from pipeline.types import Annotation, Answer, Region
 
 DAY = timedelta(days=1)

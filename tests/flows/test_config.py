@@ -17,8 +17,8 @@ from flows.config import (
     with_own_image_size,
 )
 from flows.example import EXAMPLE
-from pipeline.augmentation import AUGMENTATIONS
-from pipeline.training import ALL_FROM
+from pipeline.training.augmentation import AUGMENTATIONS
+from pipeline.training.fit import ALL_FROM
 from tests.hostile import CLASSES
 
 GOOD = """\

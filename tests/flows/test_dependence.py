@@ -1,13 +1,13 @@
 import pandas as pd
 import pytest
 
+from connectors.images.deep_pixels import Range
+from connectors.images.pixels import load_images
 from connectors.store import write_table
 from flows.dependence import look_for_dependence
-from flows.learn import cross_validate, gather_labels, train
 from flows.pixel_ranges import write_ranges
-from flows.report import notes_on_dependence, round_markdown
-from pipeline.deep_pixels import Range
-from pipeline.pixels import load_images
+from flows.reports.round_page import notes_on_dependence, round_markdown
+from flows.steps.learn import cross_validate, gather_labels, train
 from tests.flows.conftest import TINY, ready_round
 
 
@@ -55,7 +55,7 @@ def test_thumbnails_are_read_as_all_images_of_the_campaign_are(make_work, monkey
 
 
 def test_labels_of_one_group_are_predicted_by_networks_that_saw_none_of_it(make_work, monkeypatch):
-    from pipeline import training
+    from pipeline.training import fit as training
 
     work = make_work(network=TINY)
     pool = by_group(work)

@@ -12,15 +12,15 @@ import typer
 from typer.testing import CliRunner
 
 from connectors.annotation import AnnotationToolError, AnnotationToolUnavailable, AuthenticationFailed
+from connectors.images.pixels import PoolError
 from connectors.store import CampaignBusy, CampaignChanged, StoreError, write_json
 from connectors.tracking import TrackerError, TrackerUnavailable
 from deploy.logins import ServerError
 from flows import cli
 from flows.config import ConfigError
 from flows.errors import KNOWN, CommandGroup, explain_error
-from pipeline.models import ModelError
-from pipeline.pixels import PoolError
-from pipeline.training import TrainingError
+from pipeline.networks.classifier import ModelError
+from pipeline.training.fit import TrainingError
 
 KINDS = [
     (ConfigError("pets.toml, line 2: wrong"), 2, "pets.toml, line 2: wrong"),

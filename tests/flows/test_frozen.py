@@ -10,13 +10,19 @@ import torch
 from typer.testing import CliRunner
 
 from connectors.escaping import markdown
-from connectors.mlflow_model import load_members
+from connectors.feature_store import FeatureCache, feature_key, usage
+from connectors.images.pixels import PoolError, load_images
+from connectors.mlflow.loader import load_members
 from connectors.store import read_json, write_json
-from flows import cache, networks, score
-from flows.ask import compare_with_half, select, select_from
+from flows import cache, networks
 from flows.cache import _key, _opened, features_folder, features_of
 from flows.cli import app
-from flows.learn import (
+from flows.networks import check_network, frozen_body, new_model, phase_of, predictions
+from flows.reports.round_page import campaign_status, round_markdown, warnings_of
+from flows.round import summarise
+from flows.steps import score
+from flows.steps.ask import compare_with_half, select, select_from
+from flows.steps.learn import (
     at_temperature_one,
     class_indices,
     cross_validate,
@@ -27,19 +33,14 @@ from flows.learn import (
     train,
     trained_models,
 )
-from flows.networks import check_network, frozen_body, new_model, phase_of, predictions
-from flows.report import campaign_status, round_markdown, warnings_of
-from flows.round import summarise
-from flows.score import embed_labelled, read_candidates, score_shard
-from pipeline.acquisition import ACQUISITIONS
-from pipeline.calibration import calibrate
-from pipeline.evaluation import negative_log_likelihood
-from pipeline.features import FeatureCache, feature_key, usage
-from pipeline.members import first_half, predict_members, stochastic_layers
-from pipeline.models import ModelError
-from pipeline.pixels import PoolError, load_images
+from flows.steps.score import embed_labelled, read_candidates, score_shard
+from pipeline.evaluation.metrics import negative_log_likelihood
+from pipeline.members.predict import first_half, predict_members, stochastic_layers
+from pipeline.networks.classifier import ModelError
 from pipeline.randomness import derive_seed
+from pipeline.selection.acquisition import ACQUISITIONS
 from pipeline.tasks import classification
+from pipeline.training.calibration import calibrate
 from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round
 
 EVERYTHING = "last_stage_from = 1\nall_from = 8\nmax_epochs = 2\n"

@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 import torch
 
+from connectors.images.pixels import load_images
 from connectors.store import read_json
 from flows import networks
-from flows.learn import cross_validate, measure, member_weights, train, trained_models
 from flows.round import summarise
-from pipeline.pixels import load_images
+from flows.steps.learn import cross_validate, measure, member_weights, train, trained_models
 from tests.flows.conftest import PLAIN, TINY, ready_round
 
 PSEUDO = "\n[model.pseudo_labels]\nthreshold = 2.0\ndecay = 0.5\nmax_count = 12\n"

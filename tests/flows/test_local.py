@@ -65,17 +65,17 @@ prepare_environment()
 place = f"{sys.argv[1]}:{sys.argv[2]}"
 
 def label_studio():
-    import connectors.label_studio as label_studio
+    import connectors.label_studio.client as label_studio
     label_studio._ATTEMPTS = 1
     settings = {"url": f"http://{place}", "token": "of-label-studio", "project": "pets", "classes": ["a", "b"]}
     label_studio.LabelStudio(**settings).prepare()
 
 def annotator():
-    from connectors.simulated import SimulatedAnnotator
+    from connectors.label_studio.person import SimulatedAnnotator
     SimulatedAnnotator(url=f"http://{place}", token="of-annotator", project="pets", answers={}).label()
 
 def mlflow():
-    from connectors.mlflow import MLflowTracker
+    from connectors.mlflow.tracker import MLflowTracker
     MLflowTracker(uri=f"http://{place}", campaign="pets", login=("admin", "of-mlflow")).ping()
 
 def prefect():

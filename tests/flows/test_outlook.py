@@ -2,15 +2,15 @@ import pandas as pd
 import pytest
 
 from connectors.store import Campaign, read_json, write_json
-from flows.ask import check_strategy, select_first
 from flows.config import ConfigError, resolved
 from flows.outlook import measured_rounds, outlook
-from flows.report import campaign_status, round_markdown, stopping_text
+from flows.reports.round_page import campaign_status, round_markdown, stopping_text
 from flows.round import is_finished, look_ahead, size_of_query, summarise
-from pipeline.evaluation import wilson_interval
-from pipeline.labels import answers_to_table
-from pipeline.stopping import MeasuredRound, forecast, level_of_look, surely_reached
-from pipeline.strategies import SANITY, STRATEGIES
+from flows.steps.ask import check_strategy, select_first
+from pipeline.evaluation.metrics import wilson_interval
+from pipeline.evaluation.stopping import MeasuredRound, forecast, level_of_look, surely_reached
+from pipeline.labels.ledger import answers_to_table
+from pipeline.selection.strategies import SANITY, STRATEGIES
 from tests.flows.conftest import CLASSES, ready_round
 
 CURVE = [(50, 150), (100, 170), (150, 178), (200, 182), (250, 184)]

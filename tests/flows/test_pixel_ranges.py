@@ -9,22 +9,22 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from connectors.feature_store import extract
+from connectors.images.deep_pixels import Range, Reading
+from connectors.images.pixels import load_images, measure_ranges
 from connectors.store import Campaign, read_json, write_json, write_table
-from flows.ask import _pixels
 from flows.cache import features_of
 from flows.campaign import OpenCampaign
 from flows.cli import app
 from flows.config import ConfigError, load_settings, resolved
-from flows.learn import _inputs, _sample_pool, gather_labels, measure, train
 from flows.networks import frozen_body, predictions
 from flows.pixel_ranges import FILE, read_ranges, settle_ranges
-from flows.replay_input import ReplayError
+from flows.replay.inputs import ReplayError
+from flows.replay.simulate import Options, simulate
 from flows.round import notes_on_pages, refresh_pool, settle_pixel_ranges
-from flows.score import list_candidates
-from flows.simulate import Options, simulate
-from pipeline.deep_pixels import Range, Reading
-from pipeline.features import extract
-from pipeline.pixels import load_images, measure_ranges
+from flows.steps.ask import _pixels
+from flows.steps.learn import _inputs, _sample_pool, gather_labels, measure, train
+from flows.steps.score import list_candidates
 from tests.flows.conftest import PLAIN, TINY, Untracked
 
 TOML = """\

@@ -5,14 +5,14 @@ import dataclasses
 import pandas as pd
 import pytest
 
+from connectors.images.pixels import PoolError
 from connectors.store import CampaignChanged, write_json, write_table
 from flows.campaign import OpenCampaign
 from flows.config import resolved
-from flows.learn import gather_labels
-from flows.report import campaign_status
+from flows.reports.round_page import campaign_status
 from flows.round import begin, refresh_pool, tell_of_pool
-from pipeline.labels import answers_to_table
-from pipeline.pixels import PoolError
+from flows.steps.learn import gather_labels
+from pipeline.labels.ledger import answers_to_table
 from pipeline.types import Annotation, Answer, Region
 
 

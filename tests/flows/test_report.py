@@ -10,8 +10,8 @@ from PIL import Image
 
 from connectors.escaping import from_csv_cell, visible
 from connectors.store import Campaign, RoundFolder, write_json
-from flows.ask import _words
-from flows.report import round_markdown, write_confusion_matrix
+from flows.reports.round_page import round_markdown, write_confusion_matrix
+from flows.steps.ask import _words
 from tests.hostile import CLASSES, NAMES, TEXTS, Words, shown
 
 

@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from connectors.store import CampaignChanged, write_json, write_table
-from flows import learn, results
+from flows import results
 from flows.config import ConfigError
 from flows.results import predict_files, write_labels
+from flows.steps import learn
 from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round
 
 

@@ -3,12 +3,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows.ask import select
-from flows.learn import train
 from flows.networks import new_model, predictions
-from flows.score import embed_labelled, read_candidates, read_scores_of, score_shard
-from pipeline.acquisition import ACQUISITIONS, score_all
-from pipeline.models import Classifier
+from flows.steps.ask import select
+from flows.steps.learn import train
+from flows.steps.score import embed_labelled, read_candidates, read_scores_of, score_shard
+from pipeline.networks.classifier import Classifier
+from pipeline.selection.acquisition import ACQUISITIONS, score_all
+from pipeline.selection.strategies import STRATEGIES
 from tests.flows.conftest import CLASSES, ready_round
 
 
@@ -76,7 +77,7 @@ def test_strategy_gets_every_column_that_it_reads(make_work, models, monkeypatch
     def reads_all(probs, guesses, embeddings, labelled_embeddings, labelled_probs, labelled_targets, *, query_size):
         raise NotImplementedError
 
-    monkeypatch.setitem(__import__("pipeline.strategies").strategies.STRATEGIES, "reads_all", reads_all)
+    monkeypatch.setitem(STRATEGIES, "reads_all", reads_all)
     work = make_work('strategy = "reads_all"')
     folder = score(work, models)
     read = read_candidates(folder, work.settings)
@@ -98,7 +99,7 @@ def test_balanced_batch_asks_for_the_guessed_class_with_the_fewest_labels(make_w
     labelled = pd.read_parquet(folder / "labelled.parquet")
     few = labelled[(labelled["label"] != "middle") | (labelled.groupby("label").cumcount() < 2)]
     few.to_parquet(folder / "labelled.parquet", index=False)
-    from flows.learn import trained_models
+    from flows.steps.learn import trained_models
 
     score(work, trained_models(folder, work))
     select.fn(folder, work, query_size=5)

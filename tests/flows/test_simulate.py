@@ -23,21 +23,21 @@ from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
 from connectors.escaping import visible
+from connectors.image_folder.index import index_pool, usable
+from connectors.images.pixels import PoolError
 from connectors.store import Campaign, CampaignChanged, write_table
 from connectors.tracking import TrackerError
 from flows.cli import app
 from flows.config import load_settings
 from flows.networks import RECIPE, share_frozen_trunk
-from flows.replay_input import ReplayError, read_labels
-from flows.replay_report import report_page, summary_table
-from flows.replay_runs import Replay, _predict_network, _train_networks
-from flows.simulate import Options, _claim, _resolve, command_of, simulate
-from pipeline.acquisition import ACQUISITIONS
-from pipeline.labels import answers_to_table
-from pipeline.pixels import PoolError
-from pipeline.pool import index_pool, usable
-from pipeline.replay import summarise
-from pipeline.strategies import STRATEGIES, select_batch
+from flows.replay.inputs import ReplayError, read_labels
+from flows.replay.runs import Replay, _predict_network, _train_networks
+from flows.replay.simulate import Options, _claim, _resolve, command_of, simulate
+from flows.reports.replay_page import report_page, summary_table
+from pipeline.evaluation.curves import summarise
+from pipeline.labels.ledger import answers_to_table
+from pipeline.selection.acquisition import ACQUISITIONS
+from pipeline.selection.strategies import STRATEGIES, select_batch
 from pipeline.types import Annotation, Answer, Region
 from tests.hostile import HIDDEN, NAMES, Words
 
@@ -133,7 +133,7 @@ def test_images_marked_for_the_test_are_the_test_set_of_every_seed(digits, tmp_p
 def test_a_sub_pool_is_all_that_is_scored_and_asked_from(digits, tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(
-        "flows.replay_runs.select_batch",
+        "flows.replay.runs.select_batch",
         lambda candidates, *args, **given: (
             sizes.append(len(candidates.ids)) or select_batch(candidates, *args, **given)
         ),
@@ -178,7 +178,7 @@ def test_more_seeds_arms_and_rounds_add_to_a_replay(digits, replayed, tmp_path):
 
 
 def test_a_finished_replay_trains_nothing_again(digits, replayed, monkeypatch):
-    monkeypatch.setattr("flows.replay_runs.linear_head", None)
+    monkeypatch.setattr("flows.replay.runs.linear_head", None)
     before = (replayed / "curves.parquet").read_bytes()
     simulate(options_of(digits, replayed))
     assert (replayed / "curves.parquet").read_bytes() == before
@@ -361,7 +361,7 @@ def test_network_is_trained_anew_and_its_members_disagree(digits, tmp_path):
 
 
 def test_frozen_network_gives_the_features(digits, tmp_path):
-    from pipeline.models import build_model
+    from pipeline.networks.classifier import build_model
 
     torch.manual_seed(0)
     model = build_model("torchvision:resnet18", n_classes=1000, image_size=32, channels=3, seed=0).trunk
@@ -505,7 +505,7 @@ def test_campaign_gives_images_labels_classes_and_its_strategy(digits, tmp_path,
         told[strategy] = how
         return select_batch(candidates, strategy, query_size=query_size, round_number=round_number, seed=seed, **how)
 
-    monkeypatch.setattr("flows.replay_runs.select_batch", watch)
+    monkeypatch.setattr("flows.replay.runs.select_batch", watch)
     summary = simulate(options)
     assert list(summary["strategies"]) == ["random", "power:entropy"]
     settings = summary["settings"]
@@ -818,14 +818,14 @@ def test_interrupted_command_says_that_the_same_one_goes_on(digits, tmp_path, mo
     def interrupted(_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.simulate.simulate", interrupted)
+    monkeypatch.setattr("flows.replay.simulate.simulate", interrupted)
     result = CliRunner().invoke(app, ["simulate", "--out", str(tmp_path / "out")])
     assert result.exit_code == 130
     assert "The same command goes on" in result.output
 
 
 def test_processes_of_a_replay_load_no_prefect():
-    code = "import sys, flows.replay_runs; print([name for name in ('prefect', 'mlflow') if name in sys.modules])"
+    code = "import sys, flows.replay.runs; print([name for name in ('prefect', 'mlflow') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

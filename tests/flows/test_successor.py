@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from connectors.image_folder.index import index_pool
 from connectors.store import write_json, write_table
 from flows.cli import app
 from flows.config import load_settings
-from flows.learn import gather_labels
 from flows.ledger import known_answers
-from pipeline.pool import index_pool
+from flows.steps.learn import gather_labels
 from tests.flows.test_changes import answer, close_round
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.models import Classifier, build_model
+from pipeline.networks.classifier import Classifier, build_model
 
 
 def check_targets(targets, n, n_classes):

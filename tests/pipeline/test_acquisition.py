@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.acquisition import (
+from pipeline.selection.acquisition import (
     ACQUISITIONS,
     CPU_VALUES,
     NEEDS_MEMBERS,

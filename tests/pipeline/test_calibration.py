@@ -6,8 +6,8 @@ import scipy.special
 import torch
 from torch.nn import functional
 
-from pipeline.calibration import COLDEST, HOTTEST, PRIOR_IMAGES, calibrate, fit_temperature
-from pipeline.evaluation import evaluate
+from pipeline.evaluation.metrics import evaluate
+from pipeline.training.calibration import COLDEST, HOTTEST, PRIOR_IMAGES, calibrate, fit_temperature
 
 
 def predictions(n, *, temperature=2.5, n_classes=4, seed=0):

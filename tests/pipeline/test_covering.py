@@ -6,8 +6,8 @@ import torch
 from sklearn.metrics.pairwise import cosine_similarity, rbf_kernel
 from torch import Tensor
 
-from pipeline import covering
-from pipeline.covering import facility_location, herd
+from pipeline.selection.geometry import cover as covering
+from pipeline.selection.geometry.cover import facility_location, herd
 
 
 def seeded(seed: int = 0) -> torch.Generator:

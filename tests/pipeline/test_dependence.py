@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dependence import advice, are_many, find_series, near_copies
-from pipeline.groups import check_rule, groups_of
+from pipeline.pool.dependence import advice, are_many, find_series, near_copies
+from pipeline.pool.groups import check_rule, groups_of
 
 
 def films(form, *, n_films=16, n_frames=10):

@@ -7,7 +7,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
-from pipeline.diagnosis import (
+from pipeline.networks.classifier import Classifier, build_model
+from pipeline.tasks import classification
+from pipeline.training.diagnosis import (
     BLOWN_UP,
     N_SHUFFLES,
     batch_norm_statistics,
@@ -17,9 +19,7 @@ from pipeline.diagnosis import (
     diagnose,
     loss_against_guess,
 )
-from pipeline.models import Classifier, build_model
-from pipeline.tasks import classification
-from pipeline.training import fit
+from pipeline.training.fit import fit
 
 QUIET = [{"train_loss": 1.0}]
 """A history in which nothing blew up."""

@@ -7,8 +7,8 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin
 from torch import Tensor
 
-from pipeline import diversity
-from pipeline.diversity import d2_sampling, k_center_greedy, kmeans, nearest_to_centroids, typicality
+from pipeline.selection.geometry import diversity
+from pipeline.selection.geometry.diversity import d2_sampling, k_center_greedy, kmeans, nearest_to_centroids, typicality
 
 
 def seeded(seed: int = 0) -> torch.Generator:

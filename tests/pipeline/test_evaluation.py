@@ -5,7 +5,13 @@ import sklearn.metrics
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from pipeline.evaluation import calibration_error, confusion_matrix, evaluate, negative_log_likelihood, wilson_interval
+from pipeline.evaluation.metrics import (
+    calibration_error,
+    confusion_matrix,
+    evaluate,
+    negative_log_likelihood,
+    wilson_interval,
+)
 
 CLASSES = ["cat", "dog", "owl", "fox"]
 

@@ -17,12 +17,12 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from pipeline import features as module
-from pipeline import models
-from pipeline.deep_pixels import Range
-from pipeline.features import BATCH, FeatureCache, cached_features, clear, extract, feature_key, shrink, usage
-from pipeline.models import Classifier, build_model, half_precision
-from pipeline.pixels import PoolError, load_images
+from connectors import feature_store as module
+from connectors.feature_store import BATCH, FeatureCache, cached_features, clear, extract, feature_key, shrink, usage
+from connectors.images.deep_pixels import Range
+from connectors.images.pixels import PoolError, load_images
+from pipeline.networks import classifier as models
+from pipeline.networks.classifier import Classifier, build_model, half_precision
 
 CPU = torch.device("cpu")
 DAY = 86_400
@@ -448,8 +448,8 @@ FILL = """
 import sys
 from pathlib import Path
 import torch
-from pipeline import features
-from pipeline.models import build_model
+from connectors import feature_store as features
+from pipeline.networks.classifier import build_model
 
 features.CHUNK_BYTES = 1  # one batch in each append
 folder, images = Path(sys.argv[1]), sorted(Path(sys.argv[2]).iterdir())

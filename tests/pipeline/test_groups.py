@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.groups import check_rule, draw_groups, group_codes, group_counts, groups_of, strata_of_groups
+from pipeline.pool.groups import check_rule, draw_groups, group_codes, group_counts, groups_of, strata_of_groups
 
 
 def drawn_of(sizes, *, size, seed=0, strata=None):

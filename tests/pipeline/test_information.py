@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import information
-from pipeline.acquisition import bald
-from pipeline.information import bait, batch_bald
+from pipeline.selection.acquisition import bald
+from pipeline.selection.geometry import joint as information
+from pipeline.selection.geometry.joint import bait, batch_bald
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from pipeline.label_errors import (
+from pipeline.labels.suspicious import (
     FEWEST_RIGHT,
     HARD,
     HARD_SHARES,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.laplace import PRIOR_PRECISIONS, Posterior, choose_by_evidence, fit_posterior
-from pipeline.models import Classifier, build_model, load_weights, save_weights
+from pipeline.members.laplace import PRIOR_PRECISIONS, Posterior, choose_by_evidence, fit_posterior
+from pipeline.networks.classifier import Classifier, build_model, load_weights, save_weights
 
 
 def network(n_features, n_classes, seed=0):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.pool import MAX_BYTES, index_pool, usable
-from pipeline.pool_notes import unused_lines
+from connectors.image_folder.index import MAX_BYTES, index_pool, usable
+from connectors.image_folder.notes import unused_lines
 
 
 @pytest.fixture

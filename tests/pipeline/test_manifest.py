@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.manifest import read_manifest
-from pipeline.pixels import PoolError
-from pipeline.pool import index_pool, set_aside_counts, usable
-from pipeline.pool_notes import changes, unused_lines
+from connectors.image_folder.index import index_pool, set_aside_counts, usable
+from connectors.image_folder.manifest import read_manifest
+from connectors.image_folder.notes import changes, unused_lines
+from connectors.images.pixels import PoolError
 
 CAFE, CAFE_TOO = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 CLASSES = ("cat", "dog", CAFE)

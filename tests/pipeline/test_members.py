@@ -6,9 +6,8 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
-from pipeline.augmentation import digits
-from pipeline.laplace import fit_posterior
-from pipeline.members import (
+from pipeline.members.laplace import fit_posterior
+from pipeline.members.predict import (
     check_dropout,
     draw_mask,
     first_half,
@@ -16,9 +15,10 @@ from pipeline.members import (
     predict_members,
     stochastic_layers,
 )
-from pipeline.models import Classifier, build_model, with_new_head
+from pipeline.networks.classifier import Classifier, build_model, with_new_head
 from pipeline.randomness import derive_seed
 from pipeline.tasks import classification
+from pipeline.training.augmentation import digits
 
 LAYERS = {
     "Dropout": (nn.Dropout(0.3), (4, 6)),
@@ -412,7 +412,7 @@ def test_one_product_for_all_members_gives_what_hooks_on_the_layers_give():
 def test_blocks_of_features_change_nothing(monkeypatch):
     models, features = shared_heads(2), torch.rand(50, 512)
     whole = predict_from_features(models, features, task=classification, mc_dropout=2, seed=0)
-    monkeypatch.setattr("pipeline.members.BLOCK", 4000)
+    monkeypatch.setattr("pipeline.members.predict.BLOCK", 4000)
     for ours, theirs in zip(
         predict_from_features(models, features, task=classification, mc_dropout=2, seed=0), whole, strict=True
     ):

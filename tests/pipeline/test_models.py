@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models as zoo
 
-from pipeline.laplace import Posterior
-from pipeline.models import (
+from pipeline.members.laplace import Posterior
+from pipeline.networks.classifier import (
     MODELS,
     PHASES,
     Classifier,
@@ -412,7 +412,7 @@ def test_gradients_in_half_precision_are_those_of_float32_but_for_rounding():
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_trunk_of_depthwise_convolutions_is_computed_in_float32(monkeypatch, phase):
-    monkeypatch.setattr("pipeline.models._has_bfloat16", lambda device: True)
+    monkeypatch.setattr("pipeline.networks.classifier._has_bfloat16", lambda device: True)
     assert has_half_precision(build("torchvision:resnet18"))
     model = build("torchvision:mobilenet_v3_small")
     model.train_only(phase)

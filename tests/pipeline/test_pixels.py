@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
-from pipeline.containers import count_scans
-from pipeline.deep_pixels import Range, Reading, robust_range
-from pipeline.memory import MemoryGate
-from pipeline.pixels import (
+from connectors.image_folder.index import index_pool, usable
+from connectors.images.containers import count_scans
+from connectors.images.deep_pixels import Range, Reading, robust_range
+from connectors.images.memory import MemoryGate
+from connectors.images.pixels import (
     MAX_SCANS,
     PoolError,
     examine,
@@ -28,7 +29,6 @@ from pipeline.pixels import (
     reason_of,
     without_pillow_warnings,
 )
-from pipeline.pool import index_pool, usable
 
 DRAW = np.random.default_rng(0)
 PHOTO = Image.fromarray(DRAW.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((96, 64), Image.Resampling.BICUBIC)
@@ -356,8 +356,8 @@ class TestDeepPixels:
         PHOTO.convert("P").save(tmp_path / "d.gif")
         uris = [str(path) for path in sorted(tmp_path.iterdir())]
         whole = load_images(uris, size=16, channels=3)
-        monkeypatch.setattr("pipeline.deep_pixels.STRIP", 64)
-        monkeypatch.setattr("pipeline.pixels.STRIP", 16)
+        monkeypatch.setattr("connectors.images.deep_pixels.STRIP", 64)
+        monkeypatch.setattr("connectors.images.pixels.STRIP", 16)
         assert torch.equal(load_images(uris, size=16, channels=3), whole)
 
 
@@ -554,7 +554,7 @@ class TestMemory:
         Image.new("F", (side, side)).save(tmp_path / "0.tif", compression="tiff_adobe_deflate")
         code = (
             "import re, sys; from concurrent.futures import ThreadPoolExecutor; from pathlib import Path\n"
-            "from pipeline.pixels import load_images; from pipeline.deep_pixels import Reading\n"
+            "from connectors.images.pixels import load_images; from connectors.images.deep_pixels import Reading\n"
             "def peak(): return int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) / 1e6\n"
             "def load(_): return load_images([sys.argv[1]], size=8, channels=3, reading=Reading(memory_gb=0.3))\n"
             "load_images([], size=8, channels=3)\n"
@@ -635,7 +635,7 @@ class TestScans:
         before, scan, rest = scans
         content = before + 150 * scan + rest
         for block in (1, 2, 3, 64):
-            monkeypatch.setattr("pipeline.containers.BLOCK", block)
+            monkeypatch.setattr("connectors.images.containers.BLOCK", block)
             assert count_scans(io.BytesIO(content), limit=MAX_SCANS) > MAX_SCANS
             assert count_scans(io.BytesIO(before + rest), limit=MAX_SCANS) == (before + rest).count(b"\xff\xda")
 

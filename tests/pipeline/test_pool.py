@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from pipeline.listing import CHANGED
-from pipeline.pixels import MAX_PIXELS, PoolError, load_image, load_images, stream_images
-from pipeline.pool import COLUMNS, index_pool, set_aside_counts, usable
-from pipeline.pool_notes import unused_lines
+from connectors.image_folder.index import COLUMNS, index_pool, set_aside_counts, usable
+from connectors.image_folder.listing import CHANGED
+from connectors.image_folder.notes import unused_lines
+from connectors.images.pixels import MAX_PIXELS, PoolError, load_image, load_images, stream_images
 
 CLASSES = ("cat", "dog", "NA")
 
@@ -209,7 +209,7 @@ class TestBrokenFiles:
         (tmp_path / "bomb.png").write_bytes(png_of_size(24_000, 24_000, rows))
         del rows
         code = (
-            "import re, sys; from pathlib import Path; from pipeline.pool import index_pool\n"
+            "import re, sys; from pathlib import Path; from connectors.image_folder.index import index_pool\n"
             # ru_maxrss would count the memory of the process that started this one
             "def peak(): return int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])\n"
             "def index(name):\n"

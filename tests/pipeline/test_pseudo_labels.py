@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.pseudo_labels import choose_confident
+from pipeline.selection.pseudo_labels import choose_confident
 
 
 def by_turns(entropies, guesses, *, threshold, max_count):

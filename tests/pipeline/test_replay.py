@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-import pipeline.replay
-from pipeline.replay import (
+import pipeline.evaluation.curves
+from pipeline.evaluation.curves import (
     FEWEST_SEEDS,
     METRICS,
     area_under_curve,
@@ -31,7 +31,7 @@ from pipeline.replay import (
     verdict,
     win_rate,
 )
-from pipeline.training import TrainingError
+from pipeline.training.fit import TrainingError
 
 
 def numbers(seed: int = 0) -> np.random.Generator:
@@ -225,7 +225,7 @@ def test_class_without_a_label_has_no_probability():
 
 
 def test_fit_that_does_not_converge_is_an_error(monkeypatch):
-    monkeypatch.setattr(pipeline.replay, "ITERATIONS", (1, 2))
+    monkeypatch.setattr(pipeline.evaluation.curves, "ITERATIONS", (1, 2))
     with pytest.raises(TrainingError, match="does not converge on 90 labels in 2 iterations"):
         linear_head(torch.randn(90, 8, generator=seeded()), torch.arange(90) % 3, n_classes=3, l2=0.01)
 
@@ -233,7 +233,7 @@ def test_fit_that_does_not_converge_is_an_error(monkeypatch):
 def test_fit_gets_more_iterations_until_it_converges(monkeypatch):
     features, targets = torch.randn(90, 8, generator=seeded()), torch.arange(90) % 3
     wanted = linear_head(features, targets, n_classes=3, l2=0.01)
-    monkeypatch.setattr(pipeline.replay, "ITERATIONS", (1, 2, 1000))
+    monkeypatch.setattr(pipeline.evaluation.curves, "ITERATIONS", (1, 2, 1000))
     for ours, theirs in zip(linear_head(features, targets, n_classes=3, l2=0.01), wanted, strict=True):
         assert torch.equal(ours, theirs)
 

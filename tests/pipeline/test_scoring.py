@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.acquisition import ACQUISITIONS
-from pipeline.scoring import REDUCTIONS, score_columns, score_images
+from pipeline.selection.acquisition import ACQUISITIONS
+from pipeline.selection.scoring import REDUCTIONS, score_columns, score_images
 
 TEXTBOOK = {
     "max": max,

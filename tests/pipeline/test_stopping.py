@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pipeline.stopping import (
+from pipeline.evaluation.stopping import (
     EXPONENTS,
     MeasuredRound,
     forecast,

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from pipeline import strategies, types
-from pipeline.acquisition import bald, margin
-from pipeline.diversity import kmeans
-from pipeline.strategies import (
+from pipeline import types
+from pipeline.selection import strategies
+from pipeline.selection.acquisition import bald, margin
+from pipeline.selection.geometry.diversity import kmeans
+from pipeline.selection.strategies import (
     MAY_FALL_SHORT,
     SANITY,
     STRATEGIES,

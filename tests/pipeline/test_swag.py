@@ -5,11 +5,11 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from pipeline.members import predict_from_features
-from pipeline.models import Classifier, build_model
-from pipeline.swag import draw_weights, swag_draws
+from pipeline.members.predict import predict_from_features
+from pipeline.members.swag import draw_weights, swag_draws
+from pipeline.networks.classifier import Classifier, build_model
 from pipeline.tasks import classification
-from pipeline.training import fit
+from pipeline.training.fit import fit
 
 CPU = torch.device("cpu")
 

@@ -3,11 +3,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.members import predict_members
-from pipeline.scoring import REDUCTIONS, score_columns
-from pipeline.strategies import select_batch
+from pipeline.members.predict import predict_members
+from pipeline.selection.scoring import REDUCTIONS, score_columns
+from pipeline.selection.strategies import select_batch
 from pipeline.tasks import classification
-from pipeline.training import class_weights, fit
+from pipeline.training.fit import class_weights, fit
 from pipeline.types import Candidates
 from tests.pipeline import dense_task
 

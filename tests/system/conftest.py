@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from connectors.annotation import Pulled
-from connectors.label_studio import LabelStudio
-from connectors.simulated import Labelled, SimulatedAnnotator
+from connectors.label_studio.client import LabelStudio
+from connectors.label_studio.person import Labelled, SimulatedAnnotator
 from connectors.store import Campaign, read_json
 from deploy.servers import Servers
 from tests.conftest import LOGIN_VARIABLES
@@ -27,7 +27,7 @@ CLASSES = tuple("0123456789")
 PRELOADED = [
     "flows.cli",
     "flows.round",
-    "connectors.mlflow",
+    "connectors.mlflow.tracker",
     "torch._dynamo",  # the first optimiser loads it, which takes seconds
     "matplotlib.backends.backend_agg",
     "sklearn.metrics",

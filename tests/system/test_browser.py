@@ -12,7 +12,7 @@ from PIL.ImageStat import Stat
 from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 
 from connectors.annotation import Task
-from connectors.label_studio import LabelStudio
+from connectors.label_studio.client import LabelStudio
 from connectors.store import read_json
 from pipeline.types import Region
 

@@ -6,7 +6,7 @@ import httpx
 import pandas as pd
 from mlflow import MlflowClient
 
-from connectors.simulated import SimulatedAnnotator
+from connectors.label_studio.person import SimulatedAnnotator
 from connectors.store import read_json
 from flows.config import load_settings
 from flows.outlook import best_round

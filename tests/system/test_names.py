@@ -17,7 +17,7 @@ from connectors.memory import MemoryTool, MemoryTracker
 from connectors.store import Campaign, read_json
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
-from flows.report import round_markdown
+from flows.reports.round_page import round_markdown
 from flows.round import work_on
 from tests.hostile import CLASSES, HIDDEN, NAMES
 

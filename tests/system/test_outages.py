@@ -6,12 +6,12 @@ import pytest
 
 def run_impatiently(file: str) -> None:
     """Run a round with short waits between attempts."""
-    import connectors.label_studio
+    import connectors.label_studio.client
     from flows.round import run_round
 
-    connectors.label_studio._FIRST_WAIT_SECONDS = 0.01
-    connectors.label_studio._LONGEST_WAIT_SECONDS = 0.01
-    connectors.label_studio._SETTLE_SECONDS = 0.05
+    connectors.label_studio.client._FIRST_WAIT_SECONDS = 0.01
+    connectors.label_studio.client._LONGEST_WAIT_SECONDS = 0.01
+    connectors.label_studio.client._SETTLE_SECONDS = 0.05
     run_round(file)
 
 

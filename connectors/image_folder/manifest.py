@@ -1,0 +1,157 @@
+"""The manifest of a pool: a table that names images and may give labels and groups, read strictly."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import pandas as pd
+
+from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, shorten, trim
+from connectors.images.pixels import PoolError
+
+MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
+KNOWN = {
+    "uri": frozenset(
+        {"file", "files", "filename", "filenames", "filepath", "path", "paths", "image", "images", "img", "imagepath"}
+        | {"imagefile", "imagename", "imgpath", "relpath", "fpath", "fname", "url", "urls", "source", "src", "location"}
+    ),
+    "label": frozenset(
+        {"labels", "labelname", "class", "classes", "classname", "classlabel", "classid", "category", "categories"}
+        | {"categoryname", "categoryid", "target", "targets", "groundtruth", "gt", "annotation", "y"}
+    ),
+    "group": frozenset({"groups", "groupid", "groupname", "groupkey"}),
+}
+"""Columns of a manifest, and other words that people have for them."""
+OF_INDEXES = ("unnamed: 0", "__index_level_0__", "index", "level_0")
+"""Names of columns that pandas writes by itself."""
+SPLITS = frozenset({"split", "splits", "subset", "partition"})
+TRAINED_ON = frozenset({"train", "training", "pool", "unlabelled", "unlabeled"})
+HELD_BACK = frozenset({"test", "testing", "val", "valid", "validation", "dev", "holdout", "eval", "audit"})
+NO_LABEL = frozenset({"na", "n/a", "nan", "null", "none", "?", "-", "unlabelled", "unlabeled", "unknown"})
+N_CLASSES_NAMED = 20
+
+
+def read_manifest(path: Path, classes: Sequence[str], renamed: Mapping[str, str] = MappingProxyType({})) -> StrictTable:
+    """The rows of a manifest: `uri` as written, `label` (one of the classes) and `group`, None where there is none.
+
+    Args:
+        path: of the file.
+        classes: what labels may be.
+        renamed: what a class was called, which labels may be too -> what it is called now.
+
+    Raises:
+        PoolError: naming the file, the row and what to write.
+    """
+    table = read_strictly(path, KNOWN)
+    _refuse_labels_elsewhere(table, [*classes, *renamed])
+    _refuse_splits(table)
+    table.refuse(
+        (not isinstance(uri, str) or not uri.strip() for uri in table.rows["uri"]),
+        "has no uri",
+        "name the file, or delete the row",
+    )
+    table = trim(trim(table, "label"), "group")
+    names = {form: renamed.get(name, name) for form, name in forms_of([*renamed, *classes]).items()}
+    meant = {given: names.get(given) or names.get(nfc(given)) for given in table.rows["label"].dropna().unique()}
+    _refuse_labels(table, meant, classes)
+    label, group = table.rows["label"].map(meant), table.rows["group"].map(nfc, na_action="ignore")
+    rows = table.rows[["uri"]].assign(label=label, group=group).astype(object)
+    rows = rows.where(rows.notna(), None)
+    return dataclasses.replace(table, rows=rows, others=(), notes=(*table.notes, *unused_columns(table)))
+
+
+def unused_columns(table: StrictTable) -> list[str]:
+    """A line that names the columns that are not known, if there are any besides those that pandas writes."""
+    names = [name for name in table.others if name.strip().casefold() not in OF_INDEXES]
+    return [f"{table.path.name}: columns that are not used: {', '.join(map(shorten, names))}"] if names else []
+
+
+def forms_of(classes: Sequence[str]) -> dict[str, str]:
+    """Each class by its name, in the Unicode form of `nfc`, and as tables for spreadsheets have it.
+
+    There an apostrophe keeps a name from being taken for a formula, in front of names that begin with one as well.
+    """
+    safe = {f"'{name}": name for name in classes if name.lstrip("'").startswith(("=", "+", "-", "@"))}
+    return safe | {nfc(name): name for name in classes} | {name: name for name in classes}
+
+
+def distinct(table: StrictTable, found: pd.DataFrame) -> pd.DataFrame:
+    """One row for each `uri` of `found`, the files of the table's rows, with its `label` and `group`.
+
+    Raises:
+        PoolError: a row gives a second label or group to an image.
+    """
+    rows = found.reset_index(drop=True).assign(
+        label=table.rows["label"].to_numpy(), group=table.rows["group"].to_numpy()
+    )
+    if not rows["uri"].duplicated().any():
+        return rows
+    for name in ("label", "group"):
+        given = rows.dropna(subset=[name])
+        first = given.drop_duplicates("uri").set_index("uri")[name]
+        other = rows[name].notna() & (rows[name] != rows["uri"].map(first))
+        if other.any():
+            position = int(other.to_numpy().argmax())
+            same = (rows["uri"] == rows["uri"].iloc[position]) & rows[name].notna()
+            earlier = int(same.to_numpy().argmax())
+            table.refuse(
+                other,
+                f"gives a second {name} to an image",
+                f"row {table.rows.index[earlier]} says {shorten(rows[name].iloc[earlier])}; keep one of the two",
+            )
+    given = rows.groupby("uri", sort=False)[["label", "group"]].first()
+    rows = rows.drop_duplicates("uri").drop(columns=["label", "group"])
+    return rows.join(given, on="uri").reset_index(drop=True)
+
+
+def _refuse_labels(table: StrictTable, meant: dict[str, str | None], classes: Sequence[str]) -> None:
+    labels = table.rows["label"]
+    wrong = labels.notna() & labels.map(meant).isna()
+    if not wrong.any():
+        return
+    given = labels[wrong].iloc[0]
+    named = ", ".join(classes[:N_CLASSES_NAMED])
+    named += f" and {len(classes) - N_CLASSES_NAMED} more" if len(classes) > N_CLASSES_NAMED else ""
+    alike = [name for name in classes if name.casefold() == given.casefold()]
+    alike += difflib.get_close_matches(given, classes, n=1, cutoff=0.6)
+    mend = ""
+    if alike:
+        # Letters of two alphabets may look the same.
+        code = f" (not {given!a})" if not given.isascii() else ""
+        mend = f"did you mean {shorten(alike[0])}{code}?"
+    elif given.casefold() in NO_LABEL:
+        mend = "leave the field empty where there is no label"
+    table.refuse(wrong, f"has a label that is not one of the classes {named}", mend)
+
+
+def _refuse_labels_elsewhere(table: StrictTable, classes: Sequence[str]) -> None:
+    """Raise where there is no label, and a column of another name holds nothing but names of classes."""
+    if table.rows["label"].notna().any():
+        return
+    names = {nfc(name).casefold() for name in classes}
+    for other in table.others:
+        values = {nfc(value).strip().casefold() for value in table.rows[other].dropna()}
+        # Numbers may count anything; all classes and nothing else are no chance.
+        if values and (values == names or (values <= names and not all(value.isdecimal() for value in values))):
+            raise PoolError(
+                f"{table.path}: the column {shorten(other)} holds names of classes: call it label if these are the "
+                "labels, or take it away"
+            )
+
+
+def _refuse_splits(table: StrictTable) -> None:
+    """Raise where a column keeps images back for a test, which a campaign does not do as a manifest says."""
+    for other in table.others:
+        values = table.rows[other].map(lambda value: value.strip().casefold(), na_action="ignore")
+        is_split = values.isin([*TRAINED_ON, *HELD_BACK, ""]) | values.isna()
+        if other.strip().casefold() in SPLITS or (is_split.all() and values.isin(HELD_BACK).any()):
+            wrong = values.notna() & ~values.isin([*TRAINED_ON, ""])
+            if wrong.any():
+                table.refuse(
+                    wrong,
+                    f"says {shorten(table.rows[other][wrong].iloc[0])} in the column {shorten(other)}",
+                    "a campaign draws its audit set itself (audit_size) and uses every row; delete the rows that are "
+                    "not for it, and then the column",
+                )

@@ -1,0 +1,121 @@
+"""What people should know of a pool: what is new in it, and what of it is not used, a line each."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from connectors.image_folder.listing import (
+    ADDRESS,
+    CHANGED,
+    IN_AUDIT,
+    LINKED,
+    NO_SUFFIX,
+    NOT_BY_NAME,
+    NOT_NAMED,
+    OTHER_FORMAT,
+    OUTSIDE,
+    PASSED_OVER,
+    Located,
+)
+from connectors.image_folder.strict_table import StrictTable, printable, shorten
+from connectors.images.pixels import UNREAD
+
+MENDS = {
+    UNREAD: "check their paths, and that they may be read",
+    "damaged": "copy them anew from where they came from",
+    "empty": "copy them anew from where they came from",
+    OTHER_FORMAT: "save them as JPEG or PNG",
+    OUTSIDE: "move them there, or the manifest to a folder above",
+    LINKED: "set follow_links = true if annotators may see what links lead to",
+    ADDRESS: "download them, and name the files",
+    "labelled more than one way": "give all copies of an image the same label",
+}
+"""What to do about images that are set aside, by the kind of the reason."""
+EXPECTED = frozenset(reason.partition(":")[0] for reason in (NOT_NAMED, CHANGED, PASSED_OVER, IN_AUDIT))
+"""Kinds that come of what a person did."""
+NOT_AN_IMAGE = "not an image"
+
+
+def changes(before: pd.DataFrame | None, after: pd.DataFrame) -> list[str]:
+    """What is new between two pool tables, in lines for people; none where nothing is."""
+    now = _usable(after)
+    if before is None:
+        labels = int(now["label"].notna().sum())
+        return [f"the pool has {_count(len(now), 'image')}{f', {labels} of them with a label' if labels else ''}"]
+    was = _usable(before)
+    known, used = frozenset(before["item_id"].dropna()), frozenset(was["item_id"])
+    kind = now["item_id"].map(lambda item_id: "used" if item_id in used else "back" if item_id in known else "new")
+    new, back = now[kind == "new"], now[kind == "back"]
+    left = frozenset(now["item_id"])
+    gone = was[was["item_id"].map(lambda item_id: item_id not in left).astype(bool)]
+    said = [
+        f"{_count(len(rows), 'image')} {what}, such as {printable(rows.iloc[0]['uri'])}"
+        for rows, what in ((new, "new"), (back, "used again"), (gone, "not used any more"))
+        if len(rows)
+    ]
+    lines = [f"the pool has {_count(len(now), 'image')}: {'; '.join(said)}"] if said else []
+    return [*lines, *_changed_labels(was, now)]
+
+
+def unused_lines(pool: pd.DataFrame, *, wrong_only: bool = False) -> list[str]:
+    """What of a pool is not used, by the kind of the reason and most first, each with an example and what to do.
+
+    Args:
+        pool: the pool table.
+        wrong_only: leave out what a person did on purpose, and files whose names are not those of images.
+    """
+    rows = pool.loc[pool["set_aside_reason"].notna(), ["uri", "set_aside_reason"]]
+    kinds = rows["set_aside_reason"].str.split(":", n=1).str[0]
+    lines = []
+    for kind, count in kinds.value_counts().items():
+        some = rows[kinds == kind]
+        by_name = some["set_aside_reason"].str.startswith((NOT_BY_NAME, NO_SUFFIX))
+        if wrong_only and (kind in EXPECTED or by_name.all()):
+            continue
+        lines.append(_unused(str(kind), int(count), some))
+    return lines
+
+
+def _unused(kind: str, count: int, rows: pd.DataFrame) -> str:
+    first = rows.iloc[0]
+    reason = rows["set_aside_reason"].str.partition(":")[2].str.strip()
+    example = f"such as {printable(first['uri'])}"
+    if kind in (NOT_AN_IMAGE, OTHER_FORMAT):
+        by_reason = reason.value_counts()
+        named = ", ".join(f"{n} {printable(str(what))}" for what, n in by_reason.head(4).items())
+        example = f"{named}{', ...' if len(by_reason) > 4 else ''}, {example}"
+    elif reason.iloc[0]:
+        example += f": {printable(reason.iloc[0])}"
+    mend = f" ({MENDS[kind]})" if kind in MENDS else ""
+    return f"{count:,} {kind}: {example}{mend}"
+
+
+def _changed_labels(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
+    """What the manifest says otherwise of images that are in both tables."""
+    both = before[["item_id", "label"]].merge(after[["item_id", "label"]], on="item_id", suffixes=("_was", ""))
+    was, now = both["label_was"], both["label"]
+    counts = {
+        "new": int((was.isna() & now.notna()).sum()),
+        "changed": int((was.notna() & now.notna() & (was != now)).sum()),
+        "withdrawn": int((was.notna() & now.isna()).sum()),
+    }
+    said = [f"{n} {what}" for what, n in counts.items() if n]
+    if said:
+        yield f"labels of the manifest: {', '.join(said)}"
+
+
+def _usable(pool: pd.DataFrame) -> pd.DataFrame:
+    return pool[pool["set_aside_reason"].isna()]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def readings_in_words(table: StrictTable, column: str, located: Located) -> list[str]:
+    """A line for each way in which names of files were read that are not there as written."""
+    return [
+        f"{table.path.name}: names of files are read {reading}, in {len(positions)} rows, such as "
+        f"{shorten(table.rows[column].iloc[positions[0]])} in row {table.rows.index[positions[0]]}"
+        for reading, positions in located.readings.items()
+    ]

@@ -1,0 +1,141 @@
+"""What annotators see of a local image: the file itself where browsers show it, else a rendition of it.
+
+Tried with Chromium 156 on what Pillow writes: JPEG (CMYK and with several pictures too), PNG, GIF, BMP, WebP and AVIF
+show as Pillow reads them. TIFF, JPEG 2000, PPM and HEIC do not show at all. 16 bits show by their highest values,
+so that a 12-bit camera's picture is black, and a WebP is not turned upright as its EXIF says.
+"""
+
+import io
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import quote
+
+from PIL import ExifTags, ImageFile
+
+from connectors.images.deep_pixels import Reading
+from connectors.images.pixels import PoolError, open_image, read_picture, reason_of, without_pillow_warnings
+from connectors.store import write_atomic
+
+ENDINGS = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "PNG": ".png",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+    "WEBP": ".webp",
+    "AVIF": ".avif",
+}
+"""Formats that browsers show, with the ending by which a server tells browsers the type."""
+LONGEST_SIDE = 2048
+FEWEST_BYTES = 100
+"""Label Studio's editor takes a smaller file for one that did not load."""
+MOST_BYTES = 20 * 2**20
+MOST_PIXELS = 2**26
+"""A file that is larger makes people wait, and a browser take gigabytes."""
+RENDITIONS = ".labelcycle-renditions"
+"""Folder beside the images for renditions, where the images themselves are shown; hidden, so that no image of the
+pool lies in it."""
+
+
+def link_to_show(path: Path, item_id: str, *, folder: Path, reading: Reading) -> Path:
+    """Lay an image out in `folder` under a name made of its content: a link to it, or a rendition of it.
+
+    Raises:
+        PoolError: the image cannot be read.
+        OSError: the folder cannot be written to.
+    """
+    ending = _ending(path)
+    if ending is None:
+        return _rendition(path, item_id, folder=folder, reading=reading)
+    shown = folder / f"{_name(item_id)}{ending}"
+    if not (shown.is_symlink() and shown.readlink() == path):
+        write_link(shown, path)
+    return shown
+
+
+def file_to_show(path: Path, item_id: str, *, root: Path, reading: Reading) -> Path:
+    """The image itself, or a rendition of it below `root`; raises as `link_to_show` does."""
+    return path if _ending(path) else _rendition(path, item_id, folder=root / RENDITIONS, reading=reading)
+
+
+def check_shown(content: bytes, content_type: str) -> str:
+    """What is wrong with an image as a server gave it to a browser; empty where a browser shows it."""
+    if not content_type.startswith("image/"):
+        return f"it is of the type {content_type or 'that nobody names'}, not an image"
+    try:
+        with without_pillow_warnings():
+            image = open_image(io.BytesIO(content))
+            if image.format not in ENDINGS:
+                return f"browsers do not show {image.format}"
+            image.draft(None, (1, 1))
+            image.load()
+    except Exception as exc:  # a decoder raises anything when it is given any bytes
+        return reason_of(exc)
+    return f"Label Studio shows none of {FEWEST_BYTES} bytes or fewer" if len(content) <= FEWEST_BYTES else ""
+
+
+def write_link(link: Path, target: Path) -> None:
+    """Make a symbolic link, or let one lead elsewhere, at once."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.with_name(f".{link.name}.{os.getpid()}.part")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def _ending(path: Path) -> str | None:
+    """Ending of the name that a browser can be given the file under; None where it would not show what is there."""
+    if not FEWEST_BYTES < path.stat().st_size <= MOST_BYTES:
+        return None
+    return _reading(path, lambda image: ENDINGS.get(image.format or "") if _is_plain(image) else None)
+
+
+def _is_plain(image: ImageFile.ImageFile) -> bool:
+    """Whether a browser that knows the format shows the same picture as Pillow reads."""
+    turned = image.format == "WEBP" and _orientation(image) != 1
+    deep = image.mode.startswith(("I", "F")) or (image.format == "PNG" and _png_depth(image) > 8)
+    return not turned and not deep and image.width * image.height <= MOST_PIXELS
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    with suppress(Exception):  # damaged metadata does not make a damaged image
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
+
+
+def _png_depth(image: ImageFile.ImageFile) -> int:
+    """Bits of a value, which Pillow does not tell of colours: byte 24 of every PNG."""
+    file = cast("BinaryIO", image.fp)
+    here = file.tell()
+    file.seek(24)
+    depth = file.read(1)[0]
+    file.seek(here)
+    return depth
+
+
+def _reading(path: Path, look: Callable[[ImageFile.ImageFile], str | None]) -> str | None:
+    try:
+        with without_pillow_warnings(), path.open("rb") as file:
+            return look(open_image(file))
+    except OSError as exc:
+        if exc.errno is not None:
+            raise
+        raise PoolError(f"{path}: {reason_of(exc)}") from exc
+    except Exception as exc:
+        raise PoolError(f"{path}: {reason_of(exc)}") from exc
+
+
+def _rendition(path: Path, item_id: str, *, folder: Path, reading: Reading) -> Path:
+    shown = folder / f"{_name(item_id)}.shown.jpg"
+    if not shown.exists():
+        picture = read_picture(str(path), longest_side=LONGEST_SIDE, reading=reading)
+        write_atomic(shown, lambda temporary: picture.save(temporary, format="JPEG", quality=95, subsampling=0))
+    return shown
+
+
+def _name(item_id: str) -> str:
+    """An item id is a hash of the content; whatever it is, it is no path."""
+    return quote(item_id, safe="")

@@ -1,0 +1,222 @@
+"""What Label Studio gives back, checked before anything of it is believed: tasks, guesses, answers.
+
+The server stores whatever it is sent: a choice that is a number, an answer without a result, a time in the year 1.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from types import MappingProxyType
+from typing import Annotated, Any
+from unicodedata import normalize
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from connectors.label_studio.pages import CONTROL
+from pipeline.types import Annotation, Answer, Outcome, Region
+
+READ_FIELDS = (
+    "id,data,annotations,predictions,drafts,result,was_cancelled,completed_by,lead_time,updated_at,"
+    "parent_prediction,parent_annotation,score,model_version"
+)
+YEARS = range(2000, 2101)
+LONGEST_SECONDS = 10 * 365 * 86400.0
+NO_TIME = "1970-01-01T00:00:00+00:00"
+"""Stands for a time that cannot be read, on an answer that cannot be used: it takes the place of no other answer."""
+WORDS = 100
+
+
+def _list_or_none(value: Any) -> Any:
+    return value if isinstance(value, list) else []
+
+
+def _dict_or_none(value: Any) -> Any:
+    return value if isinstance(value, dict) else {}
+
+
+def _text_or_none(value: Any) -> Any:
+    return value if isinstance(value, str) else None
+
+
+def _number_or_none(value: Any) -> Any:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < 1e300 and math.isfinite(value) else None
+
+
+def _id_or_none(value: Any) -> Any:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63 else None
+
+
+def _seconds_or_none(value: Any) -> Any:
+    seconds = _number_or_none(value)
+    return seconds if seconds is not None and 0 <= seconds <= LONGEST_SECONDS else None
+
+
+Id = Annotated[int, Field(gt=0, lt=2**63)]
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True)
+
+
+class HeldGuess(_Read):
+    """A prediction that Label Studio holds."""
+
+    id: Id
+    model_version: Annotated[str | None, BeforeValidator(_text_or_none)] = None
+    score: Annotated[float | None, BeforeValidator(_number_or_none)] = None
+    result: Any = None
+
+    def shows(self, prediction: Mapping[str, Any]) -> bool:
+        """Whether it is the prediction that was sent."""
+        is_placed = self.score is not None and math.isclose(self.score, prediction["score"], abs_tol=1e-9)
+        return is_placed and self.result == prediction["result"]
+
+
+class HeldTask(_Read):
+    """A task that Label Studio holds."""
+
+    id: Id
+    data: Annotated[dict[str, Any], BeforeValidator(_dict_or_none)] = {}
+    annotations: Annotated[list[Any], BeforeValidator(_list_or_none)] = []
+    predictions: Annotated[list[HeldGuess], BeforeValidator(lambda value: _guesses(value))] = []
+    drafts: Annotated[list[Any], BeforeValidator(_list_or_none)] = []
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether anybody gave an answer of any kind, which must not be lost."""
+        return bool(self.annotations)
+
+    def asks_for(self, item_id: str, round_number: int) -> bool:
+        """Whether its data name an item of a round."""
+        return self.data.get("item_id") == item_id and self.data.get("round_number") == round_number
+
+
+class _Stored(_Read):
+    """An annotation as Label Studio stores it."""
+
+    id: Id
+    result: Any = None
+    was_cancelled: Annotated[bool, BeforeValidator(bool)] = False
+    completed_by: Any = None
+    lead_time: Annotated[float | None, BeforeValidator(_seconds_or_none)] = None
+    updated_at: Annotated[str | None, BeforeValidator(_text_or_none)] = None
+
+
+def _guesses(value: Any) -> list[Any]:
+    guesses = []
+    for each in _list_or_none(value):
+        try:
+            guesses.append(HeldGuess.model_validate(each))
+        except ValidationError:
+            continue
+    return guesses
+
+
+def is_copied(annotation: Any) -> bool:
+    """Whether nobody looked at the image for an answer: a guess, or another answer, was copied onto many tasks.
+
+    The page notes how long a person took, also where the ticked guess is submitted as it is; the actions "Create
+    annotations from predictions" and "Propagate annotations" note what they copied, and no time.
+    """
+    if not isinstance(annotation, Mapping) or annotation.get("lead_time") is not None:
+        return False
+    return any(_id_or_none(annotation.get(parent)) for parent in ("parent_prediction", "parent_annotation"))
+
+
+def is_skip(annotation: Any) -> bool:
+    """Whether an answer says that the person skipped the task."""
+    return isinstance(annotation, Mapping) and bool(annotation.get("was_cancelled"))
+
+
+def read_answer(
+    annotation: Any,
+    *,
+    item_id: str,
+    task_id: int,
+    round_number: int,
+    classes: Sequence[str],
+    emails: Mapping[int, str],
+    renamed: Mapping[str, str] = MappingProxyType({}),
+) -> Answer | None:
+    """One annotation of Label Studio as an answer; what cannot be used says why.
+
+    Args:
+        annotation: as its API gives it, with `result`, `was_cancelled`, `completed_by`, `lead_time`, `updated_at`.
+        emails: address by user id; a person who is not in it is named by the id.
+        renamed: what a class was called -> what it is called now.
+
+    Returns:
+        None for what has no id, so that nobody could tell it from another answer.
+    """
+    try:
+        stored = _Stored.model_validate(annotation)
+    except ValidationError:
+        return None
+    person = stored.completed_by.get("id") if isinstance(stored.completed_by, dict) else stored.completed_by
+    known = _id_or_none(person)
+    annotator = emails.get(known, f"user {known}") if known else "user unknown"
+    outcome, label, message = _judge(stored, classes, renamed)
+    updated_at = stored.updated_at
+    if updated_at is None or not _is_time(updated_at):
+        outcome, label = "invalid", None
+        message = f"wanted a time of change, got {_words(stored.updated_at)}"
+        updated_at = NO_TIME
+    answered = Annotation(item_id, (Region("image", label),), annotator, stored.lead_time) if label else None
+    return Answer(
+        item_id=item_id,
+        task_id=task_id,
+        answer_id=stored.id,
+        round_number=round_number,
+        outcome=outcome,
+        annotator=annotator,
+        updated_at=updated_at,
+        annotation=answered,
+        seconds=stored.lead_time,
+        message=message,
+    )
+
+
+def _judge(stored: _Stored, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[Outcome, str | None, str]:
+    """Outcome, label (None unless there is one to use), message; other controls beside the class are ignored."""
+    if stored.was_cancelled:
+        return "skipped", None, ""
+    if not stored.result:
+        return "empty", None, ""
+    parts = [part for part in _list_or_none(stored.result) if isinstance(part, dict)]
+    ours = [part for part in parts if part.get("from_name") == CONTROL and part.get("type") == "choices"]
+    if not ours:
+        came = ", ".join(
+            sorted(f"{_words(part.get('from_name'))} of type {_words(part.get('type'))}" for part in parts)
+        )
+        return "invalid", None, f"wanted {CONTROL} of type choices, got {came or _words(stored.result)}"
+    labels: list[str] = []
+    for part in ours:
+        value = part.get("value")
+        chosen = value.get("choices") if isinstance(value, dict) else None
+        if not isinstance(chosen, list) or not all(isinstance(label, str) for label in chosen):
+            return "invalid", None, f"wanted the name of a class, got {_words(value)}"
+        # A page that a person has typed may write a name in another form.
+        present = [renamed.get(label, label) for label in (normalize("NFC", label) for label in chosen)]
+        labels += [label for label in present if label not in labels]
+    if not labels:
+        return "empty", None, ""
+    if len(labels) > 1:
+        return "invalid", None, f"wanted one class, got {', '.join(map(_words, labels))}"
+    if labels[0] not in classes:
+        return "invalid", None, f"{_words(labels[0])!r} is not a class of this campaign"
+    return "labelled", labels[0], ""
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).year in YEARS
+    except ValueError:
+        return False
+
+
+def _words(value: Any) -> str:
+    """A foreign value in a message: short, in one line, and nothing that a file or a screen stumbles over."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:WORDS])

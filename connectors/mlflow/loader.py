@@ -1,0 +1,215 @@
+"""How MLflow loads a registered model: this file is kept beside the weights and imported where they are used.
+
+There, only MLflow, torch, torchvision, numpy, pandas, Pillow, `pipeline` and what the network itself is from can be
+imported.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from connectors.images.deep_pixels import Range, Reading
+from connectors.images.pixels import WHOLE, PoolError, stream_images
+from pipeline.members.predict import predict_members
+from pipeline.networks.classifier import Classifier, build_model, load_trunk, load_weights, with_new_head
+from pipeline.tasks import classification
+
+TRUNK = "trunk.pt"
+"""The file of a trunk that all members share; their own files are without it."""
+CHUNK = 256
+"""Images that pass through the networks at a time."""
+CHANNELS = (1, 3, 4)
+"""How many an array may have: grey, RGB, RGBA."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The members of one round's model, which know what they decide and what an image must look like.
+
+    Attributes:
+        classes: in the order of the networks' outputs.
+        image_size: side in pixels of the squares that the networks take.
+        channels: 1 for grey, 3 for RGB.
+        reading: what is black and white in images of deep pixels.
+    """
+
+    members: Sequence[Classifier]
+    classes: tuple[str, ...]
+    image_size: int
+    channels: int
+    reading: Reading = WHOLE
+
+    def predict(self, images: object) -> pd.DataFrame:
+        """Say what images show; preprocessing is the model's own.
+
+        Args:
+            images: one, or a list, a column or a table of one column of them; each a path, the bytes of a file, a
+                picture of Pillow, or an array `(H, W)`, `(H, W, channels)` or `(channels, H, W)` of any size. Arrays
+                are uint8, uint16, or floats in [0, 1]. An array of four axes is a batch.
+
+        Returns:
+            A row for each image: `class`, its `probability`, and the probability of each class as `p_` and its name.
+
+        Raises:
+            ValueError: for what is no image, with its place in the list.
+        """
+        return self.table([self.probabilities(chunk) for chunk in self._squares(images)])
+
+    def table(self, probabilities: Sequence[Tensor]) -> pd.DataFrame:
+        """What `predict` returns, of `(n, C)` probabilities in parts."""
+        probs = torch.cat([torch.empty(0, len(self.classes)), *probabilities])
+        best = probs.max(dim=1)
+        columns: dict[str, Any] = {
+            "class": np.array(self.classes, dtype=object)[best.indices.numpy()],
+            "probability": best.values.numpy(),
+        }
+        columns |= {f"p_{name}": probs[:, place].numpy() for place, name in enumerate(self.classes)}
+        return pd.DataFrame(columns)
+
+    def probabilities(self, squares: Tensor) -> Tensor:
+        """Return `(N, C)`, the members' mean, for uint8 `(N, channels, image_size, image_size)`."""
+        decisions, _ = predict_members(self.members, squares, task=classification, seed=0)
+        return decisions[:, 0].mean(dim=1).cpu()
+
+    def _squares(self, images: object) -> Iterator[Tensor]:
+        """Images as the networks take them, `(chunk, channels, image_size, image_size)`."""
+        form = (self.channels, self.image_size, self.image_size)
+        if (
+            isinstance(images, np.ndarray)
+            and images.ndim == 4
+            and images.shape[1:] == form
+            and images.dtype == np.uint8
+        ):
+            yield from torch.from_numpy(np.array(images)).split(CHUNK)
+            return
+        one_by_one = _one_by_one(images)
+        for start in range(0, len(one_by_one), CHUNK):
+            chunk = enumerate(one_by_one[start : start + CHUNK], start)
+            with tempfile.TemporaryDirectory() as folder:
+                files = [_as_file(image, Path(folder) / str(place), place) for place, image in chunk]
+                try:
+                    yield from stream_images(
+                        files, size=self.image_size, channels=self.channels, chunk=CHUNK, reading=self.reading
+                    )
+                except PoolError as exc:
+                    raise ValueError(f"image {str(exc).removeprefix(f'{folder}/')}") from exc
+
+
+def _one_by_one(images: object) -> Sequence[object]:
+    """The images that were given, whatever they were given in."""
+    if isinstance(images, Tensor):
+        images = images.numpy(force=True)
+    if isinstance(images, pd.DataFrame):
+        if images.shape[1] != 1:
+            raise ValueError(f"a table of images has one column, this one has {', '.join(map(str, images.columns))}")
+        return list(images.iloc[:, 0])
+    if isinstance(images, np.ndarray) and images.dtype != object and images.dtype.kind not in "US":
+        is_batch = images.ndim == 4 or (images.ndim == 3 and not {images.shape[0], images.shape[2]} & set(CHANNELS))
+        return list(images) if is_batch else [images]
+    if isinstance(images, (str, Path, bytes, bytearray, memoryview, Image.Image)):
+        return [images]
+    if isinstance(images, (list, tuple, pd.Series, np.ndarray)):
+        return list(images)
+    raise ValueError(
+        f"wanted images: paths, bytes, pictures, arrays, or a list or a column of them; got {type(images)}"
+    )
+
+
+def _as_file(image: object, path: Path, place: int) -> str:
+    """The path of an image; one that is in memory is written to `path`, so that all are read the same way."""
+    if isinstance(image, (str, Path)):
+        return str(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        path.write_bytes(image)
+        return str(path)
+    if isinstance(image, Tensor):
+        image = image.numpy(force=True)
+    if isinstance(image, np.ndarray):
+        image = _as_picture(image, place)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"image {place}: wanted a path, bytes, a picture or an array, got {type(image)}")
+    content = io.BytesIO()
+    upright = ImageOps.exif_transpose(image)
+    upright.save(content, format="TIFF" if upright.mode in ("F", "I", "CMYK", "LAB", "YCbCr", "HSV") else "PNG")
+    path.write_bytes(content.getvalue())
+    return str(path)
+
+
+def _as_picture(values: NDArray[Any], place: int) -> Image.Image:
+    if values.ndim == 3 and values.shape[2] not in CHANNELS and values.shape[0] in CHANNELS:
+        values = values.transpose(1, 2, 0)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.dtype.kind == "f" and values.size and values.min() >= 0 and values.max() <= 1:
+        values = np.rint(255 * values).astype(np.uint8)
+    is_picture = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in CHANNELS)
+    if not is_picture or not values.size or values.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"image {place}: wanted an array (H, W) or (H, W, channels) of uint8, uint16, or floats in [0, 1], got "
+            f"{values.shape} of {values.dtype}"
+        )
+    return Image.fromarray(values)
+
+
+def load_members(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Path | None) -> list[Classifier]:
+    """Build the network once for each file of weights; with a `trunk` they share it. What was frozen is frozen again.
+
+    Args:
+        told: name, n_classes, image_size, channels, dropout and head, as `build_model` takes them, and the phase in
+            which they were trained: what did not drop anything then does not now.
+    """
+
+    def build() -> Classifier:
+        names = ("n_classes", "image_size", "channels", "dropout")
+        how = {name: told[name] for name in names} | {"head": told.get("head", "linear")}  # which it was before
+        return build_model(told["name"], **how, weights=None, seed=0)
+
+    if trunk is None:
+        members = [build() for _ in weights]
+    else:
+        body = build()
+        load_trunk(body, trunk)
+        members = [with_new_head(body, seed=0) for _ in weights]
+    for member, file in zip(members, weights, strict=True):
+        member.train_only(told.get("phase", "all" if trunk is None else "head"))
+        load_weights(member, file)
+        member.eval()
+    return members
+
+
+def load_ensemble(folder: Path, *, device: str) -> Ensemble:
+    """Build what `description.json` says, once for each `member-*.pt`, and give it that file's weights."""
+    told = json.loads((folder / "description.json").read_text(encoding="utf-8"))
+    return make_ensemble(told, sorted(folder.glob("member-*.pt")), trunk=folder / TRUNK, device=torch.device(device))
+
+
+def make_ensemble(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Path, device: torch.device) -> Ensemble:
+    """Build the network that `told` describes once for each file of weights.
+
+    Args:
+        trunk: file of the trunk that they share; where there is none, each has its own.
+    """
+    members = load_members(told, weights, trunk=trunk if trunk.exists() else None)
+    return Ensemble(
+        [member.to(device) for member in members],
+        classes=tuple(told["classes"]),
+        image_size=told["image_size"],
+        channels=told["channels"],
+        reading=Reading(tuple(Range(**one) for one in told.get("pixel_ranges", ()))),
+    )
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, str]) -> Ensemble:
+    """Load the model for `mlflow.pyfunc.load_model`, whose `model_config={"device": "cuda"}` can move it."""
+    return load_ensemble(Path(path), device=model_config["device"])

@@ -1,0 +1,578 @@
+"""MLflow as the experiment tracker: the only module that knows mlflow.
+
+A campaign is an experiment. In it, one run stands for the campaign and holds the learning curve, a point for
+each round. Each round has a run beside it, so that a table compares them, and the members' runs are nested in their
+round's. Tags find a run again.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import re
+import reprlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from mlflow import MlflowClient, pyfunc
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, Run, RunTag
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.types import ColSpec, Schema
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+from sqlalchemy.exc import SQLAlchemyError
+
+from connectors.escaping import mlflow_key
+from connectors.mlflow import loader
+from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError, TrackerUnavailable
+
+CHAMPION = "champion"
+KIND, ROUND, MEMBER, PARENT = "labelcycle.kind", "labelcycle.round", "labelcycle.member", "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+ABOUT = (
+    "Rounds of the labelcycle campaign {name}. The run of that name draws the learning curve, a point for each round; "
+    "the runs `round N` compare the rounds, with their settings, members, batch and model. `audit_accuracy` is "
+    "measured on the audit set, which no model learns from. In Models the alias `champion` is the best by the lower "
+    "end of its interval."
+)
+ABOUT_CURVE = "The learning curve: each metric over the labels that were paid for, those of the audit set included."
+REPLAY, ARM = "labelcycle.replay", "labelcycle.arm"
+LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+SECONDS_TO_ANSWER = 5
+SECONDS_BETWEEN_SAMPLES = 5
+NEEDED = ("numpy", "pandas", "pillow", "pillow-heif", "torch", "torchvision")
+"""What a saved model imports, besides what its network is from."""
+OWN_PACKAGES = frozenset({"pipeline", "connectors", "flows", "deploy"})
+WORTH_A_RETRY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
+
+
+class MLflowTracker(Tracker):
+    """One campaign in MLflow.
+
+    Nothing of MLflow's global state is used, so several campaigns can live in one process.
+
+    Args:
+        uri: a server, `http://host:5000`, or an SQLite file, `sqlite:////path/mlflow.db`. A user name and a
+            password come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
+        campaign: name of the campaign, of its experiment and of its registered model.
+        login: user and password of this very server, in place of those of the environment.
+
+    Raises:
+        TrackerError: for a `uri` of another kind.
+    """
+
+    def __init__(self, *, uri: str, campaign: str, login: tuple[str, str] | None = None) -> None:
+        self._login = login
+        self._uri, self._artifact_root = _check_uri(uri)
+        self._campaign = campaign
+        self._model_name = re.sub(r"[/:]+", "-", campaign)  # MLflow takes neither sign in a model's name
+        # Retries belong to the caller: MLflow's take minutes, and after a lost answer they make a second run.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+    def start_round(
+        self,
+        round_number: int,
+        *,
+        params: Mapping[str, str | int | float | bool],
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> str:
+        """Find the round's run by its tag, or begin it; return its id.
+
+        Args:
+            params: logged once; a value too long for MLflow is shortened and kept whole as an artefact.
+            tags: what may change when a round goes on elsewhere, such as the machine; the last value stays.
+
+        Raises:
+            TrackerError: when the run holds another value of a parameter.
+        """
+        with self._talk() as client:
+            campaign = self._campaign_run()
+            run = self._find_or_create(
+                {KIND: "round", ROUND: str(round_number)}, name=f"round {round_number}", parent=None
+            )
+            self._log_params(run, params)
+            client.log_batch(run.info.run_id, tags=[RunTag(mlflow_key(key), str(value)) for key, value in tags.items()])
+            if run.info.status == "RUNNING" != campaign.info.status:
+                client.update_run(campaign.info.run_id, status="RUNNING")
+            return str(run.info.run_id)
+
+    def discard_round(self, round_number: int) -> None:
+        """Delete the run of a round that begins anew, and its members'; MLflow keeps them among the deleted ones."""
+        with self._talk() as client:
+            tags = {KIND: "round", ROUND: str(round_number)}
+            query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+            for run in client.search_runs([self._experiment_id], query):
+                members = client.search_runs([self._experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'")
+                for one in (*members, run):
+                    client.delete_run(one.info.run_id)
+
+    def log_members(self, run_id: str, members: Sequence[MemberHistory]) -> None:
+        """Log each member's epochs in a run of its own, nested in the round's; the first epoch is step 1.
+
+        Raises:
+            TrackerError: when a member's run holds other numbers.
+        """
+        with self._talk() as client:
+            parent = client.get_run(run_id)
+            for member in members:
+                run = self._find_or_create(
+                    {KIND: "member", MEMBER: member.name, PARENT: run_id}, name=member.name, parent=parent
+                )
+                self._log_params(run, {"seed": member.seed})
+                self._log_metrics(
+                    run,
+                    [
+                        Metric(mlflow_key(name), value, run.info.start_time + epoch, epoch)
+                        for epoch, row in enumerate(member.epochs, start=1)
+                        for name, value in row.items()
+                    ],
+                )
+                self._end(run)
+
+    def log_model(
+        self, run_id: str, *, weights: Sequence[Path], trunk: Path | None = None, description: Path
+    ) -> TrackedModel:
+        """Log the round's model, and register it under the campaign's name.
+
+        `mlflow.pyfunc.load_model` loads it without a checkout of labelcycle and without a GPU.
+
+        Args:
+            weights: one file for each member, as `save_weights` writes it.
+            trunk: what they share, as `save_trunk` writes it; None where each file holds all of its network.
+            description: JSON, with classes, and with name, n_classes, image_size, channels, dropout and head as
+                `build_model` takes them.
+        """
+        name = self._model_name
+        with self._talk() as client:
+            versions = [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.name == name]
+            if not versions:
+                run = client.get_run(run_id)
+                logged = self._logged_model(run)
+                if logged.status != LoggedModelStatus.READY:
+                    with tempfile.TemporaryDirectory() as folder:
+                        path = _save_model(logged, Path(folder), weights=weights, trunk=trunk, description=description)
+                        client.log_model_artifacts(logged.model_id, str(path))
+                    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+                versions = [self._register(logged, run)]
+            number = str(versions[0].version)
+            return TrackedModel(run_id=run_id, model_uri=f"models:/{name}/{number}", version=number)
+
+    def log_round(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float],
+        step: int,
+        artifacts: Sequence[Path],
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Log a round's metrics once, at `step` = labels paid for, its artefacts, and tags.
+
+        The campaign's run gets the metrics too: there MLflow draws them as one line over the labels.
+
+        Raises:
+            TrackerError: when the run holds other numbers.
+        """
+        with self._talk() as client:
+            run = client.get_run(run_id)
+            points = [Metric(mlflow_key(name), value, run.info.start_time, step) for name, value in metrics.items()]
+            self._log_metrics(run, points)
+            self._log_metrics(self._campaign_run(), points)
+            named = {NOTE if key == "description" else mlflow_key(key): value for key, value in tags.items()}
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in named.items()])
+            sizes = {known.path: known.file_size for known in client.list_artifacts(run_id)}
+            for path in artifacts:
+                if sizes.get(path.name) != path.stat().st_size:
+                    client.log_artifact(run_id, str(path))
+
+    def name_champion(self, model: TrackedModel) -> None:
+        """Make a registered model the campaign's champion, `models:/<campaign>@champion`."""
+        with self._talk() as client:
+            client.set_registered_model_alias(self._model_name, CHAMPION, model.version)
+
+    def address(self, run_id: str) -> str | None:
+        """Where a browser shows the run; None for an SQLite file."""
+        return None if self._artifact_root else f"{self._uri}/#/experiments/{self._experiment_id}/runs/{run_id}"
+
+    def finish_round(self, run_id: str) -> None:
+        """End the run."""
+        with self._talk() as client:
+            self._end(client.get_run(run_id))
+            self._end(self._campaign_run())
+
+    def ping(self) -> None:
+        """See that MLflow answers and takes our login.
+
+        Raises:
+            TrackerError: when it does not.
+        """
+        with self._talk() as client:
+            client.search_experiments(max_results=1)
+
+    def log_replay(
+        self,
+        replay_id: str,
+        *,
+        params: Mapping[str, str | int | float | bool],
+        curves: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]],
+        totals: Mapping[str, Mapping[str, float]],
+        artifacts: Sequence[Path],
+    ) -> str:
+        """Log a replay on labelled data as one run, with a run nested in it for each arm; return its id.
+
+        Args:
+            replay_id: hash of the numbers: the same ones are logged once, other ones are another replay.
+            curves: arm -> its mean curve, as (labels, metrics) points.
+            totals: arm -> metrics of the curve as a whole.
+        """
+        with self._talk() as client:
+            replay = self._find_or_create(
+                {KIND: "replay", REPLAY: replay_id}, name=f"replay {replay_id[:8]}", parent=None
+            )
+            self._log_params(replay, params)
+            for arm, points in curves.items():
+                tags = {KIND: "arm", ARM: arm, PARENT: replay.info.run_id}
+                run = self._find_or_create(tags, name=arm, parent=replay)
+                self._log_metrics(
+                    run,
+                    [
+                        Metric(mlflow_key(name), value, run.info.start_time + n_labels, n_labels)
+                        for n_labels, metrics in (*points, (points[-1][0], totals[arm]))
+                        for name, value in metrics.items()
+                    ],
+                )
+                self._end(run)
+            for path in artifacts:
+                client.log_artifact(replay.info.run_id, str(path))
+            self._end(replay)
+            return str(replay.info.run_id)
+
+    @contextmanager
+    def monitor(self, run_id: str) -> Iterator[None]:
+        """Log the machine's load to the run while the block lasts, even if the tracker fails meanwhile."""
+        with self._talk():
+            monitor = SystemMetricsMonitor(
+                run_id,
+                sampling_interval=SECONDS_BETWEEN_SAMPLES,
+                resume_logging=True,
+                tracking_uri=self._uri,
+            )
+        with _logged_in(self._login):  # it talks from a thread of its own
+            monitor.start()
+            try:
+                yield
+            finally:
+                monitor.finish()
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        if self._artifact_root:
+            self._artifact_root.parent.mkdir(parents=True, exist_ok=True)
+        return MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+
+    @cached_property
+    def _experiment_id(self) -> str:
+        root = self._artifact_root
+        found = self._client.get_experiment_by_name(self._campaign)
+        if found is None:
+            return self._client.create_experiment(
+                self._campaign,
+                artifact_location=None if root is None else (root / self._model_name).as_uri(),
+                tags={"mlflow.experimentKind": "custom_model_development", NOTE: ABOUT.format(name=self._campaign)},
+            )
+        if found.lifecycle_stage == "deleted":
+            raise TrackerError(
+                f"MLflow at {self._uri} holds a deleted experiment {self._campaign!r}: bring it back with "
+                f"`MLFLOW_TRACKING_URI={self._uri} mlflow experiments restore "
+                f"--experiment-id {found.experiment_id}`, or give the campaign another name"
+            )
+        return str(found.experiment_id)
+
+    @contextmanager
+    def _talk(self) -> Iterator[MlflowClient]:
+        """See that the server answers, and turn MLflow's errors into ours."""
+        try:
+            with _logged_in(self._login):
+                if self._artifact_root is None:
+                    http_request(
+                        get_default_host_creds(self._uri),
+                        "/health",
+                        "GET",
+                        max_retries=0,
+                        timeout=SECONDS_TO_ANSWER,
+                    )
+                yield self._client
+        except MlflowException as exc:
+            if exc.error_code in WORTH_A_RETRY:
+                raise TrackerUnavailable(f"MLflow at {self._uri} does not answer: {exc}") from exc
+            raise TrackerError(f"MLflow at {self._uri} refuses: {exc}") from exc
+        except (requests.HTTPError, SQLAlchemyError) as exc:
+            raise TrackerError(f"MLflow at {self._uri} refuses: {exc}") from exc
+
+    def _campaign_run(self) -> Run:
+        tags = {KIND: "campaign"}
+        return self._find_or_create(tags, name=self._campaign, parent=None, description=ABOUT_CURVE)
+
+    def _find_or_create(
+        self, tags: Mapping[str, str], *, name: str, parent: Run | None, description: str | None = None
+    ) -> Run:
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self._client.search_runs([self._experiment_id], query, max_results=1)
+        if found:
+            return found[0]
+        more = ({} if parent is None else {PARENT: parent.info.run_id}) | ({NOTE: description} if description else {})
+        return self._client.create_run(self._experiment_id, run_name=name, tags={**more, **tags})
+
+    def _log_params(self, run: Run, params: Mapping[str, Any]) -> None:
+        logged = run.data.params
+        wanted = {mlflow_key(key): str(value) for key, value in params.items()}
+        changed = [
+            f"{key}: {reprlib.repr(logged[key])} -> {reprlib.repr(value)}"
+            for key, value in wanted.items()
+            if logged.get(key, _shorten(value)) != _shorten(value)
+        ]
+        if changed:
+            raise TrackerError(_say_changed(run, changed))
+        new = {key: value for key, value in wanted.items() if key not in logged}
+        for key, value in new.items():
+            if value != _shorten(value):
+                self._client.log_text(run.info.run_id, value, f"params/{key}.txt")
+        self._client.log_batch(run.info.run_id, params=[Param(key, _shorten(value)) for key, value in new.items()])
+
+    def _log_metrics(self, run: Run, points: Sequence[Metric]) -> None:
+        """Log the points that are not there yet; name and time tell one from another."""
+        run_id = run.info.run_id
+        logged = {
+            (known.key, known.timestamp): known
+            for name in {point.key for point in points} & run.data.metrics.keys()
+            for known in self._client.get_metric_history(run_id, name)
+        }
+        changed = [
+            f"{point.key}: {known.value} at step {known.step} -> {point.value} at step {point.step}"
+            for point in points
+            if (known := logged.get((point.key, point.timestamp))) and not _is_same(known, point)
+        ]
+        if changed:
+            raise TrackerError(_say_changed(run, changed))
+        missing = [point for point in points if (point.key, point.timestamp) not in logged]
+        self._client.log_batch(run_id, metrics=missing)
+
+    def _logged_model(self, run: Run) -> LoggedModel:
+        run_id, experiment_id = run.info.run_id, run.info.experiment_id
+        found = self._client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+        model = (
+            found[0]
+            if found
+            else self._client.create_logged_model(
+                experiment_id, name=f"round-{run.data.tags[ROUND]}", source_run_id=run_id
+            )
+        )
+        if not run.outputs or not run.outputs.model_outputs:
+            self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        return model
+
+    def _register(self, model: LoggedModel, run: Run) -> ModelVersion:
+        try:
+            self._client.create_registered_model(self._model_name)
+        except MlflowException as exc:
+            if exc.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return self._client.create_model_version(
+            self._model_name,
+            source=model.artifact_location,
+            run_id=run.info.run_id,
+            model_id=model.model_id,
+            tags={ROUND: run.data.tags[ROUND]},
+            await_creation_for=0,
+        )
+
+    def _end(self, run: Run) -> None:
+        if run.info.status != "FINISHED":
+            self._client.set_terminated(run.info.run_id)
+
+
+@contextmanager
+def _logged_in(login: tuple[str, str] | None) -> Iterator[None]:
+    """Let MLflow's clients use a login while the block lasts, and no longer: it is not for other servers.
+
+    They look for one in the environment alone, at each request.
+    """
+    if login is None:
+        yield
+        return
+    before = {name: os.environ.get(name) for name in LOGIN_VARIABLES}
+    os.environ.update(zip(LOGIN_VARIABLES, login, strict=True))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _check_uri(uri: str) -> tuple[str, Path | None]:
+    """Return the address, and for an SQLite file the folder for artefacts beside it."""
+    parts = urlsplit(uri)
+    if parts.scheme in {"http", "https"}:
+        if parts.username or parts.password:
+            raise TrackerError(
+                f"the address of MLflow at {parts.hostname} must not carry a user name or a password: "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and give the address without them"
+            )
+        return uri.rstrip("/"), None
+    if parts.scheme == "sqlite" and parts.path.strip("/"):
+        database = Path(uri.removeprefix("sqlite:///")).resolve()
+        return f"sqlite:///{database}", database.parent / "mlartifacts"
+    came = f"the folder {uri}" if parts.scheme in {"", "file"} else f"an address that begins with {parts.scheme}:"
+    raise TrackerError(
+        "MLflow needs a server, http://host:5000, or an SQLite file, sqlite:////folder/mlflow.db; "
+        f"it keeps no runs in folders any more. Got {came}"
+    )
+
+
+def _shorten(value: str) -> str:
+    if len(value) <= MAX_PARAM_VAL_LENGTH:
+        return value
+    ending = f"… (sha256 {hashlib.sha256(value.encode()).hexdigest()})"
+    return value[: MAX_PARAM_VAL_LENGTH - len(ending)] + ending
+
+
+def _is_same(known: Metric, point: Metric) -> bool:
+    """Whether MLflow holds the point; it gives an infinity back as the largest float."""
+    if known.step != point.step or math.isnan(known.value) != math.isnan(point.value):
+        return False
+    stored = max(-sys.float_info.max, min(sys.float_info.max, point.value))
+    return math.isnan(known.value) or math.isclose(known.value, stored, rel_tol=1e-12)
+
+
+def _say_changed(run: Run, changed: Iterable[str]) -> str:
+    return (
+        f"MLflow run {run.info.run_id} ({run.info.run_name}) holds other values, and values are logged once: "
+        f"{'; '.join(changed)}. Delete the run in MLflow to log it anew."
+    )
+
+
+def _release(package: str) -> str:
+    """Return the installed version without its build, such as `+cu130`, which not every machine has."""
+    return version(package).partition("+")[0]
+
+
+def _save_model(
+    logged: LoggedModel, folder: Path, *, weights: Sequence[Path], trunk: Path | None, description: Path
+) -> Path:
+    """Write the model as MLflow keeps it: weights, description, the code to load them and what that needs."""
+    data = folder / "data"
+    data.mkdir()
+    shutil.copy(description, data / "description.json")
+    for index, file in enumerate(weights):
+        shutil.copy(file, data / f"member-{index:03d}.pt")
+    if trunk is not None:
+        shutil.copy(trunk, data / loader.TRUNK)
+    told = json.loads(description.read_text(encoding="utf-8"))
+    needed = [*NEEDED, *(["timm"] if told["name"].startswith("timm:") else [])]
+    code, also_needed = source_of_network(told["name"])
+    pyfunc.save_model(
+        folder / "model",
+        loader_module=loader.__name__,
+        data_path=data,
+        code_paths=[*map(str, _own_code(folder / "code")), *map(str, code)],
+        pip_requirements=[f"{name}=={_release(name)}" for name in sorted({*needed, *also_needed})],
+        model_config={"device": "cpu"},
+        metadata={"classes": told["classes"]},
+        mlflow_model=Model(
+            artifact_path=logged.artifact_location,
+            model_uuid=logged.model_id,
+            model_id=logged.model_id,
+            run_id=logged.source_run_id,
+            signature=ModelSignature(outputs=_columns(told["classes"])),  # inputs are of many kinds
+        ),
+    )
+    return folder / "model"
+
+
+def _own_code(folder: Path) -> list[Path]:
+    """Copy what loads a model and reads images into a folder; return the packages that this makes with ours."""
+    connectors = Path(__file__).parents[1]
+    for package in ("images", "mlflow"):
+        wanted = shutil.ignore_patterns("__pycache__", "tracker.py", "shown.py")
+        shutil.copytree(connectors / package, folder / "connectors" / package, ignore=wanted)
+    shutil.copy(connectors / "__init__.py", folder / "connectors")
+    return [folder / "connectors", connectors.parent / "pipeline"]
+
+
+def _columns(classes: Sequence[str]) -> Schema:
+    """What a prediction holds; see `connectors.mlflow.loader`."""
+    numbers = [ColSpec("float", name) for name in ("probability", *(f"p_{name}" for name in classes))]
+    return Schema([ColSpec("string", "class"), *numbers])
+
+
+def source_of_network(name: str) -> tuple[list[Path], list[str]]:
+    """What a network of one's own factory is made of, so that its model can be loaded elsewhere.
+
+    Returns:
+        Files and folders of source: the factory's own package or module, and what lies beside it and is imported; and
+        the installed packages that all of these import, by the names of their distributions. Both are empty for
+        networks of torchvision, timm and our own.
+    """
+    module, is_prefixed, _ = name.partition(":")
+    if not is_prefixed or module in ("torchvision", "timm"):
+        return [], []
+    installed = packages_distributions()
+    found: dict[str, Path] = {}
+    needed: set[str] = set()
+    ahead = [module.partition(".")[0]]
+    while ahead:
+        top = ahead.pop()
+        if top in found or top in sys.stdlib_module_names or top in OWN_PACKAGES:
+            continue
+        if top in installed and top != module.partition(".")[0]:
+            needed.update(installed[top])
+            continue
+        source = _source_of(top)
+        if source is None:
+            needed.update(installed.get(top, []))
+            continue
+        found[top] = source
+        files = source.rglob("*.py") if source.is_dir() else [source]
+        ahead += [imported for file in files for imported in _imports(file)]
+    return list(found.values()), sorted(needed)
+
+
+def _source_of(top: str) -> Path | None:
+    """The folder or file that a top-level name is imported from; None for what is installed or not there."""
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return None
+    where = Path(next(iter(spec.submodule_search_locations))) if spec.submodule_search_locations else None
+    source = where or (Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None)
+    return None if source is None or {"site-packages", "dist-packages"} & set(source.parts) else source
+
+
+def _imports(file: Path) -> set[str]:
+    """Top-level names that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names

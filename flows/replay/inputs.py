@@ -1,0 +1,312 @@
+"""What a replay reads: labels, images or ready-made features, or all of a campaign; wrong input is told first."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from operator import not_
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from connectors.image_folder.index import index_pool, read_pool, usable
+from connectors.image_folder.listing import locate
+from connectors.image_folder.manifest import KNOWN as MANIFEST_COLUMNS
+from connectors.image_folder.manifest import forms_of, unused_columns
+from connectors.image_folder.notes import readings_in_words
+from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, shorten, trim
+from connectors.images.pixels import PoolError, map_in_threads
+from connectors.store import Campaign
+from flows.changes import count_labels, refuse_lost_classes
+from flows.config import CampaignSettings, ConfigError
+from flows.ledger import known_answers
+from pipeline.labels.ledger import labelled_set
+from pipeline.pool.groups import check_rule, groups_of
+
+KNOWN = {
+    "file": MANIFEST_COLUMNS["uri"] - {"file"} | {"uri"},
+    "label": MANIFEST_COLUMNS["label"],
+    "split": frozenset({"splits", "subset", "partition"}),
+    "group": MANIFEST_COLUMNS["group"],
+}
+"""Columns of a labels file, and other words that people have for them."""
+PICKED = (
+    "The campaign's audit set has no labels, so the test images are drawn from those that a model partly picked: "
+    "accuracies here are not those on the pool."
+)
+"""What is said where the test images are no fair sample."""
+
+
+class ReplayError(ConfigError):
+    """What the replay was asked for cannot be done; the message says what to change."""
+
+
+def read_labels(
+    path: Path,
+    *,
+    images: Path | None,
+    classes: Sequence[str] = (),
+    tell: Callable[[str], None] | None = None,
+) -> pd.DataFrame:
+    """`file`, `label`, `uri`, `is_test` and `group` of a labels file, in its order.
+
+    A column `split` may say which images are only tested on, "test"; the others are "pool". A column `group` may name
+    the images that depend on each other; it is empty for one that is on its own. Without `images` the files
+    need not be there.
+
+    Args:
+        path: of the file.
+        images: folder that the files lie in.
+        classes: names that labels are brought into the Unicode form of.
+        tell: called with each line on what was read otherwise than written.
+
+    Raises:
+        ReplayError: naming the file, the row (counted from 1 below the header) and what is wrong there.
+    """
+    try:
+        table = trim(trim(trim(read_strictly(path, KNOWN), "label"), "split"), "group")
+        if table.rows.empty:
+            raise PoolError(f"{path}: has no row below its first line")
+        rows = _checked(table, classes)
+        if images is None:
+            uris, notes = rows["file"].tolist(), list[str]()
+        else:
+            uris, notes = _find(table, images)
+    except PoolError as exc:
+        raise ReplayError(str(exc)) from exc
+    for line in (*table.notes, *unused_columns(table), *notes, *([] if classes else _alike(rows["label"]))):
+        if tell is not None:
+            tell(line)
+    return rows.assign(uri=uris).reset_index(drop=True)
+
+
+def _checked(table: StrictTable, classes: Sequence[str]) -> pd.DataFrame:
+    """`file`, `label`, `is_test` and `group` of the rows, each of which has a label and names another file."""
+    rows = table.rows
+    table.refuse(rows["file"].isna() | (rows["file"].str.strip() == ""), "has no file", "name it, or delete the row")
+    table.refuse(rows["label"].isna(), "has no label", "add one, or delete the row")
+    table.refuse(rows["file"].duplicated(), "names a file for the second time", "delete one of the two rows")
+    split = rows["split"] if rows["split"].notna().any() else pd.Series("pool", rows.index)
+    table.refuse(~split.isin(["pool", "test"]), "has a split that is neither pool nor test")
+    names = forms_of(classes)
+    labels = rows["label"].map(lambda label: names.get(label) or names.get(nfc(label)) or nfc(label))
+    group = rows["group"].map(nfc, na_action="ignore")
+    rows = rows[["file"]].assign(label=labels, is_test=split == "test", group=group)
+    return rows.astype(dict.fromkeys(("file", "label", "group"), "str"))
+
+
+def _find(table: StrictTable, images: Path) -> tuple[list[str], list[str]]:
+    """Where the files of the rows are, and what to say of names that are written otherwise."""
+    if not images.is_dir():
+        raise ReplayError(f"{images}: no such folder of images")
+    names = table.rows["file"].tolist()
+    located = locate(names, images.resolve(), follow_links=True)
+    # Nobody has to be shown them, so that they may lie anywhere.
+    is_there = [file.modified_ns is not None or Path(file.uri).is_file() for file in located.files]
+    reasons = [file.set_aside_reason or "" for file, there in zip(located.files, is_there, strict=True) if not there]
+    table.refuse(map(not_, is_there), f"names a file that is not in {images}", next(iter(reasons), ""))
+    uris = pd.Series([file.uri for file in located.files])
+    table.refuse(uris.duplicated(), "names a file for the second time", "delete one of the two rows")
+    return uris.tolist(), readings_in_words(table, "file", located)
+
+
+def _alike(labels: pd.Series) -> list[str]:
+    """A line on classes whose names differ in small and capital letters alone."""
+    forms: dict[str, list[str]] = {}
+    for name in sorted(labels.unique()):
+        forms.setdefault(name.casefold(), []).append(name)
+    return [f"{' and '.join(map(shorten, names))} are taken for two classes" for names in forms.values() if names[1:]]
+
+
+def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str | None]:
+    """The same columns for the images that a campaign has labels for, from its folder and its manifest.
+
+    The audit set is what is tested on, as far as it has labels: no model chose it.
+
+    Returns:
+        the rows, and what is to be said of the test images where there is no such audit set; None otherwise.
+    """
+    folder = Campaign(settings.folder)
+    if folder.pool.exists():
+        pool = read_pool(folder.pool)
+    else:
+        pool = index_pool(
+            settings.pool,
+            None,
+            audit_size=0,
+            seed=settings.seed,
+            classes=settings.classes,
+            group=settings.group,
+            follow_links=settings.follow_links,
+            max_unused=settings.max_unused,
+            renamed=settings.former_classes,
+        )
+    pool = usable(pool)
+    given = pool[pool["label"].notna()]
+    given = given.assign(label=given["label"].replace(settings.former_classes))
+    answers = known_answers(folder, settings.former_classes)
+    refuse_lost_classes(count_labels(answers) + Counter(given["label"]), settings)
+    labels = labelled_set(
+        answers,
+        prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),
+        classes=settings.classes,
+    )
+    table = pool[["item_id", "uri", "split", "group"]].merge(labels[["item_id", "label"]], on="item_id")
+    if table.empty:
+        raise ReplayError(
+            f"campaign {settings.name!r} has no labels yet: run it first, give its manifest a column label, or name "
+            "a labels file with --labels"
+        )
+    gone = [uri for uri in table["uri"] if not Path(uri).is_file()]
+    if gone:
+        raise ReplayError(f"{gone[0]}: is not there, and {len(gone) - 1} more labelled images; bring the files back")
+    is_test = table["split"] == "audit"
+    caveat = None if is_test.any() or not answers else PICKED
+    return table.drop(columns="split").rename(columns={"item_id": "file"}).assign(is_test=is_test), caveat
+
+
+def read_features(path: Path, n_rows: int) -> NDArray[np.float32]:
+    """Ready-made features `(n_rows, D)`: a .npy array, or a .parquet of D columns or of one column of lists."""
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path)
+        elif path.suffix == ".parquet":
+            values = _matrix(pd.read_parquet(path))
+        else:
+            raise ReplayError(f"{path}: features are a .npy or a .parquet file")
+        features = np.require(values, np.float32, ["C", "W"])
+    except FileNotFoundError as exc:
+        raise ReplayError(f"{path}: no such features file") from exc
+    except (EOFError, OSError, TypeError, ValueError) as exc:
+        if isinstance(exc, ReplayError):
+            raise
+        raise ReplayError(f"{path}: cannot be read as a table of numbers: {exc}") from exc
+    if features.ndim != 2 or len(features) != n_rows:
+        raise ReplayError(
+            f"{path}: wanted one row of features for each of the {n_rows} rows of the labels file, in its order; "
+            f"got the shape {features.shape}"
+        )
+    if features.shape[1] == 0:
+        raise ReplayError(f"{path}: rows of features need at least one number, got the shape {features.shape}")
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise ReplayError(f"{path}: row {int((~finite).argmax()) + 1} holds a value that is not finite")
+    return features
+
+
+def with_groups(rows: pd.DataFrame, rule: str | None) -> pd.DataFrame:
+    """The rows with the groups that a rule gives to their files, checked: none is on both sides of a given test part.
+
+    Raises:
+        ReplayError: the rule is none, finds nothing or there are groups already; or a group is on both sides.
+    """
+    if rule is not None:
+        if rows["group"].notna().any():
+            raise ReplayError("the labels have a column group: leave --group out, or the column")
+        try:
+            groups = groups_of(rows["file"].tolist(), check_rule(rule))
+        except ValueError as exc:
+            told = str(exc).removeprefix("group = ")
+            raise ReplayError(f"--group {told}" if told.startswith(repr(rule)) else f"--group {rule!r} {told}") from exc
+        rows = rows.assign(group=pd.Series(groups, rows.index, dtype="str"))
+    grouped = rows.dropna(subset=["group"])
+    on_both = grouped.groupby("group")["is_test"].nunique()
+    on_both = on_both[on_both > 1]
+    if len(on_both):
+        named = grouped[grouped["group"] == on_both.index[0]]
+        test, pool = (named.loc[named["is_test"] == side, "file"].iloc[0] for side in (True, False))
+        raise ReplayError(
+            f"group {on_both.index[0]!r} has images to test on ({test}) and others ({pool}), and so have "
+            f"{len(on_both) - 1} more groups: put each on one side in the column split"
+        )
+    return rows
+
+
+def without_copies(rows: pd.DataFrame, features: NDArray[np.float32] | None) -> tuple[NDArray[np.bool_], list[str]]:
+    """Which rows to keep, `(n,)`, so that no image is there twice, and what to tell of it, a line each.
+
+    Of files of the same bytes, or rows of the same features, the first counts, before it one that is tested on. Where
+    their labels differ none does.
+    """
+    content = _content_codes(rows["uri"].tolist()) if features is None else _row_codes(features)
+    table = rows[["file", "label", "is_test"]].reset_index(drop=True).assign(content=content)
+    table = table[table["content"].duplicated(keep=False)]
+    by_content = table.groupby("content")
+    is_disputed = by_content["label"].transform("nunique") > 1
+    crosses = (by_content["is_test"].transform("nunique") > 1) & ~is_disputed
+    first = table.sort_values("is_test", ascending=False, kind="stable").drop_duplicates("content").index
+    dropped = table.index[is_disputed | ~table.index.isin(first)]
+    told, what = [], "files are copies" if features is None else "rows of features are copies"
+    if n := len(dropped) - int(is_disputed.sum()):
+        told.append(f"{n:,} of {len(rows):,} {what} of others, to the last byte: an image counts once")
+    if crosses.any():
+        pair = table[crosses & (table["content"] == table.loc[crosses, "content"].iloc[0])]
+        test, pool = (pair.loc[pair["is_test"] == side, "file"].iloc[0] for side in (True, False))
+        told.append(
+            f"{table.loc[crosses, 'content'].nunique():,} images to test on are outside of the test part too, for "
+            f"example {test} and {pool}: they are only tested on"
+        )
+    if is_disputed.any():
+        pair = table[is_disputed & (table["content"] == table.loc[is_disputed, "content"].iloc[0])]
+        one, other = pair.drop_duplicates("label").head(2)[["file", "label"]].to_numpy()
+        told.append(
+            f"{int(is_disputed.sum()):,} {what} with different labels and are set aside, for example {one[0]} "
+            f"({one[1]}) and {other[0]} ({other[1]})"
+        )
+    keep = np.ones(len(rows), dtype=bool)
+    keep[dropped] = False
+    if not keep.any():
+        raise ReplayError(f"no image is left: {'; '.join(told)}")
+    return keep, told
+
+
+def _content_codes(uris: Sequence[str]) -> NDArray[np.int64]:
+    """Numbers `(n,)` that are equal for files of the same bytes; files alone in their size are not read."""
+    sizes = pd.Series(map_in_threads(lambda uri: Path(uri).stat().st_size, uris))
+    names = sizes.astype("str") + " " + sizes.index.astype("str")
+    alike = sizes[sizes.duplicated(keep=False)].index
+    names[alike] = map_in_threads(_hash, [uris[row] for row in alike])
+    return pd.factorize(names)[0].astype(np.int64)
+
+
+def _hash(uri: str) -> str:
+    with Path(uri).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _row_codes(features: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Numbers `(n,)` that are equal for rows `(n, D)` of the same numbers."""
+    rows = np.ascontiguousarray(features).view(np.dtype((np.void, features.dtype.itemsize * features.shape[1])))
+    return np.unique(rows.ravel(), return_inverse=True)[1].astype(np.int64)
+
+
+def count_classes(labels: pd.Series, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes, sorted, or those of a campaign in its order; fewer than two with labels are refused."""
+    present = sorted(labels.unique())
+    if len(present) < 2:
+        raise ReplayError(f"there is nothing to learn: all {len(labels)} labels are {present[0]!r}")
+    unknown = sorted(set(present) - set(classes)) if classes else []
+    if unknown:
+        raise ReplayError(f"the labels {', '.join(unknown)} are not among the campaign's classes")
+    return tuple(classes or present)
+
+
+def digest_of(rows: pd.DataFrame, features: NDArray[np.float32] | None) -> str:
+    """Hash of the files, labels, parts and groups in order, and of the features or the files' sizes; 32 hex digits."""
+    hashed = hashlib.blake2b(digest_size=16)
+    if rows["group"].notna().any():
+        hashed.update(repr(rows["group"].fillna("").tolist()).encode())
+    for file, label, uri, is_test in rows[["file", "label", "uri", "is_test"]].itertuples(index=False):
+        size = Path(uri).stat().st_size if features is None else 0
+        hashed.update(f"{file}\0{label}\0{size}\0{is_test}\n".encode())
+    if features is not None:
+        hashed.update(features.data)
+    return hashed.hexdigest()
+
+
+def _matrix(table: pd.DataFrame) -> Any:
+    if table.shape[1] == 1 and pd.api.types.is_object_dtype(table.iloc[:, 0]):
+        return np.stack(table.iloc[:, 0].to_list())
+    return table.to_numpy()

@@ -1,0 +1,240 @@
+"""What people see of a replay: one self-contained page, and a table for the terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from rich.table import Table
+
+from connectors.escaping import visible
+from connectors.store import flatten
+from pipeline.evaluation.curves import CONTROL
+
+WIDTH, HEIGHT = 920, 400
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 44
+"""Of a chart, in its own pixels; the plot lies inside the four margins."""
+N_COLOURS = 9
+"""Colours of the page, besides the control's grey; more arms repeat them with dashes."""
+DASHES = ("", "7 4", "2 3")
+METRIC_TITLES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "nll": "NLL (nats)",
+    "ece": "Calibration error",
+}
+RANGES = {"nll": (0.0, math.inf)}
+"""Values that a metric can have; the others are shares."""
+MOST_CLASSES = 40
+"""More classes than this make a table that nobody can read."""
+
+
+def report_page(summary: Mapping[str, Any]) -> str:
+    """The page of a replay, from its summary; it loads nothing from anywhere."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("flows.reports"), autoescape=True, finalize=_shown, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"points": _points, "percent": _percent, "count": _count, "number": _number}
+    colours = _colours(summary)
+    return environment.get_template("replay.html").render(
+        summary=summary,
+        ranked=_ranked(summary),
+        colours=colours,
+        charts=[_chart(summary, metric, colours) for metric in METRIC_TITLES],
+        balance=_class_balance(summary),
+        settings=_settings(summary["settings"]),
+        efficiency=partial(_efficiency, summary),
+        best=_ranked(summary)[0],
+    )
+
+
+def _shown(value: Any) -> Any:
+    """What the page writes of a value: of a text that comes from elsewhere, no sign that hides or reorders others."""
+    return visible(value) if type(value) is str else value
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """One row for each arm, the best first."""
+    seeds = summary["seeds"]
+    caption = (
+        f"AULC: mean accuracy over {len(summary['n_labels'])} points, in percent; ±: 95 % interval over {len(seeds)} "
+        "seeds.\nTo 95 %: labels to 95 % of the accuracy with all labels, median (seeds that reached it).\n"
+        "Efficiency: labels that random needs for each one of the arm's, to there."
+    )
+    texts = {name: _efficiency(summary, name, "95") for name in _ranked(summary)}
+    caption += "".join(f"\n{name}: {text}." for name, text in texts.items() if text.startswith("only"))
+    table = Table(caption=caption, caption_justify="left", box=None, pad_edge=False, collapse_padding=True)
+    for column in ("arm", "AULC", "to random", "to 95 %", "efficiency", "s/batch"):
+        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+    for name, efficiency in texts.items():
+        arm = summary["strategies"][name]
+        reached = arm["labels_to"]["95"]
+        table.add_row(
+            name,
+            _percent(arm["aulc"]),
+            _points(arm["difference_to_random"]),
+            f"{_count(reached['median'])} ({reached['reached']}/{len(seeds)})",
+            efficiency if efficiency.endswith("x") else "",
+            "" if arm["seconds_select"] is None else f"{arm['seconds_select']:.3f}",
+        )
+    return table
+
+
+def _ranked(summary: Mapping[str, Any]) -> list[str]:
+    return sorted(summary["strategies"], key=lambda name: -summary["strategies"][name]["aulc"]["mean"])
+
+
+def _colours(summary: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """CSS colour and dashes of each arm; the control is grey."""
+    others = [name for name in summary["strategies"] if name != CONTROL]
+    found = {
+        name: {
+            "colour": f"var(--arm-{number % N_COLOURS})",
+            "dash": DASHES[number // N_COLOURS % len(DASHES)],
+        }
+        for number, name in enumerate(others)
+    }
+    return found | {CONTROL: {"colour": "var(--control)", "dash": ""}}
+
+
+def _chart(summary: Mapping[str, Any], metric: str, colours: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Everything to draw of one metric, in the chart's pixels; the values too, for those who point at it."""
+    n_labels: list[int] = summary["n_labels"]
+    curves = summary["curves"][metric]
+    goal = summary["full_data_accuracy"]["mean"] if metric == "accuracy" else None
+    lowest, highest = RANGES.get(metric, (0.0, 1.0))
+
+    def drawn(point: Mapping[str, Any]) -> tuple[float, float]:
+        low, high = _limits(point)
+        return max(low, lowest), min(high, highest)
+
+    limits = [value for points in curves.values() for point in points for value in drawn(point)]
+    ticks = _ticks(min(limits), max([*limits, *([goal] if goal is not None else [])]))
+
+    def x(value: float) -> float:
+        return LEFT + float(value - n_labels[0]) / (n_labels[-1] - n_labels[0]) * (WIDTH - LEFT - RIGHT)
+
+    def y(value: float) -> float:
+        return HEIGHT - BOTTOM - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (HEIGHT - TOP - BOTTOM)
+
+    def line(values: Sequence[float], grid: Sequence[float] = n_labels) -> str:
+        return " ".join(f"{x(n):.1f},{y(value):.1f}" for n, value in zip(grid, values, strict=True))
+
+    def band(points: Sequence[Mapping[str, float]]) -> str:
+        low, high = zip(*map(drawn, points), strict=True)
+        return f"{line(high)} {line(low[::-1], n_labels[::-1])}"
+
+    every = -(-len(n_labels) // 12)
+    return {
+        "metric": metric,
+        "title": METRIC_TITLES[metric],
+        "lines": [
+            {
+                "name": name,
+                **colours[name],
+                "line": line([point["mean"] for point in points]),
+                "band": band(points),
+                "values": [[point["mean"], *_limits(point)] for point in points],
+            }
+            for name, points in curves.items()
+        ],
+        "xs": [x(n) for n in n_labels],
+        "x_ticks": [{"at": x(n), "text": f"{n:,}"} for n in n_labels[::every]],
+        "y_ticks": [{"at": y(value), "text": f"{value:.{_decimals(ticks)}f}"} for value in ticks],
+        "goal": None if goal is None else {"at": y(goal), "text": f"all labels: {goal:.3f}"},
+    }
+
+
+def _limits(point: Mapping[str, Any]) -> tuple[float, float]:
+    """The interval of a point, or the point twice where one seed gives none."""
+    mean, low, high = point["mean"], point["low"], point["high"]
+    return (mean, mean) if low is None or high is None else (low, high)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About six round numbers that enclose the values."""
+    span = max(high - low, 1e-6)
+    step = 10.0 ** math.floor(math.log10(span / 5))
+    step *= next(factor for factor in (1, 2, 5, 10) if span / (factor * step) <= 6)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, max(last, first + 1) + 1)]
+
+
+def _decimals(ticks: Sequence[float]) -> int:
+    return max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+
+
+def _class_balance(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """How the labelled set of the last round is spread over the classes, beside all data."""
+    balance = summary["class_balance"]
+    rows = {"all data": balance["data"], **{name: balance["labelled"][name] for name in _ranked(summary)}}
+    shares = {name: [count / sum(counts) for count in counts] for name, counts in rows.items()}
+    most = max(max(values) for values in shares.values())
+    return {
+        "classes": balance["classes"] if len(balance["classes"]) <= MOST_CLASSES else [],
+        "rows": [
+            {
+                "name": name,
+                "evenness": _evenness(values),
+                "rarest": min(rows[name]),
+                "cells": [
+                    {"count": count, "heat": value / most} for count, value in zip(rows[name], values, strict=True)
+                ],
+            }
+            for name, values in shares.items()
+        ],
+    }
+
+
+def _evenness(shares: Sequence[float]) -> float:
+    """Entropy of the shares over that of equal ones: 1 is perfectly balanced, 0 is one class alone."""
+    return sum(-share * math.log(share) for share in shares if share > 0) / math.log(len(shares)) + 0.0
+
+
+def _settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings as words, nested ones with a dot; what was left open is left out."""
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for name, value in flatten(settings).items()
+        if value is not None
+    }
+
+
+def _percent(interval: Mapping[str, Any]) -> str:
+    """A share in percent, with half its interval: "91.52 ± 0.30"."""
+    low, high = _limits(interval)
+    text = f"{100 * interval['mean']:.2f}"
+    return text if interval["low"] is None else f"{text} ± {50 * (high - low):.2f}"
+
+
+def _points(interval: Mapping[str, Any] | None) -> str:
+    """A difference in points of percent, with its sign: "+1.20 ± 0.30"."""
+    if interval is None:
+        return ""
+    text = _percent(interval)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def _count(value: float | None) -> str:
+    return "not reached" if value is None else f"{value:,.0f}"
+
+
+def _number(value: float) -> str:
+    """A count, or a mean of counts: "12", "12.5", "12,345"."""
+    return f"{value:,.0f}" if value >= 1000 or value == round(value) else f"{value:,.1f}"
+
+
+def _efficiency(summary: Mapping[str, Any], name: str, target: str) -> str:
+    """Labels that random needs for each one of the arm's, "1.25x", or who reached the target where no number is."""
+    all_targets = summary["strategies"][name]["labelling_efficiency"]
+    if all_targets is None:
+        return ""
+    found = all_targets[target]
+    if found["median"] is not None:
+        return f"{found['median']:.2f}x"
+    if found["neither"] == len(found["per_seed"]):
+        return "not reached"
+    alone = ((name, found["only_arm"]), (CONTROL, found["only_random"]))
+    return ", ".join(f"only {who} reached it ({n} seed{'s' if n > 1 else ''})" for who, n in alone if n)
