@@ -1,4 +1,4 @@
-"""The campaign folder: write-once files, each written whole or not at all."""
+"""Files that are written whole or not at all, and errors of a disk in words."""
 
 import errno
 import json
@@ -15,9 +15,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROUND_NAME = re.compile(r"\d{4,}")
-SETTINGS_OF_ALL_VERSIONS = frozenset({"name", "pool", "classes", "budget"})
-"""By which a campaign.json is known to be ours."""
 PROBE = bytes(2**20)
 
 NO_ROOM = "the disk is full: free some space there, or move what is on it"
@@ -46,22 +43,6 @@ REASONS = {
 
 class StoreError(Exception):
     """A file cannot be read or written, or is not ours; the message says which, why, and what to do."""
-
-
-class CampaignBusy(Exception):
-    """Another process works on the campaign."""
-
-
-class CampaignChanged(Exception):
-    """The configuration would mix two campaigns in one folder.
-
-    Attributes:
-        settings: the names of those that changed.
-    """
-
-    def __init__(self, message: str, settings: Collection[str] = ()) -> None:
-        super().__init__(message)
-        self.settings = settings
 
 
 def explain(exc: OSError, path: Path | None = None) -> str:
@@ -167,142 +148,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class RoundFolder:
-    """The artefacts of one round; one that exists is a step that is done."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.number = int(path.name)
-
-    def __truediv__(self, name: str) -> Path:
-        return self.path / name
-
-    def has(self, name: str) -> bool:
-        """Whether the artefact is there; it is never there in part."""
-        return (self.path / name).exists()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the round's labels are in and counted."""
-        return self.has("round.json")
-
-    @property
-    def is_out(self) -> bool:
-        """Whether people may have seen some of the round's batch."""
-        return self.has("pushing.json") or self.has("pushed.json")
-
-
-class Campaign:
-    """One campaign's folder.
-
-    Args:
-        path: a folder on a local or shared disk; made when first written to.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def pool(self) -> Path:
-        """The pool table."""
-        return self.path / "pool.parquet"
-
-    @property
-    def pool_notes(self) -> Path:
-        """What people should know of the pool, and what of it no run has told yet."""
-        return self.path / "pool_notes.json"
-
-    def round(self, number: int) -> RoundFolder:
-        """The folder of one round, whether it exists or not."""
-        return RoundFolder(self.path / "rounds" / f"{number:04d}")
-
-    def rounds(self) -> list[RoundFolder]:
-        """The rounds that have begun, oldest first."""
-        folder = self.path / "rounds"
-        if folder.exists() and not folder.is_dir():
-            raise StoreError(f"{folder} must be a folder, and is a file: move it away")
-        names = sorted(p.name for p in folder.iterdir() if ROUND_NAME.fullmatch(p.name)) if folder.is_dir() else []
-        return [RoundFolder(folder / name) for name in sorted(names, key=int)]
-
-    def check_ours(self) -> None:
-        """Refuse a folder that labelcycle did not make, before anything in it is written over.
-
-        Raises:
-            StoreError: naming what is there.
-        """
-        way_out = "Name another place with folder in the campaign file, or move what is there away"
-        if self.path.exists() and not self.path.is_dir():
-            raise StoreError(f"{self.path} must be a folder for the campaign, and is a file. {way_out}")
-        settings = self.path / "campaign.json"
-        with explained(self.path):
-            if settings.exists():
-                held = read_json(settings)
-                if not isinstance(held, dict) or not held.keys() >= SETTINGS_OF_ALL_VERSIONS:
-                    raise StoreError(f"{settings} was not written by labelcycle. {way_out}")
-                return
-            for name in ("pool.parquet", "rounds"):
-                if (self.path / name).exists():
-                    raise StoreError(f"{self.path} holds {name} and no campaign.json, so it is no campaign. {way_out}")
-
-    def check_files(self) -> None:
-        """See that the files of all rounds can be read; of tables, their ends.
-
-        Raises:
-            StoreError: naming the first that cannot.
-        """
-        for path in (self.pool, *(file for folder in self.rounds() for file in sorted(folder.path.iterdir()))):
-            if path.suffix == ".json":
-                read_json(path)
-            elif path.suffix == ".parquet" and path.exists():
-                with explained(path):
-                    try:
-                        pq.read_metadata(path)
-                    except pa.ArrowInvalid as exc:
-                        raise StoreError(f"{path} is damaged: {exc}. Bring it back from a copy of the folder") from exc
-
-    def claim(self, configuration: Mapping[str, Any], *, fixed: Collection[str] = ()) -> None:
-        """Write the configuration, or refuse one that differs from the written one in a setting that is fixed.
-
-        Args:
-            fixed: names, of a nested setting with a dot, `section.key`.
-
-        Raises:
-            CampaignChanged: with each such setting, its old and its new value.
-        """
-        path = self.path / "campaign.json"
-        written = read_json(path) if path.exists() else {}
-        before, after = flatten(written), flatten(configuration)
-        changed = sorted(key for key in fixed if written and before.get(key) != after.get(key))
-        if changed:
-            changes = "; ".join(f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed)
-            raise CampaignChanged(f"{self.path} holds another campaign: {changes}", changed)
-        if written != configuration:
-            write_json(path, configuration)
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep every other process from working on the campaign; a killed process gives the lock back.
-
-        Raises:
-            CampaignBusy: at once, when another process holds it.
-        """
-        lock = filelock.FileLock(self.path / "campaign.lock")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except filelock.Timeout as exc:
-            holder = self._read_holder()
-            raise CampaignBusy(f"{self.path} is being worked on by {holder}; try again when it has ended") from exc
-        except OSError as exc:
-            raise StoreError(explain(exc, self.path)) from exc
-        try:
-            write_json(self.path / "campaign.lock.json", {"pid": os.getpid()})
-            yield
-        finally:
-            lock.release()
-
-    def _read_holder(self) -> str:
-        try:
-            return f"process {read_json(self.path / 'campaign.lock.json')['pid']}"
-        except (StoreError, TypeError, KeyError):
-            return "another process"

@@ -1,0 +1,171 @@
+"""The folder of a campaign and of its rounds: artefacts that are written once, and the lock of who works on them."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import filelock
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connectors.store import StoreError, explain, explained, read_json, write_json
+from flows.artefacts import CAMPAIGN, POOL, PUSHED, PUSHING, ROUND, Artefact
+
+T = TypeVar("T")
+ROUND_NAME = re.compile(r"\d{4,}")
+LOCK, LOCK_HOLDER = "campaign.lock", "campaign.lock.json"
+
+
+class CampaignBusy(Exception):
+    """Another process works on the campaign."""
+
+
+class Folder:
+    """A folder of artefacts; one that exists is a step that is done, and it is never there in part."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def path_of(self, artefact: Artefact[T]) -> Path:
+        """Where the artefact is, or will be."""
+        return self.path / artefact.name
+
+    def has(self, artefact: Artefact[T]) -> bool:
+        """Whether the artefact is there."""
+        return self.path_of(artefact).exists()
+
+    def read(self, artefact: Artefact[T]) -> T:
+        """What the artefact holds.
+
+        Raises:
+            StoreError: the file cannot be read, or does not hold what was written.
+        """
+        return artefact.read(self.path_of(artefact))
+
+    def get(self, artefact: Artefact[T]) -> T | None:
+        """What the artefact holds; None where it is not there."""
+        return self.read(artefact) if self.has(artefact) else None
+
+    def write(self, artefact: Artefact[T], value: T) -> None:
+        """Write the artefact, whole or not at all."""
+        artefact.write(self.path_of(artefact), value)
+
+
+class RoundFolder(Folder):
+    """The artefacts of one round."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.number = int(path.name)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the round's labels are in and counted."""
+        return self.has(ROUND)
+
+    @property
+    def is_out(self) -> bool:
+        """Whether people may have seen some of the round's batch."""
+        return self.has(PUSHING) or self.has(PUSHED)
+
+
+class Campaign(Folder):
+    """One campaign's folder.
+
+    Args:
+        path: a folder on a local or shared disk; made when first written to.
+    """
+
+    def round(self, number: int) -> RoundFolder:
+        """The folder of one round, whether it exists or not."""
+        return RoundFolder(self.path / "rounds" / f"{number:04d}")
+
+    def rounds(self) -> list[RoundFolder]:
+        """The rounds that have begun, oldest first."""
+        folder = self.path / "rounds"
+        if folder.exists() and not folder.is_dir():
+            raise StoreError(f"{folder} must be a folder, and is a file: move it away")
+        names = sorted(p.name for p in folder.iterdir() if ROUND_NAME.fullmatch(p.name)) if folder.is_dir() else []
+        return [RoundFolder(folder / name) for name in sorted(names, key=int)]
+
+    def put_away_rounds(self) -> Sequence[Path]:
+        """What a killed run left of rounds that were put away."""
+        return list((self.path / "rounds").glob("*.put-away"))
+
+    def current_round(self) -> RoundFolder:
+        """The round that is open, or the one that comes next."""
+        rounds = self.rounds()
+        if not rounds:
+            return self.round(0)
+        return self.round(rounds[-1].number + 1) if rounds[-1].is_closed else rounds[-1]
+
+    def is_out(self) -> bool:
+        """Whether people were asked for anything: from then on the audit set and its groups stay."""
+        return any(folder.is_out for folder in self.rounds())
+
+    def check_ours(self) -> None:
+        """Refuse a folder that labelcycle did not make, before anything in it is written over.
+
+        Raises:
+            StoreError: naming what is there.
+        """
+        way_out = "Name another place with folder in the campaign file, or move what is there away"
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"{self.path} must be a folder for the campaign, and is a file. {way_out}")
+        with explained(self.path):
+            if self.has(CAMPAIGN):
+                self.read(CAMPAIGN)
+                return
+            for name in (POOL.name, "rounds"):
+                if (self.path / name).exists():
+                    raise StoreError(
+                        f"{self.path} holds {name} and no {CAMPAIGN.name}, so it is no campaign. {way_out}"
+                    )
+
+    def check_files(self) -> None:
+        """See that the files of all rounds can be read; of tables, their ends.
+
+        Raises:
+            StoreError: naming the first that cannot.
+        """
+        files = (file for folder in self.rounds() for file in sorted(folder.path.iterdir()))
+        for path in (self.path_of(POOL), *files):
+            if path.suffix == ".json":
+                read_json(path)
+            elif path.suffix == ".parquet" and path.exists():
+                with explained(path):
+                    try:
+                        pq.read_metadata(path)
+                    except pa.ArrowInvalid as exc:
+                        raise StoreError(f"{path} is damaged: {exc}. Bring it back from a copy of the folder") from exc
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep every other process from working on the campaign; a killed process gives the lock back.
+
+        Raises:
+            CampaignBusy: at once, when another process holds it.
+        """
+        lock = filelock.FileLock(self.path / LOCK)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except filelock.Timeout as exc:
+            holder = self._read_holder()
+            raise CampaignBusy(f"{self.path} is being worked on by {holder}; try again when it has ended") from exc
+        except OSError as exc:
+            raise StoreError(explain(exc, self.path)) from exc
+        try:
+            write_json(self.path / LOCK_HOLDER, {"pid": os.getpid()})
+            yield
+        finally:
+            lock.release()
+
+    def _read_holder(self) -> str:
+        try:
+            return f"process {read_json(self.path / LOCK_HOLDER)['pid']}"
+        except (StoreError, TypeError, KeyError):
+            return "another process"
