@@ -24,8 +24,8 @@ from benchmarks.measure import Case, Contender, arguments, report, run
 from benchmarks.transfer import lite0_settings
 from connectors.feature_store import FeatureCache, cached_features, extract, feature_key
 from connectors.images.pixels import load_images
-from flows.config import MemberSettings
 from flows.networks import Lesson, add_out_of_fold, frozen_body, train_network
+from pipeline.learning.settings import MemberSettings
 from pipeline.members.predict import predict_from_features, predict_members
 from pipeline.networks.classifier import Classifier, build_model, half_precision, with_new_head
 from pipeline.selection.scoring import score_columns

@@ -13,8 +13,9 @@ from torch import Tensor
 from connectors.feature_store import FeatureCache, cached_features, feature_key, shrink, usage
 from connectors.images.deep_pixels import Reading
 from connectors.images.pixels import WHOLE
-from flows.config import CampaignSettings, ModelSettings
+from flows.config import CampaignSettings
 from flows.home import home
+from pipeline.learning.settings import ModelSettings
 from pipeline.networks.classifier import Classifier
 
 GIGABYTE = 1e9

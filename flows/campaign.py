@@ -24,7 +24,6 @@ from flows.config import (
     images_root,
     load_settings,
     resolved,
-    with_own_image_size,
 )
 from flows.home import VARIABLE as HOME_VARIABLE
 from flows.home import home, settle_home
@@ -34,6 +33,7 @@ from flows.outlook import outlook
 from flows.pixel_ranges import read_ranges
 from flows.progress import say
 from pipeline.labels.ledger import labelled_set, set_aside
+from pipeline.learning.settings import with_own_image_size
 from pipeline.types import Split
 
 

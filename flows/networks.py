@@ -14,7 +14,7 @@ from torch import Tensor
 from connectors.images.deep_pixels import Reading
 from connectors.images.pixels import WHOLE, stream_images
 from flows.cache import features_of
-from flows.config import MemberSettings, ModelSettings
+from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.laplace import fit_posterior
 from pipeline.members.predict import check_dropout, predict_from_features, predict_members, stochastic_layers
 from pipeline.members.swag import swag_draws

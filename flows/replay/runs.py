@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from connectors.store import read_json, write_json, write_table
-from flows.config import MemberSettings, ModelSettings, Settings
 from flows.networks import (
     N_SAMPLED,
     TASK,
@@ -41,12 +40,14 @@ from flows.networks import (
 from flows.progress import progress_bars
 from pipeline.evaluation.curves import CONTROL, SECONDS, Arm, Split, draw_split, linear_head, parse_arm
 from pipeline.evaluation.metrics import evaluate
+from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.predict import predict_from_features
 from pipeline.networks.classifier import Classifier
 from pipeline.pool.groups import group_codes
 from pipeline.randomness import derive_seed, seeded_generator
 from pipeline.selection.scoring import score_images
 from pipeline.selection.strategies import columns_of, select_batch
+from pipeline.settings import Settings
 from pipeline.training.fit import TrainingError
 from pipeline.types import Candidates
 

@@ -58,12 +58,8 @@ from deploy import servers
 from flows.config import (
     COMPARES_MEMBERS,
     LOCAL,
-    PHASE_LIMITS,
     CampaignSettings,
-    MemberSettings,
-    ModelSettings,
     load_settings,
-    with_own_image_size,
 )
 from flows.home import home
 from flows.networks import RECIPE, check_network, frozen_body, new_model
@@ -81,6 +77,7 @@ from flows.replay.inputs import (
 )
 from flows.replay.runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, ReplaySettings, run_jobs
 from pipeline.evaluation.curves import CONTROL, DEFAULT_ACQUISITION, parse_arm, summarise
+from pipeline.learning.settings import PHASE_LIMITS, MemberSettings, ModelSettings, with_own_image_size
 from pipeline.networks.classifier import check_model_name
 from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
 from pipeline.pool.groups import group_codes, groups_of

@@ -10,13 +10,12 @@ from connectors.store import write_json
 from flows.config import (
     COMPARES_MEMBERS,
     ConfigError,
-    PseudoLabelSettings,
     load_settings,
     resolved,
     unresolved,
-    with_own_image_size,
 )
 from flows.example import EXAMPLE
+from pipeline.learning.settings import PseudoLabelSettings, with_own_image_size
 from pipeline.training.augmentation import AUGMENTATIONS
 from pipeline.training.fit import ALL_FROM
 from tests.hostile import CLASSES
