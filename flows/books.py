@@ -33,8 +33,9 @@ from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Crashed
 
-from connectors.store import Campaign, read_json, write_json
+from flows.artefacts import CAMPAIGN_ID, CampaignId
 from flows.campaign import OpenCampaign
+from flows.folder import Campaign
 
 FLOW = "labelcycle-round"
 GONE = "its process is gone"
@@ -63,10 +64,9 @@ def books() -> SyncPrefectClient:
 
 def campaign_tag(folder: Campaign) -> str:
     """The tag that a run of this campaign carries and no other campaign's does."""
-    path = folder.path / "campaign.id.json"
-    if not path.exists():
-        write_json(path, {"id": uuid4().hex})
-    return f"{CAMPAIGN_TAG}{read_json(path)['id']}"
+    if not folder.has(CAMPAIGN_ID):
+        folder.write(CAMPAIGN_ID, CampaignId(uuid4().hex))
+    return f"{CAMPAIGN_TAG}{folder.read(CAMPAIGN_ID).id}"
 
 
 def tags_of(name: str, folder: Campaign) -> list[str]:

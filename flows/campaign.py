@@ -2,56 +2,70 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING, TypeVar
 
 from connectors.annotation import AnnotationTool
-from connectors.image_folder.index import read_pool, usable
 from connectors.images.deep_pixels import Reading
-from connectors.label_studio.client import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
-from connectors.store import Campaign, RoundFolder, read_json, write_json
+from connectors.store import write_json
 from connectors.tracking import Tracker
 from deploy import servers
-from flows.changes import claim, count_labels, last_page, refuse_lost_classes
-from flows.config import (
-    LOCAL,
-    CampaignSettings,
-    ConfigError,
-    images_root,
-    load_settings,
-    resolved,
-)
+from flows.artefacts import ANSWERS, CONFIG, PAGE, PIXEL_RANGES, POOL, PUSHED, WITHDRAWN, PixelRanges
+from flows.changes import claim, refuse_lost_classes
+from flows.config import LOCAL, CampaignSettings, ConfigError, images_root, load_settings, with_own_image_size
+from flows.folder import Campaign, RoundFolder
+from flows.home import LAST_CAMPAIGN, home, settle_home
 from flows.home import VARIABLE as HOME_VARIABLE
-from flows.home import home, settle_home
-from flows.ledger import answered_items, asked_items, known_answers, labels_used, outstanding_tasks
 from flows.local import reach_local_addresses_directly
 from flows.outlook import outlook
-from flows.pixel_ranges import read_ranges
 from flows.progress import say
-from pipeline.labels.ledger import labelled_set, set_aside
-from pipeline.learning.settings import with_own_image_size
+from flows.step import Step, do
+from pipeline.labels.ledger import Ledger, RoundOfLedger, count_labels
+from pipeline.tables import Labels, PoolTable
 from pipeline.types import Split
 
+if TYPE_CHECKING:
+    from flows.images import PoolImages
 
-@dataclass(frozen=True)
+T = TypeVar("T")
+SPLITS: tuple[Split, ...] = ("pool", "audit")
+
+
 class OpenCampaign:
-    """A campaign that a flow works on."""
+    """A campaign that a flow works on.
 
-    settings: CampaignSettings
-    folder: Campaign
+    Args:
+        tool: the annotation tool; by default the campaign's, connected to when first asked for.
+        tracker: the experiment tracker; likewise.
+    """
 
-    @cached_property
+    def __init__(
+        self,
+        settings: CampaignSettings,
+        folder: Campaign,
+        *,
+        tool: AnnotationTool | None = None,
+        tracker: Tracker | None = None,
+    ) -> None:
+        self.settings, self.folder = settings, folder
+        self._tool, self._tracker = tool, tracker
+        self._pool: tuple[object, PoolTable] | None = None
+        self._ledger: tuple[object, Ledger] | None = None
+
+    @property
     def tool(self) -> AnnotationTool:
-        """The annotation tool; connected to when first asked for."""
-        return self.connect(self.settings.classes)
+        """The annotation tool."""
+        if self._tool is None:
+            self._tool = self.connect(self.settings.classes)
+        return self._tool
 
     def connect(self, classes: Sequence[str]) -> AnnotationTool:
         """The annotation tool, for answers of these classes."""
-        page = last_page(self.folder)
+        from connectors.label_studio.client import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
+
+        page = self.folder.get(PAGE)
         settings = self.settings.label_studio
         url, token = settings.url, os.environ.get(TOKEN_VARIABLE, "")
         shown_in = None
@@ -72,16 +86,19 @@ class OpenCampaign:
             say=say,
             reading=self.reading,
             renamed=self.settings.former_classes,
-            former_project=page["project"] if page and page["project"] != self.settings.project else None,
-            former_classes=page["classes"] if page else (),
+            former_project=page.project if page and page.project != self.settings.project else None,
+            former_classes=page.classes if page else (),
         )
 
-    @cached_property
+    @property
     def tracker(self) -> Tracker:
-        """The experiment tracker; connected to when first asked for."""
-        from connectors.mlflow.tracker import (
-            MLflowTracker,  # takes seconds to load, and a run that awaits labels needs none
-        )
+        """The experiment tracker."""
+        if self._tracker is None:
+            self._tracker = self._connect_tracker()
+        return self._tracker
+
+    def _connect_tracker(self) -> Tracker:
+        from connectors.mlflow.tracker import MLflowTracker  # takes seconds to load
 
         uri, name = self.settings.mlflow.uri, self.settings.name
         if uri != LOCAL:
@@ -90,89 +107,116 @@ class OpenCampaign:
         return MLflowTracker(uri=local.mlflow_url, campaign=name, login=local.mlflow_login)
 
     @property
-    def pool(self) -> pd.DataFrame:
-        """The pool table; labels have the names that their classes have now."""
-        pool = read_pool(self.folder.pool)
-        return pool.assign(label=pool["label"].replace(self.settings.former_classes))
+    def pool(self) -> PoolTable:
+        """The pool table; labels have the names that their classes have now. It is read once, until it changes."""
+        stamp = _stamp(self.folder.path_of(POOL))
+        if self._pool is None or self._pool[0] != stamp:
+            self._pool = (stamp, self.folder.read(POOL).renamed(self.settings.former_classes))
+        return self._pool[1]
+
+    def keep_pool(self, pool: PoolTable) -> None:
+        """Write the pool table."""
+        self.folder.write(POOL, pool)
+        self._pool = (_stamp(self.folder.path_of(POOL)), pool.renamed(self.settings.former_classes))
+
+    @property
+    def ledger(self) -> Ledger:
+        """What all rounds asked for and brought in. It is read once, until a round adds to it."""
+        rounds = self.folder.rounds()
+        stamp = [_stamp(f.path_of(artefact)) for f in rounds for artefact in (CONFIG, PUSHED, WITHDRAWN, ANSWERS)]
+        if self._ledger is None or self._ledger[0] != stamp:
+            self._ledger = (stamp, read_ledger(self.folder, self.settings))
+        return self._ledger[1]
 
     @property
     def reading(self) -> Reading:
         """How the campaign's images are read."""
-        return Reading(read_ranges(self.folder.path), self.settings.decode_memory_gb)
+        ranges = self.folder.get(PIXEL_RANGES) or PixelRanges()
+        return Reading(ranges.ranges, self.settings.decode_memory_gb)
 
-    def outstanding(self) -> int:
-        """Tasks that are out and may still come back with a label."""
-        return outstanding_tasks(self.folder)
+    @property
+    def images(self) -> "PoolImages":
+        """The campaign's images."""
+        from flows.images import PoolImages
 
-    def labels_used(self) -> int:
-        """Labels paid for so far, the audit set's included."""
-        return labels_used(self.folder)
-
-    def labels(self) -> pd.DataFrame:
-        """The labels that stand, on images that can be used: see `labelled_set`; with `uri`, `split`, `group`.
-
-        Raises:
-            CampaignChanged: some are of no class of the campaign.
-        """
-        pool = usable(self.pool)
-        given = pool[pool["label"].notna()]
-        prelabelled = dict(zip(given["item_id"], given["label"], strict=True))
-        answers = known_answers(self.folder, self.settings.former_classes)
-        refuse_lost_classes(count_labels(answers) + Counter(given["label"]), self.settings)
-        labels = labelled_set(answers, prelabelled=prelabelled, classes=self.settings.classes)
-        return labels.merge(pool[["item_id", "uri", "split", "group"]], how="inner", validate="one_to_one")
-
-    def may_be_asked(self, *, split: Split) -> pd.DataFrame:
-        """The images of a split that are usable, unlabelled and not with the annotators: item_id, uri.
-
-        One that nobody could label is among them once there are classes that people could not choose then.
-        """
-        pool = self.pool
-        asked, answers = asked_items(self.folder), known_answers(self.folder)
-        before = self._rounds_of_fewer_classes()
-        again = {item_id for item_id in set_aside(answers) if asked.get(item_id) in before}
-        known = {*asked, *answered_items(answers)} - again
-        rows = (
-            pool["set_aside_reason"].isna()
-            & (pool["split"] == split)
-            & pool["label"].isna()
-            & ~pool["item_id"].isin(list(known))
-        )
-        return pool.loc[rows, ["item_id", "uri"]].sort_values("item_id", ignore_index=True)
-
-    def _rounds_of_fewer_classes(self) -> set[int]:
-        """The rounds that asked when people could not choose each of the classes that there are now."""
-        present, classes = self.settings.former_classes, set(self.settings.classes)
-        asked_with = {
-            f.number: read_json(f / "config.json")["settings"]["classes"]
-            for f in self.folder.rounds()
-            if f.has("config.json")
-        }
-        return {n for n, names in asked_with.items() if classes - {present.get(name, name) for name in names}}
+        return PoolImages(self.pool, self.settings.model, self.reading, self.settings.feature_cache_gb)
 
     def reason_to_stop(self) -> str | None:
         """Why nothing more is to be asked for, by the stopping rules, the budget and the pool; None to go on."""
-        stop: str | None = outlook(self.folder, resolved(self.settings))["stop"]
+        stop = outlook(self.folder.rounds(), self.settings).stop
         if stop is not None:
             return stop
-        if self.budget_left() == 0:
+        if self.ledger.budget_left(self.settings.budget) == 0:
             return "the budget is spent"
-        is_all_asked = self.may_be_asked(split="pool").empty and self.may_be_asked(split="audit").empty
-        return "every image of the pool has been asked for" if is_all_asked else None
+        for split in SPLITS:
+            if not self.ledger.may_be_asked(self.pool, split=split, classes=self.settings.classes).empty:
+                return None
+        return "every image of the pool has been asked for"
 
     def can_ask(self) -> bool:
         """Whether the stopping rules, the budget and the pool leave anything to ask for."""
         return self.reason_to_stop() is None
 
-    def located(self, items: pd.DataFrame) -> pd.DataFrame:
-        """The items with the `uri` at which the pool knows them now: files may move while a round lasts."""
-        pool = self.pool
-        now = pool[pool["set_aside_reason"].isna()].set_index("item_id")["uri"]
-        return items.assign(uri=items["item_id"].map(now).fillna(items["uri"]))
+    def do(self, step: Step[T], folder: RoundFolder, **more: object) -> T:
+        """Run a step of a round; what its parameters name is an artefact, one of `GIVEN`, or a setting."""
+        return do(step, folder, partial(self._give, folder), **more)
 
-    def budget_left(self) -> int:
-        """Labels that may still be asked for."""
-        return max(0, self.settings.budget - self.labels_used() - self.outstanding())
+    def _give(self, folder: RoundFolder, name: str) -> object:
+        return GIVEN[name](self, folder) if name in GIVEN else getattr(self.settings, name)
+
+
+GIVEN: dict[str, Callable[[OpenCampaign, RoundFolder], object]] = {
+    "settings": lambda work, _: work.settings,
+    "pool": lambda work, _: work.pool,
+    "ledger": lambda work, _: work.ledger,
+    "images": lambda work, _: work.images,
+    "reading": lambda work, _: work.reading,
+    "tool": lambda work, _: work.tool,
+    "tracker": lambda work, _: work.tracker,
+    "round_number": lambda _, folder: folder.number,
+    "rounds": lambda work, folder: [f for f in work.folder.rounds() if f.number <= folder.number],
+    "earlier": lambda work, folder: [f for f in work.folder.rounds() if f.number < folder.number],
+    "budget_left": lambda work, _: work.ledger.budget_left(work.settings.budget),
+    "folder": lambda _, folder: folder,
+}
+"""What a step may name besides artefacts and settings. `folder` is for those that send or show files of the round."""
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """By which a file is known to be the one that was read."""
+    try:
+        told = path.stat()
+    except FileNotFoundError:
+        return None
+    return told.st_mtime_ns, told.st_ino, told.st_size
+
+
+def read_ledger(folder: Campaign, settings: CampaignSettings) -> Ledger:
+    """The ledger of a campaign's rounds, by the names that classes have now."""
+    return Ledger([_round_of_ledger(f) for f in folder.rounds()], settings.former_classes)
+
+
+def _round_of_ledger(folder: RoundFolder) -> RoundOfLedger:
+    pushed, config, answers = folder.get(PUSHED), folder.get(CONFIG), folder.get(ANSWERS)
+    return RoundOfLedger(
+        number=folder.number,
+        tasks=pushed.tasks if pushed else None,
+        address=pushed.address if pushed else "",
+        pushed_at=pushed.pushed_at if pushed else "",
+        answers=answers,
+        withdrawn=() if answers is None else folder.read(WITHDRAWN),
+        classes=config.classes if config else (),
+    )
+
+
+def standing_labels(pool: PoolTable, ledger: Ledger, settings: CampaignSettings) -> Labels:
+    """The labels that stand on images that can be used; with `uri`, `split` and `group`.
+
+    Raises:
+        CampaignChanged: some are of no class of the campaign.
+    """
+    refuse_lost_classes(count_labels(ledger.answers) + Counter(pool.given_labels().values()), settings)
+    return ledger.labels(pool, classes=settings.classes)
 
 
 def local_servers() -> servers.Servers:
@@ -199,13 +243,5 @@ def open_campaign(path: Path) -> OpenCampaign:
     folder = Campaign(settings.folder)
     folder.check_ours()
     claim(folder, settings, path)
-    write_json(settle_home(path) / "last-campaign.json", {"folder": str(settings.folder), "file": str(path.resolve())})
-    return OpenCampaign(settings=settings, folder=folder)
-
-
-def current_round(folder: Campaign) -> RoundFolder:
-    """The round that is open, or the one that comes next."""
-    rounds = folder.rounds()
-    if not rounds:
-        return folder.round(0)
-    return folder.round(rounds[-1].number + 1) if rounds[-1].is_closed else rounds[-1]
+    write_json(settle_home(path) / LAST_CAMPAIGN, {"folder": str(settings.folder), "file": str(path.resolve())})
+    return OpenCampaign(settings, folder)

@@ -1,16 +1,27 @@
-"""What a campaign may change between its rounds, what it may not, and what is said of it."""
+"""What a campaign may change between its rounds, what it may not, and what people read of it."""
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from connectors.store import Campaign, CampaignChanged, RoundFolder, flatten, read_json, write_json
+from connectors.store import flatten
+from flows.artefacts import CAMPAIGN, CONFIG, AnnotatorsPage, Plain, RoundConfig
 from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings, resolved
-from flows.ledger import known_answers
-from pipeline.labels.ledger import current
-from pipeline.types import Answer
+from flows.folder import Campaign, RoundFolder
+from pipeline.labels.ledger import count_labels
+
+
+class CampaignChanged(Exception):
+    """The configuration would mix two campaigns in one folder.
+
+    Attributes:
+        settings: the names of those that changed.
+    """
+
+    def __init__(self, message: str, settings: Collection[str] = ()) -> None:
+        super().__init__(message)
+        self.settings = settings
 
 
 def claim(folder: Campaign, settings: CampaignSettings, file: Path) -> None:
@@ -20,11 +31,11 @@ def claim(folder: Campaign, settings: CampaignSettings, file: Path) -> None:
         CampaignChanged: for what makes another campaign, with how that one gets all labels.
     """
     try:
-        if is_out(folder):
+        if folder.is_out():
             check_classes(folder, settings)
-            folder.claim(resolved(settings), fixed=ANOTHER_CAMPAIGN)
-        else:
-            folder.claim(resolved(settings))
+            _refuse_another(folder, resolved(settings))
+        if folder.get(CAMPAIGN) != resolved(settings):
+            folder.write(CAMPAIGN, resolved(settings))
     except CampaignChanged as exc:
         is_of_classes = "classes" in exc.settings
         back, has = ("", "all labels but these") if is_of_classes else (". Set it back", "all labels")
@@ -35,18 +46,27 @@ def claim(folder: Campaign, settings: CampaignSettings, file: Path) -> None:
         ) from exc
 
 
+def _refuse_another(folder: Campaign, wanted: Plain) -> None:
+    """Raise CampaignChanged, with old and new values, if a setting differs that makes another campaign."""
+    written = folder.get(CAMPAIGN)
+    if written is None:
+        return
+    before, after = flatten(written), flatten(wanted)
+    changed = sorted(key for key in ANOTHER_CAMPAIGN if before.get(key) != after.get(key))
+    if changed:
+        changes = "; ".join(f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed)
+        raise CampaignChanged(f"{folder.path_of(CAMPAIGN)} holds another campaign: {changes}", changed)
+
+
 def check_classes(folder: Campaign, settings: CampaignSettings) -> None:
     """See that every label means one of the classes: one may come, be renamed or merged, and none takes labels away.
 
     Raises:
         CampaignChanged: naming the labels that would be lost.
     """
-    refuse_lost_classes(count_labels(known_answers(folder, settings.former_classes)), settings)
+    from flows.campaign import read_ledger
 
-
-def count_labels(answers: Sequence[Answer]) -> Counter[str]:
-    """How many labels of each class stand."""
-    return Counter(r.label for a in current(answers) if a.annotation for r in a.annotation.regions)
+    refuse_lost_classes(count_labels(read_ledger(folder, settings).answers), settings)
 
 
 def refuse_lost_classes(counts: Mapping[str, int], settings: CampaignSettings) -> None:
@@ -64,10 +84,11 @@ def refuse_lost_classes(counts: Mapping[str, int], settings: CampaignSettings) -
 
 def begun_otherwise(folder: RoundFolder, settings: CampaignSettings) -> bool:
     """Whether a round whose batch is not out has begun with settings of which other things come than of these."""
-    if folder.is_out or not folder.has("config.json"):
+    config = folder.get(CONFIG)
+    if folder.is_out or config is None:
         return False
     kept = CHANGE_NOTHING_BEGUN - ({"pool"} if folder.number == 0 else set())
-    return bool(changed_settings(read_json(folder / "config.json")["settings"], resolved(settings)).keys() - kept)
+    return bool(changed_settings(config.settings, resolved(settings)).keys() - kept)
 
 
 def put_away(folder: RoundFolder) -> None:
@@ -80,16 +101,11 @@ def put_away(folder: RoundFolder) -> None:
 
 def clear_what_was_put_away(folder: Campaign) -> None:
     """Take away what a killed run left of rounds that were put away."""
-    for away in (folder.path / "rounds").glob("*.put-away"):
+    for away in folder.put_away_rounds():
         shutil.rmtree(away, ignore_errors=True)
 
 
-def is_out(folder: Campaign) -> bool:
-    """Whether people were asked for anything: from then on the audit set and its groups stay."""
-    return any(round_folder.is_out for round_folder in folder.rounds())
-
-
-def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
+def changed_settings(before: Mapping[str, object], after: Mapping[str, object]) -> dict[str, str]:
     """The settings that differ, by dotted name, each with a line for people.
 
     A setting that only one side knows came or went with a version of labelcycle.
@@ -105,7 +121,7 @@ def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> dic
     }
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     if value is None:
         return "not set"
     if not isinstance(value, list):
@@ -113,46 +129,33 @@ def _words(value: Any) -> str:
     return ", ".join(" = ".join(map(str, one)) if isinstance(one, list) else str(one) for one in value) or "none"
 
 
-def changes_since_last(folder: RoundFolder, campaign: Campaign, settings: CampaignSettings) -> list[str]:
-    """What changed since the round before this one, a line for each setting."""
-    earlier = [f for f in campaign.rounds() if f.number < folder.number and f.has("config.json")]
-    if not earlier:
-        return []
-    return list(changed_settings(read_json(earlier[-1] / "config.json")["settings"], resolved(settings)).values())
+def changes_since_last(earlier: Sequence[RoundFolder], settings: CampaignSettings) -> list[str]:
+    """What changed since the last of some rounds, a line for each setting."""
+    configs = [config for f in earlier if (config := f.get(CONFIG)) is not None]
+    return list(changed_settings(configs[-1].settings, resolved(settings)).values()) if configs else []
 
 
-def notes_of_changes(folder: RoundFolder, settings: CampaignSettings) -> tuple[str, ...]:
-    """What is said of changed settings: those that this round is made with, and those that wait for the next."""
-    config = read_json(folder / "config.json")
-    made = [f"changed since round {folder.number - 1}: {line}" for line in config.get("changes", [])]
-    waiting = changed_settings(config["settings"], resolved(settings))
+def notes_of_changes(config: RoundConfig, settings: CampaignSettings) -> tuple[str, ...]:
+    """Lines on changed settings: those that a round is made with, and those that wait for the next."""
+    number = config.round_number
+    made = [f"changed since round {number - 1}: {line}" for line in config.changes]
+    waiting = changed_settings(config.settings, resolved(settings))
     return (
         *made,
         *(
-            f"from round {folder.number + 1} on: {line}"
+            f"from round {number + 1} on: {line}"
             for name, line in waiting.items()
             if name not in CHANGE_NOTHING_BEGUN or name == "query_size"
         ),
     )
 
 
-def wanted_page(settings: CampaignSettings) -> dict[str, Any]:
+def wanted_page(settings: CampaignSettings) -> AnnotatorsPage:
     """What the annotators' page depends on."""
-    return {
-        "url": settings.label_studio.url,
-        "project": settings.project,
-        "instructions": settings.label_studio.instructions,
-        "classes": list(settings.classes),
-        "renamed": list(settings.renamed.items()),
-    }
-
-
-def last_page(folder: Campaign) -> dict[str, Any] | None:
-    """What the page was made for when a run last looked after it; None before one did."""
-    path = folder.path / "page.json"
-    return read_json(path) if path.exists() else None
-
-
-def keep_page(folder: Campaign, settings: CampaignSettings) -> None:
-    """Write down what the page is made for now."""
-    write_json(folder.path / "page.json", wanted_page(settings))
+    return AnnotatorsPage(
+        url=settings.label_studio.url,
+        project=settings.project,
+        instructions=settings.label_studio.instructions,
+        classes=list(settings.classes),
+        renamed=list(settings.renamed.items()),
+    )

@@ -112,7 +112,7 @@ def run(campaign: CampaignFile) -> None:
 
     settings = load_settings(campaign)
     require_prefect()
-    from flows.round import run_round_of
+    from flows.flow import run_round_of
 
     try:
         outcome = run_round_of(campaign)
@@ -404,7 +404,7 @@ def simulate(
 
 def _campaign_folder(campaign: Path | None) -> Path:
     if campaign is None:
-        last = home() / "last-campaign.json"
+        last = home() / LAST_CAMPAIGN
         if not last.exists():
             raise tell("no campaign has been run here; name one: labelcycle status campaign.toml")
         try:

@@ -100,12 +100,12 @@ def choose_campaign(folder: Path, console: Console, *, anew: bool) -> Path:
 def is_finished(demo: Path) -> bool:
     """Whether the demo's last round is closed and asked for nothing."""
     rounds = Campaign(demo / "campaign").rounds()
-    return bool(rounds) and rounds[-1].is_closed and not read_json(rounds[-1] / "pushed.json")["tasks"]
+    return bool(rounds) and rounds[-1].is_closed and not rounds[-1].read(PUSHED).tasks
 
 
 def run_to_the_end(file: Path, local: servers.Servers, truth: dict[str, str], console: Console) -> None:
     """Run rounds, and label each batch through Label Studio, until the budget is spent."""
-    from flows.round import run_round_of
+    from flows.flow import run_round_of
 
     folder = Campaign(file.parent / "campaign")
     annotator: SimulatedAnnotator | None = None
@@ -119,17 +119,17 @@ def run_to_the_end(file: Path, local: servers.Servers, truth: dict[str, str], co
         if outcome.kind == "finished":
             return
         annotator = annotator or simulated_annotator(folder, local, truth)
-        n_tasks = len(read_json(folder.round(outcome.round_number) / "pushed.json")["tasks"])
+        n_tasks = len(folder.round(outcome.round_number).read(PUSHED).tasks)
         with progress_bar(f"round {outcome.round_number}: labelling", unit="images") as advance:
             annotator.label(n_tasks, progress=advance)
 
 
 def simulated_annotator(folder: Campaign, local: servers.Servers, truth: dict[str, str]) -> SimulatedAnnotator:
     """An annotator who knows every digit and works through Label Studio's HTTP API."""
-    pool = pd.read_parquet(folder.pool, columns=["item_id", "uri"])
-    labels = {item_id: truth[Path(uri).name] for item_id, uri in pool.itertuples(index=False)}
+    uris = folder.read(POOL).uris
+    labels = {item_id: truth[Path(uri).name] for item_id, uri in uris.items()}
     token = servers.personal_token(local)
-    project = read_json(folder.path / "campaign.json")["name"]
+    project = str(folder.read(CAMPAIGN)["name"])
     return SimulatedAnnotator(url=local.label_studio_url, token=token, project=project, answers=labels)
 
 

@@ -7,11 +7,10 @@ import pandas as pd
 import torch
 
 from connectors.images.pixels import load_images
-from connectors.store import read_json, write_json
+from flows.artefacts import DEPENDENCE, Dependence
 from flows.campaign import OpenCampaign
 from flows.config import images_root
 from flows.progress import progress_bar
-from flows.reports.round_page import DEPENDENCE
 from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
 from pipeline.pool.groups import group_counts
 from pipeline.randomness import seeded_generator
@@ -19,13 +18,13 @@ from pipeline.randomness import seeded_generator
 
 def look_for_dependence(work: OpenCampaign) -> tuple[str, ...]:
     """How the images are grouped, or what says that they should be; a line each, nothing when it was said before."""
-    path, pool = work.folder.path / DEPENDENCE, work.pool
+    before, pool = work.folder.get(DEPENDENCE), work.pool.table
     drawn = _digest_of_audit(pool)
-    if path.exists() and read_json(path)["audit_set"] == drawn:
+    if before is not None and before.audit_set == drawn:
         return ()
     counts = group_counts(pool)
     notes = [groups_text(counts)] if counts else _advice(work, pool)
-    write_json(path, {"audit_set": drawn, "notes": notes})
+    work.folder.write(DEPENDENCE, Dependence(drawn, notes))
     return tuple(notes)
 
 

@@ -8,6 +8,8 @@ from connectors.store import StoreError
 
 NAME = ".labelcycle"
 VARIABLE = "LABELCYCLE_HOME"
+LAST_CAMPAIGN = "last-campaign.json"
+"""Which campaign was used last from this home."""
 SERVERS = "servers.json"
 """In a home whose servers were started once; a campaign may lie in a folder of the same name without."""
 

@@ -1,7 +1,7 @@
 """What a campaign is good for besides its rounds: its labels as a table, and what its best model sees on any images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,14 @@ from torch import Tensor
 from connectors.escaping import csv_cell
 from connectors.image_folder.listing import File, stat_file, walk
 from connectors.images.pixels import PoolError, load_images
-from connectors.mlflow.loader import TRUNK, Ensemble, make_ensemble
-from connectors.store import Campaign, RoundFolder, read_json, write_atomic
-from flows.campaign import OpenCampaign
+from connectors.mlflow.loader import Ensemble, make_ensemble
+from connectors.store import write_atomic
+from flows.artefacts import MEMBERS, POOL, TRAINING
+from flows.campaign import OpenCampaign, standing_labels
 from flows.config import CampaignSettings, ConfigError
+from flows.folder import Campaign, RoundFolder
 from flows.outlook import best_round
 from flows.progress import progress_bar
-from flows.steps.learn import member_weights
 from pipeline.training.fit import choose_device
 
 CHUNK = 256
@@ -51,7 +52,8 @@ def write_labels(settings: CampaignSettings, out: Path) -> int:
     """
     _check_out(out)
     columns = ["uri", "label", "split", "source", "n_answers", "agreement", "item_id"]
-    table = OpenCampaign(settings, _begun(settings)).labels()[columns].sort_values("uri", ignore_index=True)
+    work = OpenCampaign(settings, _begun(settings))
+    table = standing_labels(work.pool, work.ledger, settings).table[columns].sort_values("uri", ignore_index=True)
     _write(table, out)
     return len(table)
 
@@ -73,15 +75,16 @@ def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_
     files = list(walk(images)) if images.is_dir() else [stat_file(str(images.absolute()))]
     if not files:
         raise ConfigError(f"{images} is empty: wanted an image, or a folder of images")
-    described = read_json(folder / "training.json")["model"]
+    training, networks = folder.read(TRAINING), folder.read(MEMBERS)
     device = choose_device(settings.model.device)
-    ensemble = make_ensemble(described, member_weights(folder), trunk=folder / "members" / TRUNK, device=device)
+    form, weights = asdict(training.model), networks.files(training.weights)
+    ensemble = make_ensemble(form, weights, trunk=networks.trunk, device=device)
     parts: list[pd.DataFrame] = []
     with progress_bar("predicting", unit="files") as advance:
         for start in range(0, len(files), CHUNK):
             parts.append(_predict(ensemble, files[start : start + CHUNK]))
             advance(min(start + CHUNK, len(files)), len(files))
-    table = _with_present_names(pd.concat(parts, ignore_index=True), described["classes"], settings.former_classes)
+    table = _with_present_names(pd.concat(parts, ignore_index=True), training.model.classes, settings.former_classes)
     _write(table, out)
     failed = table.loc[table["reason"].notna(), ["uri", "reason"]]
     reasons = [f"{uri}: {reason}" for uri, reason in failed.itertuples(index=False)]
@@ -127,17 +130,17 @@ def _read(uris: list[str], ensemble: Ensemble) -> tuple[list[str], Tensor, dict[
 
 def _begun(settings: CampaignSettings) -> Campaign:
     folder = Campaign(settings.folder)
-    if not folder.pool.exists():
+    if not folder.has(POOL):
         raise ConfigError(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
     return folder
 
 
 def _round_with_model(folder: Campaign, number: int | None) -> RoundFolder:
-    trained = [f for f in folder.rounds() if f.has("training.json")]
+    trained = [f for f in folder.rounds() if f.has(TRAINING)]
     if not trained:
         raise ConfigError(f"{folder.path} has no model yet: label the first batch, then `labelcycle run` trains one")
     if number is None:
-        return best_round(folder) or trained[-1]
+        return best_round(folder.rounds()) or trained[-1]
     chosen = [f for f in trained if f.number == number]
     if not chosen:
         raise ConfigError(f"round {number} has no model; these have: {', '.join(str(f.number) for f in trained)}")

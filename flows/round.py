@@ -1,84 +1,48 @@
 """The sentence of the loop: collect, train, evaluate, score, select, push."""
 
-import json
-import os
 from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
-from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
-import pandas as pd
-import pyarrow.parquet as pq
-from prefect import flow
-from prefect.artifacts import create_markdown_artifact
-from prefect.logging import get_run_logger
-from prefect.states import Completed
-
-from connectors.escaping import prefect_key
-from connectors.image_folder.index import index_pool, usable
+from connectors.annotation import Progress
+from connectors.image_folder.index import index_pool
 from connectors.image_folder.notes import changes, unused_lines
-from connectors.store import Campaign, CampaignBusy, RoundFolder, flatten, read_json, write_json, write_table
-from flows import books
-from flows.campaign import OpenCampaign, current_round, open_campaign
+from flows.artefacts import (
+    ANSWERS,
+    BATCH,
+    CONFIG,
+    MODEL,
+    NOT_USED,
+    POOL,
+    POOL_NOTES,
+    PUSHED,
+    PoolNotes,
+)
+from flows.campaign import OpenCampaign
 from flows.changes import (
     begun_otherwise,
-    changes_since_last,
     clear_what_was_put_away,
-    is_out,
     notes_of_changes,
     put_away,
     refuse_lost_classes,
 )
-from flows.config import CampaignSettings, ConfigError, resolved
 from flows.dependence import look_for_dependence
-from flows.ledger import labels_paid
-from flows.networks import check_network
-from flows.outlook import metrics_of, outlook
+from flows.folder import Campaign, RoundFolder
 from flows.pixel_ranges import count_multipage, pages_text, range_text, settle_ranges
 from flows.progress import progress_bar, say
-from flows.reports.round_page import (
-    notes_of_plan,
-    review_of,
-    round_markdown,
-    round_sentence,
-    warnings_of,
-    write_confusion_matrix,
-)
-from flows.step import seconds_of, step, task_without_result, timed_task
-from flows.steps.ask import AUDIT, check_strategy, compare_with_half, push, renew_page, select, select_first
-from flows.steps.collect import close, collect, is_ready_to_close, look, notes_of, told_when_collected
-from flows.steps.learn import (
-    cross_validate,
-    gather_labels,
-    measure,
-    plan,
-    review_labels,
-    start_tracking,
-    track_model,
-    train,
-)
-from flows.steps.score import list_candidates, score_pool
-from pipeline.labels.ledger import digest
-
-ARTIFACTS = (
-    "batch.parquet",
-    "labelled.parquet",
-    "audit.parquet",
-    "metrics.json",
-    "suspicious_labels.parquet",
-    "confusion_matrix.csv",
-    "confusion_matrix.png",
-)
-"""Files of a round that the tracker keeps."""
-MOST_RECALLS = 50
-"""With more classes the recall of each is in `metrics.json` alone."""
-
-STATES = {"asked": "AskedForLabels", "awaiting": "AwaitingLabels", "finished": "Finished", "busy": "Busy"}
-
-SERVED_FILE = "LABELCYCLE_SERVED_FILE"
-"""In the environment of `labelcycle serve`: the one campaign file that its runs may work on."""
+from flows.publish import flow_run_id, publish
+from flows.reports.round_page import notes_of_plan, round_sentence, warnings_of
+from flows.step import in_task, log
+from flows.steps.collect import close, collect, is_ready_to_close, look, notes_of
+from flows.steps.evaluate import evaluate
+from flows.steps.labels import gather_labels, list_candidates, review_labels
+from flows.steps.plan import begin, look_ahead, plan
+from flows.steps.push import begin_push, prepare_page, push, renew_page
+from flows.steps.score import embed_labelled, score_shard, shards_of
+from flows.steps.select import AUDIT_REASON, compare_with_half, query_size_of, select, select_first
+from flows.steps.track import draw_confusion, log_summary, start_tracking, summarise, track_model
+from flows.steps.train import cross_validate, train
+from pipeline.tables import PoolTable
 
 
 @dataclass(frozen=True)
@@ -102,86 +66,37 @@ class RoundOutcome:
     notes: tuple[str, ...] = ()
 
 
-@flow(name=books.FLOW, persist_result=False, validate_parameters=False)
-def run_round(campaign_file: str) -> Any:
-    """Advance the campaign by one round: close the open one if its labels are in, then learn and ask again.
-
-    Args:
-        campaign_file: path of the campaign's TOML file.
-
-    Returns:
-        A `RoundOutcome`; in Prefect's pages it is the name of the run's last state. A round whose labels are missing
-        is left as it is; run again later.
-    """
-    check_is_served(campaign_file)
-    work = open_campaign(Path(campaign_file))
-    round_number = current_round(work.folder).number
-    books.sign(work, round_number=round_number)
-    try:
-        outcome = work_on(work)
-    except CampaignBusy as exc:
-        outcome = RoundOutcome("busy", round_number, str(exc))
-    if outcome.round_number != round_number:
-        books.sign(work, round_number=outcome.round_number)
-    return Completed(name=STATES[outcome.kind], message=outcome.message, data=outcome)
-
-
-def check_is_served(campaign_file: Any) -> None:
-    """Refuse another campaign file than the one that `labelcycle serve` was started with.
-
-    Whoever reaches Prefect's server can ask for a run of any file; the file says which server gets the token.
-    """
-    served = os.environ.get(SERVED_FILE)
-    if served is not None and campaign_file != served:
-        raise ConfigError(
-            f"this `labelcycle serve` runs {served} and no other campaign file; the run asked for {campaign_file!r}"
-        )
-
-
-def run_round_of(file: Path) -> RoundOutcome:
-    """Run the flow `run_round` here and now.
-
-    Raises:
-        CampaignBusy: another process works on the campaign.
-    """
-    flow_function: Any = run_round
-    outcome: RoundOutcome = flow_function(str(file.resolve()))
-    if outcome.kind == "busy":
-        raise CampaignBusy(outcome.message)
-    return outcome
-
-
 def work_on(work: OpenCampaign) -> RoundOutcome:
-    """Do what can be done now; another process that works on the campaign makes this an error."""
-    with work.folder.lock():
-        books.put_right(work)
-        clear_what_was_put_away(work.folder)
-        begin_anew(current_round(work.folder), work)
-        refresh_pool(work)
-        pixels = (*settle_pixel_ranges(work), *notes_on_pages(work))
-        for line in look_for_dependence(work):
-            say(line)  # at once: what it asks for can be done until the first batch is out
-        outcome = go_on(work)
-        notes = (*tell_of_pool(work.folder), *pixels)
-        return replace(outcome, notes=(*notes, *outcome.notes))
+    """Do what can be done now; call it under the campaign's lock."""
+    clear_what_was_put_away(work.folder)
+    in_task("begin_anew", lambda: begin_anew(work.folder.current_round(), work))
+    in_task("refresh_pool", lambda: refresh_pool(work))
+    new_ranges = in_task("settle_pixel_ranges", lambda: settle_pixel_ranges(work))
+    pixels = (*new_ranges, *notes_on_pages(work.pool))
+    for line in look_for_dependence(work):
+        say(line)  # at once: what it asks for can be done until the first batch is out
+    outcome = go_on(work)
+    notes = (*tell_of_pool(work), *pixels)
+    return replace(outcome, notes=(*notes, *outcome.notes))
 
 
 def go_on(work: OpenCampaign) -> RoundOutcome:
     """Wait for the open round's labels, or close it and begin the next."""
-    folder = current_round(work.folder)
+    folder = work.folder.current_round()
     notes: tuple[str, ...] = ()
-    if folder.has("pushed.json"):
-        renew_page(work)
-        tended = look(folder, work)
+    pushed = folder.get(PUSHED)
+    if pushed is not None:
+        in_task("renew_page", lambda: renew_page(work))
+        tended = work.do(look, folder)
         notes = tended.mended
-        if not folder.has("annotations.parquet") and not is_ready_to_close(folder, work, tended.progress):
-            answers = notes_of(tended.standing, tended.standing.answers, work)
-            notes = (*notes, *answers, *notes_of_changes(folder, work.settings))
-            waiting = is_empty(folder / "batch.parquet")
-            return replace(finished(work) if waiting else awaiting(folder, tended.progress), notes=notes)
+        if not folder.has(ANSWERS) and not is_ready_to_close(folder.read(PUSHED), tended.progress, work):
+            answers = notes_of(tended.standing, tended.standing.answers, work.tool)
+            notes = (*notes, *answers, *notes_of_changes(folder.read(CONFIG), work.settings))
+            is_waiting = not len(folder.read(BATCH))
+            return replace(finished(work) if is_waiting else awaiting(folder, tended.progress), notes=notes)
         finish(folder, work)
-        notes = (*notes, *told_when_collected(folder))
-        folder = current_round(work.folder)
+        notes = (*notes, *folder.read(NOT_USED))
+        folder = work.folder.current_round()
     outcome = finished(work) if is_finished(work) else advance(folder, work)
     return replace(outcome, notes=(*notes, *outcome.notes))
 
@@ -191,57 +106,60 @@ def is_finished(work: OpenCampaign) -> bool:
     rounds = work.folder.rounds()
     if not rounds or not rounds[-1].is_closed:
         return False
-    came_to_nothing = is_empty(rounds[-1] / "batch.parquet") and is_empty(rounds[-1] / "annotations.parquet")
-    return came_to_nothing and not work.outstanding() and not work.can_ask()
+    came_to_nothing = not len(rounds[-1].read(BATCH)) and not rounds[-1].read(ANSWERS)
+    return came_to_nothing and not work.ledger.n_outstanding and not work.can_ask()
 
 
 def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
     """Take a round from its first file to the push; where it was broken off it goes on."""
-    begin(folder, work)
-    gather_labels(folder, work)
-    run_id = start_tracking(folder, work, params=parameters(folder))
-    if folder.number == 0 or is_empty(folder / "labelled.parquet"):
-        select_first(folder, work)
+    config = work.do(begin, folder)
+    _, labelled = work.do(gather_labels, folder)
+    work.do(start_tracking, folder, flow_run=flow_run_id())
+    if folder.number == 0 or not len(labelled):
+        batch = work.do(select_first, folder)
     else:
-        list_candidates(folder, work)
-        plan(folder, work)
+        candidates = work.do(list_candidates, folder)
+        work.do(plan, folder)
         announce(folder, work)
-        cross_validate(folder, work)
-        train(folder, work, run_id)
-        measure(folder, work)
-        review_labels(folder, work)
-        track_model(folder, work, run_id)
-        look_ahead(folder, work)
-        query_size = size_of_query(folder)
-        if query_size > 0:
-            score_pool(folder, work)
-        select(folder, work, query_size=query_size)
-        compare_with_half(folder, work)
-    summarise(folder, work)
-    log_summary(folder, work, run_id)
-    warnings = log_warnings(folder)
-    push(folder, work)
-    publish(folder, work)
-    notes = notes_of_round(folder, work)
-    if not is_empty(folder / "batch.parquet"):
+        work.do(cross_validate, folder)
+        work.do(train, folder)
+        _, metrics = work.do(evaluate, folder)
+        if metrics is not None:
+            work.do(draw_confusion, folder)
+        work.do(review_labels, folder)
+        work.do(track_model, folder)
+        outlook = work.do(look_ahead, folder)
+        if query_size_of(config, outlook) > 0:
+            work.do(embed_labelled, folder)
+            with progress_bar(f"round {folder.number}: scoring", unit="images") as on_progress:
+                for shard in shards_of(candidates):
+                    work.do(score_shard, folder, shard=shard, on_progress=on_progress)
+        batch = work.do(select, folder)
+        work.do(compare_with_half, folder)
+    work.do(summarise, folder)
+    warnings = warnings_of(folder)
+    for warning in warnings:
+        log().warning(warning)
+    work.do(log_summary, folder, sentence=round_sentence(folder), warnings=warnings)
+    if not folder.has(PUSHED):
+        address = in_task("prepare_page", lambda: prepare_page(work))
+        work.do(begin_push, folder)
+        work.do(push, folder, address=address)
+    publish(folder, work.settings.name)
+    notes = (*notes_of_changes(config, work.settings), *notes_of_first(folder, work), *notes_of_plan(folder))
+    if len(batch):
         return replace(asked(folder), warnings=warnings, notes=notes)
-    if not work.outstanding():
+    if not work.ledger.n_outstanding:
         finish(folder, work)
     return replace(finished(work), warnings=warnings, notes=notes)
-
-
-def notes_of_round(folder: RoundFolder, work: OpenCampaign) -> tuple[str, ...]:
-    """What a person should know of the round that was made: what changed, and what it takes."""
-    return (*notes_of_changes(folder, work.settings), *notes_of_first(folder, work), *notes_of_plan(folder))
 
 
 def notes_of_first(folder: RoundFolder, work: OpenCampaign) -> tuple[str, ...]:
     """What the campaign's first round costs, and what its budget can come to."""
     if folder.number > 0:
         return ()
-    reasons = pd.read_parquet(folder / "batch.parquet")["reason"]
-    n_audit = int((reasons == AUDIT).sum())
-    n_there = int(work.pool["set_aside_reason"].isna().sum())
+    reasons = folder.read(BATCH).reasons
+    n_audit, n_there = int((reasons == AUDIT_REASON).sum()), len(work.pool.usable)
     told = [
         f"the first {len(reasons)} labels come before there is a model: {n_audit} of the audit set, which measures it, "
         f"and {len(reasons) - n_audit} to learn from; then {work.settings.query_size} labels in each round"
@@ -253,16 +171,16 @@ def notes_of_first(folder: RoundFolder, work: OpenCampaign) -> tuple[str, ...]:
 
 def finish(folder: RoundFolder, work: OpenCampaign) -> None:
     """Bring in the answers of an open round and close it."""
-    run_id = start_tracking(folder, work, params=parameters(folder))
-    if folder.has("model.json") and read_json(folder / "model.json")["run_id"] != run_id:  # another MLflow, since then
-        track_model(folder, work, run_id)
-        log_summary(folder, work, run_id)
-    collect(folder, work)
-    close(folder, work, run_id)
-    publish(folder, work)
+    pages = work.do(start_tracking, folder, flow_run=flow_run_id())
+    registered = folder.get(MODEL)
+    if registered is not None and registered.run_id != pages.run_id:  # another MLflow, since then
+        work.do(track_model, folder)
+        work.do(log_summary, folder, sentence=round_sentence(folder), warnings=warnings_of(folder))
+    work.do(collect, folder)
+    work.do(close, folder)
+    publish(folder, work.settings.name)
 
 
-@task_without_result
 def begin_anew(folder: RoundFolder, work: OpenCampaign) -> None:
     """Put a round away that has begun with other settings and that nobody has seen; it begins anew with these.
 
@@ -278,17 +196,16 @@ def discard(folder: RoundFolder, work: OpenCampaign) -> None:
     put_away(folder)
 
 
-@task_without_result
 def refresh_pool(work: OpenCampaign) -> None:
     """Index the pool, where an image that is known is not read again, and note what people should know of it."""
     settings = work.settings
-    known = work.pool if work.folder.pool.exists() else None
-    was_asked = is_out(work.folder)
+    known = work.folder.get(POOL)
+    was_asked = work.folder.is_out()
     told: list[str] = []
     with progress_bar("indexing the pool", unit="files") as show:
         table = index_pool(
             settings.pool,
-            known,
+            None if known is None else work.pool.table,
             audit_size=settings.audit_size,
             seed=settings.seed,
             classes=settings.classes,
@@ -301,193 +218,74 @@ def refresh_pool(work: OpenCampaign) -> None:
             progress=show,
             tell=told.append,
         )
-    refuse_lost_classes(Counter(usable(table)["label"].dropna()), settings)
-    note_pool(work.folder, [*told, *unused_lines(table)], changes(known, table))
-    if known is None or not table.equals(known):
+    pool = PoolTable(table)
+    refuse_lost_classes(Counter(pool.given_labels().values()), settings)
+    before = None if known is None else work.pool.table
+    note_pool(work.folder, [*told, *unused_lines(table)], changes(before, table))
+    if before is None or not table.equals(before):
         if not was_asked and work.folder.rounds():  # it has begun with another audit set, or without these labels
             discard(work.folder.round(0), work)
-        write_table(work.folder.pool, table)
+        work.keep_pool(pool)
 
 
-@task_without_result
 def settle_pixel_ranges(work: OpenCampaign) -> tuple[str, ...]:
-    """Write down what black and white are in kinds of deep pixels that are new, and tell it."""
-    new = settle_ranges(work.folder.path, work.pool, memory_gb=work.settings.decode_memory_gb)
+    """Write down what black and white are in kinds of deep pixels that are new; return lines on them."""
+    new = settle_ranges(work.folder, work.pool, memory_gb=work.settings.decode_memory_gb)
     return tuple(f"Pixels of {range_text(one)}; this stays so in all rounds" for one in new)
 
 
-def notes_on_pages(work: OpenCampaign) -> tuple[str, ...]:
-    """Tell where only a part of a file is used."""
-    n_files = count_multipage(work.pool)
+def notes_on_pages(pool: PoolTable) -> tuple[str, ...]:
+    """Lines on files of which only a part is used."""
+    n_files = count_multipage(pool)
     return (pages_text(n_files),) if n_files else ()
 
 
 def note_pool(folder: Campaign, standing: list[str], news: list[str]) -> None:
     """Remember what is to be told of the pool until a run has told it; what stands as it stood is no news."""
-    notes = read_json(folder.pool_notes) if folder.pool_notes.exists() else {"standing": [], "untold": []}
-    news = [*news, *(line for line in standing if line not in notes["standing"])]
-    untold = [*notes["untold"], *(line for line in news if line not in notes["untold"])]
-    if not folder.pool_notes.exists() or {"standing": standing, "untold": untold} != notes:
-        write_json(folder.pool_notes, {"standing": standing, "untold": untold})
+    notes = folder.get(POOL_NOTES)
+    before = notes or PoolNotes([], [])
+    news = [*news, *(line for line in standing if line not in before.standing)]
+    untold = [*before.untold, *(line for line in news if line not in before.untold)]
+    if notes != PoolNotes(standing, untold):
+        folder.write(POOL_NOTES, PoolNotes(standing, untold))
 
 
-def tell_of_pool(folder: Campaign) -> tuple[str, ...]:
+def tell_of_pool(work: OpenCampaign) -> tuple[str, ...]:
     """What is new in the pool, and what is wrong with it, new or not; it counts as told from now on."""
-    notes = read_json(folder.pool_notes)
-    if notes["untold"]:
-        write_json(folder.pool_notes, notes | {"untold": []})
-    wrong = unused_lines(pd.read_parquet(folder.pool), wrong_only=True)
-    return (*notes["untold"], *(line for line in wrong if line not in notes["untold"]))
+    notes = work.folder.read(POOL_NOTES)
+    if notes.untold:
+        work.folder.write(POOL_NOTES, replace(notes, untold=[]))
+    wrong = unused_lines(work.pool.table, wrong_only=True)
+    return (*notes.untold, *(line for line in wrong if line not in notes.untold))
 
 
-@step("config.json")
-def begin(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Write what this round is made with; its query size is what the budget leaves.
-
-    The first round, and one whose settings changed, also makes sure that the model can be built and the strategy
-    called: labels cost more than finding that out later.
-    """
-    settings = work.settings
-    changes = changes_since_last(folder, work.folder, settings)
-    if folder.number == 0 or changes:
-        check_network(settings.model, settings.members, n_classes=len(settings.classes))
-        check_strategy(settings)
-    write_json(
-        folder / "config.json",
-        {
-            "round_number": folder.number,
-            "begun_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "query_size": min(settings.query_size, work.budget_left()),
-            "settings": resolved(settings),
-            "changes": changes,
-        },
-    )
-
-
-@task_without_result
 def announce(folder: RoundFolder, work: OpenCampaign) -> None:
     """Say how long a training takes that is dearer than the last one, before it begins."""
     for note in notes_of_plan(folder):
-        get_run_logger().info(note)
+        log().info(note)
         say(f"{note[0].upper()}{note[1:]}.")
-        publish(folder, work)
+        publish(folder, work.settings.name)
 
 
-@step("outlook.json")
-def look_ahead(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Write down what the next labels are worth, and whether a stopping rule says not to ask for them."""
-    write_json(folder / "outlook.json", outlook(work.folder, resolved(work.settings)))
-
-
-def size_of_query(folder: RoundFolder) -> int:
-    """How many labels the round asks for: what the budget left when it began, or none where a rule says stop."""
-    size: int = read_json(folder / "config.json")["query_size"]
-    return size if read_json(folder / "outlook.json")["stop"] is None else 0
-
-
-def is_empty(table: Path) -> bool:
-    """Whether an artefact is a table without rows: no label to learn from, or nothing to ask for."""
-    return bool(pq.read_metadata(table).num_rows == 0)
-
-
-def parameters(folder: RoundFolder) -> dict[str, Any]:
-    """What the tracker remembers of how a round was made; nested settings get dotted names."""
-    labelled = pd.read_parquet(folder / "labelled.parquet")
-    settings = flatten(read_json(folder / "config.json")["settings"])
-    return {
-        "round_number": folder.number,
-        "labelled_digest": digest(labelled),
-        **{name: value if isinstance(value, (int, float)) else str(value) for name, value in settings.items()},
-    }
-
-
-@step("summary.json")
-def summarise(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Write down the round's numbers as the tracker gets them; the step is the number of labels paid for."""
-    metrics = metrics_of(folder)
-    n_paid = labels_paid(folder)
-    logged: dict[str, float] = {"n_labels_paid": n_paid, "pool_size": int(work.pool["set_aside_reason"].isna().sum())}
-    logged |= {f"seconds_{name}": spent for name, spent in seconds_of(folder).items()}
-    if metrics is not None:
-        scalars = {name: value for name, value in metrics.items() if isinstance(value, (int, float)) and name != "n"}
-        logged |= {f"audit_{name}" if name.startswith("accuracy") else name: value for name, value in scalars.items()}
-        if len(metrics["recall"]) <= MOST_RECALLS:
-            logged |= {f"recall/{name}": value for name, value in metrics["recall"].items()}
-        write_confusion_matrix(folder, metrics, work.settings.classes)
-    if folder.has("outlook.json") and (expected := read_json(folder / "outlook.json")["forecast"]) is not None:
-        logged |= {f"forecast_{name}": expected[name] for name in ("gain", "gain_low", "gain_high")}
-    if folder.has("training.json"):
-        logged |= _told_of_training(read_json(folder / "training.json"), work.settings)
-    if (review := review_of(folder)) is not None:
-        logged |= {"n_suspicious_labels": review["count"], "n_suspicious_labels_wrong": review["n_wrong"]}
-    if folder.has("stability.json"):
-        logged |= {name: value for name, value in read_json(folder / "stability.json").items() if value is not None}
-    write_json(folder / "summary.json", {"step": n_paid, "metrics": logged})
-
-
-def _told_of_training(training: dict[str, Any], settings: CampaignSettings) -> dict[str, float]:
-    """The numbers of a training that the tracker gets."""
-    pseudo = ("n_pseudo_labels", "pseudo_label_threshold") if settings.model.pseudo_labels.threshold > 0 else ()
-    told = {name: training[name] for name in ("n_trained_on", *pseudo) if name in training}
-    calibrations = [member.get("calibration") for member in training.get("members", [])]
-    temperatures = [calibration["temperature"] for calibration in calibrations if calibration]
-    return told | ({"temperature": fmean(temperatures)} if temperatures else {})
-
-
-@timed_task
-def log_summary(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
-    """Log the summary, the batch and what it was made from; said again after a crash, it leaves one record."""
-    summary = read_json(folder / "summary.json")
-    artifacts = [folder / name for name in ARTIFACTS if folder.has(name)]
-    tags = {"changes": "\n".join(read_json(folder / "config.json").get("changes", [])) or "none"}
-    training = read_json(folder / "training.json") if folder.has("training.json") else {}
-    if training:
-        findings = ", ".join(finding["name"] for finding in training["findings"]) or "none"
-        preprocessing = json.dumps(training["preprocessing"])
-        tags |= {"phase": training["phase"], "findings": findings, "preprocessing": preprocessing}
-        tags["warnings"] = "\n".join(warnings_of(folder)) or "none"
-    tags["description"] = f"{round_sentence(folder)}\n\n{', '.join(f'`{path.name}`' for path in artifacts)}: below."
-    work.tracker.log_round(run_id, metrics=summary["metrics"], step=summary["step"], artifacts=artifacts, tags=tags)
-
-
-@task_without_result
-def log_warnings(folder: RoundFolder) -> tuple[str, ...]:
-    """Say in the log what is wrong with the round, and return it."""
-    warnings = warnings_of(folder)
-    for warning in warnings:
-        get_run_logger().warning(warning)
-    return warnings
-
-
-def publish(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Show the round in Prefect's pages."""
-    create_markdown_artifact(
-        key=prefect_key(f"{work.settings.name}-round-{folder.number:04d}"),
-        markdown=round_markdown(folder, work.settings.name),
-        description=f"Round {folder.number} of campaign {work.settings.name}",
-    )
-
-
-def awaiting(folder: RoundFolder, progress: Any) -> RoundOutcome:
+def awaiting(folder: RoundFolder, progress: Progress) -> RoundOutcome:
     """The outcome of a run that finds labels missing."""
-    pushed = read_json(folder / "pushed.json")
+    pushed = folder.read(PUSHED)
     set_aside = f", {progress.n_set_aside} skipped or set aside" if progress.n_set_aside else ""
-    message = (
-        f"round {folder.number} awaits labels: {progress.n_labelled} of {len(pushed['tasks'])} labelled{set_aside}"
-    )
-    return RoundOutcome("awaiting", folder.number, message, pushed["address"])
+    message = f"round {folder.number} awaits labels: {progress.n_labelled} of {len(pushed.tasks)} labelled{set_aside}"
+    return RoundOutcome("awaiting", folder.number, message, pushed.address)
 
 
 def asked(folder: RoundFolder) -> RoundOutcome:
     """The outcome of a run that pushed a batch."""
-    pushed = read_json(folder / "pushed.json")
-    message = f"round {folder.number} asks for {len(pushed['tasks'])} labels"
-    return RoundOutcome("asked", folder.number, message, pushed["address"])
+    pushed = folder.read(PUSHED)
+    message = f"round {folder.number} asks for {len(pushed.tasks)} labels"
+    return RoundOutcome("asked", folder.number, message, pushed.address)
 
 
 def finished(work: OpenCampaign) -> RoundOutcome:
     """The outcome of a run that has nothing more to ask for."""
     last = work.folder.rounds()[-1].number
     why = work.reason_to_stop() or "nothing is left to ask for"
-    late = f"; {work.outstanding()} tasks are still open" if work.outstanding() else ""
+    n_open = work.ledger.n_outstanding
+    late = f"; {n_open} tasks are still open" if n_open else ""
     return RoundOutcome("finished", last, f"the campaign is finished after round {last}: {why}{late}")

@@ -38,10 +38,11 @@ from prefect.schedules import Cron
 from prefect.server.schemas.schedules import CronSchedule  # so that we reckon as the server does
 from prefect.settings import get_current_settings
 
-from connectors.store import Campaign, CampaignBusy, read_json, write_json
+from connectors.store import read_json, write_json
 from flows import books
 from flows.config import CampaignSettings, ConfigError
-from flows.round import SERVED_FILE, STATES, run_round
+from flows.folder import Campaign, CampaignBusy
+from flows.flow import SERVED_FILE, STATES, run_round
 
 LOG = "serve.log"
 OVERDUE = timedelta(seconds=60)

@@ -1,92 +1,114 @@
-"""`step`: a Prefect task whose result is a named artefact of the round folder."""
+"""`step`: a function of artefacts that runs once in a round; its parameters name what it reads, its result is written.
 
-import functools
-from collections.abc import Callable
-from pathlib import Path
+The function itself knows no folder, no Prefect and no server. Inside a flow run a step is a task of Prefect; anywhere
+else it is a plain call.
+"""
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from time import perf_counter
-from typing import Any
+from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
+from flows.artefacts import ROUND_ARTEFACTS, SECONDS, Artefact
+from flows.folder import RoundFolder
 
-from connectors.annotation import AnnotationToolUnavailable
-from connectors.store import RoundFolder, read_json, write_json
-from connectors.tracking import TrackerUnavailable
-
-RETRIES = 1
-RETRY_DELAY_SECONDS = 5
+T = TypeVar("T")
+Give = Callable[[str], object]
+"""Whatever a parameter that is no artefact of the round names: a setting, an outside system, the pool."""
 
 
-def is_worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether a failed task met an outside system that did not answer; nothing else is tried again."""
-    try:
-        state.result()
-    except (AnnotationToolUnavailable, TrackerUnavailable):
-        return True
-    except Exception:
-        return False
-    return False
+class Step(Generic[T]):
+    """A function and what it writes.
 
-
-def task_without_result(function: Callable[..., Any]) -> Any:
-    """A Prefect task that keeps no result of its own, because the round folder does."""
-    make_task = task(
-        name=function.__name__.replace("_", "-"),
-        tags=["labelcycle"],
-        persist_result=False,
-        cache_policy=NO_CACHE,
-        retries=RETRIES,
-        retry_delay_seconds=RETRY_DELAY_SECONDS,
-        retry_condition_fn=is_worth_a_retry,
-    )
-    return make_task(function)
-
-
-def timed_task(function: Callable[..., Any]) -> Any:
-    """A task on a round folder, its first argument, that may run again and notes the time that it takes."""
-
-    @functools.wraps(function)
-    def run(folder: RoundFolder, *args: Any, **kwargs: Any) -> Any:
-        started = perf_counter()
-        result = function(folder, *args, **kwargs)
-        add_seconds(folder, function.__name__, perf_counter() - started)
-        return result
-
-    return task_without_result(run)
-
-
-def step(artefact: str) -> Callable[[Callable[..., None]], Any]:
-    """Make a function that writes `artefact` into the round folder, its first argument, a task that runs once.
-
-    `artefact` may name keyword arguments of the step, as in "part-{shard:05d}.parquet".
-    Where the artefact exists the task returns at once; so a crash, a retry and "run again tomorrow" are one mechanism.
+    Attributes:
+        function: callable with artefacts, without folder, Prefect or server.
+        writes: in this order; where the last one exists the step is done. A step that writes nothing always runs.
+        is_anew: whether it runs in each run, done or not, and writes over what it wrote.
     """
 
-    def decorate(function: Callable[..., None]) -> Any:
-        @functools.wraps(function)
-        def run_once(folder: RoundFolder, *args: Any, **kwargs: Any) -> Path:
-            path = folder / artefact.format(**kwargs)
-            if not path.exists():
-                started = perf_counter()
-                function(folder, *args, **kwargs)
-                if not path.exists():
-                    raise RuntimeError(f"step {function.__name__!r} ended without its artefact {path}")
-                add_seconds(folder, function.__name__, perf_counter() - started)
-            return path
+    def __init__(self, function: Callable[..., T], writes: tuple[Artefact[Any], ...], *, is_anew: bool) -> None:
+        self.function, self.writes, self.is_anew = function, writes, is_anew
+        self.name = function.__name__
 
-        return task_without_result(run_once)
+    @cached_property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """What the function takes."""
+        return inspect.signature(self.function).parameters
 
-    return decorate
+    @cached_property
+    def optional(self) -> frozenset[str]:
+        """Parameters that may be None: artefacts that need not be there."""
+        return frozenset(name for name, kind in get_type_hints(self.function).items() if type(None) in get_args(kind))
+
+    @property
+    def reads(self) -> list[str]:
+        """Names of the round's artefacts that the function takes."""
+        return [name for name in self.parameters if name in ROUND_ARTEFACTS]
+
+    def run(self, folder: RoundFolder, give: Give, more: Mapping[str, object]) -> T:
+        """Run the function unless it is done; return what is written."""
+        if self.writes and not self.is_anew and folder.has(self.writes[-1]):
+            read = tuple(folder.read(artefact) for artefact in self.writes)
+            return cast("T", read if len(read) > 1 else read[0])
+        begun = perf_counter()
+        result = self.function(**{name: self._argument(name, folder, give, more) for name in self.parameters})
+        values = result if len(self.writes) > 1 else (result,)
+        for artefact, value in zip(self.writes, cast("tuple[object, ...]", values), strict=False):
+            folder.write(artefact, value)
+        add_seconds(folder, self.name, perf_counter() - begun)
+        return result
+
+    def _argument(self, name: str, folder: RoundFolder, give: Give, more: Mapping[str, object]) -> object:
+        if name in more:
+            return more[name]
+        artefact = ROUND_ARTEFACTS.get(name)
+        if artefact is None:
+            return give(name)
+        if artefact.is_handle or folder.has(artefact):
+            return folder.read(artefact)
+        if name in self.optional:
+            return None
+        raise RuntimeError(f"step {self.name!r} reads {artefact.name}, which no step has written in {folder.path}")
+
+
+def step(*writes: Artefact[Any], anew: bool = False) -> Callable[[Callable[..., T]], Step[T]]:
+    """Make a function a step that writes these artefacts: its result, or the values of the tuple that it returns."""
+    return lambda function: Step(function, writes, is_anew=anew)
+
+
+def do(one: Step[T], folder: RoundFolder, give: Give, **more: object) -> T:
+    """Run a step of a round: as a task of Prefect inside a flow run, else here and now."""
+    return in_task(one.name, lambda: one.run(folder, give, more))
+
+
+def in_task(name: str, run: Callable[[], T]) -> T:
+    """Do something that is no step: as a task of Prefect inside a flow run, else here and now."""
+    if not is_in_flow():
+        return run()
+    from flows.tasks import as_task
+
+    return as_task(name, run)
+
+
+def is_in_flow() -> bool:
+    """Whether this is a flow run of Prefect."""
+    context = sys.modules.get("prefect.context")
+    return context is not None and context.FlowRunContext.get() is not None
+
+
+def log() -> logging.Logger | logging.LoggerAdapter[Any]:
+    """The log of the run: Prefect keeps that of a flow run."""
+    if not is_in_flow():
+        return logging.getLogger("labelcycle")
+    from prefect.logging import get_run_logger
+
+    return get_run_logger()
 
 
 def add_seconds(folder: RoundFolder, name: str, seconds: float) -> None:
     """Add to the time that a step of this round has taken."""
-    spent = seconds_of(folder)
-    spent[name] = round(spent.get(name, 0.0) + seconds, 3)
-    write_json(folder / "seconds.json", spent)
-
-
-def seconds_of(folder: RoundFolder) -> dict[str, float]:
-    """The time that each step of a round has taken so far."""
-    path = folder / "seconds.json"
-    return read_json(path) if path.exists() else {}
+    spent = folder.get(SECONDS) or {}
+    folder.write(SECONDS, spent | {name: round(spent.get(name, 0.0) + seconds, 3)})

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from connectors.image_folder.index import read_pool, usable
-from connectors.store import Campaign, read_json, write_atomic, write_text
-from flows.campaign import current_round
+from connectors.store import write_atomic, write_text
+from flows.artefacts import CAMPAIGN, POOL
+from flows.campaign import read_ledger
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings, unresolved
-from flows.ledger import known_answers
-from pipeline.labels.ledger import labelled_set
+from flows.folder import Campaign
+from pipeline.labels.answers import labelled_set
 
 
 def write_successor(file: Path, old: Path) -> list[str]:
@@ -42,7 +42,7 @@ def write_successor(file: Path, old: Path) -> list[str]:
             + ": give the file another name, of 3 to 50 characters"
         )
     images, left_out = _labels_of(folder, settings)
-    open_round = current_round(folder)
+    open_round = folder.current_round()
     manifest = _place_of_manifest(file, images, settings)
     for path in (file, manifest):
         if path.exists():
@@ -76,23 +76,21 @@ def write_successor(file: Path, old: Path) -> list[str]:
 def _read_old(old: Path) -> tuple[CampaignSettings, Campaign]:
     if old.is_dir():
         folder = Campaign(old)
-        if not (old / "campaign.json").exists():
+        if not folder.has(CAMPAIGN):
             raise ConfigError(f"{old} holds no campaign")
-        settings = unresolved(read_json(old / "campaign.json"))
+        settings = unresolved(folder.read(CAMPAIGN))
     else:
         settings = load_settings(old)
         folder = Campaign(settings.folder)
-    if not folder.pool.exists():
+    if not folder.has(POOL):
         raise ConfigError(f"{folder.path} has no images and no labels yet: `labelcycle run` begins a campaign")
     return settings, folder
 
 
 def _labels_of(folder: Campaign, settings: CampaignSettings) -> tuple[pd.DataFrame, dict[str, int]]:
     """Usable images as `uri`, `label` and `group`, missing without one; and labels left out, by what they are."""
-    present = settings.former_classes
-    pool = usable(read_pool(folder.pool))
-    pool = pool.assign(label=pool["label"].replace(present))
-    answers = known_answers(folder, present)
+    pool = folder.read(POOL).renamed(settings.former_classes).usable
+    answers = read_ledger(folder, settings).answers
     given = pool[pool["label"].notna()]
     named = {region.label for answer in answers if answer.annotation for region in answer.annotation.regions}
     labels = labelled_set(

@@ -1,6 +1,6 @@
 """The records that pass between the parts of a round; each is checked once, when it is made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+OnProgress = Callable[[int, int], None]
+"""Called with (done, total) while a long work goes on."""
 Split = Literal["pool", "audit"]
 RegionKind = Literal["image", "box", "polygon", "mask"]
 CHECKED = 2**20

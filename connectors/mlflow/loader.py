@@ -191,16 +191,18 @@ def load_members(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Pat
 def load_ensemble(folder: Path, *, device: str) -> Ensemble:
     """Build what `description.json` says, once for each `member-*.pt`, and give it that file's weights."""
     told = json.loads((folder / "description.json").read_text(encoding="utf-8"))
-    return make_ensemble(told, sorted(folder.glob("member-*.pt")), trunk=folder / TRUNK, device=torch.device(device))
+    trunk = folder / TRUNK
+    weights = sorted(folder.glob("member-*.pt"))
+    return make_ensemble(told, weights, trunk=trunk if trunk.exists() else None, device=torch.device(device))
 
 
-def make_ensemble(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Path, device: torch.device) -> Ensemble:
+def make_ensemble(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Path | None, device: torch.device) -> Ensemble:
     """Build the network that `told` describes once for each file of weights.
 
     Args:
-        trunk: file of the trunk that they share; where there is none, each has its own.
+        trunk: file of the trunk that they share; None where each has its own.
     """
-    members = load_members(told, weights, trunk=trunk if trunk.exists() else None)
+    members = load_members(told, weights, trunk=trunk)
     return Ensemble(
         [member.to(device) for member in members],
         classes=tuple(told["classes"]),

@@ -22,7 +22,7 @@ from connectors.store import Campaign
 from flows.changes import count_labels, refuse_lost_classes
 from flows.config import CampaignSettings, ConfigError
 from flows.ledger import known_answers
-from pipeline.labels.ledger import labelled_set
+from pipeline.labels.answers import labelled_set
 from pipeline.pool.groups import check_rule, groups_of
 
 KNOWN = {

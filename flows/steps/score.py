@@ -1,199 +1,105 @@
 """Score the candidates shard by shard; a lost process costs one shard, and memory never holds the pool."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from connectors.store import RoundFolder, write_atomic, write_table
-from flows.cache import shrink_features
-from flows.campaign import OpenCampaign
-from flows.config import COMPARES_MEMBERS, CampaignSettings
-from flows.networks import SHARD, predictions
-from flows.progress import progress_bar
+from connectors.member_files import MemberFiles
+from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles, as_lists
+from flows.artefacts import LABELLED_EMBEDDINGS, Training
+from flows.config import CampaignSettings
+from flows.images import SHARD, PoolImages
 from flows.step import step
-from flows.steps.learn import class_indices, trained_models
+from flows.steps.train import load_networks
 from pipeline.members.predict import first_half
-from pipeline.networks.classifier import Classifier
 from pipeline.randomness import derive_seed
-from pipeline.selection.scoring import score_columns
-from pipeline.selection.strategies import columns_of, seeded_order
-from pipeline.types import Candidates
+from pipeline.selection.ask import columns_read, probs_read, score_candidates
+from pipeline.tables import Labels
+from pipeline.types import OnProgress
 
 
-@step("candidates.parquet")
-def list_candidates(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Write down the images that this round chooses from, in the order that spares `select_batch` a copy of them."""
-    rows = work.may_be_asked(split="pool")
-    ids = rows["item_id"].to_numpy(dtype=np.str_)
-    order = seeded_order(ids, round_number=folder.number, seed=work.settings.seed)
-    write_table(folder / "candidates.parquet", rows.iloc[order.numpy()].reset_index(drop=True))
-
-
-def score_pool(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Score every candidate that has no score yet, and embed the labelled set."""
-    models = trained_models(folder, work)
-    embed_labelled(folder, work, models)
-    candidates = work.located(pd.read_parquet(folder / "candidates.parquet"))
-    with progress_bar(f"round {folder.number}: scoring", unit="images") as advance:
-        for shard, start in enumerate(range(0, len(candidates), SHARD)):
-            rows = candidates.iloc[start : start + SHARD]
-
-            def count(done: int, _total: int, start: int = start) -> None:
-                advance(start + done, len(candidates))
-
-            score_shard(folder, work, models, rows, shard=shard, count=count)
-            shrink_features(work.settings)
-
-
-@step("scores/part-{shard:05d}.parquet")
+@step()
 def score_shard(
-    folder: RoundFolder,
-    work: OpenCampaign,
-    models: Sequence[Classifier],
-    rows: pd.DataFrame,
+    candidates: ItemList,
+    training: Training,
+    networks: MemberFiles,
+    scores: ScoreFiles,
     *,
+    images: PoolImages,
+    settings: CampaignSettings,
+    round_number: int,
     shard: int,
-    count: Callable[[int, int], None],
+    on_progress: OnProgress,
 ) -> None:
-    """Write score, guess and embedding of the candidates of one shard, given as item_id and uri."""
-    settings = work.settings
-    seed = _draws_seed(folder, work)
+    """Write score, guess and embedding of one shard of the candidates, unless they are there."""
+    if scores.part(shard).exists():
+        return
+    rows = candidates.rows(shard * SHARD, SHARD)
+    models = load_networks(training, networks, settings.model)
+    seed = draws_seed(settings, round_number)
     parts, start = [], 0
-    found = predictions(models, rows, settings.model, settings.members, reading=work.reading, seed=seed, advance=count)
-    for decisions, embeddings in found:
+    for decisions, embeddings in images.predict(models, rows, settings.members, seed=seed, on_progress=on_progress):
         chunk = rows.iloc[start : start + len(decisions)]
         parts.append(_score_chunk(chunk, decisions, embeddings, settings))
         start += len(chunk)
-    table = pa.concat_tables(parts)
-    write_atomic(folder / "scores" / f"part-{shard:05d}.parquet", lambda path: pq.write_table(table, path))
+    scores.write(shard, parts)
 
 
 def _score_chunk(chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, settings: CampaignSettings) -> pa.Table:
-    parts = ["aleatoric", "epistemic"] if decisions.shape[2] > 1 else []
-    scores = score_columns(decisions, {settings.acquisition, "entropy", *parts}, reduce="mean")
-    top = decisions[:, 0].mean(dim=1).topk(2)
+    scored = score_candidates(decisions, settings)
     classes = np.array(settings.classes)
     columns = {
         "item_id": chunk["item_id"].to_numpy(),
-        "score": scores[settings.acquisition].numpy(),
-        "entropy": scores["entropy"].numpy(),
-        **{name: scores[name].numpy() for name in parts},
-        "guess": classes[top.indices[:, 0].numpy()],
-        "guess_probability": top.values[:, 0].numpy(),
-        "runner_up": classes[top.indices[:, 1].numpy()],
-        "embedding": _as_lists(embeddings.half()),
+        "score": scored.scores.numpy(),
+        "entropy": scored.entropies.numpy(),
+        **{name: values.numpy() for name, values in scored.parts.items()},
+        "guess": classes[scored.likeliest[:, 0].numpy()],
+        "guess_probability": scored.probabilities[:, 0].numpy(),
+        "runner_up": classes[scored.likeliest[:, 1].numpy()],
+        "embedding": as_lists(embeddings.half()),
     }
-    if "probs" in columns_read(settings):
-        columns["probs"] = _as_lists(_members_read(decisions, settings))
+    with_probs = "probs" in columns_read(settings)
+    if with_probs:
+        columns["probs"] = as_lists(probs_read(decisions, settings))
     if settings.members.n_half > 1:
         half = first_half(decisions, settings.members.ensemble)
-        columns["score_half"] = score_columns(half, {settings.acquisition}, reduce="mean")[settings.acquisition].numpy()
-        if "probs" in columns:
-            columns["probs_half"] = _as_lists(_members_read(half, settings))
+        columns["score_half"] = score_candidates(half, settings).scores.numpy()
+        if with_probs:
+            columns["probs_half"] = as_lists(probs_read(half, settings))
     return pa.table(columns)
 
 
-def _members_read(decisions: Tensor, settings: CampaignSettings) -> Tensor:
-    """What the strategy reads of `(n, 1, K, C)`: all members `(n, K, C)` where it compares them, else their mean."""
-    probs = decisions[:, 0]
-    return probs if settings.strategy in COMPARES_MEMBERS else probs.mean(dim=1, keepdim=True)
-
-
-@step("labelled_embeddings.parquet")
-def embed_labelled(folder: RoundFolder, work: OpenCampaign, models: Sequence[Classifier]) -> None:
-    """Write the embeddings of the images that already have a label, and what the members say of them if it is read."""
-    labelled = work.located(pd.read_parquet(folder / "labelled.parquet"))
-    with_probs = "labelled_probs" in columns_read(work.settings)
-    settings = work.settings
+@step(LABELLED_EMBEDDINGS)
+def embed_labelled(
+    labelled: Labels,
+    training: Training,
+    networks: MemberFiles,
+    labelled_embeddings: LabelledEmbeddings,
+    *,
+    images: PoolImages,
+    settings: CampaignSettings,
+    round_number: int,
+) -> LabelledEmbeddings:
+    """Write the embeddings of the labelled images and, where the strategy reads it, what the members predict there."""
+    with_probs = "labelled_probs" in columns_read(settings)
+    models = load_networks(training, networks, settings.model)
     models, members = (models, settings.members) if with_probs else (models[:1], None)
-    seed, reading = _draws_seed(folder, work), work.reading
-    found = predictions(models, labelled, settings.model, members, reading=reading, seed=seed)
-    parts = [(_members_read(decisions, settings), embeddings.half()) for decisions, embeddings in found]
+    found = images.predict(models, labelled.table, members, seed=draws_seed(settings, round_number))
+    parts = [(probs_read(decisions, settings), embeddings.half()) for decisions, embeddings in found]
     probs, embeddings = (torch.cat(part) for part in zip(*parts, strict=True))
-    columns = {"item_id": labelled["item_id"].to_numpy(), "embedding": _as_lists(embeddings)}
-    table = pa.table(columns | ({"probs": _as_lists(probs)} if with_probs else {}))
-    write_atomic(folder / "labelled_embeddings.parquet", lambda path: pq.write_table(table, path))
+    columns = {"item_id": labelled.table["item_id"].to_numpy(), "embedding": as_lists(embeddings)}
+    return labelled_embeddings.write(columns | ({"probs": as_lists(probs)} if with_probs else {}))
 
 
-def columns_read(settings: CampaignSettings) -> frozenset[str]:
-    """The columns of `Candidates` that choosing a batch reads; scoring computes no others."""
-    balancing = ("guesses", "labelled_targets") if settings.balance_classes else ()
-    return frozenset({*columns_of(settings.strategy), *balancing})
+def draws_seed(settings: CampaignSettings, round_number: int) -> int:
+    """Seed of the members' draws in a round."""
+    return derive_seed(settings.seed, round_number, "mc_dropout")
 
 
-def _draws_seed(folder: RoundFolder, work: OpenCampaign) -> int:
-    return derive_seed(work.settings.seed, folder.number, "mc_dropout")
-
-
-def _as_lists(values: Tensor) -> pa.Array:
-    """Rows of numbers `(n, ...)` as lists of one length, `(n, 1)` of them where there is a single number."""
-    rows = values.flatten(1).contiguous().numpy()
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
-
-
-def _read_lists(column: pa.ChunkedArray) -> Tensor:
-    values = column.combine_chunks()
-    return torch.from_numpy(values.values.to_numpy(zero_copy_only=False).reshape(len(values), -1).copy())
-
-
-def read_candidates(folder: RoundFolder, settings: CampaignSettings, *, half: bool = False) -> Candidates:
-    """The scored candidates, with those columns that choosing a batch reads.
-
-    Args:
-        half: as the first half of each network's draws has them.
-    """
-    columns = columns_read(settings)
-    score, probs = ("score_half", "probs_half") if half else ("score", "probs")
-    stored = {"embeddings": "embedding", "guesses": "guess"}
-    needed = ["item_id", score, *(name for column, name in stored.items() if column in columns)]
-    table = pa.concat_tables([pq.read_table(path, columns=needed) for path in _score_files(folder)])
-    of_labelled = folder / "labelled_embeddings.parquet"
-    readers: dict[str, Callable[[], Tensor]] = {
-        "embeddings": lambda: _read_lists(table["embedding"]),
-        "probs": lambda: torch.cat([_read_probs(path, probs, settings) for path in _score_files(folder)]),
-        "guesses": lambda: class_indices(table["guess"].to_pylist(), settings.classes),
-        "labelled_embeddings": lambda: read_labelled_embeddings(folder),
-        "labelled_probs": lambda: _read_probs(of_labelled, "probs", settings),
-        "labelled_targets": lambda: class_indices(
-            pd.read_parquet(folder / "labelled.parquet", columns=["label"])["label"].tolist(), settings.classes
-        ),
-    }
-    return Candidates(
-        ids=np.array(table["item_id"].to_pylist(), dtype=np.str_),
-        scores=torch.from_numpy(table[score].to_numpy().copy()),
-        **{name: read() for name, read in readers.items() if name in columns},
-    )
-
-
-def _read_probs(path: Path, column: str, settings: CampaignSettings) -> Tensor:
-    """What the strategy reads, `(n, K, C)`."""
-    rows = _read_lists(pq.read_table(path, columns=[column])[column])
-    return rows.reshape(len(rows), -1, len(settings.classes))
-
-
-def has_half(folder: RoundFolder) -> bool:
-    """Whether there are scores by half of each network's draws."""
-    return all("score_half" in pq.read_schema(path).names for path in _score_files(folder))
-
-
-def _score_files(folder: RoundFolder) -> list[Path]:
-    return sorted((folder / "scores").glob("part-*.parquet"))
-
-
-def read_labelled_embeddings(folder: RoundFolder) -> Tensor:
-    """Embeddings `(M, D)` of the labelled set, float16."""
-    return _read_lists(pq.read_table(folder / "labelled_embeddings.parquet", columns=["embedding"])["embedding"])
-
-
-def read_scores_of(folder: RoundFolder, item_ids: Sequence[str]) -> pd.DataFrame:
-    """What scoring wrote about a few candidates, indexed by item id."""
-    wanted = pa.array(item_ids)
-    tables = [pq.read_table(path, filters=[("item_id", "in", wanted)]) for path in _score_files(folder)]
-    table: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()  # a version adds columns
-    return table.set_index("item_id")
+def shards_of(candidates: ItemList) -> Sequence[int]:
+    """Numbers of the shards that the candidates make."""
+    return range(-(-len(candidates) // SHARD))

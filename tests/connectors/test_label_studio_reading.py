@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from connectors.label_studio.reading import HeldTask, is_copied, is_skip, read_answer
-from pipeline.labels.ledger import answers_from_table, answers_to_table, current
+from pipeline.labels.answers import answers_from_table, answers_to_table, current
 
 CLASSES = ("cat", "dog")
 CHOICE = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}

@@ -28,7 +28,7 @@ from flows.round import begin, begin_anew, notes_of_round, refresh_pool
 from flows.steps.ask import MEASURED, compare_with_half, renew_page, select, select_first, tasks_of
 from flows.steps.learn import cross_validate, is_best, member_weights, plan, train, trained_models
 from flows.steps.score import embed_labelled, score_shard
-from pipeline.labels.ledger import answers_to_table
+from pipeline.labels.answers import answers_to_table
 from pipeline.types import Annotation, Answer, Region
 from tests.flows.conftest import CLASSES, TINY, ready_round
 

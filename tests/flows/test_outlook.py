@@ -9,7 +9,7 @@ from flows.round import is_finished, look_ahead, size_of_query, summarise
 from flows.steps.ask import check_strategy, select_first
 from pipeline.evaluation.metrics import wilson_interval
 from pipeline.evaluation.stopping import MeasuredRound, forecast, level_of_look, surely_reached
-from pipeline.labels.ledger import answers_to_table
+from pipeline.labels.answers import answers_to_table
 from pipeline.selection.strategies import SANITY, STRATEGIES
 from tests.flows.conftest import CLASSES, ready_round
 

@@ -12,7 +12,7 @@ from flows.config import resolved
 from flows.reports.round_page import campaign_status
 from flows.round import begin, refresh_pool, tell_of_pool
 from flows.steps.learn import gather_labels
-from pipeline.labels.ledger import answers_to_table
+from pipeline.labels.answers import answers_to_table
 from pipeline.types import Annotation, Answer, Region
 
 

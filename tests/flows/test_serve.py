@@ -10,7 +10,7 @@ import pytest
 
 from connectors.store import Campaign, CampaignBusy
 from flows.config import ConfigError
-from flows.round import SERVED_FILE, check_is_served
+from flows.flow import SERVED_FILE, check_is_served
 from flows.serve import _one_line, next_time, only_server_of, output_to
 
 TELL = """

@@ -35,7 +35,7 @@ from flows.replay.runs import Replay, _predict_network, _train_networks
 from flows.replay.simulate import Options, _claim, _resolve, command_of, simulate
 from flows.reports.replay_page import report_page, summary_table
 from pipeline.evaluation.curves import summarise
-from pipeline.labels.ledger import answers_to_table
+from pipeline.labels.answers import answers_to_table
 from pipeline.selection.acquisition import ACQUISITIONS
 from pipeline.selection.strategies import STRATEGIES, select_batch
 from pipeline.types import Annotation, Answer, Region

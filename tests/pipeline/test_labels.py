@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 
-from pipeline.labels.ledger import (
+from pipeline.labels.answers import (
     answers_from_table,
     answers_to_table,
     current,

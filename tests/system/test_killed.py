@@ -45,7 +45,7 @@ def run_until_killed(file: str, victim: str) -> None:
         return rename(self, target)
 
     Path.replace = rename_or_die
-    from flows.round import run_round
+    from flows.flow import run_round
 
     run_round(file)
 

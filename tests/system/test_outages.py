@@ -7,7 +7,7 @@ import pytest
 def run_impatiently(file: str) -> None:
     """Run a round with short waits between attempts."""
     import connectors.label_studio.client
-    from flows.round import run_round
+    from flows.flow import run_round
 
     connectors.label_studio.client._FIRST_WAIT_SECONDS = 0.01
     connectors.label_studio.client._LONGEST_WAIT_SECONDS = 0.01

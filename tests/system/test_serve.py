@@ -226,7 +226,7 @@ def test_run_that_finds_the_campaign_busy_alarms_nobody_and_says_so(make_campaig
 
 def run_with_books_that_refuse(file: str) -> None:
     """Run a round while Prefect's server refuses to have its books put right."""
-    from flows.round import run_round
+    from flows.flow import run_round
 
     def refuse(*_, **__):
         raise httpx.ConnectError("refused")
@@ -248,7 +248,7 @@ def test_only_dead_runs_of_this_very_campaign_are_closed(prefect, tmp_path, monk
     file = str(tmp_path / "pets.toml")
 
     def begin(state, *, folder=None, campaign_file=file):
-        from flows.round import run_round
+        from flows.flow import run_round
 
         parameters = {"campaign_file": campaign_file}
         tags = books.tags_of("pets", folder) if folder else ["labelcycle", "pets"]
@@ -326,7 +326,7 @@ def own_prefect(tmp_path):
 OLD_VERSION = """
 import sys
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from flows.round import run_round
+from flows.flow import run_round
 limit = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 run_round.to_deployment(
     name=sys.argv[1], cron="0 0 1 1 *", parameters={"campaign_file": sys.argv[2]}, tags=["labelcycle", sys.argv[1]],

@@ -1,0 +1,64 @@
+"""The campaign's images as steps see them: pixels, features of a frozen trunk, predictions; read from the disk in parts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from connectors.images.deep_pixels import Reading
+from connectors.images.pixels import load_images, stream_images
+from flows.cache import features_of, shrink_features
+from flows.networks import CHUNK, predictions
+from pipeline.learning.settings import MemberSettings, ModelSettings
+from pipeline.networks.classifier import Classifier
+from pipeline.tables import PoolTable
+from pipeline.types import OnProgress
+
+
+@dataclass(frozen=True)
+class PoolImages:
+    """The images of a pool, as the networks of a campaign take them.
+
+    Attributes:
+        pool: knows where an image is now.
+        model: the size and channels of what the networks take.
+        reading: how the images are read.
+        cache_gb: bound of the features that are kept on the disk.
+    """
+
+    pool: PoolTable
+    model: ModelSettings
+    reading: Reading
+    cache_gb: float
+
+    def load(self, items: pd.DataFrame) -> Tensor:
+        """Pixels `(n, channels, S, S)` of images that are given by item_id and uri."""
+        uris = self.pool.located(items)["uri"].tolist()
+        return load_images(uris, size=self.model.image_size, channels=self.model.channels, reading=self.reading)
+
+    def small(self, items: pd.DataFrame, side: int) -> Tensor:
+        """Pixels `(n, 3 * side * side)` in [0, 1], float16: a description of images before there is a model."""
+        uris = self.pool.located(items)["uri"].tolist()
+        chunks = stream_images(uris, size=side, channels=3, chunk=CHUNK, reading=self.reading)
+        return torch.cat([images.flatten(1).half() / 255 for images in chunks])
+
+    def features(self, body: Classifier, items: pd.DataFrame, on_progress: OnProgress | None = None) -> Tensor:
+        """What a frozen trunk makes of images, `(n, ...)` in float16; only what is new is computed."""
+        located = self.pool.located(items)
+        return features_of(body, located, self.model, reading=self.reading, advance=on_progress)
+
+    def predict(
+        self,
+        networks: Sequence[Classifier],
+        items: pd.DataFrame,
+        members: MemberSettings | None = None,
+        *,
+        seed: int = 0,
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Decisions `(n, U, K, C)` and embeddings `(n, D)`, a part of the images at a time."""
+        located, how = self.pool.located(items), {"reading": self.reading, "seed": seed}
+        yield from predictions(networks, located, self.model, members, advance=on_progress, **how)
+        shrink_features(self.cache_gb)

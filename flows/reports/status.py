@@ -1,0 +1,317 @@
+"""Where a campaign stands, read from its folder alone: as a record, as lines for people, as a table of rounds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from connectors.image_folder.index import set_aside_counts
+from connectors.image_folder.notes import unused_lines
+from connectors.images.deep_pixels import Range
+from deploy import servers
+from flows.artefacts import (
+    CAMPAIGN,
+    DEPENDENCE,
+    METRICS,
+    PAGES,
+    PIXEL_RANGES,
+    POOL,
+    PROGRESS,
+    PUSHED,
+    SECONDS,
+    SUSPICIOUS,
+    TRAINING,
+    AuditMetrics,
+    Look,
+    PixelRanges,
+    Plain,
+)
+from flows.campaign import read_ledger
+from flows.config import LOCAL, CampaignSettings, unresolved
+from flows.folder import Campaign, RoundFolder
+from flows.outlook import outlook
+from flows.pixel_ranges import count_multipage, pages_text, range_text
+from flows.reports.round_page import accuracy_text, n_labels_of, notes_of_plan, review_of, suspicious_rows
+from pipeline.evaluation.stopping import Forecast
+
+STEPS = {
+    "train": ("cross_validate", "train"),
+    "score": ("score_shard", "embed_labelled"),
+    "LS": ("push", "look", "collect"),
+    "MLflow": ("start_tracking", "track_model", "log_summary", "close"),
+}
+"""Columns of the table of rounds and the steps whose seconds they add up."""
+SHOWN = 3
+"""Suspicious labels that `labelcycle status` shows."""
+
+
+@dataclass(frozen=True)
+class Awaiting:
+    """How far the annotators were with the open round when a run last looked; `seen_at` is None before one did."""
+
+    round_number: int
+    n_labelled: int
+    n_set_aside: int
+    n_tasks: int
+    seen_at: str | None
+
+
+@dataclass(frozen=True)
+class Headline:
+    """How good the newest model is on the audit set."""
+
+    round_number: int
+    audit_accuracy: float
+    audit_accuracy_low: float
+    audit_accuracy_high: float
+    nll: float
+    ece: float
+    n_audit: int
+
+
+@dataclass(frozen=True)
+class Suspicious:
+    """Labels that are listed as wrong: how many, how many of them are on average, what that means, and the list."""
+
+    count: int
+    n_wrong: float
+    text: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A stopping rule: its limit and where it is; of one that is asked each round, the last look."""
+
+    limit: float
+    now: float | None
+    look: int | None = None
+    level: float | None = None
+
+
+@dataclass(frozen=True)
+class CampaignStatus:
+    """The state of a campaign.
+
+    Attributes:
+        n_labels_paid: those of the audit set included.
+        n_trained_on: labels that the newest model learnt from.
+        budget_left: labels that may still be asked for.
+        seconds_to_batch: from the last answer of a round to the next batch, the last time.
+        set_aside: files of the pool that are not used, by reason; `pool_notes` are lines on them for people.
+        files_of_several_pages: of which the first is used.
+        dependence: lines on groups of images.
+        metrics: of the newest model; None before there is one.
+        no_forecast: why there is no forecast.
+        stop: why to stop; None to go on.
+        notes: what to know of how the newest round is trained.
+        suspicious: of the newest round that looked; None before one did.
+        urls: straight to the campaign's own pages.
+    """
+
+    campaign: str
+    folder: str
+    round_number: int | None
+    rounds_closed: int
+    awaiting: Awaiting | None
+    n_labels_paid: int
+    n_trained_on: int
+    budget: int
+    budget_left: int
+    seconds_to_batch: float | None
+    set_aside: dict[str, int]
+    pool_notes: list[str]
+    pixel_ranges: tuple[Range, ...]
+    files_of_several_pages: int
+    dependence: list[str]
+    metrics: Headline | None
+    forecast: Forecast | None
+    no_forecast: str | None
+    stop: str | None
+    looks: dict[str, Look]
+    stops_when: dict[str, Limit]
+    notes: tuple[str, ...]
+    suspicious: Suspicious | None
+    urls: dict[str, str]
+
+    def as_json(self) -> Plain:
+        """The record as JSON has it; the forecast also in words."""
+        values: Plain = TypeAdapter(CampaignStatus).dump_python(self, mode="json")
+        if self.forecast is not None:
+            values["forecast"] = asdict(self.forecast) | {"text": str(self.forecast)}
+        return values
+
+
+def campaign_status(folder: Campaign, home: Path) -> CampaignStatus:
+    """The state of a campaign, read from its folder alone."""
+    settings = unresolved(folder.read(CAMPAIGN))
+    rounds, ledger, pool = folder.rounds(), read_ledger(folder, settings), folder.get(POOL)
+    ahead, dependence = outlook(rounds, settings), folder.get(DEPENDENCE)
+    measured = [(f.number, metrics) for f in rounds if (metrics := f.get(METRICS)) is not None]
+    return CampaignStatus(
+        campaign=settings.name,
+        folder=str(folder.path),
+        round_number=rounds[-1].number if rounds else None,
+        rounds_closed=sum(f.is_closed for f in rounds),
+        awaiting=awaited_labels(rounds[-1]) if rounds else None,
+        n_labels_paid=ledger.n_labels_paid,
+        n_trained_on=next((t.n_trained_on for f in reversed(rounds) if (t := f.get(TRAINING)) is not None), 0),
+        budget=settings.budget,
+        budget_left=ledger.budget_left(settings.budget),
+        seconds_to_batch=ledger.seconds_to_batch(),
+        set_aside=set_aside_counts(pool.table) if pool else {},
+        pool_notes=unused_lines(pool.table) if pool else [],
+        pixel_ranges=(folder.get(PIXEL_RANGES) or PixelRanges()).ranges,
+        files_of_several_pages=count_multipage(pool) if pool else 0,
+        dependence=dependence.notes if dependence else [],
+        metrics=_headline(*measured[-1]) if measured else None,
+        forecast=ahead.forecast,
+        no_forecast=ahead.no_forecast,
+        stop=ahead.stop,
+        looks=ahead.looks,
+        stops_when=_limits(settings, ledger.n_labels_paid, ahead.looks),
+        notes=notes_of_plan(rounds[-1]) if rounds else (),
+        suspicious=next((seen for f in reversed(rounds) if (seen := _suspicious(f)) is not None), None),
+        urls=_addresses(rounds, settings, home),
+    )
+
+
+def awaited_labels(folder: RoundFolder) -> Awaiting | None:
+    """How far the annotators were with the open round when a run last looked; None when no label is awaited."""
+    pushed, seen = folder.get(PUSHED), folder.get(PROGRESS)
+    if folder.is_closed or pushed is None or not pushed.tasks:
+        return None
+    if seen is None:
+        return Awaiting(folder.number, 0, 0, len(pushed.tasks), None)
+    return Awaiting(folder.number, seen.n_labelled, seen.n_set_aside, len(pushed.tasks), seen.seen_at)
+
+
+def _headline(round_number: int, metrics: AuditMetrics) -> Headline:
+    interval = metrics.accuracy, metrics.accuracy_low, metrics.accuracy_high
+    return Headline(round_number, *interval, nll=metrics.nll, ece=metrics.ece, n_audit=metrics.n)
+
+
+def _suspicious(folder: RoundFolder) -> Suspicious | None:
+    review = review_of(folder)
+    if review is None or review.text is None:
+        return None
+    return Suspicious(review.n_listed, review.n_wrong, review.text, str(folder.path_of(SUSPICIOUS)))
+
+
+def _limits(settings: CampaignSettings, n_labels_paid: int, looks: Mapping[str, Look]) -> dict[str, Limit]:
+    """The rules that the campaign has; `now` is None where it is not known yet."""
+    limits = {"target_accuracy": settings.target_accuracy, "min_gain": settings.min_gain}
+    asked = {
+        name: Limit(limit, looks[name].now, looks[name].look, looks[name].level)
+        for name, limit in limits.items()
+        if limit is not None and name in looks
+    }
+    return {"budget": Limit(settings.budget, n_labels_paid)} | asked
+
+
+def stopping_text(rules: Mapping[str, Limit]) -> str:
+    """What stops the campaign, for people to read."""
+
+    def now(rule: Limit, text: str) -> str:
+        if rule.now is None or rule.level is None:
+            return "not known yet"
+        return f"{text.format(100 * rule.now)}, {100 * (1 - rule.level):.4g} % sure at look {rule.look}"
+
+    told = [f"{rules['budget'].limit} labels are paid for ({rules['budget'].now} now)"]
+    if "target_accuracy" in rules:
+        rule = rules["target_accuracy"]
+        told.append(
+            f"the audit accuracy is surely {100 * rule.limit:g} % ({now(rule, 'at least {:.1f} % now')})"
+        )
+    if "min_gain" in rules:
+        rule = rules["min_gain"]
+        told.append(
+            "the audit accuracy has risen and the next labels are surely worth less than "
+            f"{100 * rule.limit:.2f} points ({now(rule, 'up to {:.1f} now')})"
+        )
+    return "Stops when " + ", or when ".join(told)
+
+
+def _addresses(rounds: Sequence[RoundFolder], settings: CampaignSettings, home: Path) -> dict[str, str]:
+    pushed = next((p for f in reversed(rounds) if (p := f.get(PUSHED)) is not None), None)
+    pages = next((p for f in reversed(rounds) if (p := f.get(PAGES)) is not None), None)
+    running = servers.running(home)
+    uri = running.mlflow_url if running and settings.mlflow.uri == LOCAL else settings.mlflow.uri
+    addresses = {
+        "label_studio": pushed.address if pushed else settings.label_studio.url,
+        "mlflow": (pages.tracker if pages else None) or uri,
+    }
+    if running:
+        run = f"/runs/flow-run/{pages.flow_run}" if pages and pages.flow_run else ""
+        addresses["prefect"] = running.prefect_ui_url + run
+    return addresses
+
+
+def status_lines(state: CampaignStatus) -> Iterator[str]:
+    """The state for people, a line each, below the table of rounds."""
+    if state.awaiting:
+        seen = f", as of {state.awaiting.seen_at}" if state.awaiting.seen_at else ""
+        yield (
+            f"Round {state.awaiting.round_number} awaits labels: {state.awaiting.n_labelled} of "
+            f"{state.awaiting.n_tasks} labelled{seen}"
+        )
+    yield (
+        f"{state.n_labels_paid} labels paid for, the audit set's included; the newest model learnt from "
+        f"{state.n_trained_on}; {state.budget_left} of {state.budget} left in the budget"
+    )
+    if state.seconds_to_batch is not None:
+        yield f"From the last answer to the next batch: {state.seconds_to_batch:.0f} s"
+    yield (
+        f"By the learning curve {state.forecast} of audit accuracy"
+        if state.forecast
+        else f"No forecast yet: {state.no_forecast}"
+    )
+    yield stopping_text(state.stops_when) + (f"; met: {state.stop}" if state.stop else "")
+    yield from (f"{note[0].upper()}{note[1:]}" for note in state.notes)
+    yield from (f"Not used of the pool: {line}" for line in state.pool_notes)
+    yield from (f"Pixels of {range_text(one)}" for one in state.pixel_ranges)
+    if state.files_of_several_pages:
+        yield pages_text(state.files_of_several_pages)
+    yield from state.dependence
+    if state.suspicious:
+        yield from _suspicious_lines(state.suspicious)
+    yield from (f"{name}: {url}" for name, url in state.urls.items())
+
+
+def _suspicious_lines(suspicious: Suspicious) -> Iterator[str]:
+    yield f"Labels: {suspicious.text}"
+    for row in suspicious_rows(RoundFolder(Path(suspicious.file).parent), SHOWN):
+        yield f"  {row['file']}: {row['label']}, rather {row['suggested']} (wrong with {row['wrong']}) {row['task']}"
+    if suspicious.count > SHOWN:
+        yield f"  all of them: {suspicious.file}"
+
+
+def rounds_table(folder: Campaign, *, only: int | None = None) -> Table:
+    """One row for each round, or for one: labels, audit accuracy with its interval, NLL, ECE, seconds of each step.
+
+    Labels are those that the model learnt from, and those paid for, the audit set's included.
+    """
+    name = str(folder.read(CAMPAIGN)["name"])
+    caption = f"labels: learnt from/paid for; {', '.join(STEPS)}: seconds"
+    table = Table(title=name, caption=caption, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    names = ("round", "asked", "labels", "audit accuracy", "NLL", "ECE", *STEPS)
+    for column in names:
+        table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
+    for round_folder in folder.rounds() if only is None else [folder.round(only)]:
+        table.add_row(*_round_row(round_folder))
+    return table
+
+
+def _round_row(folder: RoundFolder) -> list[str]:
+    metrics, pushed, seconds = folder.get(METRICS), folder.get(PUSHED), folder.get(SECONDS) or {}
+    n_trained_on, _, n_paid = n_labels_of(folder)
+    return [
+        str(folder.number),
+        str(len(pushed.tasks) if pushed else 0),
+        f"{n_trained_on}/{n_paid}",
+        *([accuracy_text(metrics), f"{metrics.nll:.3f}", f"{metrics.ece:.3f}"] if metrics else ["", "", ""]),
+        *(f"{sum(seconds.get(name, 0.0) for name in names):.1f}" for names in STEPS.values()),
+    ]

@@ -1,0 +1,129 @@
+"""What a round is made with and what it trains, before anything dear begins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from connectors.score_files import ItemList
+from flows.artefacts import CONFIG, OUTLOOK, PLAN, SECONDS, TRAINING, Outlook, Plan, RoundConfig
+from flows.changes import changes_since_last
+from flows.config import CampaignSettings, resolved
+from flows.folder import RoundFolder
+from flows.networks import check_network, estimate_seconds, phase_of
+from flows.outlook import outlook
+from flows.step import step
+from flows.steps.select import check_strategy
+from pipeline.learning.settings import MemberSettings, ModelSettings
+from pipeline.networks.classifier import PHASES
+from pipeline.tables import Labels
+
+TRAINS = {"head": "the head alone", "last_stage": "the last stage and the head", "all": "the whole network"}
+
+
+@step(CONFIG)
+def begin(
+    *, settings: CampaignSettings, earlier: Sequence[RoundFolder], budget_left: int, round_number: int
+) -> RoundConfig:
+    """What a round is made with; its query size is what the budget leaves.
+
+    The first round, and one whose settings changed, also makes sure that the model can be built and the strategy
+    called: labels cost more than finding that out later.
+    """
+    changes = changes_since_last(earlier, settings)
+    if round_number == 0 or changes:
+        check_network(settings.model, settings.members, n_classes=len(settings.classes))
+        check_strategy(settings)
+    return RoundConfig(
+        round_number=round_number,
+        begun_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        query_size=min(settings.query_size, budget_left),
+        settings=resolved(settings),
+        changes=changes,
+    )
+
+
+@dataclass(frozen=True)
+class _Last:
+    """What the last round that trained had in mind, and the minutes that it took."""
+
+    phase: str
+    minutes: float
+
+
+@step(PLAN)
+def plan(
+    labelled: Labels,
+    audit: Labels,
+    candidates: ItemList,
+    *,
+    earlier: Sequence[RoundFolder],
+    model: ModelSettings,
+    members: MemberSettings,
+    classes: Sequence[str],
+    round_number: int,
+) -> Plan:
+    """Choose what the round trains: by its labels, and of that as much as its minutes allow.
+
+    Where that takes longer than what the last round did, or there is a limit, the plan has an estimate for each phase
+    that was thought of, and a text for people.
+    """
+    wanted = phase_of(model, n_labels=len(labelled), n_classes=len(classes))
+    last = _last_trained(earlier)
+    is_dearer = model.is_pretrained and PHASES.index(wanted) > (PHASES.index(last.phase) if last else 0)
+    minutes: dict[str, float] = {}
+    phase = wanted
+    if is_dearer or (model.max_minutes is not None and wanted != "head"):
+        n_images = len(candidates) + len(audit) + len(labelled)
+        sizes = {"n_labels": len(labelled), "n_classes": len(classes), "n_images": n_images}
+        for phase in reversed(PHASES[: PHASES.index(wanted) + 1] if model.is_pretrained else [wanted]):
+            if phase == "head":
+                break
+            minutes[phase] = estimate_seconds(model, members, phase, **sizes) / 60
+            if model.max_minutes is None or minutes[phase] <= model.max_minutes:
+                break
+    text = _text(phase, wanted, minutes, model.max_minutes, round_number, last, is_dearer=is_dearer)
+    return Plan(phase, wanted, minutes, model.max_minutes, text)
+
+
+def _text(
+    phase: str,
+    wanted: str,
+    minutes: dict[str, float],
+    limit: float | None,
+    round_number: int,
+    last: _Last | None,
+    *,
+    is_dearer: bool,
+) -> str | None:
+    about = {name: f"about {value:.2g} minutes on this machine" for name, value in minutes.items()}
+    if phase != wanted:
+        return (
+            f"round {round_number} has labels enough to train {TRAINS[wanted]}, which would take {about[wanted]}; "
+            f"max_minutes = {limit:g} leaves {TRAINS[phase]}"
+        )
+    if phase in minutes and limit is not None and minutes[phase] > limit:
+        return (
+            f"round {round_number} takes {about[phase]}, more than max_minutes = {limit:g}: without pretrained "
+            "weights nothing less can be trained; fewer max_epochs, a smaller image_size or ensemble take less"
+        )
+    if not is_dearer:
+        return None
+    before = f"; the last round took {last.minutes:.2g}" if last else ""
+    limited = "" if limit is not None else "; max_minutes in [model] would set a limit"
+    return f"round {round_number} trains {TRAINS[phase]}, which takes {about[phase]}{before}{limited}"
+
+
+def _last_trained(earlier: Sequence[RoundFolder]) -> _Last | None:
+    for folder in reversed(earlier):
+        training = folder.get(TRAINING)
+        if training is not None:
+            spent = folder.get(SECONDS) or {}
+            seconds = sum(spent.get(name, 0.0) for name in ("cross_validate", "train", "score_shard"))
+            return _Last(training.phase, seconds / 60)
+    return None
+
+
+@step(OUTLOOK)
+def look_ahead(*, rounds: Sequence[RoundFolder], settings: CampaignSettings) -> Outlook:
+    """What the next labels are worth, and whether a stopping rule says not to ask for them."""
+    return outlook(rounds, settings)

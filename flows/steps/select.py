@@ -1,0 +1,169 @@
+"""Which images a round asks for, and why."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles
+from flows.artefacts import BATCH, STABILITY, Outlook, RoundConfig, Stability
+from flows.config import CampaignSettings, ConfigError
+from flows.images import PoolImages
+from flows.step import step
+from flows.steps.train import NothingToTrainOn
+from pipeline.labels.ledger import Ledger
+from pipeline.randomness import derive_seed
+from pipeline.selection.ask import gather_candidates, select_seed_set, share_kept, try_strategy
+from pipeline.selection.batch import select_batch
+from pipeline.selection.explain import batch_table, explain_batch
+from pipeline.tables import BatchTable, Labels, PoolTable, class_indices
+from pipeline.types import Aim, Batch, Candidates
+
+AUDIT_REASON = "audit set"
+MEASURED_REASON = "audit set: it has no label yet"
+EMBEDDING_SIDE = 16
+"""For a cold start that is not random, an image is described by its pixels at this side, before any model exists."""
+
+
+def check_strategy(settings: CampaignSettings) -> None:
+    """Try the strategy's options on a few made-up candidates, before labels are paid for.
+
+    Raises:
+        ConfigError: naming what is wrong.
+    """
+    try:
+        try_strategy(settings, n_members=settings.members.n_members, n_classes=len(settings.classes))
+    except (TypeError, ValueError) as exc:
+        raise ConfigError(f"strategy = {settings.strategy!r} with {settings.strategy_options}: {exc}") from exc
+
+
+def query_size_of(config: RoundConfig, outlook: Outlook) -> int:
+    """How many labels a round asks for: what the budget left when it began, or none where a rule says stop."""
+    return config.query_size if outlook.stop is None else 0
+
+
+@step(BATCH)
+def select(
+    config: RoundConfig,
+    outlook: Outlook,
+    labelled: Labels,
+    candidates: ItemList,
+    scores: ScoreFiles,
+    labelled_embeddings: LabelledEmbeddings,
+    pool: PoolTable,
+    ledger: Ledger,
+    *,
+    settings: CampaignSettings,
+    round_number: int,
+) -> BatchTable:
+    """Choose the batch among the scored candidates, and write down why each image was chosen."""
+    query_size = query_size_of(config, outlook)
+    measured = ledger.may_be_asked(pool, split="audit", classes=settings.classes)["item_id"].tolist()[:query_size]
+    again = batch_table(_checks(measured, MEASURED_REASON, round_number))
+    if len(candidates) == 0 or query_size == len(measured):
+        return _located(again, pool)
+    scored = _read_candidates(scores, labelled_embeddings, labelled, settings)
+    how = settings.of_size(query_size - len(measured))
+    batch = select_batch(scored, how, round_number=round_number, seed=settings.seed)
+    embeddings, n_classes = labelled_embeddings.embeddings, len(settings.classes)
+    table = explain_batch(batch, scores.rows(batch.ids), embeddings, n_classes=n_classes)
+    if measured:
+        table = pd.concat([again, table], ignore_index=True)
+        table = table.assign(rank=np.arange(len(table)), guess=table["guess"].fillna(""))
+    return _located(table, pool)
+
+
+@step(STABILITY)
+def compare_with_half(
+    batch: BatchTable,
+    scores: ScoreFiles,
+    labelled_embeddings: LabelledEmbeddings,
+    labelled: Labels,
+    *,
+    settings: CampaignSettings,
+    round_number: int,
+) -> Stability:
+    """Which share of the batch half of each network's draws would have asked for.
+
+    A share far below 1 says that the batch is the luck of the draws: more of them would ask for other images.
+    """
+    chosen = batch.table.loc[batch.reasons != MEASURED_REASON, "item_id"].tolist()
+    if not chosen or not scores.has_column("score_half"):
+        return Stability(None)
+    candidates = _read_candidates(scores, labelled_embeddings, labelled, settings, of="_half")
+    return Stability(share_kept(chosen, candidates, settings, round_number=round_number, seed=settings.seed))
+
+
+def _read_candidates(
+    scores: ScoreFiles, embeddings: LabelledEmbeddings, labelled: Labels, settings: CampaignSettings, *, of: str = ""
+) -> Candidates:
+    """The scored candidates with those columns that choosing a batch reads.
+
+    Args:
+        of: "_half" for scores as the first half of each network's draws has them.
+    """
+    classes = settings.classes
+    columns: dict[str, Callable[[], Tensor]] = {
+        "embeddings": lambda: scores.lists("embedding"),
+        "probs": lambda: scores.probs(f"probs{of}", len(classes)),
+        "guesses": lambda: class_indices(scores.column("guess").to_pylist(), classes),
+        "labelled_embeddings": lambda: embeddings.embeddings,
+        "labelled_probs": lambda: embeddings.probs(len(classes)),
+        "labelled_targets": lambda: labelled.targets(classes),
+    }
+    ids = np.array(scores.column("item_id").to_pylist(), dtype=np.str_)
+    return gather_candidates(ids, torch.from_numpy(scores.column(f"score{of}").to_numpy().copy()), columns, settings)
+
+
+@step(BATCH)
+def select_first(
+    labelled: Labels,
+    pool: PoolTable,
+    ledger: Ledger,
+    *,
+    images: PoolImages,
+    settings: CampaignSettings,
+    budget_left: int,
+    round_number: int,
+) -> BatchTable:
+    """Choose the seed set, and add the audit set if it has not been asked for; there is no model yet.
+
+    Raises:
+        NothingToTrainOn: when there is no label and no seed set that could bring one.
+    """
+    audit = ledger.may_be_asked(pool, split="audit", classes=settings.classes)["item_id"].tolist()
+    rest = ledger.may_be_asked(pool, split="pool", classes=settings.classes)
+    size = min(settings.seed_set_size, max(0, budget_left - len(audit)))
+    embeddings = None
+    if settings.cold_start != "random" and size and not rest.empty:
+        embeddings = images.small(rest, EMBEDDING_SIDE)
+    ids = rest["item_id"].to_numpy(dtype=np.str_)
+    how = {"size": size, "round_number": round_number, "seed": settings.seed}
+    seed_set = select_seed_set(ids, embeddings, settings.cold_start, **how)
+    if not seed_set.ids and not len(labelled) and not ledger.n_outstanding:
+        raise NothingToTrainOn(
+            f"round {round_number}: there is no label to learn from and no image to ask for: seed_set_size is "
+            f"{settings.seed_set_size}, {len(rest)} images may be asked for, {budget_left} labels are left"
+        )
+    checks = _checks(audit, AUDIT_REASON, round_number)
+    reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set.ids), *checks.reasons)
+    ids_of_both, aims = (*seed_set.ids, *checks.ids), (*seed_set.aims, *checks.aims)
+    table = batch_table(Batch(ids_of_both, (0.0,) * len(aims), reasons, round_number, aims))
+    shuffled = table.sample(frac=1, random_state=derive_seed(settings.seed, round_number, "order"))
+    return _located(shuffled.assign(rank=np.arange(len(table))), pool)
+
+
+def _checks(ids: Sequence[str], reason: str, round_number: int) -> Batch:
+    """Images of the audit set."""
+    aims: list[Aim] = ["check"] * len(ids)
+    return Batch((*ids,), (0.0,) * len(ids), (reason,) * len(ids), round_number, (*aims,))
+
+
+def _located(table: pd.DataFrame, pool: PoolTable) -> BatchTable:
+    """The batch with the place of each image, after its id."""
+    uris = pool.table.drop_duplicates("item_id").set_index("item_id")["uri"]
+    table = table.copy()
+    table.insert(1, "uri", uris.loc[table["item_id"].tolist()].to_numpy())
+    return BatchTable(table)

@@ -1,0 +1,326 @@
+"""The networks of a round: what labels say out of fold, the members, and what comes of them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from connectors.images.deep_pixels import Reading
+from connectors.member_files import MemberFiles
+from connectors.score_files import ItemList
+from connectors.tracking import Tracker
+from flows.artefacts import (
+    MEMBERS,
+    OUT_OF_FOLD,
+    TRAINING,
+    Member,
+    MembersFinding,
+    NetworkForm,
+    Pages,
+    Plan,
+    Training,
+    json_of,
+)
+from flows.config import CampaignSettings
+from flows.folder import RoundFolder
+from flows.images import PoolImages
+from flows.networks import (
+    N_SAMPLED,
+    Lesson,
+    can_cross,
+    can_hold_out,
+    frozen_body,
+    predict_networks_out_of_fold,
+    predict_out_of_fold,
+    train_network,
+    weight_draws,
+)
+from flows.progress import progress_bar
+from flows.step import step
+from pipeline.labels.answers import digest
+from pipeline.learning.settings import MemberSettings, ModelSettings
+from pipeline.networks.classifier import Classifier, without_last_layer
+from pipeline.randomness import derive_seed, seeded_generator
+from pipeline.selection.acquisition import entropy
+from pipeline.selection.pseudo_labels import choose_confident
+from pipeline.tables import Labels, Predicted, class_indices
+from pipeline.training.fit import TrainingError, choose_device, device_name
+from pipeline.types import OnProgress
+
+RECORD = json_of("member.json", Member)
+"""Of one member; its file's name has the member's number."""
+
+
+class NothingToTrainOn(TrainingError):
+    """The round has no usable label."""
+
+
+@step(OUT_OF_FOLD)
+def cross_validate(
+    labelled: Labels,
+    plan: Plan,
+    *,
+    images: PoolImages,
+    model: ModelSettings,
+    members: MemberSettings,
+    classes: Sequence[str],
+    seed: int,
+    round_number: int,
+) -> Predicted:
+    """What networks predict on the labelled images that they have not seen; no row without weights."""
+    targets, groups = labelled.targets(classes), labelled.groups
+    if not can_cross(targets, groups) or not model.is_pretrained:
+        return Predicted(pd.DataFrame({"item_id": [], "label": []}))
+    phase = "head" if can_hold_out(targets, groups) else plan.phase
+    how = {"seed": derive_seed(seed, round_number, "out-of-fold"), "bagging": members.bagging, "groups": groups}
+    table = labelled.table[["item_id", "label"]].assign(phase=phase)
+    if phase == "head":
+        body = frozen_body(model, n_classes=len(classes))
+        features = _inputs(images, body, labelled.table, round_number)
+        crossed = predict_out_of_fold(body, features, targets, model, **how)
+        table, logits = table.assign(epochs=crossed.epochs), crossed.logits
+    else:
+        pixels = images.load(labelled.table)
+        with progress_bar(f"round {round_number}: out of fold", unit="epochs") as on_progress:
+            logits = predict_networks_out_of_fold(
+                model, phase, pixels, targets, n_classes=len(classes), advance=on_progress, **how
+            )
+    return Predicted(table.assign(logits=list(logits.numpy())))
+
+
+def _inputs(images: PoolImages, body: Classifier | None, items: pd.DataFrame, round_number: int) -> Tensor:
+    """Images, or what a frozen body makes of them."""
+    if body is None:
+        return images.load(items)
+    with progress_bar(f"round {round_number}: features", unit="images") as on_progress:
+        return images.features(body, items, on_progress)
+
+
+@step(TRAINING)
+def train(
+    labelled: Labels,
+    plan: Plan,
+    out_of_fold: Predicted,
+    candidates: ItemList,
+    networks: MemberFiles,
+    pages: Pages,
+    *,
+    images: PoolImages,
+    reading: Reading,
+    tracker: Tracker,
+    earlier: Sequence[RoundFolder],
+    settings: CampaignSettings,
+    round_number: int,
+) -> Training:
+    """Train the members that are not there yet; the record holds what it takes to build them again."""
+    if not len(labelled):
+        raise NothingToTrainOn(f"round {round_number}: no image outside the audit set has a usable label")
+    how = settings.model.pseudo_labels
+    threshold = how.threshold_in(round_number)
+    form = network_form(settings, plan, reading)
+    lessons = _Lessons(labelled, plan, out_of_fold, candidates, images, earlier, settings, form, round_number)
+    lesson: Callable[[], Lesson] = cache(partial(lessons.prepare, networks))
+    n_sure = 0
+    with tracker.monitor(pages.run_id):
+        if threshold > 0:
+            sure = lessons.pseudo_labelled(networks.scratch, lesson, max_count=min(how.max_count, len(labelled)))
+            lesson, n_sure = partial(lessons.with_guesses, lesson, sure), len(sure)
+        trained = lessons.train_members(networks, lesson)
+    return Training(
+        device=device_name(choose_device(settings.model.device)),
+        n_trained_on=len(labelled),
+        labelled_digest=digest(labelled.table),
+        n_pseudo_labels=n_sure,
+        pseudo_label_threshold=threshold,
+        phase=plan.phase,
+        plan=plan,
+        preprocessing=trained[0].preprocessing,
+        findings=tuple(_findings(trained)),
+        members=tuple(trained),
+        model=form,
+    )
+
+
+def network_form(settings: CampaignSettings, plan: Plan, reading: Reading) -> NetworkForm:
+    """What it takes to build the networks of a round again."""
+    model = settings.model
+    return NetworkForm(
+        name=model.name,
+        image_size=model.image_size,
+        channels=model.channels,
+        dropout=model.dropout,
+        head=model.head,
+        phase=plan.phase,
+        n_classes=len(settings.classes),
+        classes=list(settings.classes),
+        pixel_ranges=reading.ranges,
+    )
+
+
+def load_networks(training: Training, networks: MemberFiles, model: ModelSettings) -> Sequence[Classifier]:
+    """The networks of a round, on the campaign's device, ready to predict."""
+    return networks.load(dataclasses.asdict(training.model), training.weights, choose_device(model.device))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lessons:
+    """What the networks of one round learn from, and how they are made of it."""
+
+    labelled: Labels
+    plan: Plan
+    out_of_fold: Predicted
+    candidates: ItemList
+    images: PoolImages
+    earlier: Sequence[RoundFolder]
+    settings: CampaignSettings
+    form: NetworkForm
+    round_number: int
+
+    def prepare(self, networks: MemberFiles) -> Lesson:
+        """What the labels teach; the trunk that heads share is written."""
+        model, classes, phase = self.settings.model, self.settings.classes, self.plan.phase
+        body = sample = None
+        if phase == "head":
+            body = frozen_body(model, n_classes=len(classes))
+            networks.save_trunk(body)
+        elif not model.is_pretrained:
+            sample = self._sample_pool()
+        inputs = _inputs(self.images, body, self.labelled.table, self.round_number)
+        groups, found = self.labelled.groups, self.out_of_fold
+        lesson = Lesson(phase, inputs, self.labelled.targets(classes), body, pool_sample=sample, groups=groups)
+        if not model.is_pretrained or found.phase != phase:
+            return lesson
+        out_of_fold = found.logits, class_indices(found.labels, classes)
+        return dataclasses.replace(lesson, epochs=found.epochs, out_of_fold=out_of_fold)
+
+    def _sample_pool(self) -> Tensor:
+        """Images of the round, labelled or not, drawn from its own files, so that a round that goes on draws alike."""
+        known = pd.concat([self.labelled.table[["item_id", "uri"]], self.candidates.table])
+        known = known.sort_values("item_id", ignore_index=True)
+        generator = seeded_generator(self.settings.seed, self.round_number, "pool sample")
+        return self.images.load(known.iloc[torch.randperm(len(known), generator=generator)[:N_SAMPLED].numpy()])
+
+    def with_guesses(self, lesson: Callable[[], Lesson], guessed: pd.DataFrame) -> Lesson:
+        """The lesson with the model's own guesses, given as item_id, uri and label, after its labels."""
+        known = lesson()
+        inputs = _inputs(self.images, known.body, guessed, self.round_number)
+        targets = class_indices(guessed["label"].tolist(), self.settings.classes)
+        return dataclasses.replace(
+            known,
+            inputs=torch.cat([known.inputs, inputs]),
+            targets=torch.cat([known.targets, targets]),
+            n_labels=len(known.targets),
+        )
+
+    def pseudo_labelled(self, scratch: MemberFiles, lesson: Callable[[], Lesson], *, max_count: int) -> pd.DataFrame:
+        """Train on the labels alone; return the candidates that the members are sure of, with their guess as label.
+
+        The choice is in a file of its own while the round trains, so that a run that goes on after a crash goes on
+        with the same; then it is thrown away with the members that made it.
+        """
+        if scratch.chosen is None:
+            trained = self.train_members(scratch, lesson)
+            names = [name for member in trained for name in member.weights]
+            device = choose_device(self.settings.model.device)
+            models = scratch.load(dataclasses.asdict(self.form), names, device)
+            candidates = self.candidates.table
+            entropies, guesses = self._predict(models, candidates)
+            threshold = self.settings.model.pseudo_labels.threshold_in(self.round_number)
+            sure = choose_confident(entropies, guesses, threshold=threshold, max_count=max_count)
+            labels = np.array(self.settings.classes)[guesses[sure].numpy()]
+            scratch.choose(candidates.iloc[sure.numpy()][["item_id", "uri"]].assign(label=labels))
+        chosen = scratch.chosen
+        if chosen is None:
+            raise RuntimeError("no pseudo-labels were written")
+        return chosen
+
+    def _predict(self, models: Sequence[Classifier], items: pd.DataFrame) -> tuple[Tensor, Tensor]:
+        """Entropy of the mean of the networks, nats, and likeliest class `(N,)` each; the pool is held in parts."""
+        entropies, guesses = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
+        with progress_bar("looking for pseudo-labels", unit="images") as on_progress:
+            for decisions, _ in self.images.predict(models, items, on_progress=on_progress):
+                entropies.append(entropy(decisions[:, 0]))
+                guesses.append(decisions[:, 0].mean(dim=1).argmax(dim=1))
+        return torch.cat(entropies), torch.cat(guesses)
+
+    def train_members(self, networks: MemberFiles, lesson: Callable[[], Lesson]) -> list[Member]:
+        """Train every member that has no record yet; return the records."""
+        records = [networks.record(index) for index in range(self.settings.members.ensemble)]
+        missing = [index for index, record in enumerate(records) if not record.exists()]
+        if missing:
+            learnt = lesson()
+            with progress_bar(f"round {self.round_number}: training", unit="epochs") as on_progress:
+                for index in missing:
+                    member = self._train_member(f"member-{index}", networks, learnt, on_progress)
+                    RECORD.write(records[index], member)
+        return [RECORD.read(record) for record in records]
+
+    def _train_member(self, name: str, networks: MemberFiles, lesson: Lesson, on_progress: OnProgress) -> Member:
+        """Train one member and write its weights."""
+        how, members = self.settings.model, self.settings.members
+        seed = derive_seed(self.settings.seed, self.round_number, name)
+        epochs: list[Mapping[str, float]] = []
+
+        def count_epoch(row: Mapping[str, float]) -> None:
+            epochs.append(row)
+            on_progress(len(epochs), lesson.epochs or how.max_epochs)
+
+        trained = train_network(
+            how,
+            members,
+            lesson,
+            n_classes=len(self.settings.classes),
+            seed=seed,
+            previous=self._previous_weights(name) if how.start == "previous" else None,
+            on_epoch=count_epoch,
+        )
+        with_trunk = lesson.body is None
+        weights = [networks.save(trained.model, f"{name}.pt", with_trunk=with_trunk)]
+        if members.swag:
+            draws = enumerate(weight_draws(trained, how, members, lesson, seed=seed))
+            weights = [networks.save(draw, f"{name}-swag-{n:02d}.pt", with_trunk=with_trunk) for n, draw in draws]
+        return Member(
+            name=name,
+            seed=seed,
+            weights=tuple(weights),
+            epochs=trained.fit.history,
+            best_epoch=trained.fit.best_epoch,
+            findings=trained.findings,
+            calibration=trained.calibration,
+            preprocessing=trained.model.preprocessing,
+        )
+
+    def _previous_weights(self, member: str) -> dict[str, Tensor] | None:
+        """What the member of this name learnt in the last round that trained one; None in the first.
+
+        None too where that was another network; of a network that told other classes apart the last layer is left out.
+        """
+        for folder in reversed(self.earlier):
+            training = folder.get(TRAINING)
+            state = None if training is None else folder.read(MEMBERS).state_of(f"{member}.pt")
+            if training is not None and state is not None:
+                if _shape(training.model) != _shape(self.form):
+                    return None
+                present = self.settings.former_classes
+                is_alike = [present.get(name, name) for name in training.model.classes] == self.form.classes
+                return state if is_alike else without_last_layer(state)
+        return None
+
+
+def _shape(form: NetworkForm) -> tuple[str, int, int, float, str]:
+    """What the form of a network depends on, but for the classes."""
+    return form.name, form.image_size, form.channels, form.dropout, form.head
+
+
+def _findings(members: Sequence[Member]) -> list[MembersFinding]:
+    """What is wrong with the members, each once, with the names of those that have it."""
+    found: dict[str, MembersFinding] = {}
+    for member in members:
+        for finding in member.findings:
+            known = found.setdefault(finding.name, MembersFinding(finding.name, finding.what, finding.advice, ()))
+            found[finding.name] = dataclasses.replace(known, members=(*known.members, member.name))
+    return list(found.values())

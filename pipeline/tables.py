@@ -1,0 +1,154 @@
+"""Tables whose columns are attributes: what steps hand to each other of images, labels and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A row for each image; `table` has an `item_id` column, and its order is that of the attributes."""
+
+    table: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def item_ids(self) -> list[str]:
+        """Hashes of the images' content."""
+        ids: list[str] = self.table["item_id"].tolist()
+        return ids
+
+
+@dataclass(frozen=True)
+class PoolTable(Rows):
+    """Every file of the pool, also those that are set aside."""
+
+    @cached_property
+    def usable(self) -> pd.DataFrame:
+        """Rows that are not set aside; `item_id` is distinct among them."""
+        return self.table[self.table["set_aside_reason"].isna()]
+
+    @cached_property
+    def uris(self) -> pd.Series[str]:
+        """Where each usable image is now, by item id."""
+        return self.usable.set_index("item_id")["uri"]
+
+    def renamed(self, names: Mapping[str, str]) -> PoolTable:
+        """The table whose labels have the names that their classes have now."""
+        return PoolTable(self.table.assign(label=self.table["label"].replace(dict(names)))) if names else self
+
+    def given_labels(self) -> dict[str, str]:
+        """The labels of the manifest on usable images, by item id."""
+        given = self.usable[self.usable["label"].notna()]
+        return dict(zip(given["item_id"], given["label"], strict=True))
+
+    def located(self, items: pd.DataFrame) -> pd.DataFrame:
+        """The items with the `uri` at which the pool knows them now: files may move while a round lasts."""
+        return items.assign(uri=items["item_id"].map(self.uris).fillna(items["uri"]))
+
+
+@dataclass(frozen=True)
+class Labels(Rows):
+    """Labels that stand, a row for each image: see `labelled_set`; with uri, group and, of all sets together, split."""
+
+    @property
+    def labels(self) -> list[str]:
+        """The class of each image."""
+        labels: list[str] = self.table["label"].tolist()
+        return labels
+
+    def counts(self) -> pd.Series[int]:
+        """How many images each class has."""
+        return self.table["label"].value_counts()
+
+    @property
+    def n_paid(self) -> int:
+        """Labels that people gave; those of the manifest are free."""
+        return int((self.table["source"] == "annotators").sum())
+
+    @property
+    def n_groups(self) -> int | None:
+        """Groups that the images are of, each without one its own; None where there is no group at all."""
+        groups = self.table["group"]
+        return None if groups.isna().all() else groups.nunique() + int(groups.isna().sum())
+
+    @property
+    def groups(self) -> Tensor | None:
+        """Numbers `(n,)` of the groups; None where each image is its own."""
+        from pipeline.pool.groups import group_codes
+
+        return group_codes(self.table["group"], self.table["item_id"])
+
+    def targets(self, classes: Sequence[str]) -> Tensor:
+        """Class index `(n,)` of each image."""
+        return class_indices(self.labels, classes)
+
+    def of(self, split: str) -> Labels:
+        """Those of one split."""
+        return Labels(self.table[self.table["split"] == split].drop(columns="split"))
+
+
+@dataclass(frozen=True)
+class Predicted(Rows):
+    """What networks say of labelled images: out of fold `logits` with the `phase` they trained, or `probs`."""
+
+    @property
+    def labels(self) -> list[str]:
+        """The class that each image is labelled with."""
+        labels: list[str] = self.table["label"].tolist()
+        return labels
+
+    @property
+    def phase(self) -> str | None:
+        """What the networks trained; None where nothing was predicted."""
+        return str(self.table["phase"].iloc[0]) if len(self.table) else None
+
+    @property
+    def epochs(self) -> int | None:
+        """For how many epochs heads were trained; None where that was left to the settings."""
+        return int(self.table["epochs"].iloc[0]) if "epochs" in self.table and len(self.table) else None
+
+    @property
+    def logits(self) -> Tensor:
+        """`(n, C)`."""
+        return _stacked(self.table["logits"])
+
+    @property
+    def probs(self) -> Tensor:
+        """`(n, C)`."""
+        return _stacked(self.table["probs"])
+
+
+@dataclass(frozen=True)
+class BatchTable(Rows):
+    """What a round asks for, most wanted first by `rank`; why, and what the model sees where there is one."""
+
+    @property
+    def reasons(self) -> pd.Series[str]:
+        """Why each image was chosen, with the numbers."""
+        return self.table["reason"]
+
+
+def _stacked(column: pd.Series[object]) -> Tensor:
+    import torch
+
+    return torch.from_numpy(np.stack(column.to_list()))
+
+
+def class_indices(names: Sequence[str], classes: Sequence[str]) -> Tensor:
+    """Class index `(n,)` of each name."""
+    import torch
+
+    index = {name: position for position, name in enumerate(classes)}
+    return torch.tensor([index[name] for name in names], dtype=torch.long)
