@@ -18,7 +18,6 @@ from connectors.tracking import Tracker
 from deploy import servers
 from flows.changes import claim, count_labels, last_page, refuse_lost_classes
 from flows.config import (
-    LOCAL,
     CampaignSettings,
     ConfigError,
     images_root,
@@ -34,6 +33,7 @@ from flows.pixel_ranges import read_ranges
 from flows.progress import say
 from pipeline.labels.ledger import labelled_set, set_aside
 from pipeline.learning.settings import with_own_image_size
+from pipeline.settings import LOCAL
 from pipeline.types import Split
 
 

@@ -6,10 +6,8 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 from zoneinfo import available_timezones
 
 from pydantic import (
@@ -20,20 +18,15 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from connectors.store import Campaign, explain, read_json
+from connectors.label_studio.settings import LabelStudioSettings
+from connectors.mlflow.settings import MLflowSettings
+from connectors.store import explain
+from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
 from pipeline.registries import look_up
-from pipeline.settings import MOST, Settings, Share, Size
-
-LOCAL = "local"
-"""Stands for the server that `labelcycle up` started on this machine."""
-
-DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
-LONGEST = timedelta(days=100 * 365)
-SECONDS_OF_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+from pipeline.settings import MOST, Duration, Share, Size
 
 SQLITE = "sqlite:///"
 BYTE_ORDER_MARKS = (
@@ -75,21 +68,6 @@ class ConfigError(ValueError):
     """The campaign file is wrong; the message says where and what is allowed."""
 
 
-def _parse_duration(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    match = DURATION.fullmatch(value.strip())
-    if match is None:
-        raise ValueError("a duration is a number and a unit (s, m, h, d, w), for example '3d' or '12h'")
-    try:
-        duration = timedelta(seconds=float(match[1]) * SECONDS_OF_UNIT[match[2]])
-    except OverflowError:
-        duration = timedelta.max
-    if duration > LONGEST:
-        raise ValueError(f"a duration is at most {LONGEST.days // 365} years")
-    return duration
-
-
 def _check_acquisition(value: str) -> str:
     from pipeline.selection.acquisition import ACQUISITIONS
 
@@ -101,13 +79,6 @@ def _check_strategy(value: str) -> str:
     from pipeline.selection.strategies import SANITY, STRATEGIES
 
     look_up({name: ask for name, ask in STRATEGIES.items() if name not in SANITY}, value, "query strategy")
-    return value
-
-
-def _check_no_login(value: str) -> str:
-    """An address is written to files, logs and MLflow, a password never."""
-    if "@" in urlsplit(value).netloc:
-        raise PydanticCustomError("login_in_address", "an address must not hold a login; put it into the environment")
     return value
 
 
@@ -151,12 +122,6 @@ def _check_timezone(value: str | None) -> str | None:
     return value
 
 
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(_parse_duration),
-    Field(gt=timedelta(0)),
-    PlainSerializer(lambda value: f"{value.total_seconds():g}s", return_type=str),
-]
 ClassName = Annotated[str, AfterValidator(checked_class)]
 
 
@@ -175,25 +140,7 @@ Renamed = Annotated[
 ]
 
 
-class LabelStudioSettings(Settings):
-    """Where people label. The token is in the environment: LABEL_STUDIO_API_KEY."""
-
-    url: Annotated[str, AfterValidator(_check_no_login)] = Field(
-        LOCAL, pattern=r"^(local|https?://\S+)$", description="'local' is the server of `labelcycle up`"
-    )
-    project: str | None = Field(
-        None, min_length=3, max_length=50, pattern=r"^\S(.*\S)?$", description="title; the campaign's name if not given"
-    )
-    instructions: str | None = Field(None, description="what annotators read first; our own text if not given")
-
-
-class MLflowSettings(Settings):
-    """Where rounds are compared."""
-
-    uri: Annotated[str, AfterValidator(_check_no_login)] = Field(LOCAL, pattern=r"^(local|sqlite:///\S+|https?://\S+)$")
-
-
-class CampaignSettings(Settings):
+class CampaignSettings(StoppingSettings):
     """One campaign: a line of rounds over one pool of images."""
 
     name: str = Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")
@@ -210,8 +157,6 @@ class CampaignSettings(Settings):
     )
     query_size: Size = 100
     random_slice: float = Field(0.1, ge=0, lt=1)
-    target_accuracy: float | None = Field(None, gt=0, lt=1, description="stop when the audit interval is above it")
-    min_gain: float | None = Field(None, gt=0, lt=1, description="stop when the next query_size labels bring less")
     cold_start: Literal["random", "coverage", "typiclust", "max_herding"] = "random"
     acquisition: Annotated[str, AfterValidator(_check_acquisition)] = "margin"
     strategy: Annotated[str, AfterValidator(_check_strategy)] = "auto"
@@ -330,18 +275,12 @@ def load_settings(path: Path) -> CampaignSettings:
         }
     )
     trap = mistakable(settings.classes)
-    if trap and not _has_begun(settings):
+    if trap:
         raise ConfigError(
             f"{path}, line {_line_of(text, ['classes'])}: classes: {trap}. People and other programs take one for the "
             "other: rename one of them"
         )
     return settings
-
-
-def _has_begun(settings: CampaignSettings) -> bool:
-    """Whether a campaign is under way with these classes: its labels are not to be lost to a rule that is newer."""
-    written = Campaign(settings.folder).path / "campaign.json"
-    return written.exists() and set(settings.classes) <= set(read_json(written).get("classes", ()))
 
 
 def _read_text(path: Path) -> str:

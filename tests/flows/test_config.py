@@ -6,7 +6,6 @@ from time import perf_counter
 
 import pytest
 
-from connectors.store import write_json
 from flows.config import (
     COMPARES_MEMBERS,
     ConfigError,
@@ -290,14 +289,6 @@ def test_classes_of_any_name_that_people_can_see_are_taken(campaign, names):
 def test_class_is_the_same_in_whatever_form_its_letters_are_written(campaign):
     settings = load_settings(campaign(GOOD.replace('"dog"', '"cafe\u0301"')))
     assert settings.classes == ("cat", "caf\xe9")
-
-
-def test_campaign_that_has_begun_with_names_that_can_be_mistaken_goes_on(campaign, tmp_path):
-    path = campaign(GOOD.replace('"dog"', '"Cat"'))
-    write_json(tmp_path / ".labelcycle/campaigns/pets/campaign.json", {"name": "pets", "classes": ["cat", "Cat"]})
-    assert load_settings(path).classes == ("cat", "Cat")
-    with pytest.raises(ConfigError, match="differ only in capitals"):
-        load_settings(campaign(GOOD.replace('"dog"', '"dog", "Dog"')))
 
 
 def test_folder_whose_name_is_not_utf8_is_refused(tmp_path):
