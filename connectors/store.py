@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROUND_NAME = re.compile(r"\d{4,}")
-SETTINGS_OF_ALL_VERSIONS = frozenset({"name", "pool", "classes", "budget"})
-"""By which a campaign.json is known to be ours."""
+FORMAT = 1
+"""Of the folders that this version reads and writes; campaign.json and replay.json hold it."""
 PROBE = bytes(2**20)
 
 NO_ROOM = "the disk is full: free some space there, or move what is on it"
@@ -155,6 +155,24 @@ def read_json(path: Path) -> Any:
             raise StoreError(f"{path} is damaged: {exc}. Bring it back from a copy of the folder") from exc
 
 
+def check_format(path: Path, held: object) -> None:
+    """See that the campaign.json or replay.json of a folder was written by a version that writes as this one reads.
+
+    Args:
+        path: of the file.
+        held: what is in it.
+
+    Raises:
+        StoreError: naming the format that was found.
+    """
+    found = held.get("format") if isinstance(held, dict) else None
+    if found != FORMAT:
+        raise StoreError(
+            f"{path} has {'no format' if found is None else f'the format {found!r}'}, and this version of labelcycle "
+            f"reads the format {FORMAT}: begin a new folder, or use the version that made this one"
+        )
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values under dotted names.
 
@@ -236,9 +254,7 @@ class Campaign:
         settings = self.path / "campaign.json"
         with explained(self.path):
             if settings.exists():
-                held = read_json(settings)
-                if not isinstance(held, dict) or not held.keys() >= SETTINGS_OF_ALL_VERSIONS:
-                    raise StoreError(f"{settings} was not written by labelcycle. {way_out}")
+                check_format(settings, read_json(settings))
                 return
             for name in ("pool.parquet", "rounds"):
                 if (self.path / name).exists():
@@ -270,11 +286,12 @@ class Campaign:
             CampaignChanged: with each such setting, its old and its new value.
         """
         path = self.path / "campaign.json"
+        configuration = {"format": FORMAT, **configuration}
         written = read_json(path) if path.exists() else {}
         before, after = flatten(written), flatten(configuration)
-        changed = sorted(key for key in fixed if written and before.get(key) != after.get(key))
+        changed = sorted(key for key in fixed if written and before[key] != after[key])
         if changed:
-            changes = "; ".join(f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed)
+            changes = "; ".join(f"{key}: {before[key]!r} -> {after[key]!r}" for key in changed)
             raise CampaignChanged(f"{self.path} holds another campaign: {changes}", changed)
         if written != configuration:
             write_json(path, configuration)

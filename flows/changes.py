@@ -92,16 +92,12 @@ def is_out(folder: Campaign) -> bool:
 def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
     """The settings that differ, by dotted name, each with a line for people.
 
-    A setting that only one side knows came or went with a version of labelcycle.
-
     >>> changed_settings({"model": {"train": "head"}}, {"model": {"train": "all"}})
     {'model.train': 'model.train: head -> all'}
     """
     old, new = flatten(before), flatten(after)
     return {
-        name: f"{name}: {_words(old[name])} -> {_words(new[name])}"
-        for name in sorted(old.keys() & new.keys())
-        if old[name] != new[name]
+        name: f"{name}: {_words(old[name])} -> {_words(new[name])}" for name in sorted(new) if old[name] != new[name]
     }
 
 
@@ -124,7 +120,7 @@ def changes_since_last(folder: RoundFolder, campaign: Campaign, settings: Campai
 def notes_of_changes(folder: RoundFolder, settings: CampaignSettings) -> tuple[str, ...]:
     """What is said of changed settings: those that this round is made with, and those that wait for the next."""
     config = read_json(folder / "config.json")
-    made = [f"changed since round {folder.number - 1}: {line}" for line in config.get("changes", [])]
+    made = [f"changed since round {folder.number - 1}: {line}" for line in config["changes"]]
     waiting = changed_settings(config["settings"], resolved(settings))
     return (
         *made,

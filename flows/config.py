@@ -362,9 +362,10 @@ def resolved(settings: CampaignSettings) -> dict[str, Any]:
 
 
 def unresolved(values: Mapping[str, Any]) -> CampaignSettings:
-    """The settings that `resolved` gave."""
-    pairs = {name: dict(values.get(name, {})) for name in ("renamed", "strategy_options")}
-    return CampaignSettings.model_validate({**values, **pairs})
+    """The settings that a campaign.json holds."""
+    given = {name: value for name, value in values.items() if name != "format"}
+    pairs = {name: dict(given[name]) for name in ("renamed", "strategy_options")}
+    return CampaignSettings.model_validate({**given, **pairs})
 
 
 def present_names(renamed: Mapping[str, str]) -> dict[str, str]:

@@ -52,8 +52,7 @@ def _point(folder: RoundFolder) -> MeasuredRound:
 def looks(folder: Campaign, rule: str, settings: Mapping[str, Any]) -> int:
     """How often a stopping rule has been asked, the newest round included: rounds measured while it was on, at least 1.
 
-    A round in which there can be no forecast yet is no look at `min_gain`. One that does not say what it was made with
-    counts.
+    A round in which there can be no forecast yet is no look at `min_gain`.
     """
     measured = [f for f in folder.rounds() if metrics_of(f) is not None]
     told = [(_point(f), _present_classes(f, settings)) for f in measured]
@@ -64,11 +63,7 @@ def looks(folder: Campaign, rule: str, settings: Mapping[str, Any]) -> int:
 
 
 def _was_on(folder: RoundFolder, rule: str) -> bool:
-    if folder.has("outlook.json") and "looks" in (seen := read_json(folder / "outlook.json")):
-        return rule in seen["looks"]
-    if not folder.has("config.json"):
-        return True
-    return read_json(folder / "config.json").get("settings", {rule: True}).get(rule) is not None
+    return rule in read_json(folder / "outlook.json")["looks"]
 
 
 def metrics_of(folder: RoundFolder) -> dict[str, Any] | None:

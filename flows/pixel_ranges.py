@@ -39,8 +39,6 @@ def settle_ranges(folder: Path, pool: pd.DataFrame, *, memory_gb: float) -> tupl
     kinds = sorted(set(rows["pixels"].dropna()) - {one.kind for one in known})
     samples = [rows.loc[rows["pixels"] == kind, "uri"].head(SAMPLED_PER_KIND) for kind in kinds]
     is_first = not (folder / FILE).exists()
-    if is_first:  # tables of older versions do not know what pixels are
-        samples.append(rows.loc[rows["pixels"].isna(), "uri"].head(SAMPLED_PER_KIND))
     uris = [uri for sample in samples for uri in sample]
     measured = measure_ranges(uris, reading=Reading(memory_gb=memory_gb)) if uris else ()
     new = tuple(one for one in measured if one.kind not in {other.kind for other in known})
@@ -62,5 +60,5 @@ def pages_text(n_files: int) -> str:
 
 
 def count_multipage(pool: pd.DataFrame) -> int:
-    """Files in use that hold several pages or frames; none is known in a table of an older version."""
-    return int(usable(pool)["pages"].notna().sum()) if "pages" in pool else 0
+    """Files in use that hold several pages or frames."""
+    return int(usable(pool)["pages"].notna().sum())

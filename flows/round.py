@@ -439,7 +439,7 @@ def log_summary(folder: RoundFolder, work: OpenCampaign, run_id: str) -> None:
     """Log the summary, the batch and what it was made from; said again after a crash, it leaves one record."""
     summary = read_json(folder / "summary.json")
     artifacts = [folder / name for name in ARTIFACTS if folder.has(name)]
-    tags = {"changes": "\n".join(read_json(folder / "config.json").get("changes", [])) or "none"}
+    tags = {"changes": "\n".join(read_json(folder / "config.json")["changes"]) or "none"}
     training = read_json(folder / "training.json") if folder.has("training.json") else {}
     if training:
         findings = ", ".join(finding["name"] for finding in training["findings"]) or "none"

@@ -281,8 +281,7 @@ def round_markdown(folder: RoundFolder, campaign: str) -> str:
     lines = [f"# {markdown(campaign)}, round {folder.number}: {state}", "", round_sentence(folder), ""]
     if metrics:
         lines += _markdown_outlook(folder)
-    config = read_json(folder / "config.json") if folder.has("config.json") else {}
-    changes = config.get("changes", [])  # which older versions did not write
+    changes = read_json(folder / "config.json")["changes"] if folder.has("config.json") else []
     lines += [f"Changed since the round before: {markdown(line)}\n" for line in changes]
     lines += _markdown_training(folder, metrics)
     if folder.has("pushed.json"):
@@ -365,8 +364,7 @@ def _markdown_batch(folder: RoundFolder) -> list[str]:
     if not folder.has("batch.parquet"):
         return []
     batch = pd.read_parquet(folder / "batch.parquet").head(10)
-    why = "why" if "why" in batch else "reason"  # batches of older versions have no words
-    columns = [name for name in ("rank", "item_id", why, "guess", "uncertainty", "novelty") if name in batch]
+    columns = [name for name in ("rank", "item_id", "why", "guess", "uncertainty", "novelty") if name in batch]
     rows = [
         [f"{v:.3f}" if isinstance(v, float) else markdown(str(v)) for v in row] for row in batch[columns].to_numpy()
     ]

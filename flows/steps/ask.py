@@ -231,7 +231,7 @@ def tasks_of(folder: RoundFolder, work: OpenCampaign) -> list[Task]:
 
 
 def _task(row: Mapping[Hashable, Any], round_number: int) -> Task:
-    columns: dict[str, str | float] = {"reason": row.get("why", row["reason"])}  # older batches have no words
+    columns: dict[str, str | float] = {"reason": row["why"]}
     guess = None
     if row.get("guess"):
         guess = Region(kind="image", label=row["guess"], score=float(row["guess_probability"]))

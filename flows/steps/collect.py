@@ -160,8 +160,8 @@ def collect(folder: RoundFolder, work: OpenCampaign) -> None:
 
 def told_when_collected(folder: RoundFolder) -> list[str]:
     """Which of the answers that the round collected are not used; a line each."""
-    path = folder / "not_used.json"  # which older versions did not write
-    return read_json(path) if path.exists() else []
+    told: list[str] = read_json(folder / "not_used.json")
+    return told
 
 
 @step("round.json")

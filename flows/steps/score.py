@@ -195,5 +195,5 @@ def read_scores_of(folder: RoundFolder, item_ids: Sequence[str]) -> pd.DataFrame
     """What scoring wrote about a few candidates, indexed by item id."""
     wanted = pa.array(item_ids)
     tables = [pq.read_table(path, filters=[("item_id", "in", wanted)]) for path in _score_files(folder)]
-    table: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()  # a version adds columns
+    table: pd.DataFrame = pa.concat_tables(tables).to_pandas()
     return table.set_index("item_id")
