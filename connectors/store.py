@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import filelock
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+
+if TYPE_CHECKING:  # which takes longer to load than some commands take in all
+    import pandas as pd
 
 ROUND_NAME = re.compile(r"\d{4,}")
 FORMAT = 1
@@ -137,7 +137,7 @@ def write_text(path: Path, text: str) -> Path:
     return write_atomic(path, write)
 
 
-def write_table(path: Path, table: pd.DataFrame) -> Path:
+def write_table(path: Path, table: "pd.DataFrame") -> Path:
     """Write a table as Parquet, atomically."""
     return write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
 
@@ -266,6 +266,9 @@ class Campaign:
         Raises:
             StoreError: naming the first that cannot.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         for path in (self.pool, *(file for folder in self.rounds() for file in sorted(folder.path.iterdir()))):
             if path.suffix == ".json":
                 read_json(path)

@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from connectors.store import Campaign, RoundFolder, StoreError, read_json
-from deploy import servers
 from flows.errors import EXIT_AWAITING, EXIT_STOPPED, CommandGroup, tell
 from flows.home import home, settle_home
 from flows.local import prepare_environment, print_addresses, require_prefect, use_prefect
@@ -83,6 +81,8 @@ def up(
         from flows.config import load_settings
 
         load_settings(campaign)
+    from deploy import servers
+
     with console.status("starting the local servers") as status:
         started = servers.up(settle_home(campaign), on_progress=lambda line: status.update(Text(line)))
     print_addresses(started, console)
@@ -91,6 +91,8 @@ def up(
 @app.command()
 def down() -> None:
     """Stop what `labelcycle up` or the demo started, by process id."""
+    from deploy import servers
+
     stopped = servers.down(home())
     if stopped:
         console.print(f"Stopped {', '.join(stopped)}.")
@@ -107,7 +109,10 @@ def run(campaign: CampaignFile) -> None:
     """
     if errors.is_terminal:
         errors.print(f"Looking what there is to do in {campaign} ...", soft_wrap=True, highlight=False)
+    from deploy import servers
+
     use_prefect(servers.running(settle_home(campaign)))  # before Prefect is loaded, which reads it once
+    from connectors.store import Campaign
     from flows.config import load_settings
 
     settings = load_settings(campaign)
@@ -134,6 +139,8 @@ def run(campaign: CampaignFile) -> None:
 def serve(campaign: CampaignFile) -> None:
     """Run the campaign on its schedule until stopped, one run at a time; say a line for each event."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")  # into a file
+    from deploy import servers
+
     use_prefect(servers.remembered(settle_home(campaign)))  # before Prefect is loaded, which reads it once
     from flows.config import load_settings
 
@@ -156,6 +163,7 @@ def status(
 ) -> None:
     """Tell where a campaign stands, from its folder alone: round, labels, budget, metrics, forecast, addresses."""
     from connectors.images.deep_pixels import Range
+    from connectors.store import Campaign, RoundFolder
     from flows.pixel_ranges import pages_text, range_text
     from flows.reports.round_page import campaign_status, rounds_table, stopping_text, suspicious_rows
 
@@ -404,6 +412,8 @@ def simulate(
 
 def _campaign_folder(campaign: Path | None) -> Path:
     if campaign is None:
+        from connectors.store import StoreError, read_json
+
         last = home() / "last-campaign.json"
         if not last.exists():
             raise tell("no campaign has been run here; name one: labelcycle status campaign.toml")
@@ -413,9 +423,10 @@ def _campaign_folder(campaign: Path | None) -> Path:
             raise StoreError(f"{last} is damaged; name a campaign: labelcycle status campaign.toml") from exc
     if campaign.is_dir():
         return campaign
-    from flows.config import load_settings
+    from flows.config import load_folder, load_settings
 
-    return load_settings(campaign).folder
+    folder = load_folder(campaign)
+    return folder if (folder / "campaign.json").exists() else load_settings(campaign).folder  # or what is wrong there
 
 
 def main() -> None:

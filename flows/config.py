@@ -12,6 +12,7 @@ from zoneinfo import available_timezones
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
     Field,
     PlainSerializer,
@@ -125,6 +126,7 @@ def _check_timezone(value: str | None) -> str | None:
 ClassName = Annotated[str, AfterValidator(checked_class)]
 
 
+Name = Annotated[str, Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 LocalPath = Annotated[Path, BeforeValidator(_check_on_disk), AfterValidator(Path.expanduser)]
 Options = Annotated[
     dict[str, Any],
@@ -140,10 +142,15 @@ Renamed = Annotated[
 ]
 
 
+class _Place(BaseModel):
+    name: Name
+    folder: LocalPath
+
+
 class CampaignSettings(StoppingSettings):
     """One campaign: a line of rounds over one pool of images."""
 
-    name: str = Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: Name
     pool: LocalPath
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
     classes: tuple[ClassName, ...] = Field(min_length=2)
@@ -250,20 +257,12 @@ def load_settings(path: Path) -> CampaignSettings:
     """
     text = _read_text(path)
     values = _parse(path, text)
-    if isinstance(values.get("name"), str):
-        values.setdefault("folder", f".labelcycle/campaigns/{values['name']}")
-    base = path.resolve().parent
-    try:
-        str(base).encode()
-    except UnicodeEncodeError as exc:
-        raise ConfigError(f"{path}: the name of its folder, {base}, is not UTF-8: rename the folder") from exc
+    base = _folder_of(path)
     _resolve_weights(values.get("model"), base, path, text)
     try:
         settings = CampaignSettings.model_validate(values)
     except ValidationError as exc:
-        # A size that could not be looked up is told by what is wrong with the network's name.
-        errors = [error for error in exc.errors() if error["type"] != "default_factory_not_called"]
-        raise ConfigError("\n".join(_explain(path, text, error) for error in errors)) from exc
+        raise _config_error(path, text, exc) from exc
     except ValueError as exc:  # weights that the network does not have: their image size is a default
         line = _line_of(text, ["model", "weights"])
         raise ConfigError(f"{path}, line {line}: {exc}" if line else f"{path}: {exc}") from exc
@@ -281,6 +280,34 @@ def load_settings(path: Path) -> CampaignSettings:
             "other: rename one of them"
         )
     return settings
+
+
+def load_folder(path: Path) -> Path:
+    """Where the campaign of a file keeps its rounds; no other setting of the file is looked at, which takes longer.
+
+    Raises:
+        ConfigError: as `load_settings`.
+    """
+    text = _read_text(path)
+    try:
+        return _folder_of(path) / _Place.model_validate(_parse(path, text)).folder
+    except ValidationError as exc:
+        raise _config_error(path, text, exc) from exc
+
+
+def _folder_of(path: Path) -> Path:
+    base = path.resolve().parent
+    try:
+        str(base).encode()
+    except UnicodeEncodeError as exc:
+        raise ConfigError(f"{path}: the name of its folder, {base}, is not UTF-8: rename the folder") from exc
+    return base
+
+
+def _config_error(path: Path, text: str, exc: ValidationError) -> ConfigError:
+    # A size that could not be looked up is told by what is wrong with the network's name.
+    errors = [error for error in exc.errors() if error["type"] != "default_factory_not_called"]
+    return ConfigError("\n".join(_explain(path, text, error) for error in errors))
 
 
 def _read_text(path: Path) -> str:
@@ -312,13 +339,16 @@ def _read_text(path: Path) -> str:
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: not valid TOML: {exc}{_cause(text, str(exc))}") from exc
     except RecursionError as exc:
         raise ConfigError(f"{path}: lists or tables lie too deep in one another") from exc
     except ValueError as exc:  # a number that Python refuses to read
         raise ConfigError(f"{path}: holds a number that is too long: {str(exc).partition(';')[0]}") from exc
+    if isinstance(values.get("name"), str):
+        values.setdefault("folder", f".labelcycle/campaigns/{values['name']}")
+    return values
 
 
 def _cause(text: str, told: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from flows.config import (
     COMPARES_MEMBERS,
     ConfigError,
+    load_folder,
     load_settings,
     resolved,
     unresolved,
@@ -289,6 +290,15 @@ def test_classes_of_any_name_that_people_can_see_are_taken(campaign, names):
 def test_class_is_the_same_in_whatever_form_its_letters_are_written(campaign):
     settings = load_settings(campaign(GOOD.replace('"dog"', '"cafe\u0301"')))
     assert settings.classes == ("cat", "caf\xe9")
+
+
+def test_folder_of_a_campaign_is_found_whatever_else_is_in_its_file(campaign):
+    for text in (GOOD, 'folder = "elsewhere"\n' + GOOD):
+        path = campaign(text)
+        assert load_folder(path) == load_settings(path).folder
+        assert load_folder(campaign(text + 'a_setting = "that nobody knows"')) == load_settings(campaign(text)).folder
+    with pytest.raises(ConfigError, match="line 1: name: "):
+        load_folder(campaign('name = "Ä"\n'))
 
 
 def test_folder_whose_name_is_not_utf8_is_refused(tmp_path):
