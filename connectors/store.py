@@ -7,14 +7,16 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import filelock
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+if TYPE_CHECKING:  # which takes longer to load than some commands take in all
+    import pandas as pd
+
+FORMAT = 1
+"""Of the folders that this version reads and writes; campaign.json and replay.json hold it."""
 PROBE = bytes(2**20)
 
 NO_ROOM = "the disk is full: free some space there, or move what is on it"
@@ -118,7 +120,7 @@ def write_text(path: Path, text: str) -> Path:
     return write_atomic(path, write)
 
 
-def write_table(path: Path, table: pd.DataFrame) -> Path:
+def write_table(path: Path, table: "pd.DataFrame") -> Path:
     """Write a table as Parquet, atomically."""
     return write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
 
@@ -136,6 +138,24 @@ def read_json(path: Path) -> Any:
             raise StoreError(f"{path} is damaged: {exc}. Bring it back from a copy of the folder") from exc
 
 
+def check_format(path: Path, held: object) -> None:
+    """See that the campaign.json or replay.json of a folder was written by a version that writes as this one reads.
+
+    Args:
+        path: of the file.
+        held: what is in it.
+
+    Raises:
+        StoreError: naming the format that was found.
+    """
+    found = held.get("format") if isinstance(held, dict) else None
+    if found != FORMAT:
+        raise StoreError(
+            f"{path} has {'no format' if found is None else f'the format {found!r}'}, and this version of labelcycle "
+            f"reads the format {FORMAT}: begin a new folder, or use the version that made this one"
+        )
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values under dotted names.
 
@@ -146,5 +166,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-

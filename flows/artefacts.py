@@ -16,7 +16,7 @@ from connectors.image_folder.index import read_pool
 from connectors.images.deep_pixels import Range
 from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles
-from connectors.store import StoreError, read_json, write_atomic, write_json, write_table
+from connectors.store import FORMAT, StoreError, check_format, read_json, write_atomic, write_json, write_table
 from pipeline.evaluation.stopping import Forecast
 from pipeline.labels.answers import answers_from_table, answers_to_table
 from pipeline.tables import BatchTable, Labels, PoolTable, Predicted
@@ -370,7 +370,17 @@ class CampaignId:
     id: str
 
 
-CAMPAIGN = json_of("campaign.json", Plain)
+def _read_settings(path: Path) -> Plain:
+    held = read_json(path)
+    check_format(path, held)
+    return {name: value for name, value in held.items() if name != "format"}
+
+
+def _write_settings(path: Path, settings: Plain) -> None:
+    write_json(path, {"format": FORMAT, **settings})
+
+
+CAMPAIGN: Artefact[Plain] = Artefact("campaign.json", _read_settings, _write_settings)
 POOL: Artefact[PoolTable] = Artefact(
     "pool.parquet", lambda path: PoolTable(read_pool(path)), lambda path, pool: _drop(write_table(path, pool.table))
 )

@@ -99,7 +99,7 @@ def close_dead(client: SyncPrefectClient, tag: str, *, file: str, present: UUID 
     Args:
         client: a connection that is open.
         tag: of the campaign.
-        file: the campaign's file, by which the runs of versions without such a tag are known.
+        file: the campaign's file, by which a run is known that was killed before it got the tag.
         present: the run that is alive, if there is one.
 
     Returns:
@@ -163,7 +163,7 @@ def _pages(read: Callable[..., list[Any]], **filters: Any) -> Iterator[Any]:
 
 
 def _is_of(run: FlowRun, tag: str, file: str) -> bool:
-    """Whether a run is the campaign's; one of a version without a tag is, when it has this very file."""
+    """Whether a run is the campaign's; one that has no tag yet is, when it has this very file."""
     tagged = [name for name in run.tags if name.startswith(CAMPAIGN_TAG)]
     return tag in tagged if tagged else run.parameters.get("campaign_file") == file
 

@@ -14,7 +14,7 @@ from connectors.tracking import Tracker
 from deploy import servers
 from flows.artefacts import ANSWERS, CONFIG, PAGE, PIXEL_RANGES, POOL, PUSHED, WITHDRAWN, PixelRanges
 from flows.changes import claim, refuse_lost_classes
-from flows.config import LOCAL, CampaignSettings, ConfigError, images_root, load_settings, with_own_image_size
+from flows.config import CampaignSettings, ConfigError, images_root, load_settings
 from flows.folder import Campaign, RoundFolder
 from flows.home import LAST_CAMPAIGN, home, settle_home
 from flows.home import VARIABLE as HOME_VARIABLE
@@ -23,6 +23,8 @@ from flows.outlook import outlook
 from flows.progress import say
 from flows.step import Step, do
 from pipeline.labels.ledger import Ledger, RoundOfLedger, count_labels
+from pipeline.learning.settings import with_own_image_size
+from pipeline.settings import LOCAL
 from pipeline.tables import Labels, PoolTable
 from pipeline.types import Split
 

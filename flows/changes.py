@@ -52,9 +52,9 @@ def _refuse_another(folder: Campaign, wanted: Plain) -> None:
     if written is None:
         return
     before, after = flatten(written), flatten(wanted)
-    changed = sorted(key for key in ANOTHER_CAMPAIGN if before.get(key) != after.get(key))
+    changed = sorted(key for key in ANOTHER_CAMPAIGN if before[key] != after[key])
     if changed:
-        changes = "; ".join(f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed)
+        changes = "; ".join(f"{key}: {before[key]!r} -> {after[key]!r}" for key in changed)
         raise CampaignChanged(f"{folder.path_of(CAMPAIGN)} holds another campaign: {changes}", changed)
 
 
@@ -108,16 +108,12 @@ def clear_what_was_put_away(folder: Campaign) -> None:
 def changed_settings(before: Mapping[str, object], after: Mapping[str, object]) -> dict[str, str]:
     """The settings that differ, by dotted name, each with a line for people.
 
-    A setting that only one side knows came or went with a version of labelcycle.
-
     >>> changed_settings({"model": {"train": "head"}}, {"model": {"train": "all"}})
     {'model.train': 'model.train: head -> all'}
     """
     old, new = flatten(before), flatten(after)
     return {
-        name: f"{name}: {_words(old[name])} -> {_words(new[name])}"
-        for name in sorted(old.keys() & new.keys())
-        if old[name] != new[name]
+        name: f"{name}: {_words(old[name])} -> {_words(new[name])}" for name in sorted(new) if old[name] != new[name]
     }
 
 

@@ -8,10 +8,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from connectors.store import Campaign, RoundFolder, StoreError, read_json
-from deploy import servers
 from flows.errors import EXIT_AWAITING, EXIT_STOPPED, CommandGroup, tell
-from flows.home import home, settle_home
+from flows.home import LAST_CAMPAIGN, home, settle_home
 from flows.local import prepare_environment, print_addresses, require_prefect, use_prefect
 from flows.terminal import Terminal, prepare_output
 
@@ -83,6 +81,8 @@ def up(
         from flows.config import load_settings
 
         load_settings(campaign)
+    from deploy import servers
+
     with console.status("starting the local servers") as status:
         started = servers.up(settle_home(campaign), on_progress=lambda line: status.update(Text(line)))
     print_addresses(started, console)
@@ -91,6 +91,8 @@ def up(
 @app.command()
 def down() -> None:
     """Stop what `labelcycle up` or the demo started, by process id."""
+    from deploy import servers
+
     stopped = servers.down(home())
     if stopped:
         console.print(f"Stopped {', '.join(stopped)}.")
@@ -107,8 +109,11 @@ def run(campaign: CampaignFile) -> None:
     """
     if errors.is_terminal:
         errors.print(f"Looking what there is to do in {campaign} ...", soft_wrap=True, highlight=False)
+    from deploy import servers
+
     use_prefect(servers.running(settle_home(campaign)))  # before Prefect is loaded, which reads it once
     from flows.config import load_settings
+    from flows.folder import Campaign
 
     settings = load_settings(campaign)
     require_prefect()
@@ -134,6 +139,8 @@ def run(campaign: CampaignFile) -> None:
 def serve(campaign: CampaignFile) -> None:
     """Run the campaign on its schedule until stopped, one run at a time; say a line for each event."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")  # into a file
+    from deploy import servers
+
     use_prefect(servers.remembered(settle_home(campaign)))  # before Prefect is loaded, which reads it once
     from flows.config import load_settings
 
@@ -155,58 +162,22 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell where a campaign stands, from its folder alone: round, labels, budget, metrics, forecast, addresses."""
-    from connectors.images.deep_pixels import Range
-    from flows.pixel_ranges import pages_text, range_text
-    from flows.reports.round_page import campaign_status, rounds_table, stopping_text, suspicious_rows
+    from flows.artefacts import CAMPAIGN
+    from flows.folder import Campaign
+    from flows.reports.status import campaign_status, rounds_table, status_lines
 
     folder = Campaign(_campaign_folder(campaign))
     folder.check_ours()
-    if not (folder.path / "campaign.json").exists():
+    if not folder.has(CAMPAIGN):
         raise tell(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
     folder.check_files()
     state = campaign_status(folder, home(campaign))
     if as_json:
-        print(json.dumps(state, indent=2))  # noqa: T201 (for programs, so without rich)
+        print(json.dumps(state.as_json(), indent=2))  # noqa: T201 (for programs, so without rich)
         return
     console.print(rounds_table(folder))
-    awaiting = state["awaiting"]
-    if awaiting:
-        seen = f", as of {awaiting['seen_at']}" if awaiting["seen_at"] else ""
-        console.print(
-            f"Round {awaiting['round_number']} awaits labels: {awaiting['n_labelled']} of {awaiting['n_tasks']} "
-            f"labelled{seen}"
-        )
-    console.print(
-        f"{state['n_labels_paid']} labels paid for, the audit set's included; the newest model learnt from "
-        f"{state['n_trained_on']}; {state['budget_left']} of {state['budget']} left in the budget"
-    )
-    if state["forecast"]:
-        console.print(f"By the learning curve {state['forecast']['text']} of audit accuracy")
-    else:
-        console.print(f"No forecast yet: {state['no_forecast']}")
-    console.print(stopping_text(state["stops_when"]) + (f"; met: {state['stop']}" if state["stop"] else ""))
-    for note in state["notes"]:
-        console.print(f"{note[0].upper()}{note[1:]}", soft_wrap=True, highlight=False)
-    for line in state["pool_notes"]:
-        console.print(f"Not used of the pool: {line}", soft_wrap=True, highlight=False)
-    for told in state["pixel_ranges"]:
-        console.print(f"Pixels of {range_text(Range(**told))}", highlight=False, soft_wrap=True)
-    if state["files_of_several_pages"]:
-        console.print(pages_text(state["files_of_several_pages"]), highlight=False)
-    for note in state["dependence"]:
-        console.print(note, soft_wrap=True, highlight=False)
-    if state["suspicious"]:
-        text, file = state["suspicious"]["text"], Path(state["suspicious"]["file"])
-        console.print(f"Labels: {text}", soft_wrap=True, highlight=False)
-        for row in suspicious_rows(RoundFolder(file.parent), SHOWN):
-            told = (
-                f"  {row['file']}: {row['label']}, rather {row['suggested']} (wrong with {row['wrong']}) {row['task']}"
-            )
-            console.print(told, soft_wrap=True, highlight=False)
-        if state["suspicious"]["count"] > SHOWN:
-            console.print(f"  all of them: {file}", soft_wrap=True)
-    for name, url in state["urls"].items():
-        console.print(f"{name}: {url}", soft_wrap=True)
+    for line in status_lines(state):
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -404,6 +375,8 @@ def simulate(
 
 def _campaign_folder(campaign: Path | None) -> Path:
     if campaign is None:
+        from connectors.store import StoreError, read_json
+
         last = home() / LAST_CAMPAIGN
         if not last.exists():
             raise tell("no campaign has been run here; name one: labelcycle status campaign.toml")
@@ -413,9 +386,10 @@ def _campaign_folder(campaign: Path | None) -> Path:
             raise StoreError(f"{last} is damaged; name a campaign: labelcycle status campaign.toml") from exc
     if campaign.is_dir():
         return campaign
-    from flows.config import load_settings
+    from flows.config import load_folder, load_settings
 
-    return load_settings(campaign).folder
+    folder = load_folder(campaign)
+    return folder if (folder / "campaign.json").exists() else load_settings(campaign).folder  # or what is wrong there
 
 
 def main() -> None:

@@ -6,34 +6,28 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 from zoneinfo import available_timezones
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
     Field,
     PlainSerializer,
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from connectors.store import Campaign, explain, read_json
+from connectors.label_studio.settings import LabelStudioSettings
+from connectors.mlflow.settings import MLflowSettings
+from connectors.store import explain
+from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
 from pipeline.registries import look_up
-from pipeline.settings import MOST, Settings, Share, Size
-
-LOCAL = "local"
-"""Stands for the server that `labelcycle up` started on this machine."""
-
-DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
-LONGEST = timedelta(days=100 * 365)
-SECONDS_OF_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+from pipeline.settings import MOST, Duration, Share, Size
 
 SQLITE = "sqlite:///"
 BYTE_ORDER_MARKS = (
@@ -75,21 +69,6 @@ class ConfigError(ValueError):
     """The campaign file is wrong; the message says where and what is allowed."""
 
 
-def _parse_duration(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    match = DURATION.fullmatch(value.strip())
-    if match is None:
-        raise ValueError("a duration is a number and a unit (s, m, h, d, w), for example '3d' or '12h'")
-    try:
-        duration = timedelta(seconds=float(match[1]) * SECONDS_OF_UNIT[match[2]])
-    except OverflowError:
-        duration = timedelta.max
-    if duration > LONGEST:
-        raise ValueError(f"a duration is at most {LONGEST.days // 365} years")
-    return duration
-
-
 def _check_acquisition(value: str) -> str:
     from pipeline.selection.acquisition import ACQUISITIONS
 
@@ -101,13 +80,6 @@ def _check_strategy(value: str) -> str:
     from pipeline.selection.strategies import SANITY, STRATEGIES
 
     look_up({name: ask for name, ask in STRATEGIES.items() if name not in SANITY}, value, "query strategy")
-    return value
-
-
-def _check_no_login(value: str) -> str:
-    """An address is written to files, logs and MLflow, a password never."""
-    if "@" in urlsplit(value).netloc:
-        raise PydanticCustomError("login_in_address", "an address must not hold a login; put it into the environment")
     return value
 
 
@@ -151,15 +123,10 @@ def _check_timezone(value: str | None) -> str | None:
     return value
 
 
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(_parse_duration),
-    Field(gt=timedelta(0)),
-    PlainSerializer(lambda value: f"{value.total_seconds():g}s", return_type=str),
-]
 ClassName = Annotated[str, AfterValidator(checked_class)]
 
 
+Name = Annotated[str, Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 LocalPath = Annotated[Path, BeforeValidator(_check_on_disk), AfterValidator(Path.expanduser)]
 Options = Annotated[
     dict[str, Any],
@@ -175,28 +142,15 @@ Renamed = Annotated[
 ]
 
 
-class LabelStudioSettings(Settings):
-    """Where people label. The token is in the environment: LABEL_STUDIO_API_KEY."""
-
-    url: Annotated[str, AfterValidator(_check_no_login)] = Field(
-        LOCAL, pattern=r"^(local|https?://\S+)$", description="'local' is the server of `labelcycle up`"
-    )
-    project: str | None = Field(
-        None, min_length=3, max_length=50, pattern=r"^\S(.*\S)?$", description="title; the campaign's name if not given"
-    )
-    instructions: str | None = Field(None, description="what annotators read first; our own text if not given")
+class _Place(BaseModel):
+    name: Name
+    folder: LocalPath
 
 
-class MLflowSettings(Settings):
-    """Where rounds are compared."""
-
-    uri: Annotated[str, AfterValidator(_check_no_login)] = Field(LOCAL, pattern=r"^(local|sqlite:///\S+|https?://\S+)$")
-
-
-class CampaignSettings(Settings):
+class CampaignSettings(StoppingSettings):
     """One campaign: a line of rounds over one pool of images."""
 
-    name: str = Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: Name
     pool: LocalPath
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
     classes: tuple[ClassName, ...] = Field(min_length=2)
@@ -210,8 +164,6 @@ class CampaignSettings(Settings):
     )
     query_size: Size = 100
     random_slice: float = Field(0.1, ge=0, lt=1)
-    target_accuracy: float | None = Field(None, gt=0, lt=1, description="stop when the audit interval is above it")
-    min_gain: float | None = Field(None, gt=0, lt=1, description="stop when the next query_size labels bring less")
     cold_start: Literal["random", "coverage", "typiclust", "max_herding"] = "random"
     acquisition: Annotated[str, AfterValidator(_check_acquisition)] = "margin"
     strategy: Annotated[str, AfterValidator(_check_strategy)] = "auto"
@@ -305,20 +257,12 @@ def load_settings(path: Path) -> CampaignSettings:
     """
     text = _read_text(path)
     values = _parse(path, text)
-    if isinstance(values.get("name"), str):
-        values.setdefault("folder", f".labelcycle/campaigns/{values['name']}")
-    base = path.resolve().parent
-    try:
-        str(base).encode()
-    except UnicodeEncodeError as exc:
-        raise ConfigError(f"{path}: the name of its folder, {base}, is not UTF-8: rename the folder") from exc
+    base = _folder_of(path)
     _resolve_weights(values.get("model"), base, path, text)
     try:
         settings = CampaignSettings.model_validate(values)
     except ValidationError as exc:
-        # A size that could not be looked up is told by what is wrong with the network's name.
-        errors = [error for error in exc.errors() if error["type"] != "default_factory_not_called"]
-        raise ConfigError("\n".join(_explain(path, text, error) for error in errors)) from exc
+        raise _config_error(path, text, exc) from exc
     except ValueError as exc:  # weights that the network does not have: their image size is a default
         line = _line_of(text, ["model", "weights"])
         raise ConfigError(f"{path}, line {line}: {exc}" if line else f"{path}: {exc}") from exc
@@ -330,7 +274,7 @@ def load_settings(path: Path) -> CampaignSettings:
         }
     )
     trap = mistakable(settings.classes)
-    if trap and not _has_begun(settings):
+    if trap:
         raise ConfigError(
             f"{path}, line {_line_of(text, ['classes'])}: classes: {trap}. People and other programs take one for the "
             "other: rename one of them"
@@ -338,10 +282,32 @@ def load_settings(path: Path) -> CampaignSettings:
     return settings
 
 
-def _has_begun(settings: CampaignSettings) -> bool:
-    """Whether a campaign is under way with these classes: its labels are not to be lost to a rule that is newer."""
-    written = Campaign(settings.folder).path / "campaign.json"
-    return written.exists() and set(settings.classes) <= set(read_json(written).get("classes", ()))
+def load_folder(path: Path) -> Path:
+    """Where the campaign of a file keeps its rounds; no other setting of the file is looked at, which takes longer.
+
+    Raises:
+        ConfigError: as `load_settings`.
+    """
+    text = _read_text(path)
+    try:
+        return _folder_of(path) / _Place.model_validate(_parse(path, text)).folder
+    except ValidationError as exc:
+        raise _config_error(path, text, exc) from exc
+
+
+def _folder_of(path: Path) -> Path:
+    base = path.resolve().parent
+    try:
+        str(base).encode()
+    except UnicodeEncodeError as exc:
+        raise ConfigError(f"{path}: the name of its folder, {base}, is not UTF-8: rename the folder") from exc
+    return base
+
+
+def _config_error(path: Path, text: str, exc: ValidationError) -> ConfigError:
+    # A size that could not be looked up is told by what is wrong with the network's name.
+    errors = [error for error in exc.errors() if error["type"] != "default_factory_not_called"]
+    return ConfigError("\n".join(_explain(path, text, error) for error in errors))
 
 
 def _read_text(path: Path) -> str:
@@ -373,13 +339,16 @@ def _read_text(path: Path) -> str:
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: not valid TOML: {exc}{_cause(text, str(exc))}") from exc
     except RecursionError as exc:
         raise ConfigError(f"{path}: lists or tables lie too deep in one another") from exc
     except ValueError as exc:  # a number that Python refuses to read
         raise ConfigError(f"{path}: holds a number that is too long: {str(exc).partition(';')[0]}") from exc
+    if isinstance(values.get("name"), str):
+        values.setdefault("folder", f".labelcycle/campaigns/{values['name']}")
+    return values
 
 
 def _cause(text: str, told: str) -> str:
@@ -423,9 +392,10 @@ def resolved(settings: CampaignSettings) -> dict[str, Any]:
 
 
 def unresolved(values: Mapping[str, Any]) -> CampaignSettings:
-    """The settings that `resolved` gave."""
-    pairs = {name: dict(values.get(name, {})) for name in ("renamed", "strategy_options")}
-    return CampaignSettings.model_validate({**values, **pairs})
+    """The settings that a campaign.json holds."""
+    given = {name: value for name, value in values.items() if name != "format"}
+    pairs = {name: dict(given[name]) for name in ("renamed", "strategy_options")}
+    return CampaignSettings.model_validate({**given, **pairs})
 
 
 def present_names(renamed: Mapping[str, str]) -> dict[str, str]:

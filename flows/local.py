@@ -2,12 +2,15 @@
 
 import os
 import re
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from deploy import logins, servers
 from flows.home import VARIABLE, home
+
+if TYPE_CHECKING:  # a command that asks no server is not to load what talks to one
+    from deploy.servers import Servers
 
 PROXY_VARIABLE = re.compile("(http|https|all)_proxy", re.IGNORECASE)
 LOCAL_ADDRESSES = ("localhost", "127.0.0.1", "::1")
@@ -50,7 +53,7 @@ def proxies() -> dict[str, str]:
     return {name: place.rpartition("@")[2] for name, place in places.items()}
 
 
-def use_prefect(local: servers.Servers | None) -> None:
+def use_prefect(local: "Servers | None") -> None:
     """Let Prefect report to the local server, unless the environment names another; its log is in its own pages.
 
     Before Prefect is loaded, which reads it once. The processes that it starts get the same.
@@ -80,8 +83,10 @@ def require_prefect() -> None:
         )
 
 
-def print_addresses(local: servers.Servers, console: Console) -> None:
+def print_addresses(local: "Servers", console: Console) -> None:
     """Print where the three servers are and how a person logs in."""
+    from deploy import logins
+
     lines = (
         f"Label Studio  {local.label_studio_url}   log in as {local.email}, password: {local.password}",
         f"MLflow        {local.mlflow_url}   log in as {local.mlflow_login[0]}, with the same password",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from flows.artefacts import CONFIG, METRICS, OUTLOOK, TRAINING, AuditMetrics, Look, Outlook, Training
+from flows.artefacts import METRICS, OUTLOOK, TRAINING, AuditMetrics, Look, Outlook, Training
 from flows.config import CampaignSettings
 from flows.folder import RoundFolder
 from pipeline.evaluation.stopping import (
@@ -58,8 +58,7 @@ def looks(rounds: Sequence[RoundFolder], rule: str, settings: CampaignSettings) 
 
 
 def _was_on(folder: RoundFolder, rule: str) -> bool:
-    seen = folder.get(OUTLOOK)
-    return rule in seen.looks if seen is not None else folder.read(CONFIG).settings.get(rule) is not None
+    return rule in folder.read(OUTLOOK).looks
 
 
 def best_round(rounds: Sequence[RoundFolder]) -> RoundFolder | None:

@@ -130,6 +130,7 @@ def _read(uris: list[str], ensemble: Ensemble) -> tuple[list[str], Tensor, dict[
 
 def _begun(settings: CampaignSettings) -> Campaign:
     folder = Campaign(settings.folder)
+    folder.check_ours()
     if not folder.has(POOL):
         raise ConfigError(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
     return folder

@@ -78,10 +78,12 @@ def _read_old(old: Path) -> tuple[CampaignSettings, Campaign]:
         folder = Campaign(old)
         if not folder.has(CAMPAIGN):
             raise ConfigError(f"{old} holds no campaign")
+        folder.check_ours()
         settings = unresolved(folder.read(CAMPAIGN))
     else:
         settings = load_settings(old)
         folder = Campaign(settings.folder)
+        folder.check_ours()
     if not folder.has(POOL):
         raise ConfigError(f"{folder.path} has no images and no labels yet: `labelcycle run` begins a campaign")
     return settings, folder

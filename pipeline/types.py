@@ -25,21 +25,6 @@ Outcome = Literal["labelled", "skipped", "empty", "invalid", "deleted"]
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One image of the pool.
-
-    Attributes:
-        item_id: hash of the file's content: the same image has the same id under any name.
-        uri: path or URL of the image.
-        split: "pool" may be asked for; "audit" is labelled once, measured on, never trained on.
-    """
-
-    item_id: str
-    uri: str
-    split: Split
-
-
-@dataclass(frozen=True, slots=True)
 class Region:
     """One labelled part of an image.
 

@@ -57,7 +57,6 @@ from connectors.tracking import TrackerError
 from deploy import servers
 from flows.config import (
     COMPARES_MEMBERS,
-    LOCAL,
     CampaignSettings,
     load_settings,
 )
@@ -83,6 +82,7 @@ from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_s
 from pipeline.pool.groups import group_codes, groups_of
 from pipeline.randomness import seeded_generator
 from pipeline.selection.acquisition import NEEDS_MEMBERS
+from pipeline.settings import LOCAL
 from pipeline.training.fit import choose_device
 
 if TYPE_CHECKING:

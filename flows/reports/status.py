@@ -30,12 +30,13 @@ from flows.artefacts import (
     Plain,
 )
 from flows.campaign import read_ledger
-from flows.config import LOCAL, CampaignSettings, unresolved
+from flows.config import CampaignSettings, unresolved
 from flows.folder import Campaign, RoundFolder
 from flows.outlook import outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text
 from flows.reports.round_page import accuracy_text, n_labels_of, notes_of_plan, review_of, suspicious_rows
 from pipeline.evaluation.stopping import Forecast
+from pipeline.settings import LOCAL
 
 STEPS = {
     "train": ("cross_validate", "train"),

@@ -82,7 +82,7 @@ def test_changed_setting_is_written_unless_it_is_fixed(tmp_path):
     assert caught.value.settings == ["model.name", "name"]
     assert read_json(tmp_path / "campaign.json")["budget"] == 20
     campaign.claim({"name": "cars", "model": {"name": "b"}})
-    assert read_json(tmp_path / "campaign.json") == {"name": "cars", "model": {"name": "b"}}
+    assert read_json(tmp_path / "campaign.json") == {"format": 1, "name": "cars", "model": {"name": "b"}}
 
 
 def test_second_process_is_told_who_works_on_the_campaign(tmp_path):
@@ -236,15 +236,25 @@ def test_damaged_json_is_told_by_name(tmp_path, text):
         read_json(tmp_path / "a.json")
 
 
-OURS = {"name": "pets", "pool": "images", "classes": ["a", "b"], "budget": 10}
-
-
-@pytest.mark.parametrize("held", [{"mine": 1}, [], None, "text", {"name": "an advertisement", "budget": 5}])
-def test_folder_with_a_foreign_campaign_file_is_refused(tmp_path, held):
+@pytest.mark.parametrize(
+    ("held", "found"),
+    [
+        ({"mine": 1}, "no format"),
+        ([], "no format"),
+        (None, "no format"),
+        ("text", "no format"),
+        ({"name": "pets", "budget": 5}, "no format"),
+        ({"format": 2, "name": "pets"}, "the format 2"),
+        ({"format": "1"}, "the format '1'"),
+    ],
+)
+def test_folder_of_another_format_is_refused_with_what_was_found_and_what_to_do(tmp_path, held, found):
     written = write_json(tmp_path / "campaign.json", held).read_bytes()
-    with pytest.raises(
-        StoreError, match=r"campaign\.json was not written by labelcycle. Name another place with folder"
-    ):
+    told = (
+        rf"campaign\.json has {found}, and this version of labelcycle reads the format 1: begin a new folder, or use "
+        "the version that made this one$"
+    )
+    with pytest.raises(StoreError, match=told):
         Campaign(tmp_path).check_ours()
     assert (tmp_path / "campaign.json").read_bytes() == written
 
@@ -256,7 +266,7 @@ def test_folder_in_which_something_would_be_written_over_is_refused(tmp_path, na
     (tmp_path / name).mkdir()
     with pytest.raises(StoreError, match=rf"holds {name} and no campaign\.json"):
         Campaign(tmp_path).check_ours()
-    write_json(tmp_path / "campaign.json", OURS | {"a setting of another version": 1})
+    write_json(tmp_path / "campaign.json", {"format": 1})
     Campaign(tmp_path).check_ours()
     with pytest.raises(StoreError, match="must be a folder for the campaign, and is a file"):
         Campaign(tmp_path / "campaign.json").check_ours()

@@ -15,7 +15,7 @@ from connectors.image_folder.index import index_pool
 from connectors.store import Campaign, RoundFolder, write_json, write_table
 from flows import networks
 from flows.campaign import OpenCampaign
-from flows.config import load_settings
+from flows.config import load_settings, resolved
 from flows.round import begin
 from flows.steps.learn import gather_labels
 from flows.steps.score import list_candidates
@@ -151,6 +151,7 @@ def make_work(striped_images, tmp_path):
             classes=settings.classes,
             renamed=settings.former_classes,
         )
+        work.folder.claim(resolved(settings))
         write_table(work.folder.pool, pool)
         return work
 

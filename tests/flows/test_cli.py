@@ -62,6 +62,7 @@ def test_status_without_a_campaign_says_what_to_name(command):
 def test_status_reads_the_folder_alone(command, tmp_path):
     folder = Campaign(tmp_path / "campaign")
     settings = {
+        "format": 1,
         "name": "pets",
         "pool": "images",
         "classes": ["cat", "dog"],

@@ -48,7 +48,8 @@ def asked(make_work):
         tool = work.__dict__["tool"] = Held(work, *outcomes, copied=copied)
         folder = work.folder.round(0)
         pool = work.pool.set_index("item_id")
-        batch = pd.DataFrame({"item_id": tool.items, "uri": pool.loc[tool.items, "uri"].tolist(), "reason": "seed set"})
+        batch = pd.DataFrame({"item_id": tool.items, "uri": pool.loc[tool.items, "uri"].tolist()})
+        batch = batch.assign(reason="seed set", why="drawn at random")
         write_table(folder / "batch.parquet", batch.assign(rank=range(len(batch))))
         pushed_at = "2026-01-01T00:00:00+00:00"
         write_json(

@@ -6,10 +6,10 @@ from time import perf_counter
 
 import pytest
 
-from connectors.store import write_json
 from flows.config import (
     COMPARES_MEMBERS,
     ConfigError,
+    load_folder,
     load_settings,
     resolved,
     unresolved,
@@ -292,12 +292,13 @@ def test_class_is_the_same_in_whatever_form_its_letters_are_written(campaign):
     assert settings.classes == ("cat", "caf\xe9")
 
 
-def test_campaign_that_has_begun_with_names_that_can_be_mistaken_goes_on(campaign, tmp_path):
-    path = campaign(GOOD.replace('"dog"', '"Cat"'))
-    write_json(tmp_path / ".labelcycle/campaigns/pets/campaign.json", {"name": "pets", "classes": ["cat", "Cat"]})
-    assert load_settings(path).classes == ("cat", "Cat")
-    with pytest.raises(ConfigError, match="differ only in capitals"):
-        load_settings(campaign(GOOD.replace('"dog"', '"dog", "Dog"')))
+def test_folder_of_a_campaign_is_found_whatever_else_is_in_its_file(campaign):
+    for text in (GOOD, 'folder = "elsewhere"\n' + GOOD):
+        path = campaign(text)
+        assert load_folder(path) == load_settings(path).folder
+        assert load_folder(campaign(text + 'a_setting = "that nobody knows"')) == load_settings(campaign(text)).folder
+    with pytest.raises(ConfigError, match="line 1: name: "):
+        load_folder(campaign('name = "Ä"\n'))
 
 
 def test_folder_whose_name_is_not_utf8_is_refused(tmp_path):

@@ -151,7 +151,7 @@ def test_without_a_prefect_server_it_is_said_where_servers_were_looked_for(place
 
 
 def damage(folder: Path, kind: str) -> None:
-    settings = {"name": "pets", "pool": "images", "classes": ["a", "b"], "budget": 9}
+    settings = {"format": 1, "name": "pets", "pool": "images", "classes": ["a", "b"], "budget": 9}
     if kind == "a file":
         folder.touch()
         return
@@ -172,7 +172,10 @@ def damage(folder: Path, kind: str) -> None:
     ("kind", "told"),
     [
         ("a file", "must be a folder for the campaign, and is a file"),
-        ("foreign", "campaign.json was not written by labelcycle. Name another place"),
+        (
+            "foreign",
+            "campaign.json has no format, and this version of labelcycle reads the format 1",
+        ),
         ("half", "campaign.json is damaged"),
         ("rounds alone", "holds rounds and no campaign.json, so it is no campaign"),
         ("table", "batch.parquet is damaged"),

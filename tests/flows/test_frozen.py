@@ -396,6 +396,7 @@ def test_model_that_knows_little_lists_no_label_and_says_why(make_work):
 
 
 STATUS = {
+    "format": 1,
     "pool": "images",
     **{"name": "stripes", "renamed": [], "budget": 9, "query_size": 4, "target_accuracy": None, "min_gain": None},
     **{"label_studio": {"url": "local"}, "mlflow": {"uri": "sqlite:///m.db"}},

@@ -26,6 +26,9 @@ def write_rounds(folder: Campaign, points, *, first=1, classes=CLASSES):
         metrics["confusion"] = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
         write_json(folder.round(number) / "metrics.json", metrics)
         training = {"n_trained_on": n_labels, "phase": "head", "model": {"classes": list(classes)}}
+        earlier = folder.round(number - 1)
+        if earlier.has("metrics.json") and not earlier.has("outlook.json"):
+            write_json(earlier / "outlook.json", {"looks": {"target_accuracy": {}, "min_gain": {}}})
         write_json(folder.round(number) / "training.json", training | {"findings": [], "preprocessing": {}})
 
 
@@ -35,6 +38,7 @@ def campaign(tmp_path) -> Campaign:
     write_json(
         folder.path / "campaign.json",
         {
+            "format": 1,
             "name": "pets",
             "classes": list(CLASSES),
             "renamed": [],
@@ -95,15 +99,11 @@ def test_status_shows_the_forecast_and_what_would_stop_the_campaign(campaign, tm
 
 def test_rounds_measured_while_the_rule_was_off_are_no_looks(campaign):
     write_rounds(campaign, CURVE)
-    for number, target in enumerate((None, None, 0.9, 0.8, None), start=1):
-        write_json(campaign.round(number) / "config.json", {"settings": {"target_accuracy": target}})
+    for number, rules in enumerate(([], ["min_gain"], ["target_accuracy"], ["target_accuracy", "min_gain"]), start=1):
+        write_json(campaign.round(number) / "outlook.json", {"looks": dict.fromkeys(rules)})
     seen = outlook(campaign, {"classes": CLASSES, "query_size": 50, "target_accuracy": 0.85})
     assert seen["looks"]["target_accuracy"]["look"] == 3, "two rounds, and the newest, which is looked at now"
     assert outlook(campaign, {"classes": CLASSES, "query_size": 50})["looks"] == {}
-    write_json(campaign.round(2) / "outlook.json", {"looks": {"target_accuracy": {}}})
-    write_json(campaign.round(3) / "outlook.json", {"looks": {}})
-    seen = outlook(campaign, {"classes": CLASSES, "query_size": 50, "target_accuracy": 0.85})
-    assert seen["looks"]["target_accuracy"]["look"] == 3, "what a round looked at counts, not what it began with"
 
 
 def test_rounds_after_a_new_class_are_no_looks_until_there_can_be_a_forecast_again(campaign):

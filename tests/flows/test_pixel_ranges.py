@@ -139,15 +139,6 @@ class TestRanges:
         refresh_pool.fn(work)
         assert settle_ranges(tmp_path / "other", work.pool, memory_gb=1) == (one,)
 
-    def test_are_measured_for_a_pool_that_an_older_version_indexed(self, open_work):
-        work = open_work()
-        write_table(work.folder.pool, work.pool.drop(columns=["pages", "pixels"]))
-        assert notes_on_pages(work) == ()
-        refresh_pool.fn(work)
-        assert work.pool["pixels"].isna().all()
-        (note,) = settle_pixel_ranges.fn(work)
-        assert note.startswith("Pixels of 16-bit grey: 3")
-
     @pytest.mark.parametrize("number", [5, 17])
     def test_come_from_the_pool_before_the_audit_set(self, open_work, tmp_path, monkeypatch, number):
         monkeypatch.setattr("flows.pixel_ranges.SAMPLED_PER_KIND", 1)

@@ -121,7 +121,7 @@ def test_what_is_wrong_is_said_each_run_and_what_is_new_once(work, manifest, str
     assert [line.partition(" (")[0] for line in first if wrong in line] == [wrong]
     assert any(line.startswith("1 no longer in the manifest") for line in first)
     assert [line.partition(" (")[0] for line in again] == [wrong]
-    write_json(work.folder.path / "campaign.json", resolved(work.settings))
+    work.folder.claim(resolved(work.settings))
     (told,) = [line for line in campaign_status(work.folder, striped_images)["pool_notes"] if "cannot be read" in line]
     assert told.startswith(wrong)
 

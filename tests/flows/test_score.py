@@ -6,7 +6,7 @@ import torch
 from flows.networks import new_model, predictions
 from flows.steps.ask import select
 from flows.steps.learn import train
-from flows.steps.score import embed_labelled, read_candidates, read_scores_of, score_shard
+from flows.steps.score import embed_labelled, read_candidates, score_shard
 from pipeline.networks.classifier import Classifier
 from pipeline.selection.acquisition import ACQUISITIONS, score_all
 from pipeline.selection.strategies import STRATEGIES
@@ -53,19 +53,6 @@ def test_scores_and_both_parts_of_the_doubt_are_those_of_the_members(make_work, 
     assert torch.allclose(read.scores, ACQUISITIONS["margin"](decisions[:, 0]), atol=1e-5)
     assert read.embeddings is None, "power reads no embeddings"
     assert "probs" not in table
-
-
-def test_shards_of_an_older_version_are_read_beside_newer_ones(make_work, models):
-    work = make_work()
-    folder = score(work, models)
-    older = folder / "scores" / "part-00000.parquet"
-    table = pq.read_table(older)
-    pq.write_table(table.drop_columns(["aleatoric", "epistemic"]), older)
-    item_ids = pd.read_parquet(folder / "candidates.parquet")["item_id"].tolist()
-    scored = read_scores_of(folder, item_ids).loc[item_ids]
-    assert scored["epistemic"].isna().sum() == table.num_rows
-    assert scored["entropy"].notna().all()
-    assert read_candidates(folder, work.settings).ids.tolist() == item_ids
 
 
 def test_one_member_has_no_parts_of_doubt(make_work, models):

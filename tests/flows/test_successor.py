@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from connectors.image_folder.index import index_pool
 from connectors.store import write_json, write_table
 from flows.cli import app
-from flows.config import load_settings
+from flows.config import load_settings, resolved
 from flows.ledger import known_answers
 from flows.steps.learn import gather_labels
 from tests.flows.test_changes import answer, close_round
@@ -26,7 +26,7 @@ def old(make_work):
     """A campaign with 24 labels of its manifest, one of them corrected, and two of its audit set; one is skipped."""
     work = make_work('strategy = "power"\nstrategy_options = { beta = 2.0 }\nclose_after = "3d"')
     settings = work.settings
-    write_json(work.folder.path / "campaign.json", settings.model_dump(mode="json"))
+    work.folder.claim(resolved(settings))
     audit = work.may_be_asked(split="audit")["item_id"].tolist()
     given = work.pool.query("label == 'left'")["item_id"].tolist()
     answers = [(audit[0], "left"), (audit[1], "right"), (audit[2], None), (given[0], "middle")]

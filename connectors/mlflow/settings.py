@@ -1,0 +1,11 @@
+"""Which MLflow keeps the rounds."""
+
+from pydantic import Field
+
+from pipeline.settings import LOCAL, Address, Settings
+
+
+class MLflowSettings(Settings):
+    """Where rounds are compared."""
+
+    uri: Address = Field(LOCAL, pattern=r"^(local|sqlite:///\S+|https?://\S+)$")
