@@ -34,8 +34,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from connectors.images.deep_pixels import Range, Reading
-from connectors.images.pixels import WHOLE, stream_images
+from connectors.images.pixels import stream_images
+from connectors.images.reading import WHOLE, Range, Reading
 from pipeline.networks.classifier import Classifier, ModelError, evaluating, half_precision
 
 FORMAT = 3

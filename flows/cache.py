@@ -11,8 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from connectors.feature_store import FeatureCache, cached_features, feature_key, shrink, usage
-from connectors.images.deep_pixels import Reading
-from connectors.images.pixels import WHOLE
+from connectors.images.reading import WHOLE, Reading
 from flows.config import CampaignSettings, ModelSettings
 from flows.home import home
 from pipeline.networks.classifier import Classifier

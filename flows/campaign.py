@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from connectors.annotation import AnnotationTool
-from connectors.image_folder.index import read_pool, usable
-from connectors.images.deep_pixels import Reading
+from connectors.image_folder.index import read_pool
+from connectors.images.reading import Reading
 from connectors.label_studio.client import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
 from connectors.store import Campaign, RoundFolder, read_json, write_json
 from connectors.tracking import Tracker
@@ -34,6 +34,7 @@ from flows.outlook import outlook
 from flows.pixel_ranges import read_ranges
 from flows.progress import say
 from pipeline.labels.ledger import labelled_set, set_aside
+from pipeline.pool.table import usable
 from pipeline.types import Split
 
 

@@ -155,7 +155,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell where a campaign stands, from its folder alone: round, labels, budget, metrics, forecast, addresses."""
-    from connectors.images.deep_pixels import Range
+    from connectors.images.reading import Range
     from flows.pixel_ranges import pages_text, range_text
     from flows.reports.round_page import campaign_status, rounds_table, stopping_text, suspicious_rows
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import available_timezones
 
@@ -28,6 +28,9 @@ from pydantic_core import PydanticCustomError
 from connectors.store import Campaign, explain, read_json
 from pipeline.names import checked_class, mistakable
 from pipeline.registries import look_up
+
+if TYPE_CHECKING:
+    from connectors.image_folder.index import PoolSource
 
 LOCAL = "local"
 """Stands for the server that `labelcycle up` started on this machine."""
@@ -160,7 +163,7 @@ def _check_on_disk(value: Any) -> Any:
 
 
 def _check_group(value: str) -> str:
-    from pipeline.pool.groups import check_rule
+    from pipeline.pool.group_rules import check_rule
 
     return check_rule(value)
 
@@ -414,6 +417,20 @@ class CampaignSettings(Settings):
     def former_classes(self) -> dict[str, str]:
         """What a class was ever called -> the class that it is now."""
         return present_names(self.renamed)
+
+    @property
+    def pool_source(self) -> "PoolSource":
+        """Where the images are, and what is asked of them."""
+        from connectors.image_folder.index import PoolSource  # loads Pillow, which most commands need not
+
+        return PoolSource(
+            self.pool,
+            self.classes,
+            group=self.group,
+            follow_links=self.follow_links,
+            max_unused=self.max_unused,
+            renamed=self.former_classes,
+        )
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:

@@ -13,7 +13,7 @@ from flows.config import images_root
 from flows.progress import progress_bar
 from flows.reports.round_page import DEPENDENCE
 from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
-from pipeline.pool.groups import group_counts
+from pipeline.pool.table import group_counts
 from pipeline.randomness import seeded_generator
 
 

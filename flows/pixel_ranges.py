@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from connectors.image_folder.index import usable
-from connectors.images.deep_pixels import Range, Reading
-from connectors.images.pixels import SAMPLED_PER_KIND, measure_ranges
+from connectors.images.ranges import SAMPLED_PER_KIND, measure_ranges
+from connectors.images.reading import Range, Reading
 from connectors.store import read_json, write_json
+from pipeline.pool.table import usable
 
 FILE = "pixel_ranges.json"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from connectors.escaping import csv_cell
 from connectors.image_folder.listing import File, stat_file, walk
-from connectors.images.pixels import PoolError, load_images
+from connectors.images.pixels import load_images
 from connectors.mlflow.loader import TRUNK, Ensemble, make_ensemble
 from connectors.store import Campaign, RoundFolder, read_json, write_atomic
 from flows.campaign import OpenCampaign
@@ -19,6 +19,7 @@ from flows.config import CampaignSettings, ConfigError
 from flows.outlook import best_round
 from flows.progress import progress_bar
 from flows.steps.learn import member_weights
+from pipeline.pool.reasons import PoolError
 from pipeline.training.fit import choose_device
 
 CHUNK = 256

@@ -17,8 +17,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from connectors.escaping import prefect_key
-from connectors.image_folder.index import index_pool, usable
-from connectors.image_folder.notes import changes, unused_lines
+from connectors.image_folder.index import index_pool
 from connectors.store import Campaign, CampaignBusy, RoundFolder, flatten, read_json, write_json, write_table
 from flows import books
 from flows.campaign import OpenCampaign, current_round, open_campaign
@@ -61,6 +60,8 @@ from flows.steps.learn import (
 )
 from flows.steps.score import list_candidates, score_pool
 from pipeline.labels.ledger import digest
+from pipeline.pool.notes import changes, unused_lines
+from pipeline.pool.table import usable
 
 ARTIFACTS = (
     "batch.parquet",
@@ -287,16 +288,11 @@ def refresh_pool(work: OpenCampaign) -> None:
     told: list[str] = []
     with progress_bar("indexing the pool", unit="files") as show:
         table = index_pool(
-            settings.pool,
+            settings.pool_source,
             known,
             audit_size=settings.audit_size,
             seed=settings.seed,
-            classes=settings.classes,
-            follow_links=settings.follow_links,
-            max_unused=settings.max_unused,
             reading=work.reading,
-            group=settings.group,
-            renamed=settings.former_classes,
             was_asked=was_asked,
             progress=show,
             tell=told.append,

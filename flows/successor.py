@@ -9,12 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from connectors.image_folder.index import read_pool, usable
+from connectors.image_folder.index import read_pool
 from connectors.store import Campaign, read_json, write_atomic, write_text
 from flows.campaign import current_round
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings, unresolved
 from flows.ledger import known_answers
 from pipeline.labels.ledger import labelled_set
+from pipeline.pool.table import usable
 
 
 def write_successor(file: Path, old: Path) -> list[str]:

@@ -145,14 +145,14 @@ def notes_of_plan(folder: RoundFolder) -> tuple[str, ...]:
 
 def set_aside_images(folder: Campaign) -> dict[str, int]:
     """How many files of the pool are not used, for each kind of reason."""
-    from connectors.image_folder.index import set_aside_counts
+    from pipeline.pool.table import set_aside_counts
 
     return set_aside_counts(pd.read_parquet(folder.pool)) if folder.pool.exists() else {}
 
 
 def unused_images(folder: Campaign) -> list[str]:
     """What of the pool is not used, a line for each kind of reason, with an example and what to do."""
-    from connectors.image_folder.notes import unused_lines
+    from pipeline.pool.notes import unused_lines
 
     return unused_lines(pd.read_parquet(folder.pool)) if folder.pool.exists() else []
 

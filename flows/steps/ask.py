@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from connectors.annotation import Task
-from connectors.images.deep_pixels import Reading
 from connectors.images.pixels import stream_images
+from connectors.images.reading import Reading
 from connectors.store import RoundFolder, write_json, write_table
 from flows.campaign import OpenCampaign
 from flows.changes import count_labels, keep_page, last_page, refuse_lost_classes, wanted_page

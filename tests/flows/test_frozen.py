@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from connectors.escaping import markdown
 from connectors.feature_store import FeatureCache, feature_key, usage
-from connectors.images.pixels import PoolError, load_images
+from connectors.images.pixels import load_images
 from connectors.mlflow.loader import load_members
 from connectors.store import read_json, write_json
 from flows import cache, networks
@@ -37,6 +37,7 @@ from flows.steps.score import embed_labelled, read_candidates, score_shard
 from pipeline.evaluation.metrics import negative_log_likelihood
 from pipeline.members.predict import first_half, predict_members, stochastic_layers
 from pipeline.networks.classifier import ModelError
+from pipeline.pool.reasons import PoolError
 from pipeline.randomness import derive_seed
 from pipeline.selection.acquisition import ACQUISITIONS
 from pipeline.tasks import classification

@@ -10,8 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from connectors.feature_store import extract
-from connectors.images.deep_pixels import Range, Reading
-from connectors.images.pixels import load_images, measure_ranges
+from connectors.images.pixels import load_images
+from connectors.images.ranges import measure_ranges
+from connectors.images.reading import Range, Reading
 from connectors.store import Campaign, read_json, write_json, write_table
 from flows.cache import features_of
 from flows.campaign import OpenCampaign

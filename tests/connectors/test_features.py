@@ -19,10 +19,11 @@ from torch import nn
 
 from connectors import feature_store as module
 from connectors.feature_store import BATCH, FeatureCache, cached_features, clear, extract, feature_key, shrink, usage
-from connectors.images.deep_pixels import Range
-from connectors.images.pixels import PoolError, load_images
+from connectors.images.pixels import load_images
+from connectors.images.reading import Range
 from pipeline.networks import classifier as models
 from pipeline.networks.classifier import Classifier, build_model, half_precision
+from pipeline.pool.reasons import PoolError
 
 CPU = torch.device("cpu")
 DAY = 86_400
