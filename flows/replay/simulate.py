@@ -33,7 +33,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from connectors.escaping import visible
-from connectors.feature_store import extract
 from connectors.images.decode import without_pillow_warnings
 from connectors.images.examine import has_colour
 from connectors.images.pixels import load_images
@@ -78,6 +77,7 @@ from flows.replay.inputs import (
 from flows.replay.runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, ReplaySettings, run_jobs
 from pipeline.evaluation.curves import CONTROL, DEFAULT_ACQUISITION, parse_arm, summarise
 from pipeline.networks.classifier import check_model_name
+from pipeline.networks.features import extract
 from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
 from pipeline.pool.group_rules import groups_of
 from pipeline.pool.groups import group_codes

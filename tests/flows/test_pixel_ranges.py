@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from connectors.feature_store import extract
 from connectors.images.pixels import load_images
 from connectors.images.ranges import measure_ranges
 from connectors.images.reading import Range, Reading
@@ -26,6 +25,7 @@ from flows.round import notes_on_pages, refresh_pool, settle_pixel_ranges
 from flows.steps.ask import _pixels
 from flows.steps.learn import _inputs, _sample_pool, gather_labels, measure, train
 from flows.steps.score import list_candidates
+from pipeline.networks.features import extract
 from tests.flows.conftest import PLAIN, TINY, Untracked
 
 TOML = """\
