@@ -24,13 +24,13 @@ from torch import Tensor
 from benchmarks.labelled_sets import LabelledSet
 from benchmarks.measure import do_jobs
 from benchmarks.transfer import N_CLASSES, data_of, frozen, in_words, lite0_settings
-from connectors.feature_store import extract
 from flows.networks import RECIPE, Lesson, add_out_of_fold, train_network, weight_draws
 from pipeline.evaluation.curves import area_under_curve, mean_interval, paired_difference
 from pipeline.evaluation.metrics import evaluate
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.predict import predict_from_features
 from pipeline.networks.classifier import Classifier
+from pipeline.networks.features import extract
 from pipeline.randomness import derive_seed
 from pipeline.selection.scoring import score_images
 from pipeline.tasks import classification

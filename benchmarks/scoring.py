@@ -22,12 +22,14 @@ from benchmarks import peers
 from benchmarks.lite0 import PREPROCESSING, lite0
 from benchmarks.measure import Case, Contender, arguments, report, run
 from benchmarks.transfer import lite0_settings
-from connectors.feature_store import FeatureCache, cached_features, extract, feature_key
+from connectors.feature_store import FeatureCache
+from connectors.frozen_features import cached_features
 from connectors.images.pixels import load_images
 from flows.networks import Lesson, add_out_of_fold, frozen_body, train_network
 from pipeline.learning.settings import MemberSettings
 from pipeline.members.predict import predict_from_features, predict_members
 from pipeline.networks.classifier import Classifier, build_model, half_precision, with_new_head
+from pipeline.networks.features import extract, feature_key
 from pipeline.selection.scoring import score_columns
 from pipeline.selection.strategies import select_batch
 from pipeline.tasks import classification
@@ -199,7 +201,7 @@ def score(n_heads: int, mc_dropout: int, prepared: tuple[Photos, Path], seed: in
     photos, folder = prepared
     heads = photos.heads[:n_heads]
     files = FeatureCache(folder, feature_key(heads[0], image_size=SIZE))
-    features = cached_features(files, heads[0], photos.ids, photos.uris, image_size=SIZE, channels=3, device=CPU)
+    features = cached_features(files, heads[0], photos.ids, photos.uris, image_size=SIZE)
     decisions, _ = predict_from_features(heads, features, task=classification, mc_dropout=mc_dropout, seed=seed)
     score_columns(decisions, {"margin", "entropy", *(["bald"] if decisions.shape[2] > 1 else [])}, reduce="mean")
     return decisions[:, 0].mean(dim=1)

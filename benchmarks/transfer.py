@@ -23,13 +23,13 @@ from torch import Tensor
 
 from benchmarks.labelled_sets import LabelledSet, read_set
 from benchmarks.measure import do_jobs
-from connectors.feature_store import extract
 from flows.networks import RECIPE, Lesson, add_out_of_fold, frozen_body, phase_of, train_network
 from pipeline.evaluation.curves import mean_interval, paired_difference
 from pipeline.evaluation.metrics import evaluate
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.predict import predict_members
 from pipeline.networks.classifier import PHASES, Classifier
+from pipeline.networks.features import extract
 from pipeline.randomness import derive_seed
 from pipeline.tasks import classification
 

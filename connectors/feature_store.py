@@ -1,4 +1,4 @@
-"""Features of a frozen trunk, computed once for each image and kept between rounds.
+"""The store of features: files that keep what a frozen trunk made of images, between rounds and campaigns.
 
 A cache is a folder with a subfolder for each key, the digest of all that the features depend on besides the image:
 
@@ -9,48 +9,27 @@ Processes share a cache without a lock: a file appears under its name when it is
 no harm, since both hold the same numbers.
 """
 
-import hashlib
-import inspect
 import json
 import logging
 import os
-import re
-import sys
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 from uuid import uuid4
 
 import numpy as np
-import PIL
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from connectors.images.deep_pixels import Range, Reading
-from connectors.images.pixels import WHOLE, stream_images
-from pipeline.networks.classifier import Classifier, ModelError, evaluating, half_precision
-
-FORMAT = 3
-"""Part of every key: raise it when a change of the code changes the features of an image."""
-BATCH = 32
-"""Images of one forward pass on a processor, few enough for its cache: with 64 of 96 or 224 pixels EfficientNet-Lite0
-takes 1.5 times as long, ResNet-18 from 0.9 to 1.1 times."""
-GPU_BATCH = 64
-"""Images of one forward pass elsewhere."""
-CHUNK_BYTES = 2**28
-"""Decoded images of one append, at most."""
 ABANDONED_AFTER = 86_400.0
 """Seconds after which a temporary file has no writer any more."""
-LIBRARIES = ("torch", "torchvision", "timm")
-"""Whose layers are told by their release, and not by their source."""
 ATTEMPTS = 20
 USED = "used"
 ENDING = ".arrow"
@@ -64,7 +43,7 @@ class CacheUsage:
     """What the cache holds under one key.
 
     Attributes:
-        key: see `feature_key`.
+        key: see `pipeline.networks.features.feature_key`.
         n_items: images.
         n_bytes: size of the files.
         last_used: when features were last read or appended, UTC.
@@ -76,147 +55,6 @@ class CacheUsage:
     last_used: datetime
 
 
-# Computing
-
-
-def extract(model: Classifier, images: Tensor, *, device: torch.device) -> Tensor:
-    """What the tail reads of each image, rounded to float16, with the trunk in evaluation mode.
-
-    Every forward pass has the same number of images, filled up with black ones, because a network's last bits depend
-    on the size of the batch: so an image's features do not depend on the images beside it. They may depend on the
-    device, the release of torch, and the number of threads.
-
-    Args:
-        images: uint8 `(n, channels, S, S)`.
-        device: where the network runs; it is moved there.
-
-    Returns:
-        float16 `(n, D)`, or `(n, …)` where the trunk ends in something else than a vector; on the CPU.
-
-    Raises:
-        ModelError: a feature is not finite in float16, whose largest number is 65,504.
-    """
-    model.to(device)
-    with torch.no_grad(), evaluating(model):
-        n_images = BATCH if device.type == "cpu" else GPU_BATCH
-        features = torch.cat([_batch_features(model, few, n_images, device) for few in images.split(n_images)]).cpu()
-    if not features.isfinite().all():
-        raise ModelError(
-            f"the features of {type(model.trunk).__name__} do not fit into float16: some are not finite or larger than "
-            "65504; take another network, or train this one's body too"
-        )
-    return features
-
-
-def _batch_features(model: Classifier, images: Tensor, n_images: int, device: torch.device) -> Tensor:
-    """Float16 features, on `device`, of images that are filled up to `n_images`."""
-    batch = torch.cat([images, images.new_zeros((n_images - len(images), *images.shape[1:]))])
-    if device.type == "cuda":
-        batch = batch.pin_memory()  # copied while the network works on the batch before
-    return model.features(batch.to(device, non_blocking=True))[: len(images)].half()
-
-
-@torch.no_grad()
-def feature_key(
-    model: Classifier, *, image_size: int, device: torch.device | None = None, ranges: Sequence[Range] = ()
-) -> str:
-    """Digest of all that the features of an image depend on: equal keys, equal features.
-
-    It covers the trunk's layers, weights and statistics, mean and std, size and channels of the images, the kind of
-    device with the type of number it computes in, releases of the libraries, the source of layers of one's own, and
-    `FORMAT`; not functions that such layers call, nor numbers that they keep elsewhere than in tensors and their names.
-    All weights are read: ask once for a network, not once for each part of a pool.
-
-    Args:
-        image_size: side of the square images, pixels.
-        device: where the network will run; None where it is now.
-        ranges: of the pool's deep pixels; a pool of 8 bits has none.
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    device = device or model.mean.device
-    with half_precision(model, device):
-        is_half = torch.is_autocast_enabled(device.type)
-        computed_in = torch.get_autocast_dtype(device.type) if is_half else torch.float32
-    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(model.trunk))  # the address of a function changes from run to run
-    told = [FORMAT, image_size, model.channels, device.type, str(computed_in), layers, _code_of(model.trunk)]
-    told += [[one.kind, one.low, one.high] for one in ranges]
-    digest = hashlib.sha256(json.dumps(told).encode())
-    for name, values in {"mean": model.mean, "std": model.std, **model.trunk.state_dict()}.items():
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
-
-
-def _code_of(trunk: nn.Module) -> list[str]:
-    """Releases of Pillow and of the libraries that the layers are of, and the source of layers of one's own."""
-    releases, sources = {f"Pillow {PIL.__version__}"}, set()
-    for layer in {base for module in trunk.modules() for base in type(module).__mro__}:
-        library = layer.__module__.partition(".")[0]
-        if library in LIBRARIES:
-            releases.add(f"{library} {sys.modules[library].__version__}")
-        elif library != "builtins":
-            with suppress(OSError, TypeError):  # typed in, so that there is no source
-                sources.add(inspect.getsource(layer))
-    return [*sorted(releases), *sorted(sources)]
-
-
-def cached_features(
-    cache: "FeatureCache",
-    model: Classifier,
-    ids: Sequence[str],
-    uris: Sequence[str],
-    *,
-    image_size: int,
-    channels: int,
-    device: torch.device,
-    reading: Reading = WHOLE,
-    advance: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """Features of images, from the cache; what is missing there is computed and appended, chunk by chunk.
-
-    A call that was killed goes on where it stood; the next chunk is decoded while the network works on one. Another
-    process may remove anything meanwhile.
-
-    Args:
-        cache: opened with the `feature_key` of this network, size, device and ranges.
-        ids: `(n,)` item ids.
-        uris: `(n,)` their paths.
-        image_size: side of the square images, pixels.
-        channels: 1 for grey, 3 for RGB.
-        device: where the network runs.
-        reading: how the images are read.
-        advance: called with the images done and all images.
-
-    Returns:
-        float16 `(n, …)` on the CPU.
-
-    Raises:
-        PoolError: an image cannot be read; the chunks before it are kept.
-    """
-    if not ids:
-        return extract(model, torch.empty((0, channels, image_size, image_size), dtype=torch.uint8), device=device)
-    missing, features = cache.read_kept(ids)
-    n_done = len(ids) - len(missing)
-    chunk = _chunk_size(image_size, channels)
-    wanted = [uris[p] for p in missing.tolist()]
-    images = stream_images(wanted, size=image_size, channels=channels, chunk=chunk, reading=reading)
-    with closing(images):
-        for positions, part in zip(missing.split(chunk) if len(missing) else (), images, strict=True):
-            computed = extract(model, part, device=device)
-            cache.append([ids[p] for p in positions.tolist()], computed)
-            features = computed.new_zeros((len(ids), *computed.shape[1:])) if features is None else features
-            features[positions] = computed
-            n_done += len(part)
-            if advance is not None:
-                advance(n_done, len(ids))
-    return cast(Tensor, features)
-
-
-# Keeping
-
-
 class FeatureCache:
     """Features by item id under one key, in files that processes and threads may add to at the same time.
 
@@ -225,7 +63,7 @@ class FeatureCache:
 
     Args:
         folder: of the whole cache.
-        key: see `feature_key`.
+        key: see `pipeline.networks.features.feature_key`.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -513,8 +351,3 @@ def _remove_abandoned(key: Path) -> None:
 
 def _as_bytes(ids: Sequence[str]) -> NDArray[np.bytes_]:
     return np.array([item_id.encode() for item_id in ids], dtype=np.bytes_)
-
-
-def _chunk_size(image_size: int, channels: int) -> int:
-    """Images of one append: 1,024, or fewer where they are large; whole batches."""
-    return min(1024, max(1, CHUNK_BYTES // (BATCH * channels * image_size**2)) * BATCH)

@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from connectors.image_folder.index import read_pool
-from connectors.images.deep_pixels import Range
+from connectors.images.reading import Range
 from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles
 from connectors.store import FORMAT, StoreError, check_format, read_json, write_atomic, write_json, write_table

@@ -1,19 +1,16 @@
 """The features of frozen networks, kept between rounds and campaigns: where they are and what they take."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
-from connectors.feature_store import FeatureCache, cached_features, feature_key, shrink, usage
-from connectors.images.deep_pixels import Reading
-from connectors.images.pixels import WHOLE
-from flows.config import CampaignSettings
+from connectors.feature_store import shrink, usage
+from connectors.frozen_features import cached_features, open_cache
+from connectors.images.reading import WHOLE, Reading
 from flows.home import home
 from pipeline.learning.settings import ModelSettings
 from pipeline.networks.classifier import Classifier
@@ -43,33 +40,19 @@ def features_of(
         advance: called with (done, total) images.
     """
     return cached_features(
-        _opened(features_folder(), _key(body, settings.image_size, body.mean.device, reading)),
+        open_cache(features_folder(), body, image_size=settings.image_size, ranges=reading.ranges),
         body,
         items["item_id"].tolist(),
         items["uri"].tolist(),
         image_size=settings.image_size,
-        channels=settings.channels,
-        device=body.mean.device,
         reading=reading,
         advance=advance,
     )
 
 
-@lru_cache(maxsize=1)
-def _key(body: Classifier, image_size: int, device: torch.device, reading: Reading) -> str:
-    """The digest of a frozen trunk, made once for all shards of a pool."""
-    return feature_key(body, image_size=image_size, device=device, ranges=reading.ranges)
-
-
-@lru_cache(maxsize=1)
-def _opened(folder: Path, key: str) -> FeatureCache:
-    """The cache, opened once for all shards of a pool: a million ids take their time."""
-    return FeatureCache(folder, key)
-
-
-def shrink_features(settings: CampaignSettings) -> None:
-    """Keep the features of all campaigns within the bound that this one has."""
-    shrink(features_folder(), int(settings.feature_cache_gb * GIGABYTE))
+def shrink_features(max_gb: float) -> None:
+    """Keep the features of all campaigns within a bound."""
+    shrink(features_folder(), int(max_gb * GIGABYTE))
 
 
 def cache_table(folder: Path) -> Table:

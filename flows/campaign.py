@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from connectors.annotation import AnnotationTool
-from connectors.images.deep_pixels import Reading
+from connectors.images.reading import Reading
 from connectors.store import write_json
 from connectors.tracking import Tracker
 from deploy import servers

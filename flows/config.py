@@ -7,7 +7,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from zoneinfo import available_timezones
 
 from pydantic import (
@@ -28,6 +28,9 @@ from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
 from pipeline.registries import look_up
 from pipeline.settings import MOST, Duration, Share, Size
+
+if TYPE_CHECKING:
+    from connectors.image_folder.index import PoolSource
 
 SQLITE = "sqlite:///"
 BYTE_ORDER_MARKS = (
@@ -92,7 +95,7 @@ def _check_on_disk(value: Any) -> Any:
 
 
 def _check_group(value: str) -> str:
-    from pipeline.pool.groups import check_rule
+    from pipeline.pool.group_rules import check_rule
 
     return check_rule(value)
 
@@ -197,6 +200,20 @@ class CampaignSettings(StoppingSettings):
     def former_classes(self) -> dict[str, str]:
         """What a class was ever called -> the class that it is now."""
         return present_names(self.renamed)
+
+    @property
+    def pool_source(self) -> "PoolSource":
+        """Where the images are, and what is asked of them."""
+        from connectors.image_folder.index import PoolSource  # loads Pillow, which most commands need not
+
+        return PoolSource(
+            self.pool,
+            self.classes,
+            group=self.group,
+            follow_links=self.follow_links,
+            max_unused=self.max_unused,
+            renamed=self.former_classes,
+        )
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:

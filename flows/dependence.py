@@ -12,7 +12,7 @@ from flows.campaign import OpenCampaign
 from flows.config import images_root
 from flows.progress import progress_bar
 from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
-from pipeline.pool.groups import group_counts
+from pipeline.pool.table import group_counts
 from pipeline.randomness import seeded_generator
 
 

@@ -21,7 +21,7 @@ KNOWN = (
     ("flows.config", "ConfigError", EXIT_USAGE),
     ("connectors.store", "CampaignChanged", EXIT_USAGE),
     ("connectors.annotation", "AuthenticationFailed", EXIT_USAGE),
-    ("connectors.images.pixels", "PoolError", EXIT_USAGE),
+    ("pipeline.pool.reasons", "PoolError", EXIT_USAGE),
     ("pipeline.networks.backbones", "ModelError", EXIT_USAGE),
     ("connectors.annotation", "AnnotationToolError", EXIT_FAILURE),
     ("connectors.tracking", "TrackerError", EXIT_FAILURE),

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from connectors.images.deep_pixels import Reading
+from connectors.images.reading import Reading
 from connectors.images.pixels import load_images, stream_images
 from flows.cache import features_of, shrink_features
 from flows.networks import CHUNK, predictions

@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from connectors.images.deep_pixels import Reading
-from connectors.images.pixels import WHOLE, stream_images
+from connectors.images.pixels import stream_images
+from connectors.images.reading import WHOLE, Reading
 from flows.cache import features_of
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.laplace import fit_posterior

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from connectors.escaping import csv_cell
 from connectors.image_folder.listing import File, stat_file, walk
-from connectors.images.pixels import PoolError, load_images
+from connectors.images.pixels import load_images
+from pipeline.pool.reasons import PoolError
 from connectors.mlflow.loader import Ensemble, make_ensemble
 from connectors.store import write_atomic
 from flows.artefacts import MEMBERS, POOL, TRAINING

@@ -6,7 +6,7 @@ from typing import Literal
 
 from connectors.annotation import Progress
 from connectors.image_folder.index import index_pool
-from connectors.image_folder.notes import changes, unused_lines
+from pipeline.pool.notes import changes, unused_lines
 from flows.artefacts import (
     ANSWERS,
     BATCH,
@@ -204,16 +204,11 @@ def refresh_pool(work: OpenCampaign) -> None:
     told: list[str] = []
     with progress_bar("indexing the pool", unit="files") as show:
         table = index_pool(
-            settings.pool,
+            settings.pool_source,
             None if known is None else work.pool.table,
             audit_size=settings.audit_size,
             seed=settings.seed,
-            classes=settings.classes,
-            follow_links=settings.follow_links,
-            max_unused=settings.max_unused,
             reading=work.reading,
-            group=settings.group,
-            renamed=settings.former_classes,
             was_asked=was_asked,
             progress=show,
             tell=told.append,

@@ -1,4 +1,4 @@
-"""Names that people give: what is hidden in them, and what a class may be called."""
+"""Names that people give: what is hidden in them, how they are printed, and what a class may be called."""
 
 import re
 import unicodedata
@@ -55,6 +55,17 @@ def mistakable(names: Iterable[str]) -> str | None:
         if other != name:
             return f"{other!r} and {name!r} differ only in {_difference(other, name)}"
     return None
+
+
+def shorten(value: object, length: int = 80) -> str:
+    """A value for people to read: quoted, with what cannot be printed escaped, and not too long."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 4]}...{text[-1]}"
+
+
+def printable(text: str) -> str:
+    """The text with what cannot be printed escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _difference(one: str, other: str) -> str:

@@ -12,8 +12,11 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from connectors.image_folder.strict_table import nfc, printable
-from connectors.images.pixels import UNREAD, map_in_threads, reason_of
+from connectors.image_folder.strict_table import nfc
+from connectors.images.decode import reason_of
+from connectors.images.threads import map_in_threads
+from pipeline.names import printable
+from pipeline.pool.reasons import ADDRESS, LINKED, NO_SUFFIX, NOT_BY_NAME, OTHER_FORMAT, OUTSIDE, UNREAD
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
@@ -56,17 +59,6 @@ OWN_INSIDE = frozenset(
     {"rounds", "campaign.json", "campaign.lock", "campaign.lock.json", "pool.parquet", "pool_notes.json", "runs"}
 )
 """What is labelcycle's own where the pool itself is such a folder."""
-
-OUTSIDE = "outside the pool's folder"
-LINKED = "linked from outside the pool"
-ADDRESS = "an address, not a file"
-OTHER_FORMAT = "of a format that is not read"
-CHANGED = "file changed since it was indexed"
-IN_AUDIT = "of a group in the audit set: found later, and not to be trained on"
-NOT_NAMED = "no longer in the manifest"
-PASSED_OVER = "passed over: no image that a person put into the pool"
-NOT_BY_NAME = "not an image: suffix "
-NO_SUFFIX = "not an image: no suffix"
 
 
 class File(NamedTuple):

@@ -8,8 +8,10 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, shorten, trim
-from connectors.images.pixels import PoolError
+from connectors.image_folder.listing import Located
+from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, trim
+from pipeline.names import shorten
+from pipeline.pool.reasons import PoolError
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
 KNOWN = {
@@ -66,6 +68,15 @@ def unused_columns(table: StrictTable) -> list[str]:
     """A line that names the columns that are not known, if there are any besides those that pandas writes."""
     names = [name for name in table.others if name.strip().casefold() not in OF_INDEXES]
     return [f"{table.path.name}: columns that are not used: {', '.join(map(shorten, names))}"] if names else []
+
+
+def readings_in_words(table: StrictTable, column: str, located: Located) -> list[str]:
+    """A line for each way in which names of files were read that are not there as written."""
+    return [
+        f"{table.path.name}: names of files are read {reading}, in {len(positions)} rows, such as "
+        f"{shorten(table.rows[column].iloc[positions[0]])} in row {table.rows.index[positions[0]]}"
+        for reading, positions in located.readings.items()
+    ]
 
 
 def forms_of(classes: Sequence[str]) -> dict[str, str]:

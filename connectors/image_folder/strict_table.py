@@ -14,7 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connectors.images.pixels import PoolError
+from pipeline.names import shorten
+from pipeline.pool.reasons import PoolError
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 NOT_CSV = {
@@ -120,17 +121,6 @@ def trim(table: StrictTable, name: str) -> StrictTable:
 def nfc(text: str) -> str:
     """The text in the Unicode form that letters with accents are one character in."""
     return unicodedata.normalize("NFC", text)
-
-
-def shorten(value: object, length: int = 80) -> str:
-    """A value for people to read: quoted, with what cannot be printed escaped, and not too long."""
-    text = repr(value)
-    return text if len(text) <= length else f"{text[: length - 4]}...{text[-1]}"
-
-
-def printable(text: str) -> str:
-    """The text with what cannot be printed escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _is_text(value: object) -> bool:

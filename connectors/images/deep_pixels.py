@@ -1,10 +1,10 @@
-"""Pixels deeper than 8 bits: which kinds there are, the range that those of a pool lie in, and how they become 8 bits.
+"""Pixels deeper than 8 bits: which kinds there are, and how they become 8 bits.
 
 A camera of 12 bits writes files of 16, a thermal camera kelvins, a scanner floats up to 1: what is black and what is
 white says the data, not the type of the numbers. So each kind of a pool has one range for all its images.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
-PERCENTILES = (0.1, 99.9)
-"""Of the pixels of a pool's sample: what becomes black and what becomes white."""
-N_DISTINCT = 16
-"""Values that must be left beside one that is taken for no data: an image of a few values means each of them."""
+from connectors.images.reading import Reading
+
 STRIP = 2**20
 """Pixels that are converted at a time, so that no second copy of a large image is made."""
 
@@ -25,39 +23,6 @@ WHITE_IS_ZERO = ", white is zero"
 SIXTEEN_BIT_COLOURS = frozenset({"RGB;16", "RGBX;16", "RGBA;16"})
 INTEGERS = {(16, 2): ("16-bit signed", "i4"), (32, 1): ("32-bit unsigned", "u4"), (32, 2): ("32-bit signed", "i4")}
 """Kind, and type of what Pillow makes of them, by the bits and the sample format of a TIFF."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """What becomes 0 and 255 in images of one kind.
-
-    Attributes:
-        kind: see `Deep`.
-        n_images: whose pixels it was measured on.
-    """
-
-    kind: str
-    low: float
-    high: float
-    n_images: int
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How image files are read.
-
-    Attributes:
-        ranges: of the kinds of pixels that the pool has. Another kind has the full range of its type; 32 bits and
-            floats, which have none, are stretched from the smallest to the largest value of each image.
-        memory_gb: that all images that are being decoded may take together.
-    """
-
-    ranges: tuple[Range, ...] = ()
-    memory_gb: float = 2.0
-
-    def range_of(self, kind: str) -> Range | None:
-        """The range of a kind; None where the pool has none."""
-        return next((one for one in self.ranges if one.kind == kind), None)
 
 
 @dataclass(frozen=True)
@@ -276,53 +241,3 @@ def _stretch(low: float, high: float) -> Callable[[NDArray[Any]], NDArray[np.uin
         return np.rint(255 * (np.clip(wide, low, high) - low) / (high - low)).astype(np.uint8)
 
     return stretch
-
-
-def robust_range(values: NDArray[np.float64]) -> tuple[float, float] | None:
-    """From where to where the values of a sample lie, without their tails and without what stands for no data.
-
-    A value that is at an end, is repeated, and is farther from the others than these are from each other says that
-    there is no data, or that a sensor was at its limit: -9999 beside degrees, 65535 beside 12 bits.
-
-    Args:
-        values: `(n,)`, finite.
-
-    Returns:
-        The ends; None where all values are equal.
-    """
-    values = np.sort(values)
-    while (without := _without_far_end(values)) is not None:
-        values = without
-    if not values.size:
-        return None
-    low, high = np.percentile(values, PERCENTILES, method="nearest")
-    if not high > low:  # most is background of one value
-        low, high = values[0], values[-1]
-    return (float(low), float(high)) if high > low else None
-
-
-def _without_far_end(values: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Sorted values without those equal to one end, where that one is far off; None where no end is."""
-    if not values.size:
-        return None
-    first = int(np.searchsorted(values, values[0], side="right"))
-    last = int(np.searchsorted(values, values[-1], side="left"))
-    for rest, end in ((values[first:], values[0]), (values[:last], values[-1])):
-        if len(rest) == 0 or len(values) - len(rest) < 2:
-            continue
-        low, high = np.percentile(rest, PERCENTILES, method="nearest")
-        gap = low - end if end < rest[0] else end - high
-        if gap > high - low and len(np.unique(rest)) >= N_DISTINCT:
-            return rest
-    return None
-
-
-def ranges_of(samples: Sequence[tuple[str, NDArray[np.float64]]]) -> tuple[Range, ...]:
-    """The range of each kind, by name, from samples of its images."""
-    found = []
-    for kind in sorted({kind for kind, _ in samples}):
-        parts = [values for name, values in samples if name == kind]
-        ends = robust_range(np.concatenate(parts))
-        if ends is not None:
-            found.append(Range(kind, *ends, n_images=len(parts)))
-    return tuple(found)

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import quote
 
-from PIL import ExifTags, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
-from connectors.images.deep_pixels import Reading
-from connectors.images.pixels import PoolError, open_image, read_picture, reason_of, without_pillow_warnings
+from connectors.images.colour import GREY, on_white
+from connectors.images.decode import UPRIGHT, Decoded, decode, open_image, reason_of, without_pillow_warnings
+from connectors.images.reading import WHOLE, Reading
 from connectors.store import write_atomic
+from pipeline.pool.reasons import PoolError
 
 ENDINGS = {
     "JPEG": ".jpg",
@@ -75,6 +77,41 @@ def check_shown(content: bytes, content_type: str) -> str:
     except Exception as exc:  # a decoder raises anything when it is given any bytes
         return reason_of(exc)
     return f"Label Studio shows none of {FEWEST_BYTES} bytes or fewer" if len(content) <= FEWEST_BYTES else ""
+
+
+def read_picture(uri: str, *, longest_side: int, reading: Reading = WHOLE) -> Image.Image:
+    """The whole picture for a person to look at: upright, on white, in its own proportions.
+
+    Args:
+        longest_side: pixels of the longer side at most; a smaller picture keeps its size.
+        reading: the ranges of the pool's deep pixels, and the memory that may be taken.
+
+    Returns:
+        An image in grey ("L") or RGB.
+
+    Raises:
+        PoolError: it cannot be read; the message begins with its uri.
+    """
+
+    def use(decoded: Decoded) -> Image.Image:
+        is_grey = not decoded.deep.has_colours if decoded.deep else decoded.stored.mode in GREY
+        image = on_white(decoded, 1 if is_grey else 3, reading)
+        width, height = decoded.box[2:] if decoded.box else image.size
+        share = min(1.0, longest_side / max(width, height))
+        size = (max(1, round(width * share)), max(1, round(height * share)))
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.LANCZOS, box=decoded.box, reducing_gap=3.0)
+        upright = UPRIGHT.get(decoded.orientation)
+        return image.copy() if upright is None else image.transpose(upright)
+
+    with without_pillow_warnings():
+        return decode(uri, use, at_least=lambda width, height: _fitted(width, height, longest_side), reading=reading)
+
+
+def _fitted(width: int, height: int, longest_side: int) -> tuple[int, int]:
+    """The size that a picture is to have; its own where that is smaller."""
+    share = min(1.0, longest_side / max(width, height))
+    return max(1, int(width * share)), max(1, int(height * share))
 
 
 def write_link(link: Path, target: Path) -> None:

@@ -44,8 +44,7 @@ from connectors.annotation import (
     Tended,
 )
 from connectors.escaping import label_studio_choice
-from connectors.images.deep_pixels import Reading
-from connectors.images.pixels import WHOLE, PoolError
+from connectors.images.reading import WHOLE, Reading
 from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_to_show
 from connectors.label_studio.pages import (
     CONTROL,
@@ -60,6 +59,7 @@ from connectors.label_studio.pages import (
 )
 from connectors.label_studio.reading import READ_FIELDS, HeldTask, is_copied, is_skip, read_answer
 from connectors.store import read_json, write_json
+from pipeline.pool.reasons import PoolError
 from pipeline.types import Answer
 
 TOKEN_VARIABLE = "LABEL_STUDIO_API_KEY"  # noqa: S105

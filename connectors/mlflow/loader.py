@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from connectors.images.deep_pixels import Range, Reading
-from connectors.images.pixels import WHOLE, PoolError, stream_images
+from connectors.images.pixels import stream_images
+from connectors.images.reading import WHOLE, Range, Reading
 from pipeline.members.predict import predict_members
 from pipeline.networks.classifier import Classifier, build_model, load_trunk, load_weights, with_new_head
+from pipeline.pool.reasons import PoolError
 from pipeline.tasks import classification
 
 TRUNK = "trunk.pt"

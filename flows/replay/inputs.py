@@ -11,19 +11,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from connectors.image_folder.index import index_pool, read_pool, usable
+from connectors.image_folder.index import index_pool, read_pool
 from connectors.image_folder.listing import locate
 from connectors.image_folder.manifest import KNOWN as MANIFEST_COLUMNS
-from connectors.image_folder.manifest import forms_of, unused_columns
-from connectors.image_folder.notes import readings_in_words
-from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, shorten, trim
-from connectors.images.pixels import PoolError, map_in_threads
+from connectors.image_folder.manifest import forms_of, readings_in_words, unused_columns
+from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, trim
+from connectors.images.threads import map_in_threads
 from connectors.store import Campaign
 from flows.changes import count_labels, refuse_lost_classes
 from flows.config import CampaignSettings, ConfigError
 from flows.ledger import known_answers
 from pipeline.labels.answers import labelled_set
-from pipeline.pool.groups import check_rule, groups_of
+from pipeline.names import shorten
+from pipeline.pool.group_rules import check_rule, groups_of
+from pipeline.pool.reasons import PoolError
+from pipeline.pool.table import usable
 
 KNOWN = {
     "file": MANIFEST_COLUMNS["uri"] - {"file"} | {"uri"},
@@ -132,17 +134,7 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
     if folder.pool.exists():
         pool = read_pool(folder.pool)
     else:
-        pool = index_pool(
-            settings.pool,
-            None,
-            audit_size=0,
-            seed=settings.seed,
-            classes=settings.classes,
-            group=settings.group,
-            follow_links=settings.follow_links,
-            max_unused=settings.max_unused,
-            renamed=settings.former_classes,
-        )
+        pool = index_pool(settings.pool_source, None, audit_size=0, seed=settings.seed)
     pool = usable(pool)
     given = pool[pool["label"].notna()]
     given = given.assign(label=given["label"].replace(settings.former_classes))

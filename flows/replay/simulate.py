@@ -33,16 +33,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from connectors.escaping import visible
-from connectors.feature_store import extract
-from connectors.images.deep_pixels import Reading
-from connectors.images.pixels import (
-    WHOLE,
-    PoolError,
-    has_colour,
-    load_images,
-    measure_ranges,
-    without_pillow_warnings,
-)
+from connectors.images.decode import without_pillow_warnings
+from connectors.images.examine import has_colour
+from connectors.images.pixels import load_images
+from connectors.images.ranges import measure_ranges
+from connectors.images.reading import WHOLE, Reading
 from connectors.store import (
     Campaign,
     CampaignChanged,
@@ -78,8 +73,11 @@ from flows.replay.runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, Replay
 from pipeline.evaluation.curves import CONTROL, DEFAULT_ACQUISITION, parse_arm, summarise
 from pipeline.learning.settings import PHASE_LIMITS, MemberSettings, ModelSettings, with_own_image_size
 from pipeline.networks.classifier import check_model_name
+from pipeline.networks.features import extract
 from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
-from pipeline.pool.groups import group_codes, groups_of
+from pipeline.pool.group_rules import groups_of
+from pipeline.pool.groups import group_codes
+from pipeline.pool.reasons import PoolError
 from pipeline.randomness import seeded_generator
 from pipeline.selection.acquisition import NEEDS_MEMBERS
 from pipeline.settings import LOCAL

@@ -8,9 +8,9 @@ from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from connectors.image_folder.index import set_aside_counts
-from connectors.image_folder.notes import unused_lines
-from connectors.images.deep_pixels import Range
+from pipeline.pool.table import set_aside_counts
+from pipeline.pool.notes import unused_lines
+from connectors.images.reading import Range
 from deploy import servers
 from flows.artefacts import (
     CAMPAIGN,

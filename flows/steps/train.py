@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from connectors.images.deep_pixels import Reading
+from connectors.images.reading import Reading
 from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList
 from connectors.tracking import Tracker

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipeline.pool.groups import PARENT
+from pipeline.pool.group_rules import PARENT
 
 NUMBERED = re.compile(r"^(?P<folder>(?:.*/)?)(?P<stem>[^/]*?)(?P<number>\d{1,12})(?P<rest>\D*)\.[^./]+$")
 """A name with a running number, the last of its numbers."""

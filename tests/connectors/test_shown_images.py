@@ -9,8 +9,9 @@ import pytest
 from PIL import ExifTags, Image
 
 from connectors.images import shown as shown_images
-from connectors.images.pixels import WHOLE, PoolError
+from connectors.images.reading import WHOLE
 from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_to_show
+from pipeline.pool.reasons import PoolError
 
 ROWS, COLUMNS = np.mgrid[:24, :36]
 COLOURS = np.stack([COLUMNS * 7, ROWS * 10, 255 - COLUMNS * 7], axis=-1).astype(np.uint8)

@@ -143,15 +143,7 @@ def make_work(striped_images, tmp_path):
         settings = load_settings(file)
         work = OpenCampaign(settings, Campaign(settings.folder))
         work.__dict__["tracker"] = Untracked()
-        pool = index_pool(
-            settings.pool,
-            None,
-            audit_size=settings.audit_size,
-            seed=0,
-            classes=settings.classes,
-            renamed=settings.former_classes,
-        )
-        work.folder.claim(resolved(settings))
+        pool = index_pool(settings.pool_source, None, audit_size=settings.audit_size, seed=0)
         write_table(work.folder.pool, pool)
         return work
 

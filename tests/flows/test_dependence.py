@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
-from connectors.images.deep_pixels import Range
 from connectors.images.pixels import load_images
+from connectors.images.reading import Range
 from connectors.store import write_table
 from flows.dependence import look_for_dependence
 from flows.pixel_ranges import write_ranges

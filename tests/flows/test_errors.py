@@ -12,7 +12,6 @@ import typer
 from typer.testing import CliRunner
 
 from connectors.annotation import AnnotationToolError, AnnotationToolUnavailable, AuthenticationFailed
-from connectors.images.pixels import PoolError
 from connectors.store import CampaignBusy, CampaignChanged, StoreError, write_json
 from connectors.tracking import TrackerError, TrackerUnavailable
 from deploy.logins import ServerError
@@ -20,6 +19,7 @@ from flows import cli
 from flows.config import ConfigError
 from flows.errors import KNOWN, CommandGroup, explain_error
 from pipeline.networks.classifier import ModelError
+from pipeline.pool.reasons import PoolError
 from pipeline.training.fit import TrainingError
 
 KINDS = [

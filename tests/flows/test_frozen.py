@@ -9,13 +9,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from connectors import frozen_features
 from connectors.escaping import markdown
-from connectors.feature_store import FeatureCache, feature_key, usage
-from connectors.images.pixels import PoolError, load_images
+from connectors.feature_store import usage
+from connectors.frozen_features import open_cache
+from connectors.images.pixels import load_images
 from connectors.mlflow.loader import load_members
 from connectors.store import read_json, write_json
-from flows import cache, networks
-from flows.cache import _key, _opened, features_folder, features_of
+from flows import networks
+from flows.cache import features_folder, features_of
 from flows.cli import app
 from flows.networks import check_network, frozen_body, new_model, phase_of, predictions
 from flows.reports.round_page import campaign_status, round_markdown, warnings_of
@@ -37,6 +39,8 @@ from flows.steps.score import embed_labelled, read_candidates, score_shard
 from pipeline.evaluation.metrics import negative_log_likelihood
 from pipeline.members.predict import first_half, predict_members, stochastic_layers
 from pipeline.networks.classifier import ModelError
+from pipeline.networks.features import feature_key
+from pipeline.pool.reasons import PoolError
 from pipeline.randomness import derive_seed
 from pipeline.selection.acquisition import ACQUISITIONS
 from pipeline.tasks import classification
@@ -494,13 +498,13 @@ def test_image_is_computed_once_in_the_life_of_a_trunk(make_work):
     folder = scored_round(work)
     models = trained_models(folder, work)
     body = frozen_body(work.settings.model, n_classes=3)
-    cache = FeatureCache(features_folder(), feature_key(body, image_size=12))
+    cache = open_cache(features_folder(), body, image_size=12)
     assert len(cache) == 60 - 6, "all but the audit set, which was not measured"
     nowhere = pd.read_parquet(folder / "candidates.parquet").assign(uri="/nowhere.png")
     assert len(features_of(body, nowhere, work.settings.model)) == len(nowhere)
     assert sum(len(decisions) for decisions, _ in predictions(models, nowhere, work.settings.model)) == len(nowhere)
     shutil.rmtree(features_folder())
-    _opened.cache_clear()
+    frozen_features._opened.cache_clear()
     with pytest.raises(PoolError, match="nowhere"):
         features_of(body, nowhere, work.settings.model)
 
@@ -519,10 +523,10 @@ def test_pool_is_predicted_in_parts_that_make_one(make_work, monkeypatch):
     sizes, decisions, embeddings = predict()
     assert sizes == [len(items)] == [30]
     watch(monkeypatch, "features_of", told)
-    monkeypatch.setattr(cache, "feature_key", lambda *_, **__: keys.append(1) or feature_key(*_, **__))
+    monkeypatch.setattr(frozen_features, "feature_key", lambda *_, **__: keys.append(1) or feature_key(*_, **__))
     monkeypatch.setattr(networks, "SHARD", 20)
     monkeypatch.setattr(networks, "MAX_PROBABILITIES", 12 * 3 * 8)
-    _key.cache_clear()
+    frozen_features._key.cache_clear()
     sizes, again, embedded = predict(advance=lambda done_now, total: done.append((done_now, total)))
     assert sizes == [8, 8, 4, 8, 2]
     assert torch.allclose(again, decisions, atol=1e-6)

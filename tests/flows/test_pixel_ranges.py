@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from connectors.feature_store import extract
-from connectors.images.deep_pixels import Range, Reading
-from connectors.images.pixels import load_images, measure_ranges
+from connectors.images.pixels import load_images
+from connectors.images.ranges import measure_ranges
+from connectors.images.reading import Range, Reading
 from connectors.store import Campaign, read_json, write_json, write_table
 from flows.cache import features_of
 from flows.campaign import OpenCampaign
@@ -25,6 +25,7 @@ from flows.round import notes_on_pages, refresh_pool, settle_pixel_ranges
 from flows.steps.ask import _pixels
 from flows.steps.learn import _inputs, _sample_pool, gather_labels, measure, train
 from flows.steps.score import list_candidates
+from pipeline.networks.features import extract
 from tests.flows.conftest import PLAIN, TINY, Untracked
 
 TOML = """\

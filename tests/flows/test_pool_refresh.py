@@ -5,7 +5,6 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from connectors.images.pixels import PoolError
 from connectors.store import CampaignChanged, write_json, write_table
 from flows.campaign import OpenCampaign
 from flows.config import resolved
@@ -13,6 +12,7 @@ from flows.reports.round_page import campaign_status
 from flows.round import begin, refresh_pool, tell_of_pool
 from flows.steps.learn import gather_labels
 from pipeline.labels.answers import answers_to_table
+from pipeline.pool.reasons import PoolError
 from pipeline.types import Annotation, Answer, Region
 
 

@@ -23,8 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
 from connectors.escaping import visible
-from connectors.image_folder.index import index_pool, usable
-from connectors.images.pixels import PoolError
+from connectors.image_folder.index import index_pool
 from connectors.store import Campaign, CampaignChanged, write_table
 from connectors.tracking import TrackerError
 from flows.cli import app
@@ -36,6 +35,8 @@ from flows.replay.simulate import Options, _claim, _resolve, command_of, simulat
 from flows.reports.replay_page import report_page, summary_table
 from pipeline.evaluation.curves import summarise
 from pipeline.labels.answers import answers_to_table
+from pipeline.pool.reasons import PoolError
+from pipeline.pool.table import usable
 from pipeline.selection.acquisition import ACQUISITIONS
 from pipeline.selection.strategies import STRATEGIES, select_batch
 from pipeline.types import Annotation, Answer, Region
@@ -443,7 +444,7 @@ def begin_campaign(digits, folder, *, splits):
         f'audit_size = 60\nquery_size = 15\nfolder = "{folder / "campaign"}"\n'
     )
     settings = load_settings(folder / "campaign.toml")
-    pool = index_pool(settings.pool, None, audit_size=60, seed=0, classes=settings.classes)
+    pool = index_pool(settings.pool_source, None, audit_size=60, seed=0)
     write_table(Campaign(settings.folder).pool, pool)
     asked = pd.concat([usable(pool).query("split == @split").head(n) for split, n in splits.items()])
     truth = pd.read_csv(digits / "labels.csv", dtype=str).set_index("file")["label"]

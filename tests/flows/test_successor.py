@@ -64,7 +64,7 @@ def test_new_campaign_has_the_settings_and_all_labels_and_an_audit_set_of_its_ow
     assert (new.name, new.pool) == ("again", below / "again-labels.csv")
     changed = {"name", "pool", "folder"}
     assert new.model_dump(exclude=changed) == old.settings.model_dump(exclude=changed)
-    pool = index_pool(new.pool, None, audit_size=new.audit_size, seed=new.seed, classes=new.classes)
+    pool = index_pool(new.pool_source, None, audit_size=new.audit_size, seed=new.seed)
     assert pool.dropna(subset="label").set_index("item_id")["label"].to_dict() == wanted
     audit = set(pool.query("split == 'audit'")["item_id"])
     assert len(audit) == 6

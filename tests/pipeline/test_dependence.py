@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.pool.dependence import advice, are_many, find_series, near_copies
-from pipeline.pool.groups import check_rule, groups_of
+from pipeline.pool.group_rules import check_rule, groups_of
 
 
 def films(form, *, n_films=16, n_frames=10):

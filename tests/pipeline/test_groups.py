@@ -2,7 +2,9 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.pool.groups import check_rule, draw_groups, group_codes, group_counts, groups_of, strata_of_groups
+from pipeline.pool.group_rules import check_rule, groups_of
+from pipeline.pool.groups import draw_groups, group_codes, strata_of_groups
+from pipeline.pool.table import group_counts
 
 
 def drawn_of(sizes, *, size, seed=0, strata=None):

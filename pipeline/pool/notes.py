@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from connectors.image_folder.listing import (
+from pipeline.names import printable
+from pipeline.pool.reasons import (
     ADDRESS,
     CHANGED,
     IN_AUDIT,
@@ -15,10 +16,9 @@ from connectors.image_folder.listing import (
     OTHER_FORMAT,
     OUTSIDE,
     PASSED_OVER,
-    Located,
+    UNREAD,
 )
-from connectors.image_folder.strict_table import StrictTable, printable, shorten
-from connectors.images.pixels import UNREAD
+from pipeline.pool.table import is_in, usable
 
 MENDS = {
     UNREAD: "check their paths, and that they may be read",
@@ -38,11 +38,11 @@ NOT_AN_IMAGE = "not an image"
 
 def changes(before: pd.DataFrame | None, after: pd.DataFrame) -> list[str]:
     """What is new between two pool tables, in lines for people; none where nothing is."""
-    now = _usable(after)
+    now = usable(after)
     if before is None:
         labels = int(now["label"].notna().sum())
         return [f"the pool has {_count(len(now), 'image')}{f', {labels} of them with a label' if labels else ''}"]
-    was = _usable(before)
+    was = usable(before)
     known, used = frozenset(before["item_id"].dropna()), frozenset(was["item_id"])
     kind = now["item_id"].map(lambda item_id: "used" if item_id in used else "back" if item_id in known else "new")
     new, back = now[kind == "new"], now[kind == "back"]
@@ -55,6 +55,34 @@ def changes(before: pd.DataFrame | None, after: pd.DataFrame) -> list[str]:
     ]
     lines = [f"the pool has {_count(len(now), 'image')}: {'; '.join(said)}"] if said else []
     return [*lines, *_changed_labels(was, now)]
+
+
+def item_notes(seen: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """A line where files are copies, and one where labels are not used.
+
+    Args:
+        seen: see `pipeline.pool.merge`.
+        table: the pool table that was made of it.
+    """
+    lines = []
+    items = seen.loc[seen["listed"] & seen["item_id"].notna(), ["item_id", "uri", "label"]]
+    copies = items[items["item_id"].duplicated()]
+    if not copies.empty:
+        copy, item_id = copies.iloc[0][["uri", "item_id"]]
+        first = items.loc[items["item_id"] == item_id, "uri"].iloc[0]
+        what = "1 file has" if len(copies) == 1 else f"{len(copies)} files have"
+        lines.append(
+            f"{what} the same content as another, and each content is one image: such as {printable(copy)}, which is "
+            f"a copy of {printable(first)}"
+        )
+    audit = table.loc[(table["split"] == "audit") | (table["set_aside_reason"] == IN_AUDIT), "item_id"]
+    ignored = items[items["label"].notna() & is_in(items["item_id"], audit)]
+    if not ignored.empty:
+        lines.append(
+            f"{len(ignored)} labels of the manifest are not used: their images, such as "
+            f"{printable(ignored.iloc[0]['uri'])}, are in the audit set, which people label, or in one of its groups"
+        )
+    return lines
 
 
 def unused_lines(pool: pd.DataFrame, *, wrong_only: bool = False) -> list[str]:
@@ -104,18 +132,5 @@ def _changed_labels(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
         yield f"labels of the manifest: {', '.join(said)}"
 
 
-def _usable(pool: pd.DataFrame) -> pd.DataFrame:
-    return pool[pool["set_aside_reason"].isna()]
-
-
 def _count(n: int, what: str) -> str:
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
-
-
-def readings_in_words(table: StrictTable, column: str, located: Located) -> list[str]:
-    """A line for each way in which names of files were read that are not there as written."""
-    return [
-        f"{table.path.name}: names of files are read {reading}, in {len(positions)} rows, such as "
-        f"{shorten(table.rows[column].iloc[positions[0]])} in row {table.rows.index[positions[0]]}"
-        for reading, positions in located.readings.items()
-    ]

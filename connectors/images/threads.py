@@ -1,8 +1,13 @@
-"""A bound on the memory that threads take together."""
+"""Work in threads: a map over many files, and a bound on the memory that all threads take together."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class MemoryGate:
@@ -29,3 +34,17 @@ class MemoryGate:
             with self._changed:
                 self._n_bytes -= n_bytes
                 self._changed.notify_all()
+
+
+def map_in_threads(
+    function: Callable[[T], R], values: Sequence[T], report: Callable[[int], None] | None = None
+) -> list[R]:
+    """`[function(value) for value in values]`; in chunks, as a million futures would fill the memory."""
+    chunks = [values[start : start + 64] for start in range(0, len(values), 64)]
+    results: list[R] = []
+    with ThreadPoolExecutor() as pool:
+        for part in pool.map(lambda chunk: [function(value) for value in chunk], chunks):
+            results += part
+            if report is not None:
+                report(len(results))
+    return results

@@ -13,29 +13,24 @@ import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
-from connectors.image_folder.index import index_pool, usable
 from connectors.images.containers import count_scans
-from connectors.images.deep_pixels import Range, Reading, robust_range
-from connectors.images.memory import MemoryGate
-from connectors.images.pixels import (
-    MAX_SCANS,
-    PoolError,
-    examine,
-    has_colour,
-    load_image,
-    load_images,
-    measure_ranges,
-    read_picture,
-    reason_of,
-    without_pillow_warnings,
-)
+from connectors.images.decode import MAX_SCANS, reason_of, without_pillow_warnings
+from connectors.images.examine import examine, has_colour
+from connectors.images.pixels import load_images
+from connectors.images.ranges import measure_ranges, robust_range
+from connectors.images.reading import Range, Reading
+from connectors.images.shown import read_picture
+from connectors.images.threads import MemoryGate
+from pipeline.pool.reasons import PoolError
+from pipeline.pool.table import usable
+from tests.images import index_images, load_image
 
 DRAW = np.random.default_rng(0)
 PHOTO = Image.fromarray(DRAW.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((96, 64), Image.Resampling.BICUBIC)
 
 
 def index(folder, known=None, **options):
-    return index_pool(folder, known, audit_size=0, seed=0, classes=("a", "b"), **options)
+    return index_images(folder, known, classes=("a", "b"), **options)
 
 
 def reason(path):
@@ -320,7 +315,10 @@ class TestDeepPixels:
         at = content.index(struct.pack("<HHI", 339, 3, 1))
         content[at + 8] = 1
         (tmp_path / "unsigned.tif").write_bytes(content)
-        assert load_image(str(tmp_path / "unsigned.tif"), size=2, channels=1)[0].tolist() == [[0, 127], [128, 255]]
+        assert load_image(str(tmp_path / "unsigned.tif"), size=2, channels=1)[0].tolist() == [
+            [0, 127],
+            [128, 255],
+        ]
         assert load_image(str(tmp_path / "signed.tif"), size=2, channels=1)[0].tolist() == [[128, 255], [0, 127]]
 
     def test_of_8_bits_with_a_sign_are_in_order(self, tmp_path):
@@ -357,7 +355,7 @@ class TestDeepPixels:
         uris = [str(path) for path in sorted(tmp_path.iterdir())]
         whole = load_images(uris, size=16, channels=3)
         monkeypatch.setattr("connectors.images.deep_pixels.STRIP", 64)
-        monkeypatch.setattr("connectors.images.pixels.STRIP", 16)
+        monkeypatch.setattr("connectors.images.colour.STRIP", 16)
         assert torch.equal(load_images(uris, size=16, channels=3), whole)
 
 
@@ -554,7 +552,7 @@ class TestMemory:
         Image.new("F", (side, side)).save(tmp_path / "0.tif", compression="tiff_adobe_deflate")
         code = (
             "import re, sys; from concurrent.futures import ThreadPoolExecutor; from pathlib import Path\n"
-            "from connectors.images.pixels import load_images; from connectors.images.deep_pixels import Reading\n"
+            "from connectors.images.pixels import load_images; from connectors.images.reading import Reading\n"
             "def peak(): return int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) / 1e6\n"
             "def load(_): return load_images([sys.argv[1]], size=8, channels=3, reading=Reading(memory_gb=0.3))\n"
             "load_images([], size=8, channels=3)\n"

@@ -16,10 +16,12 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from connectors.image_folder.index import COLUMNS, index_pool, set_aside_counts, usable
-from connectors.image_folder.listing import CHANGED
-from connectors.image_folder.notes import unused_lines
-from connectors.images.pixels import MAX_PIXELS, PoolError, load_image, load_images, stream_images
+from connectors.images.decode import MAX_PIXELS
+from connectors.images.pixels import load_images, stream_images
+from pipeline.pool.notes import unused_lines
+from pipeline.pool.reasons import CHANGED, PoolError
+from pipeline.pool.table import COLUMNS, set_aside_counts, usable
+from tests.images import index_images, load_image
 
 CLASSES = ("cat", "dog", "NA")
 
@@ -38,8 +40,8 @@ def fill(folder, names):
     return folder
 
 
-def index(source, known=None, *, audit_size=0, seed=0, **options):
-    return index_pool(source, known, audit_size=audit_size, seed=seed, classes=CLASSES, **options)
+def index(source, known=None, **options):
+    return index_images(source, known, classes=CLASSES, **options)
 
 
 def row_of(table, path):
@@ -209,13 +211,13 @@ class TestBrokenFiles:
         (tmp_path / "bomb.png").write_bytes(png_of_size(24_000, 24_000, rows))
         del rows
         code = (
-            "import re, sys; from pathlib import Path; from connectors.image_folder.index import index_pool\n"
+            "import re, sys; from pathlib import Path; from connectors.image_folder import index as pools\n"
             # ru_maxrss would count the memory of the process that started this one
             "def peak(): return int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])\n"
             "def index(name):\n"
             "    before, folder = peak(), Path(sys.argv[1])\n"
             "    (folder / name).rename(folder / 'a' / name)\n"
-            "    index_pool(folder / 'a', None, audit_size=0, seed=0, classes=[])\n"
+            "    pools.index_pool(pools.PoolSource(folder / 'a', []), None, audit_size=0, seed=0)\n"
             "    return (peak() - before) // 1024\n"
             "print(index('a.png'), index('bomb.png'), index('large.png'))"
         )
@@ -555,7 +557,7 @@ class TestManifest:
 
     def test_reads_a_byte_order_mark_and_numbers_as_text(self, folder):
         path = self.write(folder, "\ufeffuri,label\nb.png,1\na.jpg,0\n")
-        table = index_pool(path, None, audit_size=0, seed=0, classes=["0", "1"])
+        table = index_images(path, classes=["0", "1"])
         assert table["label"].tolist() == ["0", "1"]
 
     def test_keeps_labelled_images_out_of_the_audit_set(self, folder):

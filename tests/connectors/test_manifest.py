@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from connectors.image_folder.index import index_pool, set_aside_counts, usable
 from connectors.image_folder.manifest import read_manifest
-from connectors.image_folder.notes import changes, unused_lines
-from connectors.images.pixels import PoolError
+from pipeline.pool.notes import changes, unused_lines
+from pipeline.pool.reasons import PoolError
+from pipeline.pool.table import set_aside_counts, usable
+from tests.images import index_images
 
 CAFE, CAFE_TOO = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 CLASSES = ("cat", "dog", CAFE)
@@ -41,7 +42,7 @@ def read(folder):
     def index(content, known=None, *, name="manifest.csv", **options):
         path, told = folder / name, []
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-        table = index_pool(path, known, audit_size=0, seed=0, classes=CLASSES, tell=told.append, **options)
+        table = index_images(path, known, classes=CLASSES, tell=told.append, **options)
         return table, told
 
     return index
@@ -263,7 +264,7 @@ class TestReadAgain:
     def test_keeps_the_audit_set(self, read, folder):
         path = folder / "manifest.csv"
         read("uri\na.png\nb.png\nc.png\n")
-        first = index_pool(path, None, audit_size=2, seed=0, classes=CLASSES)
+        first = index_images(path, audit_size=2, classes=CLASSES)
         audit = first.loc[first["split"] == "audit"]
         gone = Path(audit["uri"].iloc[0]).name
         rest = [name for name in ("a.png", "b.png", "c.png") if name != gone]

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from connectors.image_folder.index import MAX_BYTES, index_pool, usable
-from connectors.image_folder.notes import unused_lines
+from connectors.image_folder.index import MAX_BYTES
+from pipeline.pool.notes import unused_lines
+from pipeline.pool.table import usable
+from tests.images import index_images
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def put(tmp_path):
 
 def index(folder, known=None, **options):
     told = []
-    return index_pool(folder, known, audit_size=0, seed=0, classes=(), tell=told.append, **options), told
+    return index_images(folder, known, tell=told.append, **options), told
 
 
 def names(table, folder):

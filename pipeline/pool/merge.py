@@ -1,0 +1,89 @@
+"""What a refresh makes of the pool table: the items that were seen, merged with those that are known.
+
+What was seen is one row for each file, with `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label`, `group`,
+what its content is, and `listed`: whether the folder or the manifest has it now, or an item was there.
+"""
+
+import pandas as pd
+
+from pipeline.names import printable
+from pipeline.pool.notes import unused_lines
+from pipeline.pool.reasons import CHANGED, NO_SUFFIX, NOT_BY_NAME, PoolError
+from pipeline.pool.table import as_table, is_in, usable
+
+
+def merge(seen: pd.DataFrame, earlier: pd.DataFrame, *, is_manifest: bool) -> pd.DataFrame:
+    """The pool table: items found, items lost, and the listed files that hold no image; sorted by uri.
+
+    Args:
+        seen: see the module.
+        earlier: the pool table of the last run.
+        is_manifest: what was listed gives all labels that there are.
+    """
+    earlier_items = earlier[earlier["item_id"].notna()]
+    found = _found_items(seen, earlier_items, is_manifest=is_manifest)
+    lost = earlier_items[~is_in(earlier_items["item_id"], found["item_id"])]
+    there = seen.drop_duplicates("uri").set_index("uri").loc[lost["uri"]]
+    reason = there["set_aside_reason"].where(there["modified_ns"].isna(), CHANGED)
+    lost = lost.assign(set_aside_reason=reason.to_numpy())
+    broken = seen[seen["item_id"].isna() & seen["listed"]].assign(split="pool", label=None, group=None)
+    # An item that cannot be read for now carries the reason itself.
+    broken = broken[broken["modified_ns"].notna() | ~is_in(broken["uri"], lost["uri"])]
+    table = pd.concat([as_table(part) for part in (found, lost, broken)])
+    return table.sort_values(["uri", "item_id"], ignore_index=True)
+
+
+def _found_items(seen: pd.DataFrame, earlier_items: pd.DataFrame, *, is_manifest: bool) -> pd.DataFrame:
+    """One row for each content that was seen; it stays at its earlier path while it is there.
+
+    Labels are those of the manifest; a folder gives none, and takes none away. Groups stay as they were found first.
+    """
+    known = earlier_items[["item_id", "uri", "split", "label", "group"]]
+    copies = seen[seen["item_id"].notna()].merge(known, on="item_id", how="left", suffixes=("", "_earlier"))
+    copies["moved"] = copies["uri"] != copies["uri_earlier"]
+    labels = copies.loc[copies["label"].notna(), ["item_id", "label"]].drop_duplicates()
+    labels = labels.sort_values("label")
+    disputed = labels[labels["item_id"].duplicated(keep=False)]
+    reasons = disputed.groupby("item_id")["label"].agg(" and ".join).radd("labelled more than one way: ")
+    items = copies.sort_values(["moved", "uri"]).drop_duplicates("item_id")
+    given = items["item_id"].map(labels.drop_duplicates("item_id").set_index("item_id")["label"])
+    # Copies in two groups are rare, and the first by name is the same in each run.
+    groups = copies.dropna(subset=["group"]).groupby("item_id")["group"].min()
+    group = items["item_id"].map(groups).astype("str")
+    label = given.astype("str") if is_manifest else given.astype("str").fillna(items["label_earlier"])
+    label = label.mask(is_in(items["item_id"], disputed["item_id"]) | (items["split"] == "audit"), None)
+    return items.assign(
+        split=items["split"].fillna("pool"),
+        label=label,
+        group=items["group_earlier"].where(items["split"].notna(), group),
+        set_aside_reason=items["item_id"].map(reasons),
+    )
+
+
+def refuse_waste(source: str, seen: pd.DataFrame, table: pd.DataFrame, earlier: pd.DataFrame, limit: float) -> None:
+    """Raise where no image can be used, or too many of them cannot, now or of the earlier table's.
+
+    Args:
+        source: what the pool is called in the message.
+        seen: see the module.
+        table: that was made of it.
+        earlier: the pool table of the last run.
+        limit: share of the images that may be unusable.
+    """
+    used = usable(table)["item_id"]
+    reasons = "; ".join(unused_lines(table))
+    if used.empty:
+        raise PoolError(f"{source} has no usable image: {reasons}")
+    named = seen["listed"] & ~seen["set_aside_reason"].str.startswith((NOT_BY_NAME, NO_SUFFIX), na=False)
+    wasted = named & ~is_in(seen["item_id"], used)
+    mend = f"more than max_unused = {limit:g} allows. Mend them, or raise max_unused in the campaign's file"
+    if wasted.sum() > limit * named.sum():
+        raise PoolError(f"{source}: {wasted.sum()} of {named.sum()} images cannot be used, {mend}. {reasons}")
+    before = usable(earlier)["item_id"]
+    gone = before[~is_in(before, used)]
+    if len(gone) > limit * len(before):
+        first = table[table["item_id"] == gone.iloc[0]].iloc[0]
+        raise PoolError(
+            f"{source}: {len(gone)} of the {len(before)} images of the last run cannot be used any more, {mend} for "
+            f"one run if that is meant. Such as {printable(first['uri'])}: {first['set_aside_reason']}"
+        )

@@ -1,0 +1,19 @@
+"""How tests index a pool and read one image, in few words."""
+
+import inspect
+
+from connectors.image_folder.index import PoolSource, index_pool
+from connectors.images.pixels import load_images
+
+OF_SOURCE = frozenset(inspect.signature(PoolSource).parameters)
+
+
+def index_images(path, known=None, *, audit_size=0, seed=0, classes=(), **options):
+    """The pool table of a folder or manifest; options of the source and of `index_pool`."""
+    of_source = {name: options.pop(name) for name in OF_SOURCE & options.keys()}
+    return index_pool(PoolSource(path, classes, **of_source), known, audit_size=audit_size, seed=seed, **options)
+
+
+def load_image(uri, **how):
+    """One image as `load_images` gives it."""
+    return load_images([uri], **how)[0]
