@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from connectors.images.deep_pixels import Range, Reading
 from connectors.images.pixels import WHOLE, stream_images
-from pipeline.networks.classifier import Classifier, ModelError, evaluating, half_precision
+from pipeline.networks.classifier import Classifier, evaluating, half_precision
+from pipeline.networks.errors import ModelError
 
 FORMAT = 3
 """Part of every key: raise it when a change of the code changes the features of an image."""

@@ -34,7 +34,6 @@ from flows.changes import (
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.dependence import look_for_dependence
 from flows.ledger import labels_paid
-from flows.networks import check_network
 from flows.outlook import metrics_of, outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text, settle_ranges
 from flows.progress import progress_bar, say
@@ -61,6 +60,7 @@ from flows.steps.learn import (
 )
 from flows.steps.score import list_candidates, score_pool
 from pipeline.labels.ledger import digest
+from pipeline.learning.networks import check_network
 
 ARTIFACTS = (
     "batch.parquet",

@@ -22,7 +22,9 @@ from torch import Tensor
 from connectors.images.deep_pixels import Range, Reading
 from connectors.images.pixels import WHOLE, PoolError, stream_images
 from pipeline.members.predict import predict_members
-from pipeline.networks.classifier import Classifier, build_model, load_trunk, load_weights, with_new_head
+from pipeline.networks.build import build_model, with_new_head
+from pipeline.networks.classifier import Classifier
+from pipeline.networks.weights import load_trunk, load_weights
 from pipeline.tasks import classification
 
 TRUNK = "trunk.pt"

@@ -19,10 +19,10 @@ from flows.campaign import OpenCampaign
 from flows.changes import count_labels, keep_page, last_page, refuse_lost_classes, wanted_page
 from flows.config import CampaignSettings, ConfigError
 from flows.ledger import asked_tasks
-from flows.networks import CHUNK
 from flows.step import step
 from flows.steps.learn import NothingToTrainOn
 from flows.steps.score import has_half, read_candidates, read_labelled_embeddings, read_scores_of
+from pipeline.learning.networks import CHUNK
 from pipeline.randomness import derive_seed
 from pipeline.selection.strategies import select_batch
 from pipeline.types import Aim, Batch, Candidates, Region

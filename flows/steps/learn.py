@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,41 +22,31 @@ from flows.cache import features_of, shrink_features
 from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings
 from flows.ledger import task_addresses
-from flows.networks import (
-    N_SAMPLED,
-    Lesson,
-    can_cross,
-    can_hold_out,
-    estimate_seconds,
-    frozen_body,
-    phase_of,
-    predict_networks_out_of_fold,
-    predict_out_of_fold,
-    predictions,
-    train_network,
-    weight_draws,
-)
 from flows.outlook import best_round
+from flows.predict import predictions
 from flows.progress import progress_bar
 from flows.step import seconds_of, step, timed_task
 from pipeline.evaluation.metrics import calibration_error, evaluate, negative_log_likelihood
 from pipeline.labels.ledger import digest
 from pipeline.labels.suspicious import FEWEST_RIGHT, LIKELY_WRONG, find_label_errors, share_right
-from pipeline.networks.classifier import (
-    PHASES,
-    Classifier,
-    read_state_dict,
-    save_trunk,
-    save_weights,
-    without_last_layer,
-)
+from pipeline.learning.estimate import estimate_seconds
+from pipeline.learning.lesson import Lesson, OutOfFold, sample_pool
+from pipeline.learning.networks import frozen_body, phase_of
+from pipeline.learning.out_of_fold import FOLDS, phase_to_cross, predict_out_of_fold, with_out_of_fold
+from pipeline.learning.train import member_name, train_network, weight_draws
+from pipeline.networks.classifier import PHASES, Classifier
+from pipeline.networks.devices import choose_device, device_name
+from pipeline.networks.state_dicts import read_state_dict
+from pipeline.networks.weights import save_trunk, save_weights, without_last_layer
 from pipeline.pool.groups import group_codes
-from pipeline.randomness import derive_seed, seeded_generator
+from pipeline.randomness import derive_seed
 from pipeline.selection.acquisition import entropy
 from pipeline.selection.pseudo_labels import choose_confident
-from pipeline.training.fit import MIN_JUDGED, TrainingError, choose_device, device_name, judged_out_of_fold
+from pipeline.tasks import TASK_TYPE
+from pipeline.training.cross_fit import MIN_JUDGED, judged_out_of_fold
+from pipeline.training.fit import TrainingError
 
-TRAINS = {"head": "the head alone", "last_stage": "the last stage and the head", "all": "the whole network"}
+TRAINS = {"head": "the head alone", "all": "the whole network"}
 
 
 class NothingToTrainOn(TrainingError):
@@ -91,7 +82,7 @@ def plan(folder: RoundFolder, work: OpenCampaign) -> None:
             if phase == "head":
                 break
             sizes = {"n_labels": n_labels, "n_classes": len(settings.classes), "n_images": n_images}
-            minutes[phase] = estimate_seconds(how, settings.members, phase, **sizes) / 60
+            minutes[phase] = estimate_seconds(how, settings.members, phase, task=TASK_TYPE, **sizes) / 60
             if how.max_minutes is None or minutes[phase] <= how.max_minutes:
                 break
     chosen = {"phase": phase, "wanted": wanted, "minutes": minutes, "max_minutes": how.max_minutes}
@@ -136,34 +127,21 @@ def cross_validate(folder: RoundFolder, work: OpenCampaign) -> None:
     settings = work.settings
     labelled = work.located(pd.read_parquet(folder / "labelled.parquet"))
     targets, groups = class_indices(labelled["label"].tolist(), settings.classes), groups_in(labelled)
-    if not can_cross(targets, groups) or not settings.model.is_pretrained:
+    phase = phase_to_cross(_phase(folder, work), targets, settings.model, task=TASK_TYPE, groups=groups)
+    if phase is None:
         write_table(folder / "out_of_fold.parquet", pd.DataFrame({"item_id": [], "label": []}))
         return
-    phase = "head" if can_hold_out(targets, groups) else _phase(folder, work)
-    seed, bagging = derive_seed(settings.seed, folder.number, "out-of-fold"), settings.members.bagging
+    body = frozen_body(settings.model, n_classes=len(settings.classes)) if phase == "head" else None
+    inputs = _inputs(folder, body, labelled, work)
+    lesson = Lesson(TASK_TYPE, len(settings.classes), phase, inputs, targets, body, groups=groups)
+    seed, bagging = derive_seed(settings.seed, folder.number, FOLDS), settings.members.bagging
+    bar = nullcontext() if body is not None else progress_bar(f"round {folder.number}: out of fold", unit="epochs")
+    with bar as advance:  # heads take a moment
+        crossed = predict_out_of_fold(lesson, settings.model, seed=seed, bagging=bagging, on_progress=advance)
     table = labelled[["item_id", "label"]].assign(phase=phase)
-    if phase == "head":
-        body = frozen_body(settings.model, n_classes=len(settings.classes))
-        features = _inputs(folder, body, labelled, work)
-        crossed = predict_out_of_fold(
-            body, features, targets, settings.model, seed=seed, bagging=bagging, groups=groups
-        )
-        table, logits = table.assign(epochs=crossed.epochs), crossed.logits
-    else:
-        images = _inputs(folder, None, labelled, work)
-        with progress_bar(f"round {folder.number}: out of fold", unit="epochs") as advance:
-            logits = predict_networks_out_of_fold(
-                settings.model,
-                phase,
-                images,
-                targets,
-                n_classes=len(settings.classes),
-                seed=seed,
-                bagging=bagging,
-                groups=groups,
-                advance=advance,
-            )
-    write_table(folder / "out_of_fold.parquet", table.assign(logits=list(logits.numpy())))
+    if crossed.epochs is not None:
+        table = table.assign(epochs=crossed.epochs)
+    write_table(folder / "out_of_fold.parquet", table.assign(logits=list(crossed.logits.numpy())))
 
 
 @step("suspicious_labels.parquet")
@@ -331,7 +309,7 @@ def _scratch(folder: RoundFolder) -> Path:
 
 def _train_members(folder: RoundFolder, work: OpenCampaign, target: Path, lesson: Callable[[], Lesson]) -> list[Path]:
     """Train every member that has no record in `target` yet; return the records."""
-    records = [target / f"member-{index}.json" for index in range(work.settings.members.ensemble)]
+    records = [target / f"{member_name(index)}.json" for index in range(work.settings.members.ensemble)]
     missing = [record for record in records if not record.exists()]
     if missing:
         learnt = lesson()
@@ -355,15 +333,19 @@ def _prepare(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame) ->
     elif not settings.model.is_pretrained:
         sample = _sample_pool(folder, work, labelled)
     inputs = _inputs(folder, body, labelled, work)
-    lesson = Lesson(phase, inputs, targets, body, pool_sample=sample, groups=groups_in(labelled))
-    if not settings.model.is_pretrained:
-        return lesson
+    lesson = Lesson(
+        TASK_TYPE, len(settings.classes), phase, inputs, targets, body, pool_sample=sample, groups=groups_in(labelled)
+    )
+    return with_out_of_fold(lesson, _read_out_of_fold(folder)) if settings.model.is_pretrained else lesson
+
+
+def _read_out_of_fold(folder: RoundFolder) -> OutOfFold | None:
+    """What networks that have not seen them predict of the round's labels; None where no label was crossed."""
     table = pd.read_parquet(folder / "out_of_fold.parquet")
-    if table.empty or table["phase"][0] != phase:
-        return lesson
-    out_of_fold = _logits(table), class_indices(table["label"].tolist(), settings.classes)
-    epochs = int(table["epochs"][0]) if phase == "head" else None
-    return dataclasses.replace(lesson, epochs=epochs, out_of_fold=out_of_fold)
+    if table.empty:
+        return None
+    epochs = int(table["epochs"][0]) if "epochs" in table else None
+    return OutOfFold(table["phase"][0], _logits(table), epochs)
 
 
 def _add_guesses(
@@ -394,8 +376,8 @@ def _sample_pool(folder: RoundFolder, work: OpenCampaign, labelled: pd.DataFrame
     how = work.settings.model
     known = pd.concat([labelled[["item_id", "uri"]], pd.read_parquet(folder / "candidates.parquet")])
     known = known.sort_values("item_id", ignore_index=True)
-    generator = seeded_generator(work.settings.seed, folder.number, "pool sample")
-    drawn = work.located(known.iloc[torch.randperm(len(known), generator=generator)[:N_SAMPLED].numpy()])
+    rows = sample_pool(len(known), seed=work.settings.seed, round_number=folder.number)
+    drawn = work.located(known.iloc[rows.numpy()])
     return load_images(drawn["uri"].tolist(), size=how.image_size, channels=how.channels, reading=work.reading)
 
 
@@ -470,7 +452,6 @@ def _train_member(
         how,
         members,
         lesson,
-        n_classes=len(settings.classes),
         seed=seed,
         previous=_previous_weights(folder, work, record.stem) if how.start == "previous" else None,
         on_epoch=count_epoch,

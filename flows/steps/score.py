@@ -14,7 +14,7 @@ from connectors.store import RoundFolder, write_atomic, write_table
 from flows.cache import shrink_features
 from flows.campaign import OpenCampaign
 from flows.config import COMPARES_MEMBERS, CampaignSettings
-from flows.networks import SHARD, predictions
+from flows.predict import SHARD, predictions
 from flows.progress import progress_bar
 from flows.step import step
 from flows.steps.learn import class_indices, trained_models

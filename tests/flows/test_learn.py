@@ -6,9 +6,9 @@ import torch
 
 from connectors.images.pixels import load_images
 from connectors.store import read_json
-from flows import networks
 from flows.round import summarise
 from flows.steps.learn import cross_validate, measure, member_weights, train, trained_models
+from pipeline.learning import train as learning
 from tests.flows.conftest import PLAIN, TINY, ready_round
 
 PSEUDO = "\n[model.pseudo_labels]\nthreshold = 2.0\ndecay = 0.5\nmax_count = 12\n"
@@ -78,13 +78,13 @@ def test_networks_are_standardised_by_the_pool_whatever_is_labelled(make_work):
 
 def test_members_are_told_the_labels_and_what_the_model_guesses(make_work, monkeypatch):
     told = []
-    fit = networks.fit
+    fit = learning.fit
 
-    def watch(model, images, targets, **how):
+    def watch(model, images, targets, recipe, **how):
         told.append(targets.tolist())
-        return fit(model, images, targets, **how)
+        return fit(model, images, targets, recipe, **how)
 
-    monkeypatch.setattr(networks, "fit", watch)
+    monkeypatch.setattr(learning, "fit", watch)
     work = make_work(model=PSEUDO + "\n")
     folder = ready_round(work)
     train.fn(folder, work, "run")

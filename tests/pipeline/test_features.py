@@ -22,7 +22,8 @@ from connectors.feature_store import BATCH, FeatureCache, cached_features, clear
 from connectors.images.deep_pixels import Range
 from connectors.images.pixels import PoolError, load_images
 from pipeline.networks import classifier as models
-from pipeline.networks.classifier import Classifier, build_model, half_precision
+from pipeline.networks.build import build_model
+from pipeline.networks.classifier import Classifier, half_precision
 
 CPU = torch.device("cpu")
 DAY = 86_400
