@@ -282,7 +282,7 @@ def train_head(data: Features, seed: int) -> Tensor:
 def fit_head(features: Tensor, targets: Tensor, *, seed: int) -> Classifier:
     """A head on features, trained as a campaign trains it, but for the search out of fold."""
     lesson = Lesson(TASK_TYPE, N_CLASSES, "head", features, targets, trunk())
-    return train_network(SETTINGS, MemberSettings(), lesson, seed=seed).model
+    return train_network(lesson, SETTINGS, MemberSettings(), seed=seed).model
 
 
 @cache

@@ -108,7 +108,7 @@ def run(job: Mapping[str, Any]) -> dict[str, float]:
     inputs = data.images[rows] if features is None else features[rows]
     begun = perf_counter()
     lesson = Lesson(TASK_TYPE, N_CLASSES, phase, inputs, data.targets[rows], body)
-    trained = train_network(how, MemberSettings(), add_out_of_fold(lesson, how, seed=seed), seed=seed)
+    trained = train_network(add_out_of_fold(lesson, how, seed=seed), how, MemberSettings(), seed=seed)
     seconds = perf_counter() - begun
     decisions, _ = predict_members([trained.model], data.test_images, task=TASK_TYPE, seed=0)
     metrics = evaluate(decisions[:, 0].mean(dim=1), data.test_targets, classes=[str(c) for c in range(N_CLASSES)])

@@ -27,11 +27,7 @@ STEPS = {
     "MLflow": ("start_tracking", "track_model", "log_summary", "close"),
 }
 """Columns of the table of rounds and the steps whose seconds they add up."""
-TRAINED = {
-    "head": "Trained the head alone.",
-    "last_stage": "Trained the head and the last stage of the network.",
-    "all": "Trained the whole network.",
-}
+TRAINED = {"head": "Trained the head alone.", "all": "Trained the whole network."}
 ADDRESS_SIGNS = ":/?#[]@!$&'()*+,;=%~-._"
 """What may stand in an address; anything else is written in percents."""
 LONGEST_NAME = 40

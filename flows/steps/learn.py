@@ -449,16 +449,16 @@ def _train_member(
         return name
 
     trained = train_network(
+        lesson,
         how,
         members,
-        lesson,
         seed=seed,
         previous=_previous_weights(folder, work, record.stem) if how.start == "previous" else None,
         on_epoch=count_epoch,
     )
     weights = [save(trained.model, f"{record.stem}.pt")]
     if members.swag:
-        draws = weight_draws(trained, how, members, lesson, seed=seed)
+        draws = weight_draws(trained, lesson, how, members, seed=seed)
         weights = [save(model, f"{record.stem}-swag-{number:02d}.pt") for number, model in enumerate(draws)]
     write_json(
         record,

@@ -64,10 +64,10 @@ def learn(
     networks = []
     for index in range(members.ensemble):
         of_member = derive_seed(seed, round_number, member_name(index))
-        trained = train_network(settings, members, lesson, seed=of_member)
+        trained = train_network(lesson, settings, members, seed=of_member)
         if members.swag:
             shared = {} if lesson.body is None else {id(lesson.body.trunk): lesson.body.trunk}
-            draws = weight_draws(trained, settings, members, lesson, seed=of_member)
+            draws = weight_draws(trained, lesson, settings, members, seed=of_member)
             networks += [copy.deepcopy(model, dict(shared)) for model in draws]
         else:
             networks.append(trained.model)
@@ -80,9 +80,9 @@ def member_name(index: int) -> str:
 
 
 def train_network(
+    lesson: Lesson,
     settings: ModelSettings,
     members: MemberSettings,
-    lesson: Lesson,
     *,
     seed: int,
     previous: Mapping[str, Tensor] | None = None,
@@ -93,7 +93,7 @@ def train_network(
     Args:
         previous: weights of the last round, to start near; a head on a frozen trunk is always drawn anew.
     """
-    model = _start(settings, lesson, seed=seed, previous=previous)
+    model = _start(lesson, settings, seed=seed, previous=previous)
     before = batch_norm_statistics(model)
     crossed = None if lesson.out_of_fold is None else lesson.out_of_fold.logits
     outcome = fit(
@@ -133,7 +133,7 @@ def train_network(
 
 
 def weight_draws(
-    trained: Trained, settings: ModelSettings, members: MemberSettings, lesson: Lesson, *, seed: int
+    trained: Trained, lesson: Lesson, settings: ModelSettings, members: MemberSettings, *, seed: int
 ) -> Iterator[Classifier]:
     """The network with one draw of its weights after another, the same object each time.
 
@@ -155,7 +155,7 @@ def weight_draws(
         yield model
 
 
-def _start(settings: ModelSettings, lesson: Lesson, *, seed: int, previous: Mapping[str, Tensor] | None) -> Classifier:
+def _start(lesson: Lesson, settings: ModelSettings, *, seed: int, previous: Mapping[str, Tensor] | None) -> Classifier:
     """The network as it is before the training."""
     if lesson.body is not None:
         model = with_new_head(lesson.body, seed=seed)

@@ -14,6 +14,7 @@ from pipeline.training.fit import fit
 from pipeline.training.recipe import Recipe
 
 CPU = torch.device("cpu")
+PLAIN = Recipe()
 
 
 def pictures(n=40, seed=0):
@@ -31,7 +32,7 @@ def batch_norm_model():
     return Classifier(trunk, tail, n_classes=3, channels=1).to(memory_format=torch.channels_last).eval()
 
 
-def draws(model, inputs, targets, recipe=Recipe(), *, n_draws=3, **options):
+def draws(model, inputs, targets, recipe=PLAIN, *, n_draws=3, **options):
     options = {"seed": 0, "n_columns": 4} | options
     return swag_draws(model, inputs, targets, recipe, task=classification, n_draws=n_draws, device=CPU, **options)
 
