@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from pipeline.training.fit import device_name
+from pipeline.networks.devices import device_name
 
 RUNS = 5
 """Timed runs of each contender."""

@@ -24,16 +24,17 @@ from torch import Tensor
 from benchmarks.labelled_sets import LabelledSet
 from benchmarks.measure import do_jobs
 from benchmarks.transfer import N_CLASSES, data_of, frozen, in_words, lite0_settings
-from flows.networks import RECIPE, Lesson, add_out_of_fold, train_network, weight_draws
 from pipeline.evaluation.curves import area_under_curve, mean_interval, paired_difference
 from pipeline.evaluation.metrics import evaluate
+from pipeline.learning.lesson import Lesson
+from pipeline.learning.predict import decide_on_features
 from pipeline.learning.settings import MemberSettings, ModelSettings
-from pipeline.members.predict import predict_from_features
+from pipeline.learning.train import LEARNING_VERSION, learn
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.features import extract
 from pipeline.randomness import derive_seed
 from pipeline.selection.scoring import score_images
-from pipeline.tasks import classification
+from pipeline.tasks import TASK_TYPE
 
 SETS = ("mnist", "imbalanced")
 PLAIN = "plain"
@@ -55,7 +56,14 @@ def main() -> None:
     options = _arguments()
     how = {name: lite0_settings(name).model_dump(mode="json") for name in options.sets}
     jobs = [
-        {"set": name, "arm": arm, "seed": seed, "labels": options.labels, "settings": how[name], "recipe": RECIPE}
+        {
+            "set": name,
+            "arm": arm,
+            "seed": seed,
+            "labels": options.labels,
+            "settings": how[name],
+            "recipe": LEARNING_VERSION,
+        }
         for name in options.sets
         for seed in range(options.seeds)
         for arm in options.arms
@@ -77,11 +85,8 @@ def learn_actively(job: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     begun = perf_counter()
     for round_number in range((job["labels"] - START) // QUERY_SIZE + 1):
-        seeds = [derive_seed(job["seed"], round_number, f"member-{index}") for index in range(members.ensemble)]
-        folds = derive_seed(job["seed"], round_number, "out-of-fold")
-        lesson = Lesson("head", features[labelled], data.targets[labelled], body)
-        lesson = add_out_of_fold(lesson, settings, n_classes=N_CLASSES, seed=folds)
-        models = learn(settings, members, lesson, seeds=seeds)
+        lesson = Lesson(TASK_TYPE, N_CLASSES, "head", features[labelled], data.targets[labelled], body)
+        models = learn(lesson, settings, members, seed=job["seed"], round_number=round_number)
         drawn = derive_seed(job["seed"], round_number, "members")
         rows.append(measure(models, members, test, data, seed=drawn))
         rest = torch.ones(len(features), dtype=torch.bool).index_fill(0, labelled, False).nonzero().flatten()
@@ -92,22 +97,10 @@ def learn_actively(job: Mapping[str, Any]) -> dict[str, Any]:
     return {**curves, "seconds": perf_counter() - begun}
 
 
-def learn(
-    settings: ModelSettings, members: MemberSettings, lesson: Lesson, *, seeds: Sequence[int]
-) -> list[Classifier]:
-    """Train the networks of an arm, as a round does; one head for each seed."""
-    models = []
-    for seed in seeds:
-        trained = train_network(settings, members, lesson, n_classes=N_CLASSES, seed=seed)
-        draws = weight_draws(trained, settings, members, lesson, seed=seed) if members.swag else [trained.model]
-        models += [copy.deepcopy(model, {id(model.trunk): model.trunk}) for model in draws]
-    return models
-
-
 def decide(models: Sequence[Classifier], members: MemberSettings, features: Tensor, *, seed: int) -> Tensor:
     """Decisions `(n, 1, K, C)` of all members."""
-    draws = {"mc_dropout": members.mc_dropout, "laplace": members.laplace}
-    return predict_from_features(models, features, task=classification, seed=seed, **draws)[0]
+    decisions = [part for part, _ in decide_on_features(models, features, members, task=TASK_TYPE, seed=seed)]
+    return torch.cat(decisions)
 
 
 def measure(

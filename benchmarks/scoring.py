@@ -25,15 +25,19 @@ from benchmarks.transfer import lite0_settings
 from connectors.feature_store import FeatureCache
 from connectors.frozen_features import cached_features
 from connectors.images.pixels import load_images
-from flows.networks import Lesson, add_out_of_fold, frozen_body, train_network
+from pipeline.learning.lesson import Lesson
+from pipeline.learning.networks import frozen_body
 from pipeline.learning.settings import MemberSettings
+from pipeline.learning.train import learn, train_network
 from pipeline.members.predict import predict_from_features, predict_members
-from pipeline.networks.classifier import Classifier, build_model, half_precision, with_new_head
+from pipeline.networks.build import build_model, with_new_head
+from pipeline.networks.classifier import Classifier, half_precision
 from pipeline.networks.features import extract, feature_key
 from pipeline.selection.scoring import score_columns
 from pipeline.selection.strategies import select_batch
-from pipeline.tasks import classification
+from pipeline.tasks import TASK_TYPE
 from pipeline.training.fit import fit
+from pipeline.training.recipe import Recipe
 from pipeline.types import Batch, Candidates
 
 DATA = "crops of two photographs as JPEG files of 400 px, read at 96 px; EfficientNet-Lite0, ImageNet weights"
@@ -202,7 +206,7 @@ def score(n_heads: int, mc_dropout: int, prepared: tuple[Photos, Path], seed: in
     heads = photos.heads[:n_heads]
     files = FeatureCache(folder, feature_key(heads[0], image_size=SIZE))
     features = cached_features(files, heads[0], photos.ids, photos.uris, image_size=SIZE)
-    decisions, _ = predict_from_features(heads, features, task=classification, mc_dropout=mc_dropout, seed=seed)
+    decisions, _ = predict_from_features(heads, features, task=TASK_TYPE, mc_dropout=mc_dropout, seed=seed)
     score_columns(decisions, {"margin", "entropy", *(["bald"] if decisions.shape[2] > 1 else [])}, reduce="mean")
     return decisions[:, 0].mean(dim=1)
 
@@ -279,8 +283,8 @@ def train_head(data: Features, seed: int) -> Tensor:
 
 def fit_head(features: Tensor, targets: Tensor, *, seed: int) -> Classifier:
     """A head on features, trained as a campaign trains it, but for the search out of fold."""
-    lesson = Lesson("head", features, targets, trunk())
-    return train_network(SETTINGS, MemberSettings(), lesson, n_classes=N_CLASSES, seed=seed).model
+    lesson = Lesson(TASK_TYPE, N_CLASSES, "head", features, targets, trunk())
+    return train_network(lesson, SETTINGS, MemberSettings(), seed=seed).model
 
 
 @cache
@@ -334,10 +338,9 @@ def whole_round(prepared: Round, seed: int) -> Batch:
     targets = prepared.targets
     files = FeatureCache(prepared.folder, feature_key(trunk(), image_size=SIZE))
     labelled = files.read(prepared.ids[: len(targets)])
-    lesson = add_out_of_fold(Lesson("head", labelled, targets, trunk()), SETTINGS, n_classes=N_CLASSES, seed=seed)
-    train = partial(train_network, SETTINGS, MemberSettings(), lesson, n_classes=N_CLASSES)
-    heads = [train(seed=N_HEADS * seed + number).model for number in range(N_HEADS)]
-    predict = partial(predict_from_features, heads, task=classification, seed=seed)
+    lesson = Lesson(TASK_TYPE, N_CLASSES, "head", labelled, targets, trunk())
+    heads = learn(lesson, SETTINGS, MemberSettings(ensemble=N_HEADS), seed=seed, round_number=1)
+    predict = partial(predict_from_features, heads, task=TASK_TYPE, seed=seed)
     _, labelled_embeddings = predict(labelled)
     parts, columns = [], {"margin", "entropy", "aleatoric", "epistemic"}
     for start in range(len(targets), len(prepared.ids), SHARD):
@@ -419,7 +422,7 @@ def moved(data: OnGPU) -> OnGPU:
 
 def score_on_gpu(data: OnGPU, seed: int) -> Tensor:
     """Score all images, as a round does without a frozen trunk."""
-    decisions, _ = predict_members([data.model], data.images, task=classification, seed=seed)
+    decisions, _ = predict_members([data.model], data.images, task=TASK_TYPE, seed=seed)
     return score_columns(decisions, {"margin", "entropy"}, reduce="mean")["margin"]
 
 
@@ -436,12 +439,10 @@ def train_on_gpu(data: OnGPU, seed: int) -> None:
         data.model,
         data.images,
         data.targets,
-        task=classification,
+        Recipe(augmentation="natural", max_epochs=2),
+        task=TASK_TYPE,
         seed=seed,
         device=data.model.mean.device,
-        augmentation="natural",
-        max_epochs=2,
-        validation_share=0.0,
     )
 
 

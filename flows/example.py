@@ -61,10 +61,9 @@ weights = "DEFAULT"              # a weight name of the hub, a file (.pt, .safet
                                  # Without internet: a file that holds the network's weights, weights = "resnet18.pth"
 # head = "linear"                # dropout and a linear layer, or mlp
 # dropout = 0.5
-# train = "auto"                 # head, last_stage (and head), all; auto goes from head to all as labels come in:
+# train = "auto"                 # head, all; auto goes from head to all as labels come in:
 # all_from = 50                  # labels per class from which everything is trained; 1 unless augmentation is natural:
                                  # pretrained features fit photographs
-# last_stage_from = 50           # from which the last stage is, for less time; by default all_from, never it alone
 # body_rate = 0.1                # learning rate of pretrained layers, as a share of that of the head
 # start = "pretrained"           # each round anew from the weights; previous: near the last round's, but for heads
                                  # that are trained alone; scratch: from none
@@ -75,7 +74,7 @@ weights = "DEFAULT"              # a weight name of the hub, a file (.pt, .safet
 # learning_rate = 2e-3
 # weight_decay = 1e-2
 # max_epochs = 30
-# max_minutes = 30               # a round that would train longer here trains less: the last stage, or the head alone
+# max_minutes = 30               # a round that would train longer here trains the head alone
 # patience = 5                   # stop after so many epochs without improvement, or more; if not given at max_epochs
 # batch_size = 32
 # min_steps = 16                 # optimiser steps of an epoch at least, however few labels there are

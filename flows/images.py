@@ -10,7 +10,8 @@ from torch import Tensor
 from connectors.images.reading import Reading
 from connectors.images.pixels import load_images, stream_images
 from flows.cache import features_of, shrink_features
-from flows.networks import CHUNK, predictions
+from flows.predict import predictions
+from pipeline.learning.networks import CHUNK
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.networks.classifier import Classifier
 from pipeline.tables import PoolTable

@@ -21,7 +21,7 @@ from flows.config import CampaignSettings, ConfigError
 from flows.folder import Campaign, RoundFolder
 from flows.outlook import best_round
 from flows.progress import progress_bar
-from pipeline.training.fit import choose_device
+from pipeline.networks.devices import choose_device
 
 CHUNK = 256
 """Images in memory at a time."""

@@ -1,8 +1,13 @@
 """Where random numbers come from: one generator for each purpose of each round."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 
 import torch
+
+_GLOBAL_GENERATORS = threading.RLock()
 
 
 def seeded_generator(seed: int, round_number: int, purpose: str) -> torch.Generator:
@@ -29,3 +34,20 @@ def derive_seed(seed: int, round_number: int, purpose: str) -> int:
     (True, False)
     """
     return int(torch.randint(2**31, (1,), generator=seeded_generator(seed, round_number, purpose)))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators, which dropout reads, for a while; the caller's states come back.
+
+    Threads take turns. On Apple's GPU the state is not put back.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with _GLOBAL_GENERATORS, torch.random.fork_rng(devices, device_type="cuda"):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+        yield

@@ -22,7 +22,9 @@ from torch import Tensor
 from connectors.images.pixels import stream_images
 from connectors.images.reading import WHOLE, Range, Reading
 from pipeline.members.predict import predict_members
-from pipeline.networks.classifier import Classifier, build_model, load_trunk, load_weights, with_new_head
+from pipeline.networks.build import build_model, with_new_head
+from pipeline.networks.classifier import Classifier
+from pipeline.networks.weights import load_trunk, load_weights
 from pipeline.pool.reasons import PoolError
 from pipeline.tasks import classification
 

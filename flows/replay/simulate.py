@@ -56,9 +56,9 @@ from flows.config import (
     load_settings,
 )
 from flows.home import home
-from flows.networks import RECIPE, check_network, frozen_body, new_model
 from flows.pixel_ranges import read_ranges, write_ranges
 from flows.progress import progress_bar, say
+from flows.replay.folder import FULL_DATA, CampaignArm, Job, Replay, ReplaySettings
 from flows.replay.inputs import (
     ReplayError,
     count_classes,
@@ -69,10 +69,13 @@ from flows.replay.inputs import (
     with_groups,
     without_copies,
 )
-from flows.replay.runs import CHUNK, FULL_DATA, CampaignArm, Job, Replay, ReplaySettings, run_jobs
+from flows.replay.workers import run_jobs
 from pipeline.evaluation.curves import CONTROL, DEFAULT_ACQUISITION, parse_arm, summarise
+from pipeline.learning.networks import CHUNK, check_network, frozen_body, new_model
 from pipeline.learning.settings import PHASE_LIMITS, MemberSettings, ModelSettings, with_own_image_size
-from pipeline.networks.classifier import check_model_name
+from pipeline.learning.train import LEARNING_VERSION
+from pipeline.networks.build import check_model_name
+from pipeline.networks.devices import choose_device
 from pipeline.networks.features import extract
 from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
 from pipeline.pool.group_rules import groups_of
@@ -81,7 +84,6 @@ from pipeline.pool.reasons import PoolError
 from pipeline.randomness import seeded_generator
 from pipeline.selection.acquisition import NEEDS_MEMBERS
 from pipeline.settings import LOCAL
-from pipeline.training.fit import choose_device
 
 if TYPE_CHECKING:
     from connectors.mlflow.tracker import MLflowTracker
@@ -329,7 +331,7 @@ def _resolve(
     if settings.is_linear and options.members and options.members > 1:
         raise ReplayError("--members are networks, and a linear head is one model: use --mc-dropout")
     _check_members(settings)
-    return settings if settings.is_linear else settings.model_copy(update={"recipe": RECIPE})
+    return settings if settings.is_linear else settings.model_copy(update={"recipe": LEARNING_VERSION})
 
 
 def _check_numbers(options: Options) -> None:

@@ -23,11 +23,7 @@ from flows.artefacts import (
 )
 from flows.folder import RoundFolder
 
-TRAINED = {
-    "head": "Trained the head alone.",
-    "last_stage": "Trained the head and the last stage of the network.",
-    "all": "Trained the whole network.",
-}
+TRAINED = {"head": "Trained the head alone.", "all": "Trained the whole network."}
 ADDRESS_SIGNS = ":/?#[]@!$&'()*+,;=%~-._"
 """What may stand in an address; anything else is written in percents."""
 STABLE = 0.8

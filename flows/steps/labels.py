@@ -15,7 +15,7 @@ from pipeline.labels.ledger import Ledger
 from pipeline.labels.suspicious import FEWEST_RIGHT, LIKELY_WRONG, find_label_errors, share_right
 from pipeline.selection.strategies import seeded_order
 from pipeline.tables import Labels, PoolTable, Predicted, class_indices
-from pipeline.training.fit import MIN_JUDGED, judged_out_of_fold
+from pipeline.training.cross_fit import MIN_JUDGED, judged_out_of_fold
 
 SUSPICIOUS_COLUMNS = (
     *("item_id", "uri", "task", "split", "label", "suggested"),

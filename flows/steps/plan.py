@@ -9,15 +9,17 @@ from flows.artefacts import CONFIG, OUTLOOK, PLAN, SECONDS, TRAINING, Outlook, P
 from flows.changes import changes_since_last
 from flows.config import CampaignSettings, resolved
 from flows.folder import RoundFolder
-from flows.networks import check_network, estimate_seconds, phase_of
 from flows.outlook import outlook
 from flows.step import step
 from flows.steps.select import check_strategy
+from pipeline.learning.estimate import estimate_seconds
+from pipeline.learning.networks import check_network, phase_of
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.networks.classifier import PHASES
 from pipeline.tables import Labels
+from pipeline.tasks import TASK_TYPE
 
-TRAINS = {"head": "the head alone", "last_stage": "the last stage and the head", "all": "the whole network"}
+TRAINS = {"head": "the head alone", "all": "the whole network"}
 
 
 @step(CONFIG)
@@ -78,7 +80,7 @@ def plan(
         for phase in reversed(PHASES[: PHASES.index(wanted) + 1] if model.is_pretrained else [wanted]):
             if phase == "head":
                 break
-            minutes[phase] = estimate_seconds(model, members, phase, **sizes) / 60
+            minutes[phase] = estimate_seconds(model, members, phase, task=TASK_TYPE, **sizes) / 60
             if model.max_minutes is None or minutes[phase] <= model.max_minutes:
                 break
     text = _text(phase, wanted, minutes, model.max_minutes, round_number, last, is_dearer=is_dearer)

@@ -12,7 +12,8 @@ from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles, as_lists
 from flows.artefacts import LABELLED_EMBEDDINGS, Training
 from flows.config import CampaignSettings
-from flows.images import SHARD, PoolImages
+from flows.images import PoolImages
+from flows.predict import SHARD
 from flows.step import step
 from flows.steps.train import load_networks
 from pipeline.members.predict import first_half

@@ -38,7 +38,7 @@ from flows.step import step
 from pipeline.labels.answers import digest
 from pipeline.learning.settings import ModelSettings
 from pipeline.tables import Labels, PoolTable
-from pipeline.training.fit import choose_device, device_name
+from pipeline.networks.devices import choose_device, device_name
 
 KEPT = (BATCH, LABELLED, AUDIT, METRICS, SUSPICIOUS, CONFUSION_TABLE, CONFUSION_PICTURE)
 """Files of a round that the tracker keeps."""

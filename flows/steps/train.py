@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 
 import numpy as np
@@ -28,27 +29,23 @@ from flows.artefacts import (
 from flows.config import CampaignSettings
 from flows.folder import RoundFolder
 from flows.images import PoolImages
-from flows.networks import (
-    N_SAMPLED,
-    Lesson,
-    can_cross,
-    can_hold_out,
-    frozen_body,
-    predict_networks_out_of_fold,
-    predict_out_of_fold,
-    train_network,
-    weight_draws,
-)
 from flows.progress import progress_bar
 from flows.step import step
 from pipeline.labels.answers import digest
+from pipeline.learning.lesson import Lesson, OutOfFold, sample_pool
+from pipeline.learning.networks import frozen_body
+from pipeline.learning.out_of_fold import FOLDS, phase_to_cross, predict_out_of_fold, with_out_of_fold
 from pipeline.learning.settings import MemberSettings, ModelSettings
-from pipeline.networks.classifier import Classifier, without_last_layer
-from pipeline.randomness import derive_seed, seeded_generator
+from pipeline.learning.train import member_name, train_network, weight_draws
+from pipeline.networks.classifier import Classifier
+from pipeline.networks.devices import choose_device, device_name
+from pipeline.networks.weights import without_last_layer
+from pipeline.randomness import derive_seed
 from pipeline.selection.acquisition import entropy
 from pipeline.selection.pseudo_labels import choose_confident
 from pipeline.tables import Labels, Predicted, class_indices
-from pipeline.training.fit import TrainingError, choose_device, device_name
+from pipeline.tasks import TASK_TYPE
+from pipeline.training.fit import TrainingError
 from pipeline.types import OnProgress
 
 RECORD = json_of("member.json", Member)
@@ -73,23 +70,20 @@ def cross_validate(
 ) -> Predicted:
     """What networks predict on the labelled images that they have not seen; no row without weights."""
     targets, groups = labelled.targets(classes), labelled.groups
-    if not can_cross(targets, groups) or not model.is_pretrained:
+    phase = phase_to_cross(plan.phase, targets, model, task=TASK_TYPE, groups=groups)
+    if phase is None:
         return Predicted(pd.DataFrame({"item_id": [], "label": []}))
-    phase = "head" if can_hold_out(targets, groups) else plan.phase
-    how = {"seed": derive_seed(seed, round_number, "out-of-fold"), "bagging": members.bagging, "groups": groups}
+    body = frozen_body(model, n_classes=len(classes)) if phase == "head" else None
+    inputs = _inputs(images, body, labelled.table, round_number)
+    lesson = Lesson(TASK_TYPE, len(classes), phase, inputs, targets, body, groups=groups)
+    how = {"seed": derive_seed(seed, round_number, FOLDS), "bagging": members.bagging}
+    bar = nullcontext() if body is not None else progress_bar(f"round {round_number}: out of fold", unit="epochs")
+    with bar as on_progress:  # heads take a moment
+        crossed = predict_out_of_fold(lesson, model, on_progress=on_progress, **how)
     table = labelled.table[["item_id", "label"]].assign(phase=phase)
-    if phase == "head":
-        body = frozen_body(model, n_classes=len(classes))
-        features = _inputs(images, body, labelled.table, round_number)
-        crossed = predict_out_of_fold(body, features, targets, model, **how)
-        table, logits = table.assign(epochs=crossed.epochs), crossed.logits
-    else:
-        pixels = images.load(labelled.table)
-        with progress_bar(f"round {round_number}: out of fold", unit="epochs") as on_progress:
-            logits = predict_networks_out_of_fold(
-                model, phase, pixels, targets, n_classes=len(classes), advance=on_progress, **how
-            )
-    return Predicted(table.assign(logits=list(logits.numpy())))
+    if crossed.epochs is not None:
+        table = table.assign(epochs=crossed.epochs)
+    return Predicted(table.assign(logits=list(crossed.logits.numpy())))
 
 
 def _inputs(images: PoolImages, body: Classifier | None, items: pd.DataFrame, round_number: int) -> Tensor:
@@ -190,19 +184,19 @@ class _Lessons:
         elif not model.is_pretrained:
             sample = self._sample_pool()
         inputs = _inputs(self.images, body, self.labelled.table, self.round_number)
-        groups, found = self.labelled.groups, self.out_of_fold
-        lesson = Lesson(phase, inputs, self.labelled.targets(classes), body, pool_sample=sample, groups=groups)
-        if not model.is_pretrained or found.phase != phase:
+        targets, groups = self.labelled.targets(classes), self.labelled.groups
+        lesson = Lesson(TASK_TYPE, len(classes), phase, inputs, targets, body, pool_sample=sample, groups=groups)
+        found = self.out_of_fold
+        if not model.is_pretrained or found.phase is None:
             return lesson
-        out_of_fold = found.logits, class_indices(found.labels, classes)
-        return dataclasses.replace(lesson, epochs=found.epochs, out_of_fold=out_of_fold)
+        return with_out_of_fold(lesson, OutOfFold(found.phase, found.logits, found.epochs))
 
     def _sample_pool(self) -> Tensor:
         """Images of the round, labelled or not, drawn from its own files, so that a round that goes on draws alike."""
         known = pd.concat([self.labelled.table[["item_id", "uri"]], self.candidates.table])
         known = known.sort_values("item_id", ignore_index=True)
-        generator = seeded_generator(self.settings.seed, self.round_number, "pool sample")
-        return self.images.load(known.iloc[torch.randperm(len(known), generator=generator)[:N_SAMPLED].numpy()])
+        rows = sample_pool(len(known), seed=self.settings.seed, round_number=self.round_number)
+        return self.images.load(known.iloc[rows.numpy()])
 
     def with_guesses(self, lesson: Callable[[], Lesson], guessed: pd.DataFrame) -> Lesson:
         """The lesson with the model's own guesses, given as item_id, uri and label, after its labels."""
@@ -255,7 +249,7 @@ class _Lessons:
             learnt = lesson()
             with progress_bar(f"round {self.round_number}: training", unit="epochs") as on_progress:
                 for index in missing:
-                    member = self._train_member(f"member-{index}", networks, learnt, on_progress)
+                    member = self._train_member(member_name(index), networks, learnt, on_progress)
                     RECORD.write(records[index], member)
         return [RECORD.read(record) for record in records]
 
@@ -270,10 +264,9 @@ class _Lessons:
             on_progress(len(epochs), lesson.epochs or how.max_epochs)
 
         trained = train_network(
+            lesson,
             how,
             members,
-            lesson,
-            n_classes=len(self.settings.classes),
             seed=seed,
             previous=self._previous_weights(name) if how.start == "previous" else None,
             on_epoch=count_epoch,
@@ -281,7 +274,7 @@ class _Lessons:
         with_trunk = lesson.body is None
         weights = [networks.save(trained.model, f"{name}.pt", with_trunk=with_trunk)]
         if members.swag:
-            draws = enumerate(weight_draws(trained, how, members, lesson, seed=seed))
+            draws = enumerate(weight_draws(trained, lesson, how, members, seed=seed))
             weights = [networks.save(draw, f"{name}-swag-{n:02d}.pt", with_trunk=with_trunk) for n, draw in draws]
         return Member(
             name=name,

@@ -1,15 +1,21 @@
 """Settings of the network, of its members and of how both are trained."""
 
-import math
-from typing import Annotated, Any, Literal, Self
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.registries import look_up
 from pipeline.settings import Settings, Size
 
-PHASE_LIMITS = frozenset({"last_stage_from", "all_from"})
+if TYPE_CHECKING:
+    from pipeline.training.recipe import Recipe
+
+PHASE_LIMITS = frozenset({"all_from"})
 """Settings of the network that change nothing in a replay unless what is trained follows the labels."""
+ALL_FROM = {"natural": 50.0, "digits": 1.0, "none": 1.0}
+"""For each augmentation, labels per class from which training everything is worth it: photographs are what ImageNet's
+features were made for. See docs/decisions/0006-what-is-trained.md."""
 
 
 def _check_augmentation(value: str) -> str:
@@ -20,7 +26,7 @@ def _check_augmentation(value: str) -> str:
 
 
 def _check_model(value: str) -> str:
-    from pipeline.networks.classifier import check_model_name
+    from pipeline.networks.build import check_model_name
 
     check_model_name(value)
     return value
@@ -28,7 +34,7 @@ def _check_model(value: str) -> str:
 
 def _size_of_weights(values: dict[str, Any]) -> int:
     from pipeline.networks.backbones import Preprocessing, is_factory
-    from pipeline.networks.classifier import default_image_size
+    from pipeline.networks.build import default_image_size
 
     name = values.get("name", "")
     if is_factory(name):  # which `with_own_image_size` asks, once its code is to be run anyway
@@ -37,14 +43,7 @@ def _size_of_weights(values: dict[str, Any]) -> int:
 
 
 def _all_from(values: dict[str, Any]) -> float:
-    from pipeline.training.fit import ALL_FROM
-
     return ALL_FROM[values.get("augmentation", "natural")]
-
-
-def _last_stage_from(values: dict[str, Any]) -> float:
-    all_from: float = values.get("all_from", math.inf)
-    return all_from
 
 
 class MemberSettings(Settings):
@@ -96,17 +95,12 @@ class ModelSettings(Settings):
     )
     head: Literal["linear", "mlp"] = "linear"
     dropout: float = Field(0.5, ge=0, lt=1)
-    train: Literal["auto", "head", "last_stage", "all"] = Field("auto", description="auto: by the labels per class")
+    train: Literal["auto", "head", "all"] = Field("auto", description="auto: by the labels per class")
     augmentation: Annotated[str, AfterValidator(_check_augmentation)] = "natural"
     all_from: float = Field(
         default_factory=_all_from,
         ge=0,
         description="labels per class from which auto trains everything; 50 for photographs, 1 for others if not set",
-    )
-    last_stage_from: float = Field(
-        default_factory=_last_stage_from,
-        ge=0,
-        description="labels per class from which auto trains the last stage too; all_from if not set: never it alone",
     )
     body_rate: float = Field(0.1, gt=0, le=1, description="learning rate of pretrained layers, as a share")
     start: Literal["pretrained", "previous", "scratch"] = Field(
@@ -141,27 +135,28 @@ class ModelSettings(Settings):
         """Whether what is trained depends on how many labels there are."""
         return self.train == "auto" and self.is_pretrained
 
+    @property
+    def recipe(self) -> "Recipe":
+        """How networks are trained, as `fit` takes it."""
+        from pipeline.training.recipe import Recipe
+
+        return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
+
     @model_validator(mode="after")
     def _check_train(self) -> Self:
-        if self.train in ("head", "last_stage") and not self.is_pretrained:
+        if self.train == "head" and not self.is_pretrained:
             raise ValueError(
-                f'train = "{self.train}" keeps random weights for ever: set weights and start from them, or set '
-                'train = "all"'
+                'train = "head" keeps random weights for ever: set weights and start from them, or set train = "all"'
             )
         if self.train == "head" and self.start == "previous":
             raise ValueError('train = "head" trains new heads each round: take start = "previous" away')
-        if self.last_stage_from > self.all_from:
-            raise ValueError(
-                f"last_stage_from = {self.last_stage_from:g} must not be above all_from = {self.all_from:g}"
-                + ("" if "all_from" in self.model_fields_set else "; set all_from too")
-            )
         return self
 
 
 def with_own_image_size(settings: ModelSettings) -> ModelSettings:
     """The settings with the image size of a factory's own weights, where none is given; this runs the factory."""
     from pipeline.networks.backbones import is_factory
-    from pipeline.networks.classifier import default_image_size
+    from pipeline.networks.build import default_image_size
 
     if settings.weights is None or "image_size" in settings.model_fields_set or not is_factory(settings.name):
         return settings

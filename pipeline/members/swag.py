@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from pipeline.networks.classifier import Classifier, seeded
-from pipeline.registries import look_up
-from pipeline.tasks import Task
+from pipeline.networks.classifier import Classifier
+from pipeline.randomness import seeded
+from pipeline.tasks.task_type import TaskType
 from pipeline.training.augmentation import AUGMENTATIONS
 from pipeline.training.fit import MAX_GRADIENT_NORM, TrainingError, class_weights
+from pipeline.training.recipe import Recipe
 
 MOMENTUM = 0.9
 MIN_STEPS = 8
@@ -22,19 +23,15 @@ def swag_draws(
     model: Classifier,
     inputs: Tensor,
     targets: Tensor,
+    recipe: Recipe,
     *,
-    task: Task,
+    task: TaskType,
     n_draws: int,
     seed: int,
     device: torch.device,
     from_features: bool = False,
     learning_rate: float = 3e-2,
-    body_rate: float = 0.1,
-    batch_size: int = 32,
     n_columns: int = 20,
-    augmentation: str = "none",
-    class_balanced: bool = True,
-    label_smoothing: float = 0.0,
 ) -> Iterator[Classifier]:
     """Put `n_draws` draws of the weights that are not frozen into a trained `model`, one after the other.
 
@@ -53,11 +50,10 @@ def swag_draws(
             no longer be), n >= 1; or with `from_features` what its frozen trunk made of them, `(n, ...)` floats, and
             only the tail runs.
         targets: `(n, ...)` as the task has them.
+        recipe: of the training that was; its steps, schedule and learning rate play no part.
         n_draws: at least 1.
         learning_rate: of the descent, with momentum 0.9: the higher, the wider the path and the draws.
-        body_rate: as in `fit`.
         n_columns: epochs, at least 2; each draws its batches with replacement.
-        augmentation: a key of `AUGMENTATIONS`, for the descent.
 
     Yields:
         `model`, on `device` and in evaluation mode, with the weights of a draw.
@@ -68,12 +64,12 @@ def swag_draws(
             "SWAG needs n_draws >= 1, n_columns >= 2 and a learning rate above 0, got "
             f"n_draws={n_draws}, n_columns={n_columns}, learning_rate={learning_rate}"
         )
-    groups = model.parameter_groups(learning_rate, body_rate)
+    groups = model.parameter_groups(learning_rate, recipe.body_rate)
     trained = [parameter for group in groups for parameter in group["params"]]
     if not trained:
         raise ValueError("SWAG needs weights that are not frozen")
-    augment = look_up(AUGMENTATIONS, augmentation, "augmentation")
-    weights = class_weights(task.class_counts(targets, model.n_classes)).to(device) if class_balanced else None
+    augment = AUGMENTATIONS[recipe.augmentation]
+    weights = class_weights(task.class_counts(targets, model.n_classes)).to(device) if recipe.class_balanced else None
     model.to(device)
     inputs = inputs.float() if from_features else inputs
     generator = torch.Generator().manual_seed(seed)
@@ -81,13 +77,13 @@ def swag_draws(
     before = [values.detach().clone() for values in (*trained, *_statistics(layers))]
 
     def loss_of_batch() -> Tensor:
-        rows = torch.randint(len(inputs), (batch_size,), generator=generator)
+        rows = torch.randint(len(inputs), (recipe.batch_size,), generator=generator)
         batch = inputs[rows].to(device)
         logits = model.read(batch) if from_features else model(augment(batch))
-        return task.loss(logits * model.temperature, targets[rows].to(device), weights, label_smoothing)
+        return task.loss(logits * model.temperature, targets[rows].to(device), weights, recipe.label_smoothing)
 
     try:
-        n_steps = max(MIN_STEPS, -(-len(inputs) // batch_size))
+        n_steps = max(MIN_STEPS, -(-len(inputs) // recipe.batch_size))
         model.train()
         with seeded(seed, device):
             path = _descend(groups, loss_of_batch, n_steps=n_steps, n_columns=n_columns)
@@ -98,7 +94,7 @@ def swag_draws(
         for _ in range(n_draws):
             _set_weights(trained, draw_weights(mean, diagonal, deviations, generator).to(device))
             if not from_features:
-                _refresh(model, layers, inputs, batch_size)
+                _refresh(model, layers, inputs, recipe.batch_size)
             yield model
     finally:
         with torch.no_grad():

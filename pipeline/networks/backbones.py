@@ -1,11 +1,10 @@
 """Where networks and their weights come from: torchvision, timm, a factory of one's own; the hub or a file."""
 
-import argparse
 import difflib
 import hashlib
 import importlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +14,10 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
+from pipeline.networks.errors import ModelError
+from pipeline.networks.state_dicts import load_state
+from pipeline.networks.stochastic import is_stochastic
+
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
 FACTORY = "factory"
@@ -22,10 +25,6 @@ FACTORY = "factory"
 FACTORY_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 TUPLES_IN_TRAINING = ("googlenet", "inception_v3")
 """Torchvision classifiers with a second output while they train."""
-
-
-class ModelError(ValueError):
-    """A network cannot be built as asked, or a file does not hold its weights."""
 
 
 @dataclass(frozen=True)
@@ -123,122 +122,9 @@ def load_backbone(name: str, *, image_size: int, weights: str | None) -> Backbon
         preprocessing = _own_preprocessing(network, name)
     end = _find_end(network.eval(), name, image_size)
     if file:
-        _load_file(network, file, without=[end])
+        load_state(network, file, without=[end])
     kept, width = _cut(network, end)
     return Backbone(network, tuple(kept), width, preprocessing)
-
-
-def is_stochastic(module: nn.Module) -> bool:
-    """Whether the layer draws random numbers in training mode."""
-    return (isinstance(module, nn.modules.dropout._DropoutNd) or is_stochastic_depth(module)) and (
-        drop_probability(module) > 0
-    )
-
-
-def is_stochastic_depth(module: nn.Module) -> bool:
-    """Whether the layer drops whole paths: torchvision's or timm's, told by name as loading those takes seconds."""
-    return type(module).__name__ in ("StochasticDepth", "DropPath")
-
-
-def drop_probability(module: nn.Module) -> float:
-    """How probably a stochastic layer drops an input, a channel or a path, in [0, 1]."""
-    return float(getattr(module, "drop_prob", None) or getattr(module, "p", None) or 0.0)
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a `.safetensors` file or one of `torch.save`; nothing in the file is run."""
-    if not path.is_file():
-        raise ModelError(f"there is no weights file {path}")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    found = dict(_state_dicts(state))
-    if len(found) > 1:
-        raise ModelError(
-            f"{path} holds several networks, {', '.join(found)}: write the one that is meant to a file of its own, "
-            "with torch.save(checkpoint[key], path)"
-        )
-    if not found:
-        held = (
-            f"the keys {', '.join(map(str, list(state)[:4]))}" if isinstance(state, Mapping) else type(state).__name__
-        )
-        raise ModelError(f"{path} must hold a state dict, names to tensors; it holds {held}")
-    return next(iter(found.values()))
-
-
-def _state_dicts(held: object, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The state dicts that a file holds, by their keys: checkpoints of trainings keep them beside epoch and optimiser.
-
-    >>> [(key, list(state)) for key, state in _state_dicts({"epoch": 3, "state_dict": {"fc.bias": torch.zeros(2)}})]
-    [('state_dict', ['fc.bias'])]
-    """
-    if not isinstance(held, Mapping) or not all(isinstance(name, str) for name in held):
-        return
-    if held and all(isinstance(values, Tensor) for values in held.values()):
-        yield key, dict(held)
-        return
-    for name, inner in held.items():
-        yield from _state_dicts(inner, f"{key}.{name}".lstrip("."))
-
-
-def _read_safetensors(path: Path) -> object:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as exc:
-        raise ModelError(f"{path} is not a safetensors file, or it is damaged: {exc}") from exc
-
-
-def _read_pickle(path: Path) -> object:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # options of a training, which run nothing
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as exc:  # bytes of no meaning fail in any way
-        raise ModelError(
-            f"{path} is not a plain state dict: it is damaged, or a pickle with code in it, which is not run; "
-            "write it with torch.save(model.state_dict(), path)"
-        ) from exc
-
-
-def _load_file(network: nn.Module, path: Path, *, without: Sequence[str]) -> None:
-    """Load all but the layers `without`, which may have other classes, from a state dict in a file."""
-    ends = tuple(f"{name}." for name in without)
-    old_densenet = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
-    renamed = {old_densenet.sub(r"\1\2", key): values for key, values in read_state_dict(path).items()}
-    needed = [name for name, _ in network.named_parameters() if not name.startswith(ends)]
-    prefix = _prefix_of(renamed, needed, path)
-    inner = {key.removeprefix(prefix): values for key, values in renamed.items() if key.startswith(prefix)}
-    state = {key: values for key, values in inner.items() if not key.startswith(ends)}
-    try:
-        outcome = network.load_state_dict(state, strict=False)
-    except RuntimeError as exc:
-        raise ModelError(f"{path} holds the weights of another network: {exc}") from exc
-    missing = [key for key in outcome.missing_keys if not key.startswith(ends)]
-    if missing or outcome.unexpected_keys:
-        raise ModelError(
-            f"{path} holds the weights of another network: {len(missing)} are missing, {missing[:3]}, and "
-            f"{len(outcome.unexpected_keys)} have no place, {outcome.unexpected_keys[:3]}"
-        )
-
-
-def _prefix_of(names: Iterable[str], wanted: Sequence[str], path: Path) -> str:
-    """What a file puts before the names of a network's tensors, as "module." of DataParallel; empty where nothing.
-
-    Raises:
-        ModelError: several prefixes give all tensors, as those of a network and its moving average.
-    """
-    held = set(names)
-    endings = [name for name in held if wanted and name.endswith(wanted[0])]
-    prefixes = sorted({name.removesuffix(wanted[0]) for name in endings}, key=lambda prefix: (len(prefix), prefix))
-    whole = [prefix for prefix in prefixes if all(prefix + name in held for name in wanted)]
-    if len(whole) > 1 and whole[0] != "":
-        raise ModelError(
-            f"{path} holds several networks, their names begin with {', '.join(whole)}: write the one that is meant to "
-            "a file of its own, without the prefix"
-        )
-    return whole[0] if whole else ""
 
 
 def _find_end(network: nn.Module, name: str, image_size: int) -> str:
@@ -427,7 +313,7 @@ def _timm_backbone(network: str, image_size: int, weights: str | None, file: Pat
         raise ModelError(f"{name} does not give one vector of features for an image; choose another network")
     if file:
         ends = settings.classifier or ()
-        _load_file(trunk, file, without=[ends] if isinstance(ends, str) else ends)
+        load_state(trunk, file, without=[ends] if isinstance(ends, str) else ends)
     return Backbone(trunk, (), features.shape[1], _timm_preprocessing(settings))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.networks.classifier import Classifier
-from pipeline.training.fit import judged_out_of_fold
+from pipeline.training.cross_fit import judged_out_of_fold
 
 BLOWN_UP = 2.5
 """A training loss of so many times log C, which an untrained network has, comes of steps that are too long. `small_cnn`

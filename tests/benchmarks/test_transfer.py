@@ -69,17 +69,17 @@ def test_a_set_gives_no_more_labels_than_it_has():
 
 
 def test_auto_has_the_numbers_of_the_phase_that_it_chooses(capsys):
-    accuracies = {"head": (0.5, 0.6), "last_stage": (0.7, 0.9), "all": (0.6, 0.7)}
+    accuracies = {"head": (0.7, 0.9), "all": (0.6, 0.7)}
     runs = [
         {"n_labels": 100, "phase": phase, "accuracy": accuracy, "seconds": 2.0}
         for phase, values in accuracies.items()
         for accuracy in values
     ]
     settings = transfer.lite0_settings("mnist")
-    transfer._print("mnist", runs, settings.model_copy(update={"last_stage_from": 5.0, "all_from": 20.0}))
-    assert "0.0 ± 0.0 (last_stage)" in capsys.readouterr().out
-    transfer._print("mnist", runs, settings.model_copy(update={"last_stage_from": 5.0, "all_from": 10.0}))
-    assert "-15.0 ± 63.5 (last_stage)" in capsys.readouterr().out  # 10 and 20 points, t of two seeds is 12.706
+    transfer._print("mnist", runs, settings.model_copy(update={"all_from": 20.0}))
+    assert "0.0 ± 0.0 (head)" in capsys.readouterr().out
+    transfer._print("mnist", runs, settings.model_copy(update={"all_from": 10.0}))
+    assert "-15.0 ± 63.5 (head)" in capsys.readouterr().out  # 10 and 20 points, t of two seeds is 12.706
 
 
 def test_the_summary_of_members_is_of_the_mean_over_the_curve_at_each_seed():

@@ -28,7 +28,8 @@ from connectors.escaping import mlflow_key
 from connectors.mlflow.loader import load_ensemble
 from connectors.mlflow.tracker import MLflowTracker
 from connectors.tracking import MemberHistory, TrackerError, TrackerUnavailable
-from pipeline.networks.classifier import build_model, save_trunk, save_weights, with_new_head
+from pipeline.networks.build import build_model, with_new_head
+from pipeline.networks.weights import save_trunk, save_weights
 from tests.hostile import HIDDEN, NAMES
 
 CHECKOUT = Path(connectors.mlflow.tracker.__file__).parents[2]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from connectors.mlflow.loader import Ensemble
-from pipeline.networks.classifier import build_model
+from pipeline.networks.build import build_model
 
 CLASSES = ("ant", "class", "probability")
 

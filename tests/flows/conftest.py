@@ -13,12 +13,12 @@ from PIL import Image
 
 from connectors.image_folder.index import index_pool
 from connectors.store import Campaign, RoundFolder, write_json, write_table
-from flows import networks
 from flows.campaign import OpenCampaign
 from flows.config import load_settings, resolved
 from flows.round import begin
 from flows.steps.learn import gather_labels
 from flows.steps.score import list_candidates
+from pipeline.learning import train as learning
 
 CLASSES = ("left", "middle", "right")
 TEMPLATE = """\
@@ -46,7 +46,7 @@ channels = 1
 PLAIN = 'name = "small_cnn"\naugmentation = "none"\nmax_epochs = 2\n'
 TINY = 'name = "tests.flows.tiny:tiny_network"\nweights = "factory"\naugmentation = "none"\n'
 """Pretrained, as far as anybody can see."""
-HEADS = "last_stage_from = 20\nall_from = 50\n"
+HEADS = "all_from = 50\n"
 """So that 24 labels of three classes train heads, where a test does not say when more is trained."""
 
 
@@ -80,7 +80,7 @@ def training_is_killed(monkeypatch):
 
     @contextmanager
     def killed(*, after: int):
-        fit, done = networks.fit, []
+        fit, done = learning.fit, []
 
         def fit_until_killed(*data, **how):
             if len(done) == after:
@@ -89,7 +89,7 @@ def training_is_killed(monkeypatch):
             return fit(*data, **how)
 
         with monkeypatch.context() as patch:
-            patch.setattr(networks, "fit", fit_until_killed)
+            patch.setattr(learning, "fit", fit_until_killed)
             with pytest.raises(KeyboardInterrupt):
                 yield
 

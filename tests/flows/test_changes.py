@@ -410,7 +410,7 @@ def test_round_that_starts_from_the_last_one_takes_what_fits(make_work, monkeypa
     network = 'name = "small_cnn"\naugmentation = "none"\n'
     trained(make_work(network=network, model=start, ensemble=1), 1)
     taken = []
-    monkeypatch.setattr("flows.networks.shrink_and_perturb", lambda _model, previous: taken.append(previous))
+    monkeypatch.setattr("pipeline.learning.train.shrink_and_perturb", lambda _model, previous: taken.append(previous))
     work = make_work(**{"network": network, "ensemble": 1} | options | {"model": start + options.get("model", "")})
     folder = trained(work, 2)
     [model] = trained_models(folder, work)
@@ -489,7 +489,7 @@ def planned(work, number=1):
     return folder, read_json(folder / "plan.json")
 
 
-AUTO = "last_stage_from = 4\nall_from = 8\nmax_epochs = 2\n"
+AUTO = "all_from = 8\nmax_epochs = 2\n"
 """Eight labels for each class train everything."""
 
 
@@ -498,7 +498,7 @@ def test_round_that_would_take_too_long_trains_less_and_says_so(make_work, train
     model = f'{AUTO}train = "{train_what}"\nmax_minutes = 1e-9\n'
     folder, told = planned(work := make_work(network=TINY, model=model))
     assert (told["phase"], told["wanted"]) == ("head", "all")
-    assert list(told["minutes"]) == ["all", "last_stage"]
+    assert list(told["minutes"]) == ["all"]
     assert min(told["minutes"].values()) >= 0
     assert "labels enough to train the whole network, which would take about" in told["text"]
     assert told["text"].endswith("max_minutes = 1e-09 leaves the head alone")

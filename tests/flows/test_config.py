@@ -15,9 +15,8 @@ from flows.config import (
     unresolved,
 )
 from flows.example import EXAMPLE
-from pipeline.learning.settings import PseudoLabelSettings, with_own_image_size
+from pipeline.learning.settings import ALL_FROM, PseudoLabelSettings, with_own_image_size
 from pipeline.training.augmentation import AUGMENTATIONS
-from pipeline.training.fit import ALL_FROM
 from tests.hostile import CLASSES
 
 GOOD = """\
@@ -232,11 +231,6 @@ def test_missing_file_says_how_to_get_one(tmp_path):
             "model.weights: there is no file 'mine/nowhere.pt' in /",
         ),
         (("ensemble = 3", "ensemble = 3\n[model]\npatience = 0"), 10, "patience: Input should be greater"),
-        (
-            ("ensemble = 3", "ensemble = 3\n[model]\nlast_stage_from = 160"),
-            9,
-            "last_stage_from = 160 must not be above all_from = 50; set all_from too",
-        ),
         (("ensemble = 3", "ensemble = 3\n[model]\nimage_size = 4"), 10, "image_size: Input should be greater"),
         (
             ("ensemble = 3", 'ensemble = 3\nviews = 2\n[model]\naugmentation = "none"'),
@@ -329,20 +323,17 @@ def test_size_of_the_images_is_that_of_the_weights_if_nobody_says_another(campai
 
 
 @pytest.mark.parametrize(
-    ("lines", "labels_from"),
+    ("lines", "all_from"),
     [
-        ("", (50, 50)),
-        ('augmentation = "natural"', (50, 50)),
-        ('augmentation = "digits"', (1, 1)),
-        ('augmentation = "none"', (1, 1)),
-        ("last_stage_from = 7", (7, 50)),
-        ("all_from = 30", (30, 30)),
-        ('augmentation = "digits"\nlast_stage_from = 0.5', (0.5, 1)),
+        ("", 50),
+        ('augmentation = "natural"', 50),
+        ('augmentation = "digits"', 1),
+        ('augmentation = "none"', 1),
+        ("all_from = 30", 30),
     ],
 )
-def test_heads_of_photographs_are_alone_for_longer_and_the_last_stage_is_only_by_option(campaign, lines, labels_from):
-    model = load_settings(campaign(f"{GOOD}[model]\n{lines}\n")).model
-    assert (model.last_stage_from, model.all_from) == labels_from
+def test_heads_of_photographs_are_alone_for_longer(campaign, lines, all_from):
+    assert load_settings(campaign(f"{GOOD}[model]\n{lines}\n")).model.all_from == all_from
 
 
 def test_each_augmentation_has_its_labels_per_class():

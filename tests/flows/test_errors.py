@@ -18,7 +18,7 @@ from deploy.logins import ServerError
 from flows import cli
 from flows.config import ConfigError
 from flows.errors import KNOWN, CommandGroup, explain_error
-from pipeline.networks.classifier import ModelError
+from pipeline.networks.errors import ModelError
 from pipeline.pool.reasons import PoolError
 from pipeline.training.fit import TrainingError
 

@@ -16,10 +16,10 @@ from connectors.frozen_features import open_cache
 from connectors.images.pixels import load_images
 from connectors.mlflow.loader import load_members
 from connectors.store import read_json, write_json
-from flows import networks
+from flows import predict as predict_module
 from flows.cache import features_folder, features_of
 from flows.cli import app
-from flows.networks import check_network, frozen_body, new_model, phase_of, predictions
+from flows.predict import predictions
 from flows.reports.round_page import campaign_status, round_markdown, warnings_of
 from flows.round import summarise
 from flows.steps import score
@@ -37,8 +37,12 @@ from flows.steps.learn import (
 )
 from flows.steps.score import embed_labelled, read_candidates, score_shard
 from pipeline.evaluation.metrics import negative_log_likelihood
-from pipeline.members.predict import first_half, predict_members, stochastic_layers
-from pipeline.networks.classifier import ModelError
+from pipeline.learning import out_of_fold
+from pipeline.learning import train as learning
+from pipeline.learning.networks import check_network, frozen_body, new_model, phase_of
+from pipeline.members.dropout import stochastic_layers
+from pipeline.members.predict import first_half, predict_members
+from pipeline.networks.errors import ModelError
 from pipeline.networks.features import feature_key
 from pipeline.pool.reasons import PoolError
 from pipeline.randomness import derive_seed
@@ -47,7 +51,7 @@ from pipeline.tasks import classification
 from pipeline.training.calibration import calibrate
 from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round
 
-EVERYTHING = "last_stage_from = 1\nall_from = 8\nmax_epochs = 2\n"
+EVERYTHING = "all_from = 8\nmax_epochs = 2\n"
 """Eight labels for each class train all of the network."""
 
 
@@ -108,28 +112,23 @@ def test_few_labels_train_heads_on_one_trunk_that_is_written_once(make_work):
 
 def test_heads_learn_from_every_label(make_work, monkeypatch):
     told = []
-    fit = networks.fit
-
-    def watch(model, inputs, targets, **how):
-        outcome = fit(model, inputs, targets, **how)
-        told.append((how["from_features"], outcome.train.tolist(), outcome.held_out.tolist()))
-        return outcome
-
-    monkeypatch.setattr(networks, "fit", watch)
-    work = make_work(network=TINY, model="last_stage_from = 1000\nall_from = 1000\nmax_epochs = 1\n")
+    watch(monkeypatch, learning, "fit", told)
+    work = make_work(network=TINY, model="all_from = 1000\nmax_epochs = 1\n")
     folder = ready_round(work)
     labelled = pd.read_parquet(folder / "labelled.parquet")
     pd.concat([labelled] * 20).to_parquet(folder / "labelled.parquet", index=False)
     cross_validate.fn(folder, work)
     train.fn(folder, work, "run")
-    assert told == [(True, list(range(20 * len(labelled))), [])] * 2
+    assert [(how["from_features"], fit.train.tolist(), fit.held_out.tolist()) for _, how, fit in told] == [
+        (True, list(range(20 * len(labelled))), [])
+    ] * 2
 
 
 def test_phase_follows_the_labels_for_each_class(make_work):
     how = make_work(network=TINY).settings.model
-    phases = [phase_of(how, n_labels=n, n_classes=3) for n in (59, 60, 149, 150)]
-    assert phases == ["head", "last_stage", "last_stage", "all"]
-    assert phase_of(how.model_copy(update={"train": "last_stage"}), n_labels=3, n_classes=3) == "last_stage"
+    phases = [phase_of(how, n_labels=n, n_classes=3) for n in (1, 149, 150)]
+    assert phases == ["head", "head", "all"]
+    assert phase_of(how.model_copy(update={"train": "all"}), n_labels=3, n_classes=3) == "all"
     drawn = how.model_copy(update={"start": "scratch"})
     assert phase_of(drawn, n_labels=3, n_classes=3) == "all", "there are no features to keep"
 
@@ -159,8 +158,9 @@ def crossed_round(work, *, n_copies):
 def test_few_labels_calibrate_networks_by_others_that_are_trained_alike_without_a_third(
     make_work, monkeypatch, bagging
 ):
-    trained = []
-    watch(monkeypatch, "fit", trained)
+    crossed, trained = [], []
+    watch(monkeypatch, out_of_fold, "fit", crossed)
+    watch(monkeypatch, learning, "fit", trained)
     work = make_work(network=TINY, model=EVERYTHING, members=f"bagging = {bagging}", ensemble=1)
     folder, table = crossed_round(work, n_copies=1)
     assert table["phase"].unique().tolist() == ["all"]
@@ -169,18 +169,19 @@ def test_few_labels_calibrate_networks_by_others_that_are_trained_alike_without_
     images, targets = images_of(work, labelled), class_indices(labelled["label"].tolist(), CLASSES)
     [member] = read_json(folder / "training.json")["members"]
     assert member["calibration"]["temperature"] == calibrate(logits, targets).temperature
-    *crossed, ((_, seen, _), as_member, outcome) = [one for one in trained if one[1]["max_epochs"] == 2]
+    [((_, seen, _, recipe), as_member, outcome)] = trained
     assert len(crossed) == 3
     assert len(seen) == 24
     assert outcome.held_out.tolist() == []
     judged = torch.zeros(len(targets))
-    for (model, part, _), how, _ in crossed:
+    for (model, part, _, of_fold), how, _ in crossed:
         unseen = ~(images[:, None] == part).flatten(2).all(dim=2).any(dim=1)
         assert unseen.sum() == 8
         assert targets[unseen].bincount(minlength=3).min() >= 2, "each fold has its share of each class"
         with torch.no_grad():
             torch.testing.assert_close(model(images[unseen]), logits[unseen])
         judged += unseen
+        assert of_fold == recipe
         own = ("seed", "on_epoch", "held_out", "from_features", "pool_sample")
         assert {name: how[name] for name in how if name not in own} == {
             name: as_member[name] for name in as_member if name not in own
@@ -237,42 +238,43 @@ def with_guesses(work, n_copies=20):
     return folder
 
 
-def watch(monkeypatch, name, told):
-    """Note what a function that networks are trained with is given, and what it returns."""
-    function = getattr(networks, name)
+def watch(monkeypatch, module, name, told):
+    """Note what a function that a module calls is given, and what it returns."""
+    function = getattr(module, name)
 
     def watched(*data, **how):
         outcome = function(*data, **how)
         told.append((data, how, outcome))
         return outcome
 
-    monkeypatch.setattr(networks, name, watched)
+    monkeypatch.setattr(module, name, watched)
 
 
 @pytest.mark.parametrize("network", [TINY + EVERYTHING, PLAIN])
 def test_guesses_of_the_model_judge_nothing(make_work, monkeypatch, network):
     guesses = "\n[model.pseudo_labels]\nthreshold = 2.0\nmax_count = 12\n"
     fits, crossed, drawn = [], [], []
-    for name, told in (("fit", fits), ("cross_fit", crossed), ("swag_draws", drawn)):
-        watch(monkeypatch, name, told)
+    watch(monkeypatch, learning, "fit", fits)
+    watch(monkeypatch, out_of_fold, "cross_fit", crossed)
+    watch(monkeypatch, learning, "swag_draws", drawn)
     work = make_work(network=network, model=guesses, members="laplace = 2\nswag = 1\nbagging = true", ensemble=1)
     folder = with_guesses(work)
-    (_, images, targets), _, outcome = fits[-1]
+    (_, images, targets, _), _, outcome = fits[-1]
     assert len(targets) == 480 + 12
     assert len(outcome.held_out) == 48
     assert outcome.held_out.max() < 480, "guesses come after the labels"
     [member] = read_json(folder / "training.json")["members"]
     assert member["calibration"]["n"] == 48
-    (_, features, judged), how, _ = crossed[-1]
+    (_, features, judged, recipe), how, _ = crossed[-1]
     assert len(features) == len(judged) == 480
     assert how["bootstrap"], "as the member itself"
-    assert how["body_rate"] == work.settings.model.body_rate
-    (_, descended, descended_targets), _, _ = drawn[-1]
+    assert recipe == work.settings.model.recipe
+    (_, descended, descended_targets, _), _, _ = drawn[-1]
     assert torch.equal(descended, images[outcome.train]), "not on what is held out"
     assert torch.equal(descended_targets, targets[outcome.train])
 
 
-@pytest.mark.parametrize("network", [TINY, TINY + "last_stage_from = 1\nall_from = 8\n"])
+@pytest.mark.parametrize("network", [TINY, TINY + "all_from = 8\n"])
 def test_training_goes_to_its_end_unless_patience_ends_it(make_work, network):
     still = 'learning_rate = 1e-12\nmax_epochs = 12\nschedule = "constant"\n'
     lengths = []
@@ -433,13 +435,14 @@ def test_one_label_and_guesses_make_heads_with_a_posterior(make_work):
 
 
 def test_networks_come_back_with_what_was_frozen(make_work):
-    network = TINY.replace("tiny_network", "two_stages") + 'train = "last_stage"\nmax_epochs = 1\n'
+    network = TINY.replace("tiny_network", "two_stages") + 'train = "head"\nmax_epochs = 1\n'
     work = make_work(network=network, members="mc_dropout = 2", ensemble=1)
     folder = trained_round(work)
-    loaded_by_mlflow = load_members(read_json(folder / "training.json")["model"], member_weights(folder), trunk=None)
+    trunk = frozen_trunk(folder)
+    loaded_by_mlflow = load_members(read_json(folder / "training.json")["model"], member_weights(folder), trunk=trunk)
     for [model] in (trained_models(folder, work), loaded_by_mlflow):
-        assert set(model.frozen) == {"trunk.0.0", "trunk.0.1"}
-        assert list(stochastic_layers(model)) == ["tail.0"], "the first stage dropped nothing in training"
+        assert model.frozen == ("trunk",)
+        assert list(stochastic_layers(model)) == ["tail.0"], "the trunk dropped nothing in training"
 
 
 def test_killed_training_of_heads_goes_on_to_the_same_members(make_work, training_is_killed):
@@ -522,10 +525,10 @@ def test_pool_is_predicted_in_parts_that_make_one(make_work, monkeypatch):
 
     sizes, decisions, embeddings = predict()
     assert sizes == [len(items)] == [30]
-    watch(monkeypatch, "features_of", told)
+    watch(monkeypatch, predict_module, "features_of", told)
     monkeypatch.setattr(frozen_features, "feature_key", lambda *_, **__: keys.append(1) or feature_key(*_, **__))
-    monkeypatch.setattr(networks, "SHARD", 20)
-    monkeypatch.setattr(networks, "MAX_PROBABILITIES", 12 * 3 * 8)
+    monkeypatch.setattr(predict_module, "SHARD", 20)
+    monkeypatch.setattr("pipeline.learning.predict.MAX_PROBABILITIES", 12 * 3 * 8)
     frozen_features._key.cache_clear()
     sizes, again, embedded = predict(advance=lambda done_now, total: done.append((done_now, total)))
     assert sizes == [8, 8, 4, 8, 2]

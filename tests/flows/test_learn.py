@@ -4,11 +4,15 @@ import pandas as pd
 import pytest
 import torch
 
+from connectors.feature_store import extract
 from connectors.images.pixels import load_images
 from connectors.store import read_json
-from flows import networks
 from flows.round import summarise
-from flows.steps.learn import cross_validate, measure, member_weights, train, trained_models
+from flows.steps.learn import class_indices, cross_validate, measure, member_weights, train, trained_models
+from pipeline.learning import train as learning
+from pipeline.learning.lesson import Lesson
+from pipeline.learning.networks import frozen_body
+from pipeline.tasks import TASK_TYPE
 from tests.flows.conftest import PLAIN, TINY, ready_round
 
 PSEUDO = "\n[model.pseudo_labels]\nthreshold = 2.0\ndecay = 0.5\nmax_count = 12\n"
@@ -78,13 +82,13 @@ def test_networks_are_standardised_by_the_pool_whatever_is_labelled(make_work):
 
 def test_members_are_told_the_labels_and_what_the_model_guesses(make_work, monkeypatch):
     told = []
-    fit = networks.fit
+    fit = learning.fit
 
-    def watch(model, images, targets, **how):
+    def watch(model, images, targets, recipe, **how):
         told.append(targets.tolist())
-        return fit(model, images, targets, **how)
+        return fit(model, images, targets, recipe, **how)
 
-    monkeypatch.setattr(networks, "fit", watch)
+    monkeypatch.setattr(learning, "fit", watch)
     work = make_work(model=PSEUDO + "\n")
     folder = ready_round(work)
     train.fn(folder, work, "run")
@@ -153,3 +157,22 @@ def test_run_killed_while_it_clears_up_after_pseudo_labels_keeps_its_record(make
     assert read_json(folder / "training.json")["n_pseudo_labels"] == 12
     measure.fn(folder, work)
     assert not scratch.exists()
+
+
+@pytest.mark.parametrize("model", ["", "all_from = 8\nmax_epochs = 2\n"])
+@pytest.mark.parametrize("members", ["", "swag = 2\nlaplace = 2\nbagging = true"])
+def test_labels_in_memory_make_the_networks_of_the_round_that_has_them_in_files(make_work, model, members):
+    work = make_work(network=TINY, model=model, members=members)
+    folder = ready_round(work)
+    cross_validate.fn(folder, work)
+    train.fn(folder, work, "run")
+    labelled, settings = work.located(pd.read_parquet(folder / "labelled.parquet")), work.settings
+    targets = class_indices(labelled["label"].tolist(), settings.classes)
+    images = load_images(labelled["uri"].tolist(), size=12, channels=1)
+    body = None if model else frozen_body(settings.model, n_classes=3)
+    inputs = images if body is None else extract(body, images, device=body.mean.device)
+    lesson = Lesson(TASK_TYPE, 3, "head" if body else "all", inputs, targets, body)
+    networks = learning.learn(lesson, settings.model, settings.members, seed=settings.seed, round_number=folder.number)
+    written = trained_models(folder, work)
+    assert len(networks) == len(written) == settings.members.n_networks
+    assert are_same([one.state_dict() for one in networks], [one.state_dict() for one in written])

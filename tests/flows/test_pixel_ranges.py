@@ -17,14 +17,15 @@ from flows.cache import features_of
 from flows.campaign import OpenCampaign
 from flows.cli import app
 from flows.config import ConfigError, load_settings, resolved
-from flows.networks import frozen_body, predictions
 from flows.pixel_ranges import FILE, read_ranges, settle_ranges
+from flows.predict import predictions
 from flows.replay.inputs import ReplayError
 from flows.replay.simulate import Options, simulate
 from flows.round import notes_on_pages, refresh_pool, settle_pixel_ranges
 from flows.steps.ask import _pixels
 from flows.steps.learn import _inputs, _sample_pool, gather_labels, measure, train
 from flows.steps.score import list_candidates
+from pipeline.learning.networks import frozen_body
 from pipeline.networks.features import extract
 from tests.flows.conftest import PLAIN, TINY, Untracked
 

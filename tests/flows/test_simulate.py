@@ -28,13 +28,15 @@ from connectors.store import Campaign, CampaignChanged, write_table
 from connectors.tracking import TrackerError
 from flows.cli import app
 from flows.config import load_settings
-from flows.networks import RECIPE, share_frozen_trunk
+from flows.replay.folder import Replay
 from flows.replay.inputs import ReplayError, read_labels
-from flows.replay.runs import Replay, _predict_network, _train_networks
+from flows.replay.runs import _decide, _lesson
 from flows.replay.simulate import Options, _claim, _resolve, command_of, simulate
 from flows.reports.replay_page import report_page, summary_table
 from pipeline.evaluation.curves import summarise
 from pipeline.labels.answers import answers_to_table
+from pipeline.learning.predict import share_frozen_trunk
+from pipeline.learning.train import LEARNING_VERSION, learn
 from pipeline.pool.reasons import PoolError
 from pipeline.pool.table import usable
 from pipeline.selection.acquisition import ACQUISITIONS
@@ -229,7 +231,7 @@ def test_changed_setting_of_a_network_is_named_alone(digits, tmp_path):
 def test_networks_of_an_older_recipe_are_not_mixed_with_others(digits, tmp_path):
     options = options_of(digits, tmp_path / "out", features=None, images=digits / "images", model="small_cnn")
     settings = _resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
-    assert settings.recipe == RECIPE
+    assert settings.recipe == LEARNING_VERSION
     written = settings.model_dump(mode="json")
     (tmp_path / "images.npy").write_text("")
     for older in (written | {"recipe": 0}, {name: value for name, value in written.items() if name != "recipe"}):
@@ -362,7 +364,7 @@ def test_network_is_trained_anew_and_its_members_disagree(digits, tmp_path):
 
 
 def test_frozen_network_gives_the_features(digits, tmp_path):
-    from pipeline.networks.classifier import build_model
+    from pipeline.networks.build import build_model
 
     torch.manual_seed(0)
     model = build_model("torchvision:resnet18", n_classes=1000, image_size=32, channels=3, seed=0).trunk
@@ -387,13 +389,19 @@ def test_frozen_network_gives_the_features(digits, tmp_path):
     assert np.load(options.out / "features.npy").shape == (60, 512)
 
 
+def _networks(replay, labelled):
+    settings = replay.settings
+    lesson = _lesson(replay, settings.network, labelled, seed=0)
+    return learn(lesson, settings.network, settings.members, seed=0, round_number=0)
+
+
 @pytest.mark.parametrize("members", ["mc_dropout = 3", "swag = 2\nlaplace = 2"])
 def test_heads_of_a_pretrained_network_are_members_too(digits, tmp_path, members):
     pd.read_csv(digits / "labels.csv", dtype=str).iloc[:60].to_csv(tmp_path / "few.csv", index=False)
     (tmp_path / "campaign.toml").write_text(
         f'name = "digits"\npool = "images"\nclasses = {[str(n) for n in range(10)]}\nbudget = 100\naudit_size = 20\n'
         '[model]\nname = "tests.flows.tiny:tiny_network"\nweights = "factory"\nimage_size = 8\nchannels = 1\n'
-        f"max_epochs = 2\nlast_stage_from = 3\n[members]\nensemble = 2\n{members}\n"
+        f"max_epochs = 2\nall_from = 3\n[members]\nensemble = 2\n{members}\n"
     )
     options = Options(
         out=tmp_path / "out",
@@ -412,13 +420,13 @@ def test_heads_of_a_pretrained_network_are_members_too(digits, tmp_path, members
     summary = simulate(options)
     assert summary["settings"]["network"]["train"] == "auto", "and that is the head, with a label for each class"
     replay = Replay(options.out)
-    with_trunk = _train_networks(replay, torch.arange(40), seed=0, round_number=0)
+    with_trunk = _networks(replay, torch.arange(40))
     assert not share_frozen_trunk(with_trunk), "there are four labels for each class"
     assert all(float(model.temperature) != 1 for model in with_trunk), "from networks without a third of the labels"
     (options.out / "images.npy").rename(tmp_path / "images.npy")  # heads read features alone
     replay = Replay(options.out)
-    models = _train_networks(replay, torch.arange(20), seed=0, round_number=0)
-    probs, embeddings = _predict_network(replay, models, None, 0, torch.arange(60))
+    models = _networks(replay, torch.arange(20))
+    probs, embeddings = _decide(replay, replay.settings.network, models, None, 0, torch.arange(60))
     images = torch.from_numpy(np.load(tmp_path / "images.npy"))
     with torch.no_grad():
         torch.testing.assert_close(probs[:, 0], models[0](images).softmax(dim=1), rtol=0, atol=1e-3)
@@ -826,7 +834,7 @@ def test_interrupted_command_says_that_the_same_one_goes_on(digits, tmp_path, mo
 
 
 def test_processes_of_a_replay_load_no_prefect():
-    code = "import sys, flows.replay.runs; print([name for name in ('prefect', 'mlflow') if name in sys.modules])"
+    code = "import sys, flows.replay.workers; print([name for name in ('prefect', 'mlflow') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.networks.classifier import Classifier, build_model
+from pipeline.networks.build import build_model
+from pipeline.networks.classifier import Classifier
 
 
 def check_targets(targets, n, n_classes):

@@ -7,8 +7,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
-from pipeline.networks.classifier import Classifier, build_model
-from pipeline.tasks import classification
+from pipeline.networks.build import build_model
+from pipeline.networks.classifier import Classifier
 from pipeline.training.diagnosis import (
     BLOWN_UP,
     N_SHUFFLES,
@@ -19,7 +19,7 @@ from pipeline.training.diagnosis import (
     diagnose,
     loss_against_guess,
 )
-from pipeline.training.fit import fit
+from tests.pipeline.training import train
 
 QUIET = [{"train_loss": 1.0}]
 """A history in which nothing blew up."""
@@ -43,7 +43,7 @@ def digits(n, *, seed=0):
 def findings_of_training(images, targets, *, seed=0, held_out_targets=None, **options):
     """Names of what is found after a training; its held-out part may be given other labels."""
     model = build_model("small_cnn", n_classes=10, image_size=8, channels=1, seed=seed)
-    outcome = fit(model, images, targets, task=classification, seed=seed, device=torch.device("cpu"), **options)
+    outcome = train(model, images, targets, seed=seed, **options)
     with torch.inference_mode():
         logits = model(images)
     held_out = outcome.held_out
@@ -287,7 +287,7 @@ def test_training_with_one_image_keeps_its_statistics_on_purpose(n):
     model = batch_norm_model()
     before = batch_norm_statistics(model)
     images, targets = digits(n)
-    fit(model, images, targets, task=classification, seed=0, device=torch.device("cpu"), max_epochs=1)
+    train(model, images, targets, max_epochs=1)
     assert compare_batch_norm(before, model, smallest_batch=n) == ()
     if n == 1:
         assert [finding.name for finding in compare_batch_norm(before, model)] == ["batch_norm_stuck"]

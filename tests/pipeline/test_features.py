@@ -7,7 +7,8 @@ from torch import nn
 
 from pipeline.networks import classifier as models
 from pipeline.networks import features as module
-from pipeline.networks.classifier import Classifier, build_model, half_precision
+from pipeline.networks.build import build_model
+from pipeline.networks.classifier import Classifier, half_precision
 from pipeline.networks.features import BATCH, extract, feature_key
 
 CPU = torch.device("cpu")

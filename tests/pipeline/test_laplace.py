@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.members.laplace import PRIOR_PRECISIONS, Posterior, choose_by_evidence, fit_posterior
-from pipeline.networks.classifier import Classifier, build_model, load_weights, save_weights
+from pipeline.members.laplace import PRIOR_PRECISIONS, choose_by_evidence, fit_posterior
+from pipeline.networks.build import build_model
+from pipeline.networks.classifier import Classifier
+from pipeline.networks.posterior import Posterior
+from pipeline.networks.weights import load_weights, save_weights
 
 
 def network(n_features, n_classes, seed=0):

@@ -6,16 +6,11 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
+from pipeline.members.dropout import check_dropout, draw_mask, stochastic_layers
 from pipeline.members.laplace import fit_posterior
-from pipeline.members.predict import (
-    check_dropout,
-    draw_mask,
-    first_half,
-    predict_from_features,
-    predict_members,
-    stochastic_layers,
-)
-from pipeline.networks.classifier import Classifier, build_model, with_new_head
+from pipeline.members.predict import first_half, predict_from_features, predict_members
+from pipeline.networks.build import build_model, with_new_head
+from pipeline.networks.classifier import Classifier
 from pipeline.randomness import derive_seed
 from pipeline.tasks import classification
 from pipeline.training.augmentation import digits

@@ -7,11 +7,14 @@ from torch import nn
 
 from pipeline.members.predict import predict_from_features
 from pipeline.members.swag import draw_weights, swag_draws
-from pipeline.networks.classifier import Classifier, build_model
+from pipeline.networks.build import build_model
+from pipeline.networks.classifier import Classifier
 from pipeline.tasks import classification
 from pipeline.training.fit import fit
+from pipeline.training.recipe import Recipe
 
 CPU = torch.device("cpu")
+PLAIN = Recipe()
 
 
 def pictures(n=40, seed=0):
@@ -29,9 +32,9 @@ def batch_norm_model():
     return Classifier(trunk, tail, n_classes=3, channels=1).to(memory_format=torch.channels_last).eval()
 
 
-def draws(model, inputs, targets, *, n_draws=3, **options):
+def draws(model, inputs, targets, recipe=PLAIN, *, n_draws=3, **options):
     options = {"seed": 0, "n_columns": 4} | options
-    return swag_draws(model, inputs, targets, task=classification, n_draws=n_draws, device=CPU, **options)
+    return swag_draws(model, inputs, targets, recipe, task=classification, n_draws=n_draws, device=CPU, **options)
 
 
 def weights(model):
@@ -92,7 +95,7 @@ def test_what_is_frozen_is_in_every_draw_as_it_was():
 
 def test_batch_norm_has_the_statistics_of_the_images_under_each_draw():
     model, (images, targets) = batch_norm_model(), pictures(40)
-    for drawn in draws(model, images, targets, batch_size=10):
+    for drawn in draws(model, images, targets, Recipe(batch_size=10)):
         with torch.no_grad():
             parts = [drawn.trunk[0](drawn.normalise(part)) for part in images.split(10)]
         means = torch.stack([part.mean(dim=(0, 2, 3)) for part in parts]).mean(dim=0)
@@ -145,7 +148,7 @@ def test_draws_on_features_predict_as_well_as_the_trained_head():
     model.freeze("trunk")
     train, test = slice(0, 300), slice(300, None)
     how = {"task": classification, "device": CPU, "from_features": True, "seed": 0}
-    fit(model, features[train], targets[train], learning_rate=1e-2, **how)
+    fit(model, features[train], targets[train], Recipe(learning_rate=1e-2), **how)
 
     def loss(probs):
         return -probs[torch.arange(len(probs)), targets[test]].log().mean().item()
@@ -153,7 +156,7 @@ def test_draws_on_features_predict_as_well_as_the_trained_head():
     plain = predict_from_features([model], features[test], task=classification, seed=0)[0][:, 0, 0]
     drawn = [
         predict_from_features([each], features[test], task=classification, seed=0)[0][:, 0, 0]
-        for each in swag_draws(model, features[train], targets[train], n_draws=10, **how)
+        for each in swag_draws(model, features[train], targets[train], Recipe(), n_draws=10, **how)
     ]
     together = torch.stack(drawn).mean(dim=0)
     assert loss(together) < loss(plain) + 0.02

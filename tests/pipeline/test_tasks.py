@@ -7,9 +7,10 @@ from pipeline.members.predict import predict_members
 from pipeline.selection.scoring import REDUCTIONS, score_columns
 from pipeline.selection.strategies import select_batch
 from pipeline.tasks import classification
-from pipeline.training.fit import class_weights, fit
+from pipeline.training.fit import class_weights
 from pipeline.types import Candidates
 from tests.pipeline import dense_task
+from tests.pipeline.training import train
 
 CPU = torch.device("cpu")
 N_CLASSES = 4
@@ -94,7 +95,7 @@ def dense():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model = dense_task.dense_model(n_classes=3, image_size=28)
-    outcome = fit(
+    outcome = train(
         model,
         *dense_task.patchwork(64),
         task=dense_task,
@@ -120,7 +121,7 @@ def test_a_dense_task_trains_with_the_same_fit(dense):
 def test_a_large_dense_labelled_set_has_a_validation_part():
     images, targets = dense_task.patchwork(300, size=12)
     model = dense_task.dense_model(n_classes=3, image_size=12)
-    outcome = fit(model, images, targets, task=dense_task, seed=0, device=CPU, max_epochs=1)
+    outcome = train(model, images, targets, task=dense_task, seed=0, device=CPU, max_epochs=1)
     assert len(outcome.held_out) == pytest.approx(30, abs=2)
     with torch.inference_mode():
         logits = model(images[outcome.held_out])

@@ -1,0 +1,200 @@
+"""A replay's folder: its settings, its data and the files of its runs, as the processes that work on it see them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from connectors.store import read_json
+from pipeline.evaluation.curves import CONTROL, Arm, Split, draw_split
+from pipeline.learning.lesson import sample_pool
+from pipeline.learning.networks import phase_of
+from pipeline.learning.settings import MemberSettings, ModelSettings
+from pipeline.pool.groups import group_codes
+from pipeline.settings import Settings
+
+FULL_DATA = "full data"
+FEATURE_DROPOUT = 0.5
+"""Where no network says how many of its features are dropped for the members of a linear head."""
+
+
+class CampaignArm(Settings):
+    """How a campaign asks, beyond the batch: the arm of its strategy and acquisition function does the same."""
+
+    strategy: str
+    acquisition: str
+    strategy_options: dict[str, Any]
+    prefilter: float | None
+    balance_classes: bool
+    random_slice: float
+
+
+class ReplaySettings(Settings):
+    """One replay, resolved: what `replay.json` holds."""
+
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    query_size: int
+    rounds: int
+    start: int
+    test_size: int
+    classes: tuple[str, ...]
+    model: str
+    image_size: int | None
+    channels: int | None
+    l2: float
+    network: ModelSettings | None
+    members: MemberSettings
+    sub_pool: int | None
+    campaign_arm: CampaignArm | None = None
+    caveat: str | None = None
+    recipe: int | None = None
+    data: str
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether models are linear heads on features that stay as they are."""
+        return self.network is None or self.network.train == "head"
+
+    @property
+    def n_members(self) -> int:
+        """K; a linear head has one, or one for each dropout of its features."""
+        return max(1, self.members.mc_dropout) if self.is_linear else self.members.n_members
+
+    def campaigns(self, arm: Arm) -> CampaignArm | None:
+        """How the campaign asks if the arm is the campaign's own; random stays the control."""
+        own = self.campaign_arm
+        is_own = own is not None and arm.strategy != CONTROL and arm[1:] == (own.strategy, own.acquisition)
+        return own if is_own else None
+
+    @property
+    def dropout(self) -> float:
+        """Probability of dropping a feature that a linear head reads, for the members."""
+        return FEATURE_DROPOUT if self.network is None else self.network.dropout
+
+
+class Job(NamedTuple):
+    """One arm, or the model of all labels, at one seed."""
+
+    name: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A replay's folder, as the processes that work on it see it."""
+
+    folder: Path
+
+    @cached_property
+    def settings(self) -> ReplaySettings:
+        """The resolved settings."""
+        return ReplaySettings.model_validate(read_json(self.folder / "replay.json"))
+
+    @cached_property
+    def labels(self) -> pd.DataFrame:
+        """file, label, uri, is_test, group."""
+        return pd.read_parquet(self.folder / "labels.parquet")
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Class indices `(N,)`."""
+        codes = pd.Categorical(self.labels["label"], categories=list(self.settings.classes)).codes
+        return torch.from_numpy(codes.astype(np.int64))
+
+    @cached_property
+    def groups(self) -> Tensor | None:
+        """Numbers `(N,)` of the groups; None where every image is on its own."""
+        return group_codes(self.labels["group"], self.labels["file"])
+
+    @property
+    def data_path(self) -> Path:
+        """What models read."""
+        return self.folder / ("features.npy" if self.settings.is_linear else "images.npy")
+
+    @cached_property
+    def data(self) -> Tensor:
+        """Features `(N, D)` or images `(N, channels, S, S)`, on the disk until read."""
+        return torch.from_numpy(np.load(self.data_path, mmap_mode="c"))
+
+    @property
+    def trains_heads_first(self) -> bool:
+        """Whether networks begin as heads on a frozen trunk, and may be trained further later."""
+        how, n_classes = self.settings.network, len(self.settings.classes)
+        if how is None or self.settings.is_linear:
+            return False
+        return phase_of(how, n_labels=self.settings.start, n_classes=n_classes) == "head"
+
+    @property
+    def trunk_features_path(self) -> Path:
+        """What the frozen trunk makes of the images, where networks begin as heads on it."""
+        return self.folder / "trunk_features.npy"
+
+    @cached_property
+    def trunk_features(self) -> Tensor:
+        """Float16 `(N, ...)`, on the disk until read."""
+        return torch.from_numpy(np.load(self.trunk_features_path, mmap_mode="c"))
+
+    def split(self, seed: int) -> Split:
+        """The images of one seed, the same for every arm."""
+        settings = self.settings
+        test = torch.from_numpy(np.flatnonzero(self.labels["is_test"]))
+        return draw_split(
+            self.targets,
+            test_size=settings.test_size,
+            start=settings.start,
+            seed=seed,
+            test=test if len(test) else None,
+            groups=self.groups,
+        )
+
+    def pool_sample(self, seed: int) -> Tensor:
+        """Images that networks without pretrained weights are standardised by, of those that may get a label."""
+        split = self.split(seed)
+        pool = torch.cat([split.start, split.rest])
+        return self.data[pool[sample_pool(len(pool), seed=seed, round_number=0)]]
+
+    def path(self, job: Job) -> Path:
+        """The file of a run."""
+        if job.name == FULL_DATA:
+            return self.folder / "runs" / f"full-data-{job.seed}.json"
+        return self.folder / "runs" / f"{job.name.replace(':', '+')}-{job.seed}.parquet"
+
+    def jobs(self) -> list[Job]:
+        """What is not done yet, seed by seed, so that a replay that is stopped has whole seeds to compare."""
+        names = (FULL_DATA, *self.settings.arms)
+        jobs = [Job(name, seed) for seed in self.settings.seeds for name in names]
+        return [job for job in jobs if self.rounds_left(job)]
+
+    def rounds_left(self, job: Job) -> int:
+        """Models that the run still trains."""
+        if job.name == FULL_DATA:
+            return 0 if self.path(job).exists() else 1
+        return max(0, self.settings.rounds + 1 - len(self._rounds_of(job)))
+
+    def rounds_done(self, job: Job) -> list[dict[str, Any]]:
+        """The rounds of a run that can be gone on from: a last one that picked nothing is made again."""
+        rows = self._rounds_of(job)
+        return [row for row in rows if row["picks"] is not None]
+
+    def curves(self) -> pd.DataFrame:
+        """The rounds of all runs, as `curves.parquet` has them."""
+        jobs = [Job(name, seed) for name in self.settings.arms for seed in self.settings.seeds]
+        rows = [
+            {"strategy": job.name, "seed": job.seed, **row}
+            for job in jobs
+            for row in self._rounds_of(job)[: self.settings.rounds + 1]
+        ]
+        return pd.DataFrame(rows)
+
+    def _rounds_of(self, job: Job) -> list[dict[str, Any]]:
+        path = self.path(job)
+        if not path.exists():
+            return []
+        table = pd.read_parquet(path)
+        return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]

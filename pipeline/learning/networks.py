@@ -1,0 +1,81 @@
+"""The networks that settings describe: built, checked, and what of them is trained."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pipeline.learning.settings import MemberSettings, ModelSettings
+from pipeline.members.dropout import check_dropout, stochastic_layers
+from pipeline.networks.build import build_model
+from pipeline.networks.classifier import PHASES, Classifier, evaluating
+from pipeline.networks.devices import choose_device
+from pipeline.networks.errors import ModelError
+
+CHUNK = 256
+"""Images that pass through a network at a time."""
+
+
+def new_model(settings: ModelSettings, *, n_classes: int, seed: int) -> Classifier:
+    """The untrained network of one member."""
+    return build_model(
+        settings.name,
+        n_classes=n_classes,
+        image_size=settings.image_size,
+        channels=settings.channels,
+        dropout=settings.dropout,
+        weights=settings.weights if settings.is_pretrained else None,
+        head=settings.head,
+        seed=seed,
+    )
+
+
+def frozen_body(settings: ModelSettings, *, n_classes: int) -> Classifier:
+    """The network whose trunk all members share when they train their heads only, on the settings' device."""
+    model = new_model(settings, n_classes=n_classes, seed=0)
+    model.train_only("head")
+    return model.to(choose_device(settings.device))
+
+
+def phase_of(settings: ModelSettings, *, n_labels: int, n_classes: int) -> str:
+    """What a training on so many labels trains, a key of `PHASES`.
+
+    A head on pretrained features has the fewest weights to find, and few labels find no more; with many, the features
+    themselves are better fitted to the images. A network without pretrained weights has no features to keep.
+    """
+    if settings.train != "auto":
+        return settings.train
+    return "head" if settings.is_pretrained and n_labels / n_classes < settings.all_from else "all"
+
+
+def check_network(settings: ModelSettings, members: MemberSettings, *, n_classes: int) -> None:
+    """Build the network once, so that wrong weights, sizes or devices are found before labels are paid for.
+
+    Raises:
+        ModelError: naming what is wrong.
+    """
+    try:
+        choose_device(settings.device)
+        model = new_model(settings, n_classes=n_classes, seed=0)
+        if members.mc_dropout:
+            for phase in PHASES if settings.follows_labels else [phase_of(settings, n_labels=0, n_classes=n_classes)]:
+                model.train_only(phase)
+                if not stochastic_layers(model):
+                    raise ModelError(
+                        f"mc_dropout needs dropout, and what {settings.name} trains has none (phase {phase})"
+                    )
+            check_dropout(model, noise(settings, 2))
+    except ValueError as exc:
+        raise ModelError(str(exc)) from exc
+
+
+def noise(settings: ModelSettings, n: int) -> Tensor:
+    """Images `(n, channels, S, S)` of uint8 that look like nothing, to try a network on."""
+    shape = (n, settings.channels, settings.image_size, settings.image_size)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def compute_in_parts(model: Classifier, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """What a network in evaluation mode computes of many inputs, float32 on the CPU."""
+    with evaluating(model), torch.no_grad():
+        return torch.cat([compute(part.to(model.mean.device)).float().cpu() for part in inputs.split(CHUNK)])
