@@ -170,3 +170,27 @@ def test_every_package_that_is_needed_has_a_reason():
     page = (ROOT / "docs" / "reference" / "packages.md").read_text(encoding="utf-8")
     told = {name.strip() for row in re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE) for name in row.split(",")}
     assert needed <= told
+
+
+def messages() -> str:
+    """All texts in the product's code, a line each; what is filled in when it runs is N."""
+    texts = []
+    for file in (each for top in ("flows", "connectors", "pipeline", "deploy") for each in (ROOT / top).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append(
+                    "".join(
+                        getattr(part, "value", "") if isinstance(part, ast.Constant) else "N" for part in node.values
+                    )
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_messages_that_are_explained_are_those_that_people_see():
+    page = (ROOT / "docs" / "how-to" / "when-something-fails.md").read_text(encoding="utf-8")
+    explained = re.findall(r"\*([^*|\n]+)\*(?=[^|\n]*\|[^|\n]*\|[^|\n]*\|$)", page, re.MULTILINE)
+    assert len(explained) >= 8
+    there = messages()
+    assert [told for told in explained if told not in there] == []
