@@ -1,0 +1,1 @@
+"""Servers: those of this machine, and the description of a deployment."""

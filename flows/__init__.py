@@ -1,0 +1,1 @@
+"""Order, retries, schedule and the command: the only package that knows Prefect."""

@@ -6,7 +6,7 @@ from contextlib import closing
 import pandas as pd
 from torch import Tensor
 
-from connectors.images.deep_pixels import Reading
+from connectors.images.reading import Reading
 from connectors.images.pixels import WHOLE, stream_images
 from flows.cache import features_of
 from pipeline.learning.networks import CHUNK

@@ -1,0 +1,1 @@
+"""Image files: formats, deep pixels, memory, and what browsers are shown."""

@@ -1,0 +1,1 @@
+"""Label Studio: the only room that knows its SDK."""

@@ -1,0 +1,1 @@
+"""`labelcycle simulate`: strategies replayed on labels that exist already."""

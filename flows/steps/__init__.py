@@ -1,0 +1,1 @@
+"""The steps of a round; each writes one file."""

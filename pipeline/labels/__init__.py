@@ -1,0 +1,1 @@
+"""From people's answers to the labelled set, and which labels are probably wrong."""

@@ -1,0 +1,1 @@
+"""Networks and their weights: trunks, heads, where both come from."""

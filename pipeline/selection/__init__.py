@@ -1,0 +1,1 @@
+"""Which images to ask for: scores, query strategies, the batch."""

@@ -1,0 +1,1 @@
+"""Training on the labelled set: the loop, augmentation, temperatures, diagnosis."""

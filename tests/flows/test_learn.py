@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from connectors.feature_store import extract
+from pipeline.networks.features import extract
 from connectors.images.pixels import load_images
 from connectors.store import read_json
 from flows.round import summarise

@@ -1,0 +1,1 @@
+"""Positions in, positions out: distances, clusters, covers."""
