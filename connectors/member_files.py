@@ -69,21 +69,21 @@ class MemberFiles:
 
     def save_trunk(self, body: Classifier) -> None:
         """Write the trunk that all members share, unless it is there."""
-        from pipeline.networks.classifier import save_trunk
+        from pipeline.networks.weights import save_trunk
 
         if self.trunk is None:
             write_atomic(self.path / TRUNK, lambda path: save_trunk(body, path))
 
     def save(self, model: Classifier, name: str, *, with_trunk: bool) -> str:
         """Write the weights of a network under a name, which is returned."""
-        from pipeline.networks.classifier import save_weights
+        from pipeline.networks.weights import save_weights
 
         write_atomic(self.path / name, lambda path: save_weights(model, path, with_trunk=with_trunk))
         return name
 
     def state_of(self, name: str) -> dict[str, torch.Tensor] | None:
         """The weights of a member with those of the shared trunk; None where there is no such member."""
-        from pipeline.networks.classifier import read_state_dict
+        from pipeline.networks.state_dicts import read_state_dict
 
         path = self.path / name
         if not path.exists():

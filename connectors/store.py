@@ -3,14 +3,11 @@
 import errno
 import json
 import os
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
-
-import filelock
 
 if TYPE_CHECKING:  # which takes longer to load than some commands take in all
     import pandas as pd

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import pandas as pd
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -401,7 +401,7 @@ OUT_OF_FOLD = table_of("out_of_fold.parquet", Predicted, lambda found: found.tab
 MEMBERS = handle_of("members", MemberFiles)
 TRAINING = json_of("training.json", Training)
 AUDIT_PREDICTIONS = table_of("audit_predictions.parquet", Predicted, lambda found: found.table)
-METRICS: Artefact[AuditMetrics | None] = json_of("metrics.json", AuditMetrics | None)
+METRICS: Artefact[AuditMetrics | None] = json_of("metrics.json", cast("type[AuditMetrics | None]", AuditMetrics | None))
 REVIEW = json_of("review.json", Review)
 SUSPICIOUS = table_of("suspicious_labels.parquet", lambda table: table, lambda table: table)
 MODEL = json_of("model.json", Registered)

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -199,14 +199,14 @@ def read_ledger(folder: Campaign, settings: CampaignSettings) -> Ledger:
 
 
 def _round_of_ledger(folder: RoundFolder) -> RoundOfLedger:
-    pushed, config, answers = folder.get(PUSHED), folder.get(CONFIG), folder.get(ANSWERS)
+    pushed, config, answers, gone = folder.get(PUSHED), folder.get(CONFIG), folder.get(ANSWERS), folder.get(WITHDRAWN)
     return RoundOfLedger(
         number=folder.number,
         tasks=pushed.tasks if pushed else None,
         address=pushed.address if pushed else "",
         pushed_at=pushed.pushed_at if pushed else "",
         answers=answers,
-        withdrawn=() if answers is None else folder.read(WITHDRAWN),
+        withdrawn=() if answers is None or gone is None else gone,
         classes=config.classes if config else (),
     )
 

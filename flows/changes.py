@@ -1,7 +1,6 @@
 """What a campaign may change between its rounds, what it may not, and what people read of it."""
 
 import shutil
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 

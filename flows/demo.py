@@ -7,7 +7,6 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -15,11 +14,13 @@ from rich.panel import Panel
 from rich.text import Text
 
 from connectors.label_studio.person import SimulatedAnnotator
-from connectors.store import Campaign, read_json, write_atomic, write_text
+from connectors.store import Campaign, write_atomic, write_text
 from deploy import servers
+from flows.artefacts import CAMPAIGN, POOL, PUSHED
+from flows.folder import Campaign
 from flows.local import print_addresses, use_prefect
 from flows.progress import progress_bar
-from flows.reports.round_page import rounds_table
+from flows.reports.status import rounds_table
 
 NAME = re.compile(r"digits-demo-(\d+)")
 CAMPAIGN = """\

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import filelock
 import pyarrow as pa
@@ -29,11 +29,11 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def path_of(self, artefact: Artefact[T]) -> Path:
+    def path_of(self, artefact: Artefact[Any]) -> Path:
         """Where the artefact is, or will be."""
         return self.path / artefact.name
 
-    def has(self, artefact: Artefact[T]) -> bool:
+    def has(self, artefact: Artefact[Any]) -> bool:
         """Whether the artefact is there."""
         return self.path_of(artefact).exists()
 

@@ -1,4 +1,4 @@
-"""The campaign's images as steps see them: pixels, features of a frozen trunk, predictions; read from the disk in parts."""
+"""The campaign's images as steps see them: pixels, features of a frozen trunk, predictions; read in parts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from connectors.images.reading import Reading
 from connectors.images.pixels import load_images, stream_images
+from connectors.images.reading import Reading
 from flows.cache import features_of, shrink_features
 from flows.predict import predictions
 from pipeline.learning.networks import CHUNK
@@ -60,6 +60,8 @@ class PoolImages:
         on_progress: OnProgress | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Decisions `(n, U, K, C)` and embeddings `(n, D)`, a part of the images at a time."""
-        located, how = self.pool.located(items), {"reading": self.reading, "seed": seed}
-        yield from predictions(networks, located, self.model, members, advance=on_progress, **how)
+        located = self.pool.located(items)
+        yield from predictions(
+            networks, located, self.model, members, reading=self.reading, seed=seed, advance=on_progress
+        )
         shrink_features(self.cache_gb)

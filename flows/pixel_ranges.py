@@ -1,7 +1,7 @@
 """What black and white are in a campaign's deep pixels: measured once, written down, and the same in every round."""
 
-from connectors.images.reading import Range, Reading
 from connectors.images.ranges import SAMPLED_PER_KIND, measure_ranges
+from connectors.images.reading import Range, Reading
 from flows.artefacts import PIXEL_RANGES, PixelRanges
 from flows.folder import Folder
 from pipeline.tables import PoolTable

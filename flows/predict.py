@@ -6,8 +6,8 @@ from contextlib import closing
 import pandas as pd
 from torch import Tensor
 
-from connectors.images.reading import Reading
-from connectors.images.pixels import WHOLE, stream_images
+from connectors.images.pixels import stream_images
+from connectors.images.reading import WHOLE, Reading
 from flows.cache import features_of
 from pipeline.learning.networks import CHUNK
 from pipeline.learning.predict import decide_on_features, decide_on_images, read_features

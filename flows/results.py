@@ -12,7 +12,6 @@ from torch import Tensor
 from connectors.escaping import csv_cell
 from connectors.image_folder.listing import File, stat_file, walk
 from connectors.images.pixels import load_images
-from pipeline.pool.reasons import PoolError
 from connectors.mlflow.loader import Ensemble, make_ensemble
 from connectors.store import write_atomic
 from flows.artefacts import MEMBERS, POOL, TRAINING
@@ -22,6 +21,7 @@ from flows.folder import Campaign, RoundFolder
 from flows.outlook import best_round
 from flows.progress import progress_bar
 from pipeline.networks.devices import choose_device
+from pipeline.pool.reasons import PoolError
 
 CHUNK = 256
 """Images in memory at a time."""

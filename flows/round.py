@@ -6,7 +6,6 @@ from typing import Literal
 
 from connectors.annotation import Progress
 from connectors.image_folder.index import index_pool
-from pipeline.pool.notes import changes, unused_lines
 from flows.artefacts import (
     ANSWERS,
     BATCH,
@@ -42,6 +41,7 @@ from flows.steps.score import embed_labelled, score_shard, shards_of
 from flows.steps.select import AUDIT_REASON, compare_with_half, query_size_of, select, select_first
 from flows.steps.track import draw_confusion, log_summary, start_tracking, summarise, track_model
 from flows.steps.train import cross_validate, train
+from pipeline.pool.notes import changes, unused_lines
 from pipeline.tables import PoolTable
 
 

@@ -41,8 +41,8 @@ from prefect.settings import get_current_settings
 from connectors.store import read_json, write_json
 from flows import books
 from flows.config import CampaignSettings, ConfigError
-from flows.folder import Campaign, CampaignBusy
 from flows.flow import SERVED_FILE, STATES, run_round
+from flows.folder import Campaign, CampaignBusy
 
 LOG = "serve.log"
 OVERDUE = timedelta(seconds=60)

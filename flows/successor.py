@@ -79,7 +79,8 @@ def _read_old(old: Path) -> tuple[CampaignSettings, Campaign]:
         if not folder.has(CAMPAIGN):
             raise ConfigError(f"{old} holds no campaign")
         folder.check_ours()
-        settings = unresolved(folder.read(CAMPAIGN))
+        held = folder.read(CAMPAIGN)
+        settings = unresolved(held)
     else:
         settings = load_settings(old)
         folder = Campaign(settings.folder)

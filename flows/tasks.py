@@ -16,8 +16,7 @@ RETRY_DELAY_SECONDS = 5
 
 def as_task(name: str, run: Callable[[], T]) -> T:
     """Run something as a task; it keeps no result of its own, because the round's folder does."""
-    made = task(
-        run,
+    make = task(
         name=name.replace("_", "-"),
         tags=["labelcycle"],
         persist_result=False,
@@ -26,7 +25,7 @@ def as_task(name: str, run: Callable[[], T]) -> T:
         retry_delay_seconds=RETRY_DELAY_SECONDS,
         retry_condition_fn=is_worth_a_retry,
     )
-    return made()
+    return make(run)()
 
 
 def is_worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -140,10 +141,11 @@ class BatchTable(Rows):
         return self.table["reason"]
 
 
-def _stacked(column: pd.Series[object]) -> Tensor:
+def _stacked(column: pd.Series) -> Tensor:
     import torch
 
-    return torch.from_numpy(np.stack(column.to_list()))
+    rows: list[NDArray[np.float32]] = column.to_list()
+    return torch.from_numpy(np.stack(rows))
 
 
 def class_indices(names: Sequence[str], classes: Sequence[str]) -> Tensor:

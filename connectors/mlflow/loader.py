@@ -199,7 +199,9 @@ def load_ensemble(folder: Path, *, device: str) -> Ensemble:
     return make_ensemble(told, weights, trunk=trunk if trunk.exists() else None, device=torch.device(device))
 
 
-def make_ensemble(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Path | None, device: torch.device) -> Ensemble:
+def make_ensemble(
+    told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Path | None, device: torch.device
+) -> Ensemble:
     """Build the network that `told` describes once for each file of weights.
 
     Args:

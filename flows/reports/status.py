@@ -8,8 +8,6 @@ from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from pipeline.pool.table import set_aside_counts
-from pipeline.pool.notes import unused_lines
 from connectors.images.reading import Range
 from deploy import servers
 from flows.artefacts import (
@@ -36,6 +34,8 @@ from flows.outlook import outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text
 from flows.reports.round_page import accuracy_text, n_labels_of, notes_of_plan, review_of, suspicious_rows
 from pipeline.evaluation.stopping import Forecast
+from pipeline.pool.notes import unused_lines
+from pipeline.pool.table import set_aside_counts
 from pipeline.settings import LOCAL
 
 STEPS = {
@@ -148,7 +148,8 @@ class CampaignStatus:
 
 def campaign_status(folder: Campaign, home: Path) -> CampaignStatus:
     """The state of a campaign, read from its folder alone."""
-    settings = unresolved(folder.read(CAMPAIGN))
+    held = folder.read(CAMPAIGN)
+    settings = unresolved(held)
     rounds, ledger, pool = folder.rounds(), read_ledger(folder, settings), folder.get(POOL)
     ahead, dependence = outlook(rounds, settings), folder.get(DEPENDENCE)
     measured = [(f.number, metrics) for f in rounds if (metrics := f.get(METRICS)) is not None]
@@ -224,9 +225,7 @@ def stopping_text(rules: Mapping[str, Limit]) -> str:
     told = [f"{rules['budget'].limit} labels are paid for ({rules['budget'].now} now)"]
     if "target_accuracy" in rules:
         rule = rules["target_accuracy"]
-        told.append(
-            f"the audit accuracy is surely {100 * rule.limit:g} % ({now(rule, 'at least {:.1f} % now')})"
-        )
+        told.append(f"the audit accuracy is surely {100 * rule.limit:g} % ({now(rule, 'at least {:.1f} % now')})")
     if "min_gain" in rules:
         rule = rules["min_gain"]
         told.append(
@@ -237,8 +236,8 @@ def stopping_text(rules: Mapping[str, Limit]) -> str:
 
 
 def _addresses(rounds: Sequence[RoundFolder], settings: CampaignSettings, home: Path) -> dict[str, str]:
-    pushed = next((p for f in reversed(rounds) if (p := f.get(PUSHED)) is not None), None)
-    pages = next((p for f in reversed(rounds) if (p := f.get(PAGES)) is not None), None)
+    pushed = next((batch for f in reversed(rounds) if (batch := f.get(PUSHED)) is not None), None)
+    pages = next((page for f in reversed(rounds) if (page := f.get(PAGES)) is not None), None)
     running = servers.running(home)
     uri = running.mlflow_url if running and settings.mlflow.uri == LOCAL else settings.mlflow.uri
     addresses = {

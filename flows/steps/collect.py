@@ -63,9 +63,7 @@ def look(
     folders = {folder.number: folder for folder in rounds if folder.number in out}
     name = settings.name
     asked = [
-        Asked(
-            n, tasks_of(f.read(BATCH), pool, settings, n), model_version(name, n), ledger.asked_tasks[n]
-        )
+        Asked(n, tasks_of(f.read(BATCH), pool, settings, n), model_version(name, n), ledger.asked_tasks[n])
         for n, f in folders.items()
     ]
     tended = tool.tend(asked, asked=ledger.asked_tasks)
@@ -156,9 +154,7 @@ def news(ledger: Ledger, tool: AnnotationTool) -> tuple[list[Answer], Pulled]:
 
 
 @step(NOT_USED, WITHDRAWN, ANSWERS)
-def collect(
-    ledger: Ledger, *, tool: AnnotationTool, max_unused: float
-) -> tuple[list[str], list[str], list[Answer]]:
+def collect(ledger: Ledger, *, tool: AnnotationTool, max_unused: float) -> tuple[list[str], list[str], list[Answer]]:
     """Every answer that is new, changed or withdrawn since the last round closed, late ones included.
 
     Returns:

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from connectors.score_files import ItemList
 from flows.artefacts import AUDIT, CANDIDATES, LABELLED, REVIEW, SUSPICIOUS, Review, ReviewedSet
 from flows.campaign import standing_labels
 from flows.config import CampaignSettings
 from flows.step import step
-from connectors.score_files import ItemList
 from pipeline.labels.ledger import Ledger
 from pipeline.labels.suspicious import FEWEST_RIGHT, LIKELY_WRONG, find_label_errors, share_right
 from pipeline.selection.strategies import seeded_order
@@ -94,9 +94,7 @@ def _judged_audit(labelled: Labels, found: Predicted) -> tuple[pd.DataFrame, Ten
     return known.table, known.probs if len(known) else class_indices([], ()).reshape(0, 1)
 
 
-def _review(
-    what: str, table: pd.DataFrame, probs: Tensor, classes: Sequence[str]
-) -> tuple[ReviewedSet, pd.DataFrame]:
+def _review(what: str, table: pd.DataFrame, probs: Tensor, classes: Sequence[str]) -> tuple[ReviewedSet, pd.DataFrame]:
     targets = class_indices(table["label"].tolist(), classes)
     found, right = find_label_errors(probs, targets), share_right(probs, targets)
     is_listed = (found.wrong_probability >= LIKELY_WRONG) & (right >= FEWEST_RIGHT)

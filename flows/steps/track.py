@@ -37,8 +37,8 @@ from flows.reports.confusion import confusion_picture, confusion_table
 from flows.step import step
 from pipeline.labels.answers import digest
 from pipeline.learning.settings import ModelSettings
-from pipeline.tables import Labels, PoolTable
 from pipeline.networks.devices import choose_device, device_name
+from pipeline.tables import Labels, PoolTable
 
 KEPT = (BATCH, LABELLED, AUDIT, METRICS, SUSPICIOUS, CONFUSION_TABLE, CONFUSION_PICTURE)
 """Files of a round that the tracker keeps."""

@@ -76,10 +76,10 @@ def cross_validate(
     body = frozen_body(model, n_classes=len(classes)) if phase == "head" else None
     inputs = _inputs(images, body, labelled.table, round_number)
     lesson = Lesson(TASK_TYPE, len(classes), phase, inputs, targets, body, groups=groups)
-    how = {"seed": derive_seed(seed, round_number, FOLDS), "bagging": members.bagging}
+    seed = derive_seed(seed, round_number, FOLDS)
     bar = nullcontext() if body is not None else progress_bar(f"round {round_number}: out of fold", unit="epochs")
     with bar as on_progress:  # heads take a moment
-        crossed = predict_out_of_fold(lesson, model, on_progress=on_progress, **how)
+        crossed = predict_out_of_fold(lesson, model, seed=seed, bagging=members.bagging, on_progress=on_progress)
     table = labelled.table[["item_id", "label"]].assign(phase=phase)
     if crossed.epochs is not None:
         table = table.assign(epochs=crossed.epochs)

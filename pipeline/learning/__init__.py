@@ -1,0 +1,1 @@
+"""What networks learn from labels: settings, lessons, out-of-fold predictions, training."""

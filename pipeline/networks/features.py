@@ -11,7 +11,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from pipeline.networks.classifier import Classifier, ModelError, evaluating, half_precision
+from pipeline.networks.classifier import Classifier, evaluating, half_precision
+from pipeline.networks.errors import ModelError
 
 FORMAT = 3
 """Part of every key: raise it when a change of the code changes the features of an image."""

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from flows.steps.learn import gather_labels
 from PIL import Image
 
 from connectors.image_folder.index import index_pool
 from connectors.store import Campaign, RoundFolder, write_json, write_table
 from flows.campaign import OpenCampaign
-from flows.config import load_settings, resolved
+from flows.config import load_settings
 from flows.round import begin
-from flows.steps.learn import gather_labels
 from flows.steps.score import list_candidates
 from pipeline.learning import train as learning
 

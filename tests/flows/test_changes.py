@@ -6,6 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from flows.ledger import known_answers, outstanding_tasks
+from flows.steps.ask import MEASURED, compare_with_half, renew_page, select, select_first, tasks_of
+from flows.steps.learn import cross_validate, is_best, member_weights, plan, train, trained_models
 
 from connectors.annotation import Pulled
 from connectors.escaping import markdown
@@ -20,12 +23,9 @@ from flows.changes import (
     notes_of_changes,
 )
 from flows.config import resolved
-from flows.ledger import known_answers, outstanding_tasks
 from flows.replay.inputs import read_campaign_labels
 from flows.reports.round_page import round_markdown
 from flows.round import begin, begin_anew, notes_of_round, refresh_pool
-from flows.steps.ask import MEASURED, compare_with_half, renew_page, select, select_first, tasks_of
-from flows.steps.learn import cross_validate, is_best, member_weights, plan, train, trained_models
 from flows.steps.score import embed_labelled, score_shard
 from pipeline.labels.answers import answers_to_table
 from pipeline.types import Annotation, Answer, Region

@@ -1,5 +1,6 @@
 import pandas as pd
 import pytest
+from flows.steps.learn import cross_validate, gather_labels, train
 
 from connectors.images.pixels import load_images
 from connectors.images.reading import Range
@@ -7,7 +8,6 @@ from connectors.store import write_table
 from flows.dependence import look_for_dependence
 from flows.pixel_ranges import write_ranges
 from flows.reports.round_page import notes_on_dependence, round_markdown
-from flows.steps.learn import cross_validate, gather_labels, train
 from tests.flows.conftest import TINY, ready_round
 
 

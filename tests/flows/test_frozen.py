@@ -7,6 +7,18 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from flows.steps.ask import compare_with_half, select, select_from
+from flows.steps.learn import (
+    at_temperature_one,
+    class_indices,
+    cross_validate,
+    frozen_trunk,
+    measure,
+    member_weights,
+    review_labels,
+    train,
+    trained_models,
+)
 from typer.testing import CliRunner
 
 from connectors import frozen_features
@@ -23,18 +35,6 @@ from flows.predict import predictions
 from flows.reports.round_page import campaign_status, round_markdown, warnings_of
 from flows.round import summarise
 from flows.steps import score
-from flows.steps.ask import compare_with_half, select, select_from
-from flows.steps.learn import (
-    at_temperature_one,
-    class_indices,
-    cross_validate,
-    frozen_trunk,
-    measure,
-    member_weights,
-    review_labels,
-    train,
-    trained_models,
-)
 from flows.steps.score import embed_labelled, read_candidates, score_shard
 from pipeline.evaluation.metrics import negative_log_likelihood
 from pipeline.learning import out_of_fold

@@ -3,15 +3,15 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from flows.steps.learn import class_indices, cross_validate, measure, member_weights, train, trained_models
 
-from pipeline.networks.features import extract
 from connectors.images.pixels import load_images
 from connectors.store import read_json
 from flows.round import summarise
-from flows.steps.learn import class_indices, cross_validate, measure, member_weights, train, trained_models
 from pipeline.learning import train as learning
 from pipeline.learning.lesson import Lesson
 from pipeline.learning.networks import frozen_body
+from pipeline.networks.features import extract
 from pipeline.tasks import TASK_TYPE
 from tests.flows.conftest import PLAIN, TINY, ready_round
 

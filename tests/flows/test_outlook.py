@@ -1,12 +1,12 @@
 import pandas as pd
 import pytest
+from flows.steps.ask import check_strategy, select_first
 
 from connectors.store import Campaign, read_json, write_json
 from flows.config import ConfigError, resolved
 from flows.outlook import measured_rounds, outlook
 from flows.reports.round_page import campaign_status, round_markdown, stopping_text
 from flows.round import is_finished, look_ahead, size_of_query, summarise
-from flows.steps.ask import check_strategy, select_first
 from pipeline.evaluation.metrics import wilson_interval
 from pipeline.evaluation.stopping import MeasuredRound, forecast, level_of_look, surely_reached
 from pipeline.labels.answers import answers_to_table

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from flows.steps.ask import _pixels
+from flows.steps.learn import _inputs, _sample_pool, gather_labels, measure, train
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -22,8 +24,6 @@ from flows.predict import predictions
 from flows.replay.inputs import ReplayError
 from flows.replay.simulate import Options, simulate
 from flows.round import notes_on_pages, refresh_pool, settle_pixel_ranges
-from flows.steps.ask import _pixels
-from flows.steps.learn import _inputs, _sample_pool, gather_labels, measure, train
 from flows.steps.score import list_candidates
 from pipeline.learning.networks import frozen_body
 from pipeline.networks.features import extract

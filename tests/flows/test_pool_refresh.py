@@ -4,13 +4,13 @@ import dataclasses
 
 import pandas as pd
 import pytest
+from flows.steps.learn import gather_labels
 
 from connectors.store import CampaignChanged, write_json, write_table
 from flows.campaign import OpenCampaign
 from flows.config import resolved
 from flows.reports.round_page import campaign_status
 from flows.round import begin, refresh_pool, tell_of_pool
-from flows.steps.learn import gather_labels
 from pipeline.labels.answers import answers_to_table
 from pipeline.pool.reasons import PoolError
 from pipeline.types import Annotation, Answer, Region

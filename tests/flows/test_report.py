@@ -4,6 +4,7 @@ import csv
 
 import pandas as pd
 import pytest
+from flows.steps.ask import _words
 from hypothesis import given, settings
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -11,7 +12,6 @@ from PIL import Image
 from connectors.escaping import from_csv_cell, visible
 from connectors.store import Campaign, RoundFolder, write_json
 from flows.reports.round_page import round_markdown, write_confusion_matrix
-from flows.steps.ask import _words
 from tests.hostile import CLASSES, NAMES, TEXTS, Words, shown
 
 

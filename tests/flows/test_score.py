@@ -2,11 +2,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-
-from flows.predict import predictions
 from flows.steps.ask import select
 from flows.steps.learn import train
-from flows.steps.score import embed_labelled, read_candidates, read_scores_of, score_shard
+
+from flows.predict import predictions
+from flows.steps.score import embed_labelled, read_candidates, score_shard
 from pipeline.learning.networks import new_model
 from pipeline.networks.classifier import Classifier
 from pipeline.selection.acquisition import ACQUISITIONS, score_all

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from flows.ledger import known_answers
+from flows.steps.learn import gather_labels
 from typer.testing import CliRunner
 
 from connectors.image_folder.index import index_pool
 from connectors.store import write_json, write_table
 from flows.cli import app
 from flows.config import load_settings, resolved
-from flows.ledger import known_answers
-from flows.steps.learn import gather_labels
 from tests.flows.test_changes import answer, close_round
 
 
