@@ -28,8 +28,9 @@ from flows.networks import Lesson, add_out_of_fold, frozen_body, train_network
 from pipeline.learning.settings import MemberSettings
 from pipeline.members.predict import predict_from_features, predict_members
 from pipeline.networks.classifier import Classifier, build_model, half_precision, with_new_head
+from pipeline.selection.batch import select_batch
 from pipeline.selection.scoring import score_columns
-from pipeline.selection.strategies import select_batch
+from pipeline.selection.settings import SelectionSettings
 from pipeline.tasks import classification
 from pipeline.training.fit import fit
 from pipeline.types import Batch, Candidates
@@ -350,7 +351,7 @@ def whole_round(prepared: Round, seed: int) -> Batch:
         labelled_embeddings=labelled_embeddings,
         labelled_targets=targets,
     )
-    return select_batch(candidates, "auto", query_size=100, round_number=1, seed=seed)
+    return select_batch(candidates, SelectionSettings(strategy="auto"), round_number=1, seed=seed)
 
 
 # On a GPU, against the same pass on tensors that lie there already.

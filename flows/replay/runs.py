@@ -45,15 +45,14 @@ from pipeline.members.predict import predict_from_features
 from pipeline.networks.classifier import Classifier
 from pipeline.pool.groups import group_codes
 from pipeline.randomness import derive_seed, seeded_generator
-from pipeline.selection.scoring import score_images
-from pipeline.selection.strategies import columns_of, select_batch
+from pipeline.selection.ask import candidates_of, reads_model
+from pipeline.selection.batch import select_batch
+from pipeline.selection.settings import SelectionSettings
 from pipeline.settings import Settings
 from pipeline.training.fit import TrainingError
 from pipeline.types import Candidates
 
 FULL_DATA = "full data"
-READS_NO_MODEL = frozenset({CONTROL})
-"""Strategies for which scoring the candidates would be wasted time."""
 CHUNK = 256
 """Images that are read, or passed through the members, at a time."""
 FEATURE_DROPOUT = 0.5
@@ -64,17 +63,6 @@ SECONDS_BETWEEN_LOOKS = 0.2
 Report = Callable[[str], None]
 Learnt = Callable[[Tensor], tuple[Tensor, Tensor]]
 """What was learnt: positions `(n,)` to probabilities `(n, K, C)` and embeddings `(n, D)`."""
-
-
-class CampaignArm(Settings):
-    """How a campaign asks, beyond the batch: the arm of its strategy and acquisition function does the same."""
-
-    strategy: str
-    acquisition: str
-    strategy_options: dict[str, Any]
-    prefilter: float | None
-    balance_classes: bool
-    random_slice: float
 
 
 class ReplaySettings(Settings):
@@ -94,7 +82,7 @@ class ReplaySettings(Settings):
     network: ModelSettings | None
     members: MemberSettings
     sub_pool: int | None
-    campaign_arm: CampaignArm | None = None
+    campaign_arm: SelectionSettings | None = None
     caveat: str | None = None
     recipe: int | None = None
     data: str
@@ -109,11 +97,15 @@ class ReplaySettings(Settings):
         """K; a linear head has one, or one for each dropout of its features."""
         return max(1, self.members.mc_dropout) if self.is_linear else self.members.n_members
 
-    def campaigns(self, arm: Arm) -> CampaignArm | None:
-        """How the campaign asks if the arm is the campaign's own; random stays the control."""
+    def selection(self, arm: Arm) -> SelectionSettings:
+        """How an arm asks: the campaign's own as the campaign does, but random stays the control.
+
+        No arm draws a sub-pool by the settings: they all see the same one, see `_candidate_rows`.
+        """
         own = self.campaign_arm
-        is_own = own is not None and arm.strategy != CONTROL and arm[1:] == (own.strategy, own.acquisition)
-        return own if is_own else None
+        if own is not None and arm.strategy != CONTROL and arm[1:] == (own.strategy, own.acquisition):
+            return own.model_copy(update={"sub_pool": None})
+        return SelectionSettings(strategy=arm.strategy, acquisition=arm.acquisition, query_size=self.query_size)
 
     @property
     def dropout(self) -> float:
@@ -250,7 +242,8 @@ def run(replay: Replay, job: Job, report: Report) -> None:
         _run_full_data(replay, job.seed)
         report(job.name)
         return
-    settings, arm = replay.settings, parse_arm(job.name)
+    settings = replay.settings
+    how = settings.selection(parse_arm(job.name))
     split, rows = replay.split(job.seed), replay.rounds_done(job)
     picked = [torch.as_tensor(np.array(row["picks"], dtype=np.int64)) for row in rows]
     labelled = torch.cat([split.start, *picked])
@@ -270,9 +263,10 @@ def run(replay: Replay, job: Job, report: Report) -> None:
         if round_number < settings.rounds:
             rest = _candidate_rows(settings, split.rest, labelled, seed=job.seed, round_number=round_number)
             begun = time.perf_counter()
-            candidates = _candidates(replay, arm, learnt, labelled, rest)
+            candidates = _candidates(replay, how, learnt, labelled, rest)
             scored = time.perf_counter()
-            picks = _select(settings, arm, candidates, seed=job.seed, round_number=round_number)
+            batch = select_batch(candidates, how, round_number=round_number, seed=job.seed)
+            picks = torch.tensor([int(item_id) for item_id in batch.ids])
             row |= {
                 "seconds_score": scored - begun,
                 "seconds_select": time.perf_counter() - scored,
@@ -382,40 +376,17 @@ def _candidate_rows(
     return rest if settings.sub_pool is None else rest[: max(settings.sub_pool, settings.query_size)].sort().values
 
 
-def _candidates(replay: Replay, arm: Arm, learnt: Learnt, labelled: Tensor, rest: Tensor) -> Candidates:
+def _candidates(replay: Replay, how: SelectionSettings, learnt: Learnt, labelled: Tensor, rest: Tensor) -> Candidates:
     """The candidates with those columns that the strategy reads; their ids are their rows."""
     ids = np.array([f"{row:09d}" for row in rest.tolist()], dtype=np.str_)
-    if arm.strategy in READS_NO_MODEL:
+    if not reads_model(how):
         return Candidates(ids=ids, scores=torch.zeros(len(ids)))
-    wanted = _columns_read(replay.settings, arm)
-    probs, embeddings = learnt(rest)
-    columns = {"probs": probs, "guesses": probs.mean(dim=1).argmax(dim=1), "embeddings": embeddings}
-    if any(name in wanted for name in ("labelled_embeddings", "labelled_probs")):
-        columns["labelled_probs"], columns["labelled_embeddings"] = learnt(labelled)
-    columns["labelled_targets"] = replay.targets[labelled]
-    return Candidates(
-        ids=ids,
-        scores=score_images(probs.unsqueeze(1), arm.acquisition, reduce="mean"),
-        **{name: values for name, values in columns.items() if name in wanted},
-    )
 
+    def decided(rows: Tensor) -> tuple[Tensor, Tensor]:
+        probs, embeddings = learnt(rows)
+        return probs.unsqueeze(1), embeddings
 
-def _columns_read(settings: ReplaySettings, arm: Arm) -> frozenset[str]:
-    own = settings.campaigns(arm)
-    balancing = ("guesses", "labelled_targets") if own and own.balance_classes else ()
-    return frozenset({*columns_of(arm.strategy), *balancing})
-
-
-def _select(settings: ReplaySettings, arm: Arm, candidates: Candidates, *, seed: int, round_number: int) -> Tensor:
-    own = settings.campaigns(arm)
-    how: dict[str, Any] = {}
-    if own is not None:
-        how = {"prefilter": own.prefilter, "class_balanced": own.balance_classes, "random_slice": own.random_slice}
-        how |= own.strategy_options
-    batch = select_batch(
-        candidates, arm.strategy, query_size=settings.query_size, round_number=round_number, seed=seed, **how
-    )
-    return torch.tensor([int(item_id) for item_id in batch.ids])
+    return candidates_of(ids, decided(rest), lambda: decided(labelled), replay.targets[labelled], how)
 
 
 def _typed(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

@@ -8,8 +8,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
-from torch.nn.functional import normalize
 
 from connectors.annotation import Task
 from connectors.images.deep_pixels import Reading
@@ -24,18 +22,11 @@ from flows.step import step
 from flows.steps.learn import NothingToTrainOn
 from flows.steps.score import has_half, read_candidates, read_labelled_embeddings, read_scores_of
 from pipeline.randomness import derive_seed
-from pipeline.selection.strategies import select_batch
-from pipeline.types import Aim, Batch, Candidates, Region
+from pipeline.selection.ask import select_seed_set, share_kept, try_strategy
+from pipeline.selection.batch import select_batch
+from pipeline.selection.explain import batch_table, explain_batch
+from pipeline.types import Aim, Batch, Region
 
-SURE = 0.9
-"""A guess of this probability is not called unsure."""
-WORDS: Mapping[Aim, str] = {
-    "check": "a check, drawn at random",
-    "typical": "many images are like it",
-    "unlike": "it is unlike the images labelled so far",
-    "unsure": "the model is unsure between {guess} and {runner_up}",
-}
-"""What people read of why an image was chosen."""
 AUDIT = "audit set"
 MEASURED = "audit set: it has no label yet"
 EMBEDDING_SIDE = 16
@@ -48,23 +39,8 @@ def check_strategy(settings: CampaignSettings) -> None:
     Raises:
         ConfigError: naming what is wrong.
     """
-    generator = torch.Generator().manual_seed(0)
-    n, n_members, n_classes = 64, settings.members.n_members, len(settings.classes)
-    probs = torch.rand(n, n_members, n_classes, generator=generator).softmax(dim=2)
-    embeddings = torch.rand(n, 8, generator=generator)
-    labelled = slice(8)
-    candidates = Candidates(
-        ids=np.arange(n).astype(np.str_),
-        scores=torch.rand(n, generator=generator),
-        embeddings=embeddings,
-        probs=probs,
-        guesses=probs.mean(dim=1).argmax(dim=1),
-        labelled_embeddings=embeddings[labelled],
-        labelled_probs=probs[labelled],
-        labelled_targets=torch.arange(n)[labelled] % n_classes,
-    )
     try:
-        select_from(candidates, settings, query_size=4, round_number=0)
+        try_strategy(settings, n_members=settings.members.n_members, n_classes=len(settings.classes))
     except (TypeError, ValueError) as exc:
         raise ConfigError(f"strategy = {settings.strategy!r} with {settings.strategy_options}: {exc}") from exc
 
@@ -80,18 +56,10 @@ def select(folder: RoundFolder, work: OpenCampaign, *, query_size: int) -> None:
         write_table(folder / "batch.parquet", again)
         return
     candidates = read_candidates(folder, settings)
-    batch = select_from(candidates, settings, query_size=query_size - len(measured), round_number=folder.number)
-    table = _batch_table(batch, work)
-    scored = read_scores_of(folder, batch.ids).loc[list(batch.ids)]
-    table["guess"] = scored["guess"].to_numpy()
-    table["guess_probability"] = scored["guess_probability"].to_numpy()
-    table["uncertainty"] = scored["entropy"].to_numpy() / np.log(len(settings.classes))
-    for part in scored.columns.intersection(["aleatoric", "epistemic"]):
-        table[part] = scored[part].to_numpy()
-    table["confused_classes"] = (scored["guess"] + " / " + scored["runner_up"]).to_numpy()
-    seen = zip(batch.aims, scored["guess"], scored["runner_up"], scored["guess_probability"], strict=True)
-    table["why"] = [_words(aim, *guesses) for aim, *guesses in seen]
-    table["novelty"] = _novelty(np.stack(scored["embedding"].to_list()), read_labelled_embeddings(folder))
+    how = settings.of_size(query_size - len(measured))
+    batch = select_batch(candidates, how, round_number=folder.number, seed=settings.seed)
+    scored, labelled = read_scores_of(folder, batch.ids), read_labelled_embeddings(folder)
+    table = _located(explain_batch(batch, scored, labelled, n_classes=len(settings.classes)), work)
     if measured:
         table = pd.concat([again, table], ignore_index=True)
         table = table.assign(rank=np.arange(len(table)), guess=table["guess"].fillna(""))
@@ -109,25 +77,8 @@ def compare_with_half(folder: RoundFolder, work: OpenCampaign) -> None:
     kept = None
     if batch and has_half(folder):
         candidates = read_candidates(folder, work.settings, half=True)
-        half = select_from(candidates, work.settings, query_size=len(batch), round_number=folder.number)
-        kept = len(batch & set(half.ids)) / len(batch)
+        kept = share_kept(batch, candidates, work.settings, round_number=folder.number, seed=work.settings.seed)
     write_json(folder / "stability.json", {"batch_kept_with_half_the_members": kept})
-
-
-def select_from(candidates: Candidates, settings: CampaignSettings, *, query_size: int, round_number: int) -> Batch:
-    """Choose a batch as the campaign says."""
-    return select_batch(
-        candidates,
-        settings.strategy,
-        query_size=query_size,
-        round_number=round_number,
-        seed=settings.seed,
-        random_slice=settings.random_slice,
-        sub_pool=settings.sub_pool,
-        prefilter=settings.prefilter,
-        class_balanced=settings.balance_classes,
-        **settings.strategy_options,
-    )
 
 
 @step("batch.parquet")
@@ -152,27 +103,19 @@ def select_first(folder: RoundFolder, work: OpenCampaign) -> None:
     reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set.ids), *[AUDIT] * len(audit))
     checks: list[Aim] = ["check"] * len(audit)
     aims = (*seed_set.aims, *checks)
-    table = _batch_table(Batch(ids, (0.0,) * len(ids), reasons, folder.number, aims), work)
-    table["why"] = [_words(aim) for aim in aims]
+    table = _located(batch_table(Batch(ids, (0.0,) * len(ids), reasons, folder.number, aims)), work)
     shuffled = table.sample(frac=1, random_state=derive_seed(settings.seed, folder.number, "order"))
     write_table(folder / "batch.parquet", shuffled.assign(rank=np.arange(len(table))))
 
 
 def _select_seed_set(rest: pd.DataFrame, work: OpenCampaign, round_number: int, size: int) -> Batch:
     settings = work.settings
-    if size == 0 or rest.empty:
-        return Batch((), (), (), round_number, ())
-    embeddings = None if settings.cold_start == "random" else _pixels(rest["uri"].tolist(), work.reading)
-    candidates = Candidates(
-        ids=rest["item_id"].to_numpy(dtype=np.str_),
-        scores=torch.zeros(len(rest)),
-        embeddings=embeddings,
-        labelled_embeddings=None if embeddings is None else embeddings[:0],
-    )
-    return select_batch(
-        candidates,
+    is_read = settings.cold_start != "random" and size > 0 and not rest.empty
+    return select_seed_set(
+        rest["item_id"].to_numpy(dtype=np.str_),
+        _pixels(rest["uri"].tolist(), work.reading) if is_read else None,
         settings.cold_start,
-        query_size=size,
+        size=size,
         round_number=round_number,
         seed=settings.seed,
     )
@@ -183,42 +126,16 @@ def _pixels(uris: list[str], reading: Reading) -> torch.Tensor:
     return torch.cat([images.flatten(1).half() / 255 for images in chunks])
 
 
-def _words(aim: Aim, guess: str = "", runner_up: str = "", probability: float = 0.0) -> str:
-    """Why an image was chosen, for people who label it; of the audit set they are not to know.
-
-    >>> _words("unsure", "cat", "dog", 0.4)
-    'the model is unsure between cat and dog'
-    """
-    if aim == "unsure" and guess and probability >= SURE:
-        return f"to see whether it is {guess}, as the model says"
-    return WORDS[aim].format(guess=guess, runner_up=runner_up)
-
-
 def _measured_again(ids: Sequence[str], round_number: int, work: OpenCampaign) -> pd.DataFrame:
     """A table of images of the audit set that have no label yet."""
     aims: list[Aim] = ["check"] * len(ids)
     batch = Batch((*ids,), (0.0,) * len(ids), (MEASURED,) * len(ids), round_number, (*aims,))
-    return _batch_table(batch, work).assign(why=_words("check"))
+    return _located(batch_table(batch), work)
 
 
-def _batch_table(batch: Batch, work: OpenCampaign) -> pd.DataFrame:
+def _located(table: pd.DataFrame, work: OpenCampaign) -> pd.DataFrame:
     uris = work.pool.set_index("item_id")["uri"]
-    return pd.DataFrame(
-        {
-            "item_id": pd.Series(batch.ids, dtype="str"),
-            "uri": uris.loc[list(batch.ids)].to_numpy(),
-            "rank": np.arange(len(batch.ids)),
-            "score": np.array(batch.scores, dtype=np.float64),
-            "reason": pd.Series(batch.reasons, dtype="str"),
-        }
-    )
-
-
-def _novelty(embeddings: NDArray[np.float16], labelled: torch.Tensor) -> NDArray[np.float32]:
-    """How unlike anything labelled each image is: one minus the largest cosine similarity, `(n,)` in [0, 2]."""
-    here = normalize(torch.from_numpy(embeddings).float(), dim=1)
-    there = normalize(labelled.float(), dim=1)
-    return (1 - (here @ there.T).amax(dim=1)).clamp(min=0).numpy()
+    return table.assign(uri=uris.loc[table["item_id"]].to_numpy())
 
 
 def tasks_of(folder: RoundFolder, work: OpenCampaign) -> list[Task]:

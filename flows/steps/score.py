@@ -13,7 +13,7 @@ from torch import Tensor
 from connectors.store import RoundFolder, write_atomic, write_table
 from flows.cache import shrink_features
 from flows.campaign import OpenCampaign
-from flows.config import COMPARES_MEMBERS, CampaignSettings
+from flows.config import CampaignSettings
 from flows.networks import SHARD, predictions
 from flows.progress import progress_bar
 from flows.step import step
@@ -21,8 +21,8 @@ from flows.steps.learn import class_indices, trained_models
 from pipeline.members.predict import first_half
 from pipeline.networks.classifier import Classifier
 from pipeline.randomness import derive_seed
-from pipeline.selection.scoring import score_columns
-from pipeline.selection.strategies import columns_of, seeded_order
+from pipeline.selection.ask import columns_read, gather_candidates, probs_read, score_candidates
+from pipeline.selection.batch import seeded_order
 from pipeline.types import Candidates
 
 
@@ -75,34 +75,26 @@ def score_shard(
 
 
 def _score_chunk(chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, settings: CampaignSettings) -> pa.Table:
-    parts = ["aleatoric", "epistemic"] if decisions.shape[2] > 1 else []
-    scores = score_columns(decisions, {settings.acquisition, "entropy", *parts}, reduce="mean")
-    top = decisions[:, 0].mean(dim=1).topk(2)
-    classes = np.array(settings.classes)
+    scored = score_candidates(decisions, settings)
+    guesses, runners_up = np.array(settings.classes)[scored.likeliest.numpy()].T
     columns = {
         "item_id": chunk["item_id"].to_numpy(),
-        "score": scores[settings.acquisition].numpy(),
-        "entropy": scores["entropy"].numpy(),
-        **{name: scores[name].numpy() for name in parts},
-        "guess": classes[top.indices[:, 0].numpy()],
-        "guess_probability": top.values[:, 0].numpy(),
-        "runner_up": classes[top.indices[:, 1].numpy()],
+        "score": scored.scores.numpy(),
+        "entropy": scored.entropies.numpy(),
+        **{name: part.numpy() for name, part in scored.parts.items()},
+        "guess": guesses,
+        "guess_probability": scored.probabilities[:, 0].numpy(),
+        "runner_up": runners_up,
         "embedding": _as_lists(embeddings.half()),
     }
     if "probs" in columns_read(settings):
-        columns["probs"] = _as_lists(_members_read(decisions, settings))
+        columns["probs"] = _as_lists(probs_read(decisions, settings))
     if settings.members.n_half > 1:
         half = first_half(decisions, settings.members.ensemble)
-        columns["score_half"] = score_columns(half, {settings.acquisition}, reduce="mean")[settings.acquisition].numpy()
+        columns["score_half"] = score_candidates(half, settings).scores.numpy()
         if "probs" in columns:
-            columns["probs_half"] = _as_lists(_members_read(half, settings))
+            columns["probs_half"] = _as_lists(probs_read(half, settings))
     return pa.table(columns)
-
-
-def _members_read(decisions: Tensor, settings: CampaignSettings) -> Tensor:
-    """What the strategy reads of `(n, 1, K, C)`: all members `(n, K, C)` where it compares them, else their mean."""
-    probs = decisions[:, 0]
-    return probs if settings.strategy in COMPARES_MEMBERS else probs.mean(dim=1, keepdim=True)
 
 
 @step("labelled_embeddings.parquet")
@@ -114,17 +106,11 @@ def embed_labelled(folder: RoundFolder, work: OpenCampaign, models: Sequence[Cla
     models, members = (models, settings.members) if with_probs else (models[:1], None)
     seed, reading = _draws_seed(folder, work), work.reading
     found = predictions(models, labelled, settings.model, members, reading=reading, seed=seed)
-    parts = [(_members_read(decisions, settings), embeddings.half()) for decisions, embeddings in found]
+    parts = [(probs_read(decisions, settings), embeddings.half()) for decisions, embeddings in found]
     probs, embeddings = (torch.cat(part) for part in zip(*parts, strict=True))
     columns = {"item_id": labelled["item_id"].to_numpy(), "embedding": _as_lists(embeddings)}
     table = pa.table(columns | ({"probs": _as_lists(probs)} if with_probs else {}))
     write_atomic(folder / "labelled_embeddings.parquet", lambda path: pq.write_table(table, path))
-
-
-def columns_read(settings: CampaignSettings) -> frozenset[str]:
-    """The columns of `Candidates` that choosing a batch reads; scoring computes no others."""
-    balancing = ("guesses", "labelled_targets") if settings.balance_classes else ()
-    return frozenset({*columns_of(settings.strategy), *balancing})
 
 
 def _draws_seed(folder: RoundFolder, work: OpenCampaign) -> int:
@@ -164,11 +150,8 @@ def read_candidates(folder: RoundFolder, settings: CampaignSettings, *, half: bo
             pd.read_parquet(folder / "labelled.parquet", columns=["label"])["label"].tolist(), settings.classes
         ),
     }
-    return Candidates(
-        ids=np.array(table["item_id"].to_pylist(), dtype=np.str_),
-        scores=torch.from_numpy(table[score].to_numpy().copy()),
-        **{name: read() for name, read in readers.items() if name in columns},
-    )
+    ids = np.array(table["item_id"].to_pylist(), dtype=np.str_)
+    return gather_candidates(ids, torch.from_numpy(table[score].to_numpy().copy()), readers, settings)
 
 
 def _read_probs(path: Path, column: str, settings: CampaignSettings) -> Tensor:
