@@ -33,8 +33,9 @@ from pipeline.members.predict import predict_from_features, predict_members
 from pipeline.networks.build import build_model, with_new_head
 from pipeline.networks.classifier import Classifier, half_precision
 from pipeline.networks.features import extract, feature_key
+from pipeline.selection.batch import select_batch
 from pipeline.selection.scoring import score_columns
-from pipeline.selection.strategies import select_batch
+from pipeline.selection.settings import SelectionSettings
 from pipeline.tasks import TASK_TYPE
 from pipeline.training.fit import fit
 from pipeline.training.recipe import Recipe
@@ -355,7 +356,7 @@ def whole_round(prepared: Round, seed: int) -> Batch:
         labelled_embeddings=labelled_embeddings,
         labelled_targets=targets,
     )
-    return select_batch(candidates, "auto", query_size=100, round_number=1, seed=seed)
+    return select_batch(candidates, SelectionSettings(strategy="auto"), round_number=1, seed=seed)
 
 
 # On a GPU, against the same pass on tensors that lie there already.

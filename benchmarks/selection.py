@@ -29,10 +29,12 @@ from benchmarks.measure import (
 )
 from benchmarks.pools import CHUNK, N_LABELLED, Pool, make_pool
 from pipeline.selection.acquisition import ACQUISITIONS, margin, score_all
+from pipeline.selection.batch import seeded_order, select_batch
 from pipeline.selection.geometry.cover import herd
-from pipeline.selection.geometry.diversity import d2_sampling, k_center_greedy
 from pipeline.selection.geometry.joint import batch_bald
-from pipeline.selection.strategies import STRATEGIES, SUB_POOL, columns_of, seeded_order, select_batch
+from pipeline.selection.geometry.spread import d2_sampling, k_center_greedy
+from pipeline.selection.settings import SelectionSettings
+from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.types import Batch, Candidates
 
 DATA = "pools of ten Gaussian clusters, drawn with seed 0"
@@ -270,7 +272,8 @@ def k_center_batch(pool_with_ids: tuple[Pool, NDArray[np.str_]], seed: int) -> B
     """The same, with the checks, the shuffling and the records of a round."""
     pool, ids = pool_with_ids
     candidates = Candidates(ids, torch.zeros(len(ids)), pool.candidates, pool.labelled)
-    return select_batch(candidates, "k_center", query_size=pool.n_picks, round_number=0, seed=0)
+    how = SelectionSettings(strategy="k_center", query_size=pool.n_picks)
+    return select_batch(candidates, how, round_number=0, seed=0)
 
 
 def badge(pool: Pool, seed: int) -> Tensor:
@@ -299,8 +302,8 @@ def joint_bald(pool: Pool, seed: int) -> Tensor:
 def ask(strategy: str, asked: tuple[Candidates, int], seed: int) -> Tensor:
     """A strategy of the registry."""
     candidates, n_picks = asked
-    columns = [getattr(candidates, name) for name in columns_of(strategy)]
-    answer = STRATEGIES[strategy](*columns, query_size=n_picks, generator=seeded(seed))
+    columns = [getattr(candidates, name) for name in STRATEGIES[strategy].columns]
+    answer = STRATEGIES[strategy].ask(*columns, query_size=n_picks, generator=seeded(seed))
     return N_LABELLED + (answer[0] if isinstance(answer, tuple) else answer).cpu()
 
 
@@ -584,10 +587,11 @@ def growth(sizes: tuple[int, ...]) -> Iterator[tuple[str, Line]]:
         What is timed, for people, and its line. A strategy that draws a sub-pool is timed again without.
     """
     for strategy in GROWTH:
-        if strategy not in SUB_POOL:
+        sub_pool = STRATEGIES[strategy].sub_pool
+        if sub_pool is None:
             yield strategy, growth_line(strategy, sizes)
             continue
-        yield f"{strategy}, sub-pool of {SUB_POOL[strategy]:,}", growth_line(strategy, sizes)
+        yield f"{strategy}, sub-pool of {sub_pool:,}", growth_line(strategy, sizes)
         whole = tuple(n for n in sizes if n <= WHOLE)
         yield f"{strategy}, no sub-pool", growth_line(strategy, whole, is_whole=True)
 
@@ -616,7 +620,8 @@ def growth_candidates(n: int) -> Candidates:
 
 def batch_of(strategy: str, sub_pool: int | None, candidates: Candidates, seed: int) -> Batch:
     """A batch of 100, as a round chooses it."""
-    return select_batch(candidates, strategy, query_size=100, round_number=0, seed=seed, sub_pool=sub_pool)
+    how = SelectionSettings(strategy=strategy, query_size=100, sub_pool=sub_pool)
+    return select_batch(candidates, how, round_number=0, seed=seed)
 
 
 def exponent(line: Line) -> float:

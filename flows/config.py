@@ -27,6 +27,7 @@ from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
 from pipeline.registries import look_up
+from pipeline.selection.settings import SelectionSettings
 from pipeline.settings import MOST, Duration, Share, Size
 
 if TYPE_CHECKING:
@@ -50,9 +51,6 @@ LARGEST = 10_000_000
 SHOWN = 120
 """Characters of a wrong value that an error shows."""
 
-COMPARES_MEMBERS = frozenset({"batch_bald", "drop_query"})
-"""Query strategies that make no sense with a single member."""
-
 ANOTHER_CAMPAIGN = frozenset({"name", "audit_size", "group"})
 """Settings that make another campaign once people have been asked: whose rounds these are, and what they are measured
 on. The classes are checked by what they mean: see `flows.changes.check_classes`. Every other setting may change between
@@ -72,17 +70,10 @@ class ConfigError(ValueError):
     """The campaign file is wrong; the message says where and what is allowed."""
 
 
-def _check_acquisition(value: str) -> str:
-    from pipeline.selection.acquisition import ACQUISITIONS
-
-    look_up(ACQUISITIONS, value, "acquisition function")
-    return value
-
-
 def _check_strategy(value: str) -> str:
-    from pipeline.selection.strategies import SANITY, STRATEGIES
+    from pipeline.selection.strategies.rows import STRATEGIES
 
-    look_up({name: ask for name, ask in STRATEGIES.items() if name not in SANITY}, value, "query strategy")
+    look_up({name: row for name, row in STRATEGIES.items() if not row.is_check}, value, "query strategy")
     return value
 
 
@@ -150,7 +141,7 @@ class _Place(BaseModel):
     folder: LocalPath
 
 
-class CampaignSettings(StoppingSettings):
+class CampaignSettings(SelectionSettings, StoppingSettings):
     """One campaign: a line of rounds over one pool of images."""
 
     name: Name
@@ -165,15 +156,10 @@ class CampaignSettings(StoppingSettings):
     group: Annotated[str, AfterValidator(_check_group)] | None = Field(
         None, description="which images depend on each other: parent, or an expression on the path with one group"
     )
-    query_size: Size = 100
-    random_slice: float = Field(0.1, ge=0, lt=1)
+    random_slice: float = Field(0.1, ge=0, lt=1, description="share of a batch that is drawn evenly from the rest")
     cold_start: Literal["random", "coverage", "typiclust", "max_herding"] = "random"
-    acquisition: Annotated[str, AfterValidator(_check_acquisition)] = "margin"
     strategy: Annotated[str, AfterValidator(_check_strategy)] = "auto"
     strategy_options: Options = Field({}, description="keywords of the strategy")
-    sub_pool: Size | None = Field(None, description="the strategy sees a random part of this many candidates")
-    prefilter: float | None = Field(None, ge=1, le=MOST, description="and of these the best by score, times query_size")
-    balance_classes: bool = Field(False, description="ask for as many of each guessed class as makes labels even")
     close_at: Share = 1.0
     close_after: Duration | None = None
     max_unused: Share = Field(0.5, description="share of files or answers that may go unused before a run stops")
@@ -242,21 +228,15 @@ class CampaignSettings(StoppingSettings):
         return self
 
     @model_validator(mode="after")
-    def _check_options(self) -> Self:
-        from pipeline.selection.strategies import check_options
-
-        check_options(self.strategy, self.strategy_options)
-        if self.balance_classes and "max_class_share" in self.strategy_options:
-            raise ValueError("balance_classes decides how many of each class are asked for: take max_class_share away")
-        return self
-
-    @model_validator(mode="after")
     def _check_members(self) -> Self:
         from pipeline.selection.acquisition import NEEDS_MEMBERS
+        from pipeline.selection.strategies.rows import STRATEGIES
 
-        for key, needing in (("acquisition", NEEDS_MEMBERS), ("strategy", COMPARES_MEMBERS)):
+        compares = {"acquisition": self.acquisition in NEEDS_MEMBERS}
+        compares["strategy"] = STRATEGIES[self.strategy].compares_members
+        for key, needs_several in compares.items():
             name = getattr(self, key)
-            if name in needing and self.members.n_members < 2:
+            if needs_several and self.members.n_members < 2:
                 raise ValueError(
                     f"{key} = {name!r} measures how members disagree and needs at least two: "
                     "set ensemble, swag, views, laplace or mc_dropout in [members]"

@@ -16,22 +16,12 @@ from pipeline.learning.lesson import sample_pool
 from pipeline.learning.networks import phase_of
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.pool.groups import group_codes
+from pipeline.selection.settings import SelectionSettings
 from pipeline.settings import Settings
 
 FULL_DATA = "full data"
 FEATURE_DROPOUT = 0.5
 """Where no network says how many of its features are dropped for the members of a linear head."""
-
-
-class CampaignArm(Settings):
-    """How a campaign asks, beyond the batch: the arm of its strategy and acquisition function does the same."""
-
-    strategy: str
-    acquisition: str
-    strategy_options: dict[str, Any]
-    prefilter: float | None
-    balance_classes: bool
-    random_slice: float
 
 
 class ReplaySettings(Settings):
@@ -51,7 +41,7 @@ class ReplaySettings(Settings):
     network: ModelSettings | None
     members: MemberSettings
     sub_pool: int | None
-    campaign_arm: CampaignArm | None = None
+    campaign_arm: SelectionSettings | None = None
     caveat: str | None = None
     recipe: int | None = None
     data: str
@@ -66,11 +56,15 @@ class ReplaySettings(Settings):
         """K; a linear head has one, or one for each dropout of its features."""
         return max(1, self.members.mc_dropout) if self.is_linear else self.members.n_members
 
-    def campaigns(self, arm: Arm) -> CampaignArm | None:
-        """How the campaign asks if the arm is the campaign's own; random stays the control."""
+    def selection(self, arm: Arm) -> SelectionSettings:
+        """How an arm asks: the campaign's own as the campaign does, but random stays the control.
+
+        No arm draws a sub-pool by the settings: they all see the same one, see `runs`.
+        """
         own = self.campaign_arm
-        is_own = own is not None and arm.strategy != CONTROL and arm[1:] == (own.strategy, own.acquisition)
-        return own if is_own else None
+        if own is not None and arm.strategy != CONTROL and arm[1:] == (own.strategy, own.acquisition):
+            return own.model_copy(update={"sub_pool": None})
+        return SelectionSettings(strategy=arm.strategy, acquisition=arm.acquisition, query_size=self.query_size)
 
     @property
     def dropout(self) -> float:

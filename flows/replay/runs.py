@@ -15,7 +15,7 @@ from torch import Tensor
 
 from connectors.store import write_json, write_table
 from flows.replay.folder import FULL_DATA, Job, Replay, ReplaySettings
-from pipeline.evaluation.curves import CONTROL, SECONDS, Arm, linear_head, parse_arm
+from pipeline.evaluation.curves import SECONDS, linear_head, parse_arm
 from pipeline.evaluation.metrics import evaluate
 from pipeline.learning.lesson import Lesson
 from pipeline.learning.linear import LinearHead, draw_feature_masks
@@ -25,13 +25,11 @@ from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.learning.train import learn
 from pipeline.networks.classifier import Classifier
 from pipeline.randomness import derive_seed, seeded_generator
-from pipeline.selection.scoring import score_images
-from pipeline.selection.strategies import columns_of, select_batch
+from pipeline.selection.ask import candidates_of, reads_model
+from pipeline.selection.batch import select_batch
+from pipeline.selection.settings import SelectionSettings
 from pipeline.tasks import TASK_TYPE
 from pipeline.types import Candidates
-
-READS_NO_MODEL = frozenset({CONTROL})
-"""Strategies for which scoring the candidates would be wasted time."""
 
 Report = Callable[[str], None]
 Learnt = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -44,7 +42,8 @@ def run(replay: Replay, job: Job, report: Report) -> None:
         _run_full_data(replay, job.seed)
         report(job.name)
         return
-    settings, arm = replay.settings, parse_arm(job.name)
+    settings = replay.settings
+    how = settings.selection(parse_arm(job.name))
     split, rows = replay.split(job.seed), replay.rounds_done(job)
     picked = [torch.as_tensor(np.array(row["picks"], dtype=np.int64)) for row in rows]
     labelled = torch.cat([split.start, *picked])
@@ -64,9 +63,10 @@ def run(replay: Replay, job: Job, report: Report) -> None:
         if round_number < settings.rounds:
             rest = _candidate_rows(settings, split.rest, labelled, seed=job.seed, round_number=round_number)
             begun = time.perf_counter()
-            candidates = _candidates(replay, arm, learnt, labelled, rest)
+            candidates = _candidates(replay, how, learnt, labelled, rest)
             scored = time.perf_counter()
-            picks = _select(settings, arm, candidates, seed=job.seed, round_number=round_number)
+            batch = select_batch(candidates, how, round_number=round_number, seed=job.seed)
+            picks = torch.tensor([int(item_id) for item_id in batch.ids])
             row |= {
                 "seconds_score": scored - begun,
                 "seconds_select": time.perf_counter() - scored,
@@ -170,40 +170,17 @@ def _candidate_rows(
     return rest if settings.sub_pool is None else rest[: max(settings.sub_pool, settings.query_size)].sort().values
 
 
-def _candidates(replay: Replay, arm: Arm, learnt: Learnt, labelled: Tensor, rest: Tensor) -> Candidates:
+def _candidates(replay: Replay, how: SelectionSettings, learnt: Learnt, labelled: Tensor, rest: Tensor) -> Candidates:
     """The candidates with those columns that the strategy reads; their ids are their rows."""
     ids = np.array([f"{row:09d}" for row in rest.tolist()], dtype=np.str_)
-    if arm.strategy in READS_NO_MODEL:
+    if not reads_model(how):
         return Candidates(ids=ids, scores=torch.zeros(len(ids)))
-    wanted = _columns_read(replay.settings, arm)
-    probs, embeddings = learnt(rest)
-    columns = {"probs": probs, "guesses": probs.mean(dim=1).argmax(dim=1), "embeddings": embeddings}
-    if any(name in wanted for name in ("labelled_embeddings", "labelled_probs")):
-        columns["labelled_probs"], columns["labelled_embeddings"] = learnt(labelled)
-    columns["labelled_targets"] = replay.targets[labelled]
-    return Candidates(
-        ids=ids,
-        scores=score_images(probs.unsqueeze(1), arm.acquisition, reduce="mean"),
-        **{name: values for name, values in columns.items() if name in wanted},
-    )
 
+    def decided(rows: Tensor) -> tuple[Tensor, Tensor]:
+        probs, embeddings = learnt(rows)
+        return probs.unsqueeze(1), embeddings
 
-def _columns_read(settings: ReplaySettings, arm: Arm) -> frozenset[str]:
-    own = settings.campaigns(arm)
-    balancing = ("guesses", "labelled_targets") if own and own.balance_classes else ()
-    return frozenset({*columns_of(arm.strategy), *balancing})
-
-
-def _select(settings: ReplaySettings, arm: Arm, candidates: Candidates, *, seed: int, round_number: int) -> Tensor:
-    own = settings.campaigns(arm)
-    how: dict[str, Any] = {}
-    if own is not None:
-        how = {"prefilter": own.prefilter, "class_balanced": own.balance_classes, "random_slice": own.random_slice}
-        how |= own.strategy_options
-    batch = select_batch(
-        candidates, arm.strategy, query_size=settings.query_size, round_number=round_number, seed=seed, **how
-    )
-    return torch.tensor([int(item_id) for item_id in batch.ids])
+    return candidates_of(ids, decided(rest), lambda: decided(labelled), replay.targets[labelled], how)
 
 
 def _typed(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

@@ -51,14 +51,13 @@ from connectors.store import (
 from connectors.tracking import TrackerError
 from deploy import servers
 from flows.config import (
-    COMPARES_MEMBERS,
     CampaignSettings,
     load_settings,
 )
 from flows.home import home
 from flows.pixel_ranges import read_ranges, write_ranges
 from flows.progress import progress_bar, say
-from flows.replay.folder import FULL_DATA, CampaignArm, Job, Replay, ReplaySettings
+from flows.replay.folder import FULL_DATA, Job, Replay, ReplaySettings
 from flows.replay.inputs import (
     ReplayError,
     count_classes,
@@ -83,6 +82,7 @@ from pipeline.pool.groups import group_codes
 from pipeline.pool.reasons import PoolError
 from pipeline.randomness import seeded_generator
 from pipeline.selection.acquisition import NEEDS_MEMBERS
+from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.settings import LOCAL
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ def _resolve(
         **_model(options, campaign, rows),
         l2=L2 if options.l2 is None else options.l2,
         sub_pool=options.sub_pool or (campaign.sub_pool if campaign else None),
-        campaign_arm=_campaign_arm(campaign) if campaign else None,
+        campaign_arm=campaign.of_size(query_size) if campaign else None,
         caveat=caveat,
         data=digest_of(rows, features),
     )
@@ -345,11 +345,6 @@ def _check_numbers(options: Options) -> None:
             raise ReplayError(f"{option} must be at most {most:,}, got {value}")
     if options.l2 is not None and not 0 < options.l2 < math.inf:
         raise ReplayError(f"--l2 must be above 0 and finite, got {options.l2:g}")
-
-
-def _campaign_arm(campaign: CampaignSettings) -> CampaignArm:
-    names = CampaignArm.model_fields
-    return CampaignArm.model_validate({name: getattr(campaign, name) for name in names})
 
 
 def _arms(options: Options, campaign: CampaignSettings | None) -> tuple[str, ...]:
@@ -458,7 +453,7 @@ def _check_members(settings: ReplaySettings) -> None:
     for name in settings.arms:
         arm = parse_arm(name)
         # A strategy that is not told which scores to read has the margin, which one member is enough for.
-        if arm.acquisition in NEEDS_MEMBERS or arm.strategy in COMPARES_MEMBERS:
+        if arm.acquisition in NEEDS_MEMBERS or STRATEGIES[arm.strategy].compares_members:
             asked = "--mc-dropout" if settings.is_linear else "--members or --mc-dropout"
             raise ReplayError(f"arm {name!r} measures how members disagree: set {asked} to at least 2")
 

@@ -13,7 +13,7 @@ from flows.config import CampaignSettings
 from flows.step import step
 from pipeline.labels.ledger import Ledger
 from pipeline.labels.suspicious import FEWEST_RIGHT, LIKELY_WRONG, find_label_errors, share_right
-from pipeline.selection.strategies import seeded_order
+from pipeline.selection.batch import seeded_order
 from pipeline.tables import Labels, PoolTable, Predicted, class_indices
 from pipeline.training.cross_fit import MIN_JUDGED, judged_out_of_fold
 

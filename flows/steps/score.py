@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from pipeline.selection.ask import columns_read, probs_read, score_candidates
 from torch import Tensor
 
 from connectors.member_files import MemberFiles
@@ -19,6 +18,7 @@ from flows.step import step
 from flows.steps.train import load_networks
 from pipeline.members.predict import first_half
 from pipeline.randomness import derive_seed
+from pipeline.selection.ask import columns_read, probs_read, score_candidates
 from pipeline.tables import Labels
 from pipeline.types import OnProgress
 

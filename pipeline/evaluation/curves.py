@@ -21,7 +21,7 @@ from pipeline.pool.groups import draw_groups
 from pipeline.randomness import seeded_generator
 from pipeline.registries import look_up
 from pipeline.selection.acquisition import ACQUISITIONS
-from pipeline.selection.strategies import STRATEGIES
+from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.training.fit import TrainingError
 
 CONTROL = "random"

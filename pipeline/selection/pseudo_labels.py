@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pipeline.selection.strategies import take_turns
+from pipeline.selection.turns import take_turns
 
 
 def choose_confident(entropies: Tensor, guesses: Tensor, *, threshold: float, max_count: int) -> Tensor:

@@ -16,8 +16,8 @@ from benchmarks.measure import Case, Contender, Row, Runs, arguments, peak_mb, r
 from benchmarks.pools import CHUNK, N_LABELLED, make_pool
 from pipeline.selection.acquisition import bald
 from pipeline.selection.geometry.cover import herd
-from pipeline.selection.geometry.diversity import d2_sampling, k_center_greedy
 from pipeline.selection.geometry.joint import batch_bald
+from pipeline.selection.geometry.spread import d2_sampling, k_center_greedy
 
 
 class Clock:
@@ -280,14 +280,13 @@ def test_members_of_an_unsure_pool_disagree_more_on_the_same_images():
 
 def test_growth_sees_the_sub_pool_or_everybody(monkeypatch):
     seen = []
-    monkeypatch.setitem(selection.SUB_POOL, "max_herding", 120)
     herding = selection.STRATEGIES["max_herding"]
 
     def watched(embeddings, labelled_embeddings, *, query_size, generator):
         seen.append(len(embeddings))
-        return herding(embeddings, labelled_embeddings, query_size=query_size, generator=generator)
+        return herding.ask(embeddings, labelled_embeddings, query_size=query_size, generator=generator)
 
-    monkeypatch.setitem(selection.STRATEGIES, "max_herding", watched)
+    monkeypatch.setitem(selection.STRATEGIES, "max_herding", replace(herding, ask=watched, sub_pool=120))
     monkeypatch.setattr(selection, "GROWTH", ("max_herding",))
     lines = dict(selection.growth((150, 300)))
     assert list(lines) == ["max_herding, sub-pool of 120", "max_herding, no sub-pool"]

@@ -7,7 +7,6 @@ from time import perf_counter
 import pytest
 
 from flows.config import (
-    COMPARES_MEMBERS,
     ConfigError,
     load_folder,
     load_settings,
@@ -16,6 +15,7 @@ from flows.config import (
 )
 from flows.example import EXAMPLE
 from pipeline.learning.settings import ALL_FROM, PseudoLabelSettings, with_own_image_size
+from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.training.augmentation import AUGMENTATIONS
 from tests.hostile import CLASSES
 
@@ -362,7 +362,7 @@ def test_acquisition_that_compares_members_needs_two(campaign):
     assert load_settings(campaign(text + "mc_dropout = 20")).members.n_members == 20
 
 
-@pytest.mark.parametrize("strategy", sorted(COMPARES_MEMBERS))
+@pytest.mark.parametrize("strategy", sorted(name for name, row in STRATEGIES.items() if row.compares_members))
 def test_strategy_that_compares_members_needs_two(campaign, strategy):
     text = GOOD.replace("ensemble = 3", "ensemble = 1").replace(
         "audit_size = 20", f'audit_size = 20\nstrategy = "{strategy}"'

@@ -7,7 +7,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from flows.steps.ask import compare_with_half, select, select_from
 from flows.steps.learn import (
     at_temperature_one,
     class_indices,
@@ -36,6 +35,7 @@ from flows.reports.round_page import campaign_status, round_markdown, warnings_o
 from flows.round import summarise
 from flows.steps import score
 from flows.steps.score import embed_labelled, read_candidates, score_shard
+from flows.steps.select import compare_with_half, select
 from pipeline.evaluation.metrics import negative_log_likelihood
 from pipeline.learning import out_of_fold
 from pipeline.learning import train as learning
@@ -47,6 +47,7 @@ from pipeline.networks.features import feature_key
 from pipeline.pool.reasons import PoolError
 from pipeline.randomness import derive_seed
 from pipeline.selection.acquisition import ACQUISITIONS
+from pipeline.selection.batch import select_batch
 from pipeline.tasks import classification
 from pipeline.training.calibration import calibrate
 from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round
@@ -575,7 +576,7 @@ def test_batch_of_half_the_draws_is_that_of_half_the_members(make_work, strategy
         assert torch.allclose(read.probs[:, 0], halved.mean(dim=1), atol=1e-6)
     if strategy == "drop_query":
         assert torch.allclose(read.probs, halved, atol=1e-6)
-    half = select_from(read, work.settings, query_size=8, round_number=folder.number)
+    half = select_batch(read, work.settings.of_size(8), round_number=folder.number, seed=work.settings.seed)
     batch = pd.read_parquet(folder / "batch.parquet")["item_id"]
     share = read_json(folder / "stability.json")["batch_kept_with_half_the_members"]
     assert share == len(set(batch) & set(half.ids)) / 8

@@ -4,7 +4,6 @@ import csv
 
 import pandas as pd
 import pytest
-from flows.steps.ask import _words
 from hypothesis import given, settings
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -12,6 +11,7 @@ from PIL import Image
 from connectors.escaping import from_csv_cell, visible
 from connectors.store import Campaign, RoundFolder, write_json
 from flows.reports.round_page import round_markdown, write_confusion_matrix
+from pipeline.selection.explain import why
 from tests.hostile import CLASSES, NAMES, TEXTS, Words, shown
 
 
@@ -41,7 +41,7 @@ def test_page_of_a_round_shows_guesses_and_addresses_as_they_are(tmp_path_factor
     address = f"http://127.0.0.1:8080/{path}"
     folder.path.mkdir(parents=True)
     guess = guess.encode("utf-8", "replace").decode()
-    row = {"rank": 0, "item_id": "abc", "reason": "numbers", "guess": guess, "why": _words("unsure", guess, guess)}
+    row = {"rank": 0, "item_id": "abc", "reason": "numbers", "guess": guess, "why": why("unsure", guess, guess)}
     pd.DataFrame([row]).to_parquet(folder / "batch.parquet")
     write_json(folder / "pushed.json", {"address": address.encode("utf-8", "replace").decode(), "tasks": {"abc": 1}})
     page = Words(MarkdownIt("gfm-like", {"linkify": False}).render(round_markdown(folder, "pets")))
@@ -56,9 +56,9 @@ def test_page_of_a_round_shows_guesses_and_addresses_as_they_are(tmp_path_factor
 
 @pytest.mark.parametrize("name", NAMES)
 def test_words_of_a_reason_hold_the_names_of_the_classes_as_they_are(name):
-    assert _words("unsure", name, "dog", 0.4) == f"the model is unsure between {name} and dog"
-    assert _words("unsure", name, "dog", 0.95) == f"to see whether it is {name}, as the model says"
+    assert why("unsure", name, "dog", 0.4) == f"the model is unsure between {name} and dog"
+    assert why("unsure", name, "dog", 0.95) == f"to see whether it is {name}, as the model says"
 
 
 def test_people_cannot_tell_the_audit_set_from_other_checks():
-    assert _words("check") == _words("check", "cat", "dog", 0.5) == "a check, drawn at random"
+    assert why("check") == why("check", "cat", "dog", 0.5) == "a check, drawn at random"

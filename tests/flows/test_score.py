@@ -10,7 +10,7 @@ from flows.steps.score import embed_labelled, read_candidates, score_shard
 from pipeline.learning.networks import new_model
 from pipeline.networks.classifier import Classifier
 from pipeline.selection.acquisition import ACQUISITIONS, score_all
-from pipeline.selection.strategies import STRATEGIES
+from pipeline.selection.strategies.rows import STRATEGIES, Strategy
 from tests.flows.conftest import CLASSES, ready_round
 
 
@@ -65,7 +65,7 @@ def test_strategy_gets_every_column_that_it_reads(make_work, models, monkeypatch
     def reads_all(probs, guesses, embeddings, labelled_embeddings, labelled_probs, labelled_targets, *, query_size):
         raise NotImplementedError
 
-    monkeypatch.setitem(STRATEGIES, "reads_all", reads_all)
+    monkeypatch.setitem(STRATEGIES, "reads_all", Strategy("reads_all", reads_all, "pool"))
     work = make_work('strategy = "reads_all"')
     folder = score(work, models)
     read = read_candidates(folder, work.settings)

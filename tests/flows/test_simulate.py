@@ -40,7 +40,9 @@ from pipeline.learning.train import LEARNING_VERSION, learn
 from pipeline.pool.reasons import PoolError
 from pipeline.pool.table import usable
 from pipeline.selection.acquisition import ACQUISITIONS
-from pipeline.selection.strategies import STRATEGIES, select_batch
+from pipeline.selection.batch import select_batch
+from pipeline.selection.settings import SelectionSettings
+from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.types import Annotation, Answer, Region
 from tests.hostile import HIDDEN, NAMES, Words
 
@@ -510,18 +512,26 @@ def test_campaign_gives_images_labels_classes_and_its_strategy(digits, tmp_path,
     )
     told = {}
 
-    def watch(candidates, strategy, *, query_size, round_number, seed, **how):
-        told[strategy] = how
-        return select_batch(candidates, strategy, query_size=query_size, round_number=round_number, seed=seed, **how)
+    def watch(candidates, how, *, round_number, seed):
+        told[how.strategy] = how
+        return select_batch(candidates, how, round_number=round_number, seed=seed)
 
     monkeypatch.setattr("flows.replay.runs.select_batch", watch)
     summary = simulate(options)
     assert list(summary["strategies"]) == ["random", "power:entropy"]
     settings = summary["settings"]
     assert [settings[name] for name in ("query_size", "start", "sub_pool", "seeds")] == [15, 25, 90, [3, 4]]
-    own = {"prefilter": 4.0, "class_balanced": True, "random_slice": 0.2, "beta": 2.5}
+    own = SelectionSettings(
+        strategy="power",
+        acquisition="entropy",
+        query_size=15,
+        prefilter=4.0,
+        balance_classes=True,
+        random_slice=0.2,
+        strategy_options={"beta": 2.5},
+    )
     assert told["power"] == own
-    assert told["random"] == {}, "the control asks as always"
+    assert told["random"] == SelectionSettings(strategy="random", query_size=15), "the control asks as always"
     assert "partly picked" not in summary["verdict"], "no model had a hand in the manifest's labels"
     n_items = sum(summary["class_balance"]["data"])
     assert 200 < n_items <= 250, "the labelled ones, and of equal images one"
@@ -530,7 +540,9 @@ def test_campaign_gives_images_labels_classes_and_its_strategy(digits, tmp_path,
     settings = simulate(chosen)["settings"]
     assert [settings[name] for name in ("start", "sub_pool", "seeds")] == [20, 50, [0, 1]]
     assert told["power"] == own, "under whatever name it is asked for"
-    assert told["top_k"] == {}, "only the campaign's own arm asks as the campaign does"
+    assert told["top_k"] == SelectionSettings(strategy="top_k", query_size=15), (
+        "only the campaign's own arm asks as the campaign does"
+    )
 
 
 def test_names_in_the_page_are_escaped(digits, tmp_path):

@@ -7,8 +7,15 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin
 from torch import Tensor
 
-from pipeline.selection.geometry import diversity
-from pipeline.selection.geometry.diversity import d2_sampling, k_center_greedy, kmeans, nearest_to_centroids, typicality
+from pipeline.selection.geometry import clusters as clustering
+from pipeline.selection.geometry import distances, spread
+from pipeline.selection.geometry.clusters import kmeans, nearest_to_centroids, typicality
+from pipeline.selection.geometry.spread import d2_sampling, k_center_greedy
+
+
+def handle_at_a_time(monkeypatch: pytest.MonkeyPatch, n_rows: int) -> None:
+    for module in (distances, spread, clustering):
+        monkeypatch.setattr(module, "ROWS", n_rows)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -47,8 +54,8 @@ def slow_k_center(points: Tensor, n_picks: int, centres: Tensor, weights=None, g
 @pytest.mark.parametrize("n_centres", [1, 30])
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_k_center_is_exact(monkeypatch, block, n_centres, offset):
-    monkeypatch.setattr(diversity, "BLOCK", block)
-    monkeypatch.setattr(diversity, "ROWS", 70)
+    monkeypatch.setattr(spread, "BLOCK", block)
+    handle_at_a_time(monkeypatch, 70)
     points, centres = some_points(300) + offset, some_points(n_centres, seed=2) + offset
     picks = k_center_greedy(points, 60, centres=centres, generator=seeded())
     assert picks.tolist() == slow_k_center(points, 60, centres)
@@ -108,7 +115,7 @@ def test_k_center_computes_in_single_precision(dtype):
 @pytest.mark.parametrize("block", [2, 40])
 @pytest.mark.parametrize("n_features", [1, 2, 6])
 def test_k_center_is_exact_where_old_bounds_say_little(monkeypatch, block, n_features):
-    monkeypatch.setattr(diversity, "BLOCK", block)
+    monkeypatch.setattr(spread, "BLOCK", block)
     points = torch.rand(400, n_features, generator=seeded())
     picks = k_center_greedy(points, 100, centres=points[:2], generator=seeded())
     assert picks.tolist() == slow_k_center(points, 100, points[:2])
@@ -119,7 +126,7 @@ def test_k_center_is_exact_where_old_bounds_say_little(monkeypatch, block, n_fea
 @pytest.mark.parametrize("with_quota", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_k_center_heeds_weights_quotas_and_near_duplicates(monkeypatch, block, nearest, with_quota, weighted):
-    monkeypatch.setattr(diversity, "BLOCK", block)
+    monkeypatch.setattr(spread, "BLOCK", block)
     points, centres = some_points(300), some_points(4, seed=2)
     weights = torch.rand(300, generator=seeded(3)) if weighted else None
     groups = torch.randint(4, (300,), generator=seeded(4)) if with_quota else None
@@ -158,7 +165,7 @@ def test_k_center_finds_duplicates_to_be_at_no_distance_at_all():
 
 @pytest.mark.parametrize("pick", [k_center_greedy, lambda points, *a, **k: d2_sampling([points], *a, **k)])
 def test_nothing_as_large_as_the_points_is_made(monkeypatch, pick):
-    monkeypatch.setattr(diversity, "ROWS", 256)
+    handle_at_a_time(monkeypatch, 256)
     points = some_points(30_000, 32).half()
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         pick(points, 60, generator=seeded())
@@ -207,7 +214,7 @@ def slow_d2_odds(points: Tensor, picks: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("proposals", [2, 256])  # many passes over all points, or a single one
 def test_d2_sampling_draws_with_the_odds_of_the_textbook(monkeypatch, proposals):
-    monkeypatch.setattr(diversity, "PROPOSALS", proposals)
+    monkeypatch.setattr(spread, "PROPOSALS", proposals)
     factors = [some_points(6, 2), some_points(6, 3, seed=5)]
     points = torch.stack([torch.kron(*rows) for rows in zip(*factors, strict=True)])
     first = int(points.norm(dim=1).argmax())
@@ -228,7 +235,7 @@ def test_d2_sampling_draws_with_the_odds_of_the_textbook(monkeypatch, proposals)
 
 
 def test_d2_sampling_goes_on_exactly_in_later_draws(monkeypatch):
-    monkeypatch.setattr(diversity, "PROPOSALS", 40)
+    monkeypatch.setattr(spread, "PROPOSALS", 40)
     points = torch.cat([0.1 * some_points(30, 4), some_points(10, 4, seed=3)])
     generator, statistic = seeded(), []
     for _ in range(300):
@@ -270,8 +277,8 @@ def test_d2_sampling_takes_one_point_of_each_cluster():
 
 @pytest.mark.parametrize("large", [10, 1000])
 def test_kmeans_finds_clusters_that_are_far_apart(monkeypatch, large):
-    monkeypatch.setattr(diversity, "LARGE", large)
-    monkeypatch.setattr(diversity, "LARGE_CLUSTER", 8)
+    monkeypatch.setattr(clustering, "LARGE", large)
+    monkeypatch.setattr(clustering, "LARGE_CLUSTER", 8)
     points = some_clusters()
     centroids, clusters = kmeans(points, 5, generator=seeded())
     for members in clusters.view(5, 20):
@@ -284,8 +291,8 @@ def test_kmeans_finds_clusters_that_are_far_apart(monkeypatch, large):
 
 @pytest.mark.parametrize("large", [10, 1000])
 def test_kmeans_gives_each_point_its_nearest_centroid(monkeypatch, large):
-    monkeypatch.setattr(diversity, "LARGE", large)
-    monkeypatch.setattr(diversity, "LARGE_CLUSTER", 5)
+    monkeypatch.setattr(clustering, "LARGE", large)
+    monkeypatch.setattr(clustering, "LARGE_CLUSTER", 5)
     points = some_points(300)
     centroids, clusters = kmeans(points, 12, generator=seeded())
     np.testing.assert_array_equal(clusters.numpy(), pairwise_distances_argmin(points, centroids))
@@ -332,7 +339,7 @@ def test_kmeans_takes_any_floating_point_type(dtype):
 
 
 def test_nearest_points_equal_those_of_a_library(monkeypatch):
-    monkeypatch.setattr(diversity, "ROWS", 70)
+    handle_at_a_time(monkeypatch, 70)
     points = some_points(300)
     centroids, _ = kmeans(points, 12, generator=seeded())
     wanted = pairwise_distances_argmin(centroids, points)
@@ -348,7 +355,7 @@ def test_a_point_that_is_taken_goes_to_no_other_centroid():
 
 @pytest.mark.parametrize("n_centroids", [30, 60])
 def test_centroids_that_want_the_same_point_look_again_in_their_order(monkeypatch, n_centroids):
-    monkeypatch.setattr(diversity, "ROWS", 25)
+    handle_at_a_time(monkeypatch, 25)
     points, centroids = some_points(60, 2), some_points(n_centroids, 2, seed=5)
     distance = scipy.spatial.distance.cdist(centroids.double(), points.double())
     wanted: list[int | None] = [None] * n_centroids
@@ -362,7 +369,7 @@ def test_centroids_that_want_the_same_point_look_again_in_their_order(monkeypatc
 
 
 def test_clashes_take_no_copy_of_the_points(monkeypatch):
-    monkeypatch.setattr(diversity, "ROWS", 256)
+    handle_at_a_time(monkeypatch, 256)
     points = some_points(10, 32).repeat(3000, 1)
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         nearest_to_centroids(points, points[:20])
@@ -378,7 +385,7 @@ def test_more_centroids_than_points_are_refused():
 @pytest.mark.parametrize("pairs", [100, 4_000_000])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_typicality_equals_that_of_a_loop(monkeypatch, pairs, dtype):
-    monkeypatch.setattr(diversity, "PAIRS", pairs)
+    monkeypatch.setattr(clustering, "PAIRS", pairs)
     points, clusters = some_points(120).to(dtype), torch.randint(4, (120,), generator=seeded()) * 7
     clusters[:5] = 3  # fewer than n_neighbours
     found = typicality(points, clusters, n_neighbours=10)

@@ -1,8 +1,8 @@
-import inspect
 import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from itertools import permutations, product
 
 import numpy as np
@@ -14,22 +14,15 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from pipeline import types
-from pipeline.selection import strategies
 from pipeline.selection.acquisition import bald, margin
-from pipeline.selection.geometry.diversity import kmeans
-from pipeline.selection.strategies import (
-    MAY_FALL_SHORT,
-    SANITY,
-    STRATEGIES,
-    SUB_POOL,
-    check_options,
-    columns_of,
-    power,
-    seeded_order,
-    select_batch,
-    top_k,
-    top_k_diverse,
-)
+from pipeline.selection.batch import seeded_order, select_batch
+from pipeline.selection.geometry import distances
+from pipeline.selection.geometry.clusters import kmeans
+from pipeline.selection.settings import SelectionSettings
+from pipeline.selection.strategies import by_cover, by_members
+from pipeline.selection.strategies.by_both import top_k_diverse
+from pipeline.selection.strategies.by_score import power, top_k
+from pipeline.selection.strategies.rows import STRATEGIES, Strategy
 from pipeline.types import Batch, Candidates
 
 every = pytest.mark.parametrize("strategy", STRATEGIES)
@@ -64,8 +57,7 @@ def without_labels(candidates: Candidates) -> Candidates:
 
 
 def required(strategy: str) -> list[str]:
-    parameters = inspect.signature(STRATEGIES[strategy]).parameters
-    return [name for name in columns_of(strategy) if parameters[name].default is inspect.Parameter.empty]
+    return [name for name, is_needed in STRATEGIES[strategy].columns.items() if is_needed]
 
 
 def in_order(candidates: Candidates, order: Tensor) -> Candidates:
@@ -74,8 +66,17 @@ def in_order(candidates: Candidates, order: Tensor) -> Candidates:
     return replace(candidates, ids=candidates.ids[order.numpy()], **ordered)
 
 
-def select(candidates: Candidates, strategy: str, query_size: int = 10, **changes) -> Batch:
-    return select_batch(candidates, strategy, **{"query_size": query_size, "round_number": 2, "seed": 5} | changes)
+def select(
+    candidates: Candidates, strategy: str, query_size: int = 10, *, round_number: int = 2, seed: int = 5, **changes
+) -> Batch:
+    options = {name: value for name, value in changes.items() if name not in SelectionSettings.model_fields}
+    settings = {name: value for name, value in changes.items() if name not in options}
+    how = SelectionSettings(strategy=strategy, query_size=query_size, strategy_options=options, **settings)
+    return select_batch(candidates, how, round_number=round_number, seed=seed)
+
+
+def row_of(name: str, ask: Callable[..., Tensor], **facts) -> Strategy:
+    return Strategy(name, ask, "pool", **facts)
 
 
 # The contract of every strategy
@@ -97,8 +98,8 @@ def test_asks_for_distinct_candidates_and_takes_what_is_left_of_a_small_pool(
 @every
 @pytest.mark.parametrize(("n", "query_size"), [(60, 10), (7, 10), (1, 1)])
 def test_keeps_the_contract_on_its_own(strategy, n, query_size):
-    columns = [getattr(some_candidates(n), name) for name in columns_of(strategy)]
-    answer = STRATEGIES[strategy](*columns, query_size=query_size, generator=seeded())
+    columns = [getattr(some_candidates(n), name) for name in STRATEGIES[strategy].columns]
+    answer = STRATEGIES[strategy].ask(*columns, query_size=query_size, generator=seeded())
     positions = answer[0] if isinstance(answer, tuple) else answer
     assert positions.dtype == torch.long
     assert len(set(positions.tolist())) == len(positions) == min(n, query_size)
@@ -178,7 +179,7 @@ def test_selects_before_the_first_label(strategy):
 @every
 def test_leaves_the_candidates_as_they_are(strategy):
     candidates = some_candidates()
-    before = {name: getattr(candidates, name).clone() for name in columns_of(strategy)}
+    before = {name: getattr(candidates, name).clone() for name in STRATEGIES[strategy].columns}
     pick(strategy, candidates, 10)
     for name, column in before.items():
         assert torch.equal(getattr(candidates, name), column)
@@ -196,8 +197,8 @@ def test_draws_nothing_from_the_global_generators(strategy):
 @every
 def test_reads_columns_that_candidates_have(strategy):
     names = {field.name for field in fields(Candidates)} - {"ids"}
-    assert columns_of(strategy)
-    assert set(columns_of(strategy)) <= names
+    assert STRATEGIES[strategy].columns
+    assert set(STRATEGIES[strategy].columns) <= names
 
 
 @every
@@ -217,7 +218,7 @@ def test_works_without_the_columns_that_it_does_not_read(strategy):
 
 @every
 def test_balances_the_classes_and_keeps_the_contract(strategy):
-    batch = select(some_candidates(), strategy, class_balanced=True, random_slice=0.2)
+    batch = select(some_candidates(), strategy, balance_classes=True, random_slice=0.2)
     assert len(set(batch.ids)) == 10
 
 
@@ -254,8 +255,7 @@ def test_duplicates_of_what_is_labelled_come_after_everything_new(strategy, seed
 
 
 def test_only_the_check_of_the_others_is_kept_out_of_campaigns():
-    assert set(SUB_POOL) | MAY_FALL_SHORT | SANITY <= set(STRATEGIES)
-    assert sorted(SANITY) == ["anti"]
+    assert [name for name, row in STRATEGIES.items() if row.is_check] == ["anti"]
 
 
 @pytest.mark.parametrize("name", ["scores", "embeddings", "probs"])
@@ -311,7 +311,9 @@ def test_classes_are_given_by_their_index(name, change):
 
 @pytest.mark.parametrize("positions", [[0, 0, 1], [0, 1], [0, 1, 2, 3], [0, 1, 60], [-1, 0, 1]])
 def test_a_strategy_that_breaks_the_contract_is_caught(monkeypatch, positions):
-    monkeypatch.setitem(STRATEGIES, "bad", lambda scores, *, query_size, generator: torch.tensor(positions))
+    monkeypatch.setitem(
+        STRATEGIES, "bad", row_of("bad", lambda scores, *, query_size, generator: torch.tensor(positions))
+    )
     with pytest.raises(RuntimeError, match="strategy 'bad' must return 3 distinct positions below 60"):
         select(some_candidates(), "bad", 3)
 
@@ -323,7 +325,7 @@ def test_a_wrong_name_gets_the_nearest_one():
     with pytest.raises(ValueError, match=r"unknown strategy 'topk', did you mean 'top_k'\?.*coverage, drop_query"):
         select(some_candidates(), "topk")
     with pytest.raises(ValueError, match="unknown strategy 'kcenter', did you mean 'k_center'"):
-        columns_of("kcenter")
+        select(some_candidates(), "kcenter")
 
 
 def test_an_unknown_option_gets_the_options_there_are():
@@ -331,12 +333,12 @@ def test_an_unknown_option_gets_the_options_there_are():
         select(some_candidates(), "power", temperature=2)
     with pytest.raises(ValueError, match="'top_k' has no option 'generator'; it has no options"):
         select(some_candidates(), "top_k", generator=seeded())
-    check_options("top_k_diverse", {"shortlist": 3})
+    select(some_candidates(), "top_k_diverse", shortlist=3)
 
 
 @pytest.mark.parametrize("query_size", [0, -1])
 def test_a_batch_holds_at_least_one(query_size):
-    with pytest.raises(ValueError, match=f"query_size must be at least 1, got {query_size}"):
+    with pytest.raises(ValueError, match="query_size\n  Input should be greater than or equal to 1"):
         select(some_candidates(), "top_k", query_size)
 
 
@@ -357,7 +359,7 @@ def test_the_random_slice_is_its_share_of_the_batch_over_many_rounds(share, quer
 
 @pytest.mark.parametrize("random_slice", [-0.1, 1.1, float("nan")])
 def test_the_random_slice_is_a_share(random_slice):
-    with pytest.raises(ValueError, match="random_slice must be in"):
+    with pytest.raises(ValueError, match="random_slice\n  Input should be"):
         select(some_candidates(), "top_k", random_slice=random_slice)
 
 
@@ -395,7 +397,7 @@ def test_a_note_of_the_strategy_goes_into_each_reason(monkeypatch):
     monkeypatch.setitem(
         STRATEGIES,
         "noted",
-        lambda scores, *, query_size, generator: (torch.arange(query_size), "few labels", "typical"),
+        row_of("noted", lambda scores, *, query_size, generator: (torch.arange(query_size), "few labels", "typical")),
     )
     batch = select(candidates, "noted", 4, random_slice=0.25)
     reasons = batch.reasons
@@ -407,15 +409,17 @@ def test_a_note_of_the_strategy_goes_into_each_reason(monkeypatch):
 def test_what_a_strategy_may_leave_open_is_filled_by_score(monkeypatch):
     candidates = some_candidates()
     best = top_k(candidates.scores, query_size=3, generator=seeded())
-    monkeypatch.setitem(STRATEGIES, "short", lambda scores, *, query_size, generator: scores.argsort()[:2])
-    monkeypatch.setattr(strategies, "MAY_FALL_SHORT", {"short"})
+    short = row_of("short", lambda scores, *, query_size, generator: scores.argsort()[:2], may_fall_short=True)
+    monkeypatch.setitem(STRATEGIES, "short", short)
     batch = select(candidates, "short", 5)
     assert batch.ids[2:] == tuple(candidates.ids[best])
     assert ["filled by score" in reason for reason in batch.reasons] == [False, False, True, True, True]
     assert batch.aims == ("unsure",) * 5
 
 
-def seen_by_a_strategy(monkeypatch, candidates: Candidates, query_size: int = 4, **options) -> Tensor:
+def seen_by_a_strategy(
+    monkeypatch, candidates: Candidates, query_size: int = 4, *, facts: dict[str, int] | None = None, **options
+) -> Tensor:
     """The scores of what a strategy was shown, of candidates whose scores are all different."""
     shown = []
 
@@ -423,7 +427,7 @@ def seen_by_a_strategy(monkeypatch, candidates: Candidates, query_size: int = 4,
         shown.append(scores)
         return torch.arange(min(query_size, len(scores)))
 
-    monkeypatch.setitem(STRATEGIES, "spy", spy)
+    monkeypatch.setitem(STRATEGIES, "spy", row_of("spy", spy, **(facts or {})))
     select(candidates, "spy", query_size, **options)
     return torch.cat(shown)
 
@@ -458,10 +462,10 @@ def test_the_sub_pool_is_drawn_evenly():
 
 def test_costly_strategies_have_a_sub_pool_unless_the_caller_says_otherwise(monkeypatch):
     candidates = some_candidates()
-    monkeypatch.setitem(SUB_POOL, "spy", 9)
-    assert len(seen_by_a_strategy(monkeypatch, candidates)) == 9
-    assert len(seen_by_a_strategy(monkeypatch, candidates, sub_pool=30)) == 30
-    assert len(seen_by_a_strategy(monkeypatch, candidates, prefilter=5)) == 20
+    seen = partial(seen_by_a_strategy, monkeypatch, candidates, facts={"sub_pool": 9})
+    assert len(seen()) == 9
+    assert len(seen(sub_pool=30)) == 30
+    assert len(seen(prefilter=5)) == 20
 
 
 def test_the_prefilter_leaves_the_highest_scores(monkeypatch):
@@ -483,7 +487,7 @@ def test_the_prefilter_looks_into_the_sub_pool(monkeypatch):
 
 @pytest.mark.parametrize(("option", "value"), [("sub_pool", 0), ("prefilter", 0.9), ("prefilter", math.nan)])
 def test_sub_pool_and_prefilter_leave_something(option, value):
-    with pytest.raises(ValueError, match=f"{option} must be at least 1, got {value}"):
+    with pytest.raises(ValueError, match=f"{option}\n  Input should be"):
         select(some_candidates(), "top_k", **{option: value})
 
 
@@ -505,7 +509,7 @@ def labels_of(n_labels: list[int]) -> dict[str, Tensor]:
 def test_a_class_balanced_batch_makes_the_labels_as_even_as_they_can_be(n_labels, available, wanted):
     guesses = torch.arange(len(available)).repeat_interleave(torch.tensor(available))
     candidates = replace(some_candidates(len(guesses)), guesses=guesses, **labels_of(n_labels))
-    batch = select(candidates, "top_k", 9, class_balanced=True)
+    batch = select(candidates, "top_k", 9, balance_classes=True)
     guess_of = dict(zip(candidates.ids, guesses.tolist(), strict=True))
     counts = Counter(guess_of[item_id] for item_id in batch.ids)
     got = [counts[c] for c in range(len(available))]
@@ -520,7 +524,7 @@ def test_a_class_balanced_batch_begins_with_the_class_with_the_fewest_labels_and
     candidates = replace(some_candidates(), guesses=guesses, **labels_of([6, 4, 0]))
     best = {c: [i for i in candidates.scores.argsort(descending=True).tolist() if guesses[i] == c] for c in range(3)}
     wanted = [*best[2][:4], best[1][0], best[2][4], best[2][5], best[1][1]]
-    ids = select(candidates, "top_k", 8, class_balanced=True).ids
+    ids = select(candidates, "top_k", 8, balance_classes=True).ids
     assert set(ids[4:6]) == set(candidates.ids[wanted[4:6]])  # 4 labels each: a tie
     assert set(ids[6:8]) == set(candidates.ids[wanted[6:8]])
     assert ids[:4] == tuple(candidates.ids[wanted[:4]])
@@ -529,20 +533,22 @@ def test_a_class_balanced_batch_begins_with_the_class_with_the_fewest_labels_and
 @pytest.mark.parametrize("name", ["guesses", "labelled_targets"])
 def test_a_class_balanced_batch_needs_to_know_the_classes(name):
     with pytest.raises(ValueError, match="a class-balanced batch needs guesses and labelled_targets, which scoring"):
-        select(replace(some_candidates(), **{name: None}), "top_k", class_balanced=True)
+        select(replace(some_candidates(), **{name: None}), "top_k", balance_classes=True)
 
 
 def test_a_class_balanced_batch_takes_no_limit_on_a_class():
-    with pytest.raises(ValueError, match="decides how many of each class it has: it takes no max_class_share"):
-        select(some_candidates(), "weighted_k_center", class_balanced=True, max_class_share=0.5)
-    assert len(select(some_candidates(), "weighted_k_center", class_balanced=True, min_distance=0.1).ids) == 10
+    with pytest.raises(
+        ValueError, match="balance_classes decides how many of each class are asked for: take max_class_share"
+    ):
+        select(some_candidates(), "weighted_k_center", balance_classes=True, max_class_share=0.5)
+    assert len(select(some_candidates(), "weighted_k_center", balance_classes=True, min_distance=0.1).ids) == 10
 
 
 def test_classes_with_equally_many_labels_come_first_equally_often():
     candidates = replace(some_candidates(), guesses=torch.arange(60) % 3, **labels_of([0]))
     guess_of = dict(zip(candidates.ids, candidates.guesses.tolist(), strict=True))
     first = Counter(
-        guess_of[select(candidates, "top_k", 1, class_balanced=True, seed=seed).ids[0]] for seed in range(300)
+        guess_of[select(candidates, "top_k", 1, balance_classes=True, seed=seed).ids[0]] for seed in range(300)
     )
     assert scipy.stats.chisquare([first[c] for c in range(3)]).pvalue > 0.001
 
@@ -551,8 +557,8 @@ def test_classes_with_equally_many_labels_come_first_equally_often():
 
 
 def pick(strategy: str, candidates: Candidates, query_size: int, seed: int = 0, **options) -> list[int]:
-    columns = [getattr(candidates, name) for name in columns_of(strategy)]
-    answer = STRATEGIES[strategy](*columns, query_size=query_size, generator=seeded(seed), **options)
+    columns = [getattr(candidates, name) for name in STRATEGIES[strategy].columns]
+    answer = STRATEGIES[strategy].ask(*columns, query_size=query_size, generator=seeded(seed), **options)
     return (answer[0] if isinstance(answer, tuple) else answer).tolist()
 
 
@@ -939,10 +945,10 @@ def test_a_label_of_another_class_settles_nothing_for_auto():
 
 
 def test_herding_of_a_large_pool_is_measured_on_an_even_part_of_it(monkeypatch):
-    monkeypatch.setattr(strategies, "MOST_REFERENCES", 20)
+    monkeypatch.setattr(by_cover, "MOST_REFERENCES", 20)
     calls = []
-    monkeypatch.setattr(strategies, "herd", lambda rows, n, **given: calls.append(given) or torch.arange(n))
-    monkeypatch.setattr(strategies, "MOST_COMPARED", 4)
+    monkeypatch.setattr(by_cover, "herd", lambda rows, n, **given: calls.append(given) or torch.arange(n))
+    monkeypatch.setattr(distances, "MOST_COMPARED", 4)
     pick("max_herding", some_candidates(), 3)
     pick("uherding", some_candidates(), 3)
     pick("auto", some_candidates(), 3)
@@ -986,7 +992,7 @@ def test_batch_bald_is_the_greedy_of_the_joint_information():
 
 
 def test_batch_bald_looks_among_the_highest_bald(monkeypatch):
-    monkeypatch.setattr(strategies, "MOST_JOINT", 8)
+    monkeypatch.setattr(by_members, "MOST_JOINT", 8)
     candidates = some_candidates()
     best = bald(candidates.probs).argsort(descending=True)[:8]
     assert set(pick("batch_bald", candidates, 5)) <= set(best.tolist())
@@ -1069,7 +1075,7 @@ def test_drop_query_clusters_what_most_members_do_not_agree_on(monkeypatch, kind
     candidates = replace(some_candidates(len(kinds)), probs=votes(*kinds))
     seen = []
     monkeypatch.setattr(
-        strategies, "kmeans", lambda rows, *args, **given: seen.append(rows) or kmeans(rows, *args, **given)
+        by_members, "kmeans", lambda rows, *args, **given: seen.append(rows) or kmeans(rows, *args, **given)
     )
     picks = pick("drop_query", candidates, query_size)
     wanted = normalize(candidates.embeddings[clustered], dim=1)

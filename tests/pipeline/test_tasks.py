@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from pipeline.members.predict import predict_members
+from pipeline.selection.batch import select_batch
 from pipeline.selection.scoring import REDUCTIONS, score_columns
-from pipeline.selection.strategies import select_batch
+from pipeline.selection.settings import SelectionSettings
 from pipeline.tasks import classification
 from pipeline.training.fit import class_weights
 from pipeline.types import Candidates
@@ -146,7 +147,9 @@ def test_members_scores_and_strategies_take_a_dense_task_as_it_is(dense, mc_drop
     scores = score_columns(decisions, ["entropy"], reduce="mean")["entropy"]
     ids = np.array([f"image-{number:02d}" for number in range(24)])
     candidates = Candidates(ids=ids, scores=scores, embeddings=embeddings)
-    batch = select_batch(candidates, "top_k", query_size=4, round_number=1, seed=0)
+    batch = select_batch(candidates, SelectionSettings(strategy="top_k", query_size=4), round_number=1, seed=0)
     assert set(batch.ids) == set(ids[20:])
-    diverse = select_batch(candidates, "top_k_diverse", query_size=4, round_number=1, seed=0)
+    diverse = select_batch(
+        candidates, SelectionSettings(strategy="top_k_diverse", query_size=4), round_number=1, seed=0
+    )
     assert len(diverse.ids) == 4

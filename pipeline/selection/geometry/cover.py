@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink, normalize
 
-from pipeline.selection.geometry.diversity import NOISE
+from pipeline.selection.geometry.distances import NOISE
 
 CELLS = 1 << 20
 """Similarities held at a time, which bounds the memory: nothing of size N x R is ever made."""

@@ -1,0 +1,172 @@
+"""Asking: from what the members decide about the candidates to what a strategy reads, the same wherever it is asked."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.selection.batch import select_batch
+from pipeline.selection.scoring import score_columns, score_images
+from pipeline.selection.settings import SelectionSettings
+from pipeline.selection.strategies.rows import STRATEGIES
+from pipeline.types import Batch, Candidates
+
+BALANCING = frozenset({"guesses", "labelled_targets"})
+"""Columns that balancing the classes reads."""
+
+MADE_UP = 64
+"""Candidates that a strategy is tried on."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is known of n candidates when their members have decided; all of them, or a shard.
+
+    Attributes:
+        scores: `(n,)` of the acquisition function.
+        entropies: `(n,)` of the mean prediction, in nats.
+        parts: "aleatoric" and "epistemic", `(n,)` each, in nats; none of a single member.
+        likeliest: `(n, 2)` int64, the class that the mean predicts and the runner-up.
+        probabilities: `(n, 2)` of both.
+    """
+
+    scores: Tensor
+    entropies: Tensor
+    parts: Mapping[str, Tensor]
+    likeliest: Tensor
+    probabilities: Tensor
+
+
+def columns_read(how: SelectionSettings) -> frozenset[str]:
+    """Return the columns of `Candidates` that choosing a batch reads; nothing else need be computed or kept."""
+    return frozenset(STRATEGIES[how.strategy].columns) | (BALANCING if how.balance_classes else frozenset())
+
+
+def reads_model(how: SelectionSettings) -> bool:
+    """Return whether choosing a batch reads anything that a model says."""
+    return STRATEGIES[how.strategy].reads_model or how.prefilter is not None or how.balance_classes
+
+
+def score_candidates(decisions: Tensor, how: SelectionSettings) -> Scored:
+    """Return the scores and guesses of candidates; any split of these into shards gives the same.
+
+    Args:
+        decisions: `(n, 1, K, C)` class probabilities by K members.
+    """
+    parts = ("aleatoric", "epistemic") if decisions.shape[2] > 1 else ()
+    scores = score_columns(decisions, {how.acquisition, "entropy", *parts}, reduce="mean")
+    top = decisions[:, 0].mean(dim=1).topk(2)
+    return Scored(
+        scores[how.acquisition], scores["entropy"], {name: scores[name] for name in parts}, top.indices, top.values
+    )
+
+
+def probs_read(decisions: Tensor, how: SelectionSettings) -> Tensor:
+    """Return what the strategy reads of the members: `(n, K, C)` where it compares them, else their mean `(n, 1, C)`.
+
+    Args:
+        decisions: `(n, 1, K, C)`.
+    """
+    probs = decisions[:, 0]
+    return probs if STRATEGIES[how.strategy].compares_members else probs.mean(dim=1, keepdim=True)
+
+
+def gather_candidates(
+    ids: NDArray[np.str_], scores: Tensor, columns: Mapping[str, Callable[[], Tensor]], how: SelectionSettings
+) -> Candidates:
+    """Return the candidates with those columns that choosing a batch reads.
+
+    Args:
+        ids: `(N,)`.
+        scores: `(N,)`.
+        columns: name of each column that there is -> how it is read, which is called only where it is wanted.
+    """
+    wanted = columns_read(how)
+    return Candidates(ids=ids, scores=scores, **{name: read() for name, read in columns.items() if name in wanted})
+
+
+def candidates_of(
+    ids: NDArray[np.str_],
+    decided: tuple[Tensor, Tensor],
+    labelled: Callable[[], tuple[Tensor, Tensor]],
+    labelled_targets: Tensor,
+    how: SelectionSettings,
+) -> Candidates:
+    """Return candidates that are held in memory, with those columns that choosing a batch reads.
+
+    Args:
+        ids: `(N,)`.
+        decided: decisions `(N, 1, K, C)` about the candidates, and their embeddings `(N, D)`.
+        labelled: gives the same of the M labelled images; called only where the strategy reads it.
+        labelled_targets: `(M,)` class indices.
+    """
+    decisions, embeddings = decided
+    columns: dict[str, Callable[[], Tensor]] = {
+        "embeddings": lambda: embeddings,
+        "probs": lambda: probs_read(decisions, how),
+        "guesses": lambda: decisions[:, 0].mean(dim=1).argmax(dim=1),
+        "labelled_targets": lambda: labelled_targets,
+    }
+    if columns_read(how) & {"labelled_embeddings", "labelled_probs"}:
+        of_labelled, embedded = labelled()
+        columns |= {"labelled_embeddings": lambda: embedded, "labelled_probs": lambda: probs_read(of_labelled, how)}
+    return gather_candidates(ids, score_images(decisions, how.acquisition, reduce="mean"), columns, how)
+
+
+def select_seed_set(
+    ids: NDArray[np.str_], embeddings: Tensor | None, strategy: str, *, size: int, round_number: int, seed: int
+) -> Batch:
+    """Choose the images that are labelled first, before there is a model; all scores are 0.
+
+    Args:
+        ids: `(N,)` of what may be asked for.
+        embeddings: `(N, D)`; None where the strategy reads none.
+        strategy: one that may begin.
+        size: images wanted; with 0 the batch is empty.
+        seed: of the campaign.
+    """
+    if size == 0 or len(ids) == 0:
+        return Batch((), (), (), round_number, ())
+    labelled = None if embeddings is None else embeddings[:0]
+    candidates = Candidates(ids, torch.zeros(len(ids)), embeddings=embeddings, labelled_embeddings=labelled)
+    how = SelectionSettings(strategy=strategy, query_size=size)
+    return select_batch(candidates, how, round_number=round_number, seed=seed)
+
+
+def share_kept(
+    batch: Collection[str], candidates: Candidates, how: SelectionSettings, *, round_number: int, seed: int
+) -> float:
+    """Return which share of a batch would be asked for again, had the candidates been scored as they are here.
+
+    Args:
+        batch: ids, at least one.
+        candidates: the same as those that the batch was chosen from, scored otherwise, such as by half of the members.
+    """
+    other = select_batch(candidates, how.of_size(len(batch)), round_number=round_number, seed=seed)
+    return len(set(batch) & set(other.ids)) / len(batch)
+
+
+def try_strategy(how: SelectionSettings, *, n_members: int, n_classes: int) -> None:
+    """Choose a batch of a few made-up candidates, so that an option that cannot be is found before labels are paid for.
+
+    Raises:
+        TypeError or ValueError: what the strategy refuses.
+    """
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.rand(MADE_UP, n_members, n_classes, generator=generator).softmax(dim=2)
+    embeddings = torch.rand(MADE_UP, 8, generator=generator)
+    labelled = slice(8)
+    candidates = Candidates(
+        ids=np.arange(MADE_UP).astype(np.str_),
+        scores=torch.rand(MADE_UP, generator=generator),
+        embeddings=embeddings,
+        probs=probs,
+        guesses=probs.mean(dim=1).argmax(dim=1),
+        labelled_embeddings=embeddings[labelled],
+        labelled_probs=probs[labelled],
+        labelled_targets=torch.arange(MADE_UP)[labelled] % n_classes,
+    )
+    select_batch(candidates, how.of_size(4), round_number=0, seed=0)

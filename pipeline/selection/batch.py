@@ -1,0 +1,180 @@
+"""A batch: what a strategy asks for among the candidates, and what is drawn beside it."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.randomness import seeded_generator
+from pipeline.selection.settings import SelectionSettings
+from pipeline.selection.strategies.by_score import top_k
+from pipeline.selection.strategies.rows import STRATEGIES, Strategy
+from pipeline.selection.turns import even_turns
+from pipeline.types import Aim, Batch, Candidates
+
+Told = tuple[str, Aim]
+"""A note on a pick, and what it was picked for."""
+
+Asking = Callable[[Tensor, int], tuple[Tensor, list[Told]]]
+"""Rows `(R,)` that may be asked for, and how many of them are wanted: these rows, and what is told of each."""
+
+
+def select_batch(candidates: Candidates, how: SelectionSettings, *, round_number: int, seed: int) -> Batch:
+    """Choose what this round asks for.
+
+    The same candidates and seed give the same batch, in whatever order they come; the seed breaks ties. What the
+    strategy reads is copied, unless the candidates come in `seeded_order` already.
+
+    Args:
+        candidates: everything that may be asked for; a pool smaller than the batch is taken whole. A batch with
+            balanced classes needs their `guesses` and `labelled_targets`.
+        seed: of the campaign.
+    """
+    row = STRATEGIES[how.strategy]
+    order = seeded_order(candidates.ids, round_number=round_number, seed=seed)
+    size = min(how.query_size, len(order))
+    by_lot = seeded_generator(seed, round_number, "random slice")
+    n_random = min(size, int(how.random_slice * size + float(torch.rand((), generator=by_lot, dtype=torch.float64))))
+    seen = _rows_seen(candidates.scores, order, how, row)
+    generator = seeded_generator(seed, round_number, "strategy")
+
+    def ask(rows: Tensor, size: int) -> tuple[Tensor, list[Told]]:
+        return _ask(candidates, row, rows, size, generator, how.strategy_options)
+
+    if how.balance_classes:
+        chosen, told = _ask_each_class(ask, candidates, seen, size - n_random, generator)
+    else:
+        chosen, told = ask(seen, size - n_random)
+    drawn = _draw_from_the_rest(order, chosen, n_random, by_lot)
+    return _batch(candidates, how.strategy, chosen, told, drawn, round_number)
+
+
+def seeded_order(ids: NDArray[np.str_], *, round_number: int, seed: int) -> Tensor:
+    """Return `(N,)` positions: the random order in which `select_batch` shows candidates to a strategy.
+
+    It depends on the ids and the seed, not on the order the ids come in.
+    """
+    by_id = torch.from_numpy(np.argsort(ids))
+    return by_id[torch.randperm(len(ids), generator=seeded_generator(seed, round_number, "order"))]
+
+
+def _rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings, row: Strategy) -> Tensor:
+    """Return which candidates the strategy sees: the sub-pool, or what the prefilter leaves of it."""
+    sub_pool = row.sub_pool if how.sub_pool is None and how.prefilter is None else how.sub_pool
+    seen = order if sub_pool is None else order[: max(sub_pool, min(how.query_size, len(order)))]
+    if how.prefilter is None:
+        return seen
+    best = scores[seen.to(scores.device)].argsort(descending=True, stable=True)
+    return seen[best[: math.ceil(how.prefilter * how.query_size)].sort().values.cpu()]
+
+
+def _columns(candidates: Candidates, row: Strategy, rows: Tensor) -> list[Tensor | None]:
+    """Return the columns that a strategy reads, those of the candidates in `rows`; None for an optional one."""
+    in_order = torch.equal(rows, torch.arange(len(rows)))  # then a view does, and a large pool is held once
+    columns = []
+    for name, is_needed in row.columns.items():
+        values = getattr(candidates, name)
+        if values is None and is_needed:
+            raise ValueError(f"strategy {row.name!r} needs {name}, which scoring did not compute")
+        if values is not None and not name.startswith("labelled_"):
+            values = values[: len(rows)] if in_order else values[rows.to(values.device)]
+        columns.append(values)
+    return columns
+
+
+def _ask(
+    candidates: Candidates,
+    row: Strategy,
+    rows: Tensor,
+    size: int,
+    generator: torch.Generator,
+    options: Mapping[str, object],
+) -> tuple[Tensor, list[Told]]:
+    """Return `(size,)` of the rows, and what is told of each; what the strategy leaves open is filled by score."""
+    columns = _columns(candidates, row, rows)
+    if size == 0:
+        return rows[:0], []
+    answer = row.ask(*columns, query_size=size, generator=generator, **options)
+    positions, note, aim = answer if isinstance(answer, tuple) else (answer, "", row.aim)
+    positions = positions.cpu()
+    _check_positions(positions, row, size, len(rows))
+    left = torch.ones(len(rows), dtype=torch.bool)
+    left[positions] = False
+    rest = rows[left]
+    scores = candidates.scores[rest.to(candidates.scores.device)]
+    filling = rest[top_k(scores, query_size=size - len(positions), generator=generator).cpu()]
+    filled: list[Told] = [("filled by score", "unsure")] * len(filling)
+    return torch.cat([rows[positions], filling]), [(note, aim)] * len(positions) + filled
+
+
+def _ask_each_class(
+    ask: Asking, candidates: Candidates, rows: Tensor, size: int, generator: torch.Generator
+) -> tuple[Tensor, list[Told]]:
+    """Ask for each predicted class apart, and let the classes take turns, the most wanted first."""
+    if candidates.guesses is None or candidates.labelled_targets is None:
+        raise ValueError("a class-balanced batch needs guesses and labelled_targets, which scoring did not compute")
+    guesses, labels = candidates.guesses.cpu()[rows], candidates.labelled_targets.cpu()
+    n_classes = 1 + max((int(column.max()) for column in (guesses, labels) if len(column)), default=-1)
+    available = guesses.bincount(minlength=n_classes)
+    turns = even_turns(labels.bincount(minlength=n_classes).tolist(), available.tolist(), size, generator)
+    chosen = torch.empty(size, dtype=torch.long)
+    told: list[Told] = [("", "unsure")] * size
+    for guess in turns.unique().tolist():
+        places = (turns == guess).nonzero().flatten()
+        of_class = rows[guesses == guess]
+        chosen[places], of_these = ask(of_class, len(places))
+        for place, each in zip(places.tolist(), of_these, strict=True):
+            told[place] = each
+    return chosen, told
+
+
+def _check_positions(positions: Tensor, row: Strategy, wanted: int, n_candidates: int) -> None:
+    """Refuse what a strategy must never return, before it costs anybody's time."""
+    got = positions.tolist()
+    in_range = all(0 <= position < n_candidates for position in got)
+    enough = len(got) == wanted or (row.may_fall_short and len(got) < wanted)
+    if not enough or len(set(got)) != len(got) or not in_range:
+        raise RuntimeError(
+            f"strategy {row.name!r} must return {wanted} distinct positions below {n_candidates}, got {got}"
+        )
+
+
+def _draw_from_the_rest(order: Tensor, chosen: Tensor, n_draws: int, generator: torch.Generator) -> Tensor:
+    """Return `(n_draws,)` of `order`, each of those not chosen equally likely."""
+    shuffled = order[torch.randperm(len(order), generator=generator)]
+    return shuffled[~torch.isin(shuffled, chosen)][:n_draws]
+
+
+def _batch(
+    candidates: Candidates, strategy: str, chosen: Tensor, told: list[Told], drawn: Tensor, round_number: int
+) -> Batch:
+    """Spread what was drawn evenly through what was chosen, and say why each is there."""
+    size = len(chosen) + len(drawn)
+    is_drawn = torch.zeros(size, dtype=torch.bool)
+    is_drawn[((torch.arange(len(drawn)) + 0.5) * size / max(len(drawn), 1)).long()] = True
+    positions = torch.empty(size, dtype=torch.long)
+    positions[is_drawn], positions[~is_drawn] = drawn, chosen
+    scores = candidates.scores.cpu()
+    picked = scores[positions]
+    shares = torch.searchsorted(scores.sort().values, picked) / max(len(scores), 1)
+    notes, aims = iter(note for note, _ in told), iter(aim for _, aim in told)
+    reasons = tuple(
+        "random slice" if random_pick else _reason(strategy, score, share, next(notes))
+        for random_pick, score, share in zip(is_drawn.tolist(), picked.tolist(), shares.tolist(), strict=True)
+    )
+    ids = tuple(str(item_id) for item_id in candidates.ids[positions.numpy()])
+    return Batch(
+        ids=ids,
+        scores=tuple(picked.tolist()),
+        reasons=reasons,
+        round_number=round_number,
+        aims=tuple("check" if random_pick else next(aims) for random_pick in is_drawn.tolist()),
+    )
+
+
+def _reason(strategy: str, score: float, share: float, note: str) -> str:
+    told = f"{strategy}: score {score:.3g}, above {100 * share:.1f} % of the candidates"
+    return f"{told}; {note}" if note else told

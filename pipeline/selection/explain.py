@@ -1,0 +1,72 @@
+"""What people read of a batch: why each image was chosen, and what the model thinks of it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pipeline.selection.geometry.distances import novelty
+from pipeline.types import Aim, Batch
+
+SURE = 0.9
+"""A guess of this probability is not called unsure."""
+
+WORDS: Mapping[Aim, str] = {
+    "check": "a check, drawn at random",
+    "typical": "many images are like it",
+    "unlike": "it is unlike the images labelled so far",
+    "unsure": "the model is unsure between {guess} and {runner_up}",
+}
+"""Why an image was chosen."""
+
+
+def why(aim: Aim, guess: str = "", runner_up: str = "", probability: float = 0.0) -> str:
+    """Return why an image was chosen, for people who label it; of the audit set they are not to know.
+
+    >>> why("unsure", "cat", "dog", 0.4)
+    'the model is unsure between cat and dog'
+    """
+    if aim == "unsure" and guess and probability >= SURE:
+        return f"to see whether it is {guess}, as the model says"
+    return WORDS[aim].format(guess=guess, runner_up=runner_up)
+
+
+def batch_table(batch: Batch) -> pd.DataFrame:
+    """Return a row for each image of a batch, most wanted first: item_id, rank, score, reason, why."""
+    return pd.DataFrame(
+        {
+            "item_id": pd.Series(batch.ids, dtype="str"),
+            "rank": np.arange(len(batch.ids)),
+            "score": np.array(batch.scores, dtype=np.float64),
+            "reason": pd.Series(batch.reasons, dtype="str"),
+            "why": pd.Series([why(aim) for aim in batch.aims], dtype="str"),
+        }
+    )
+
+
+def explain_batch(batch: Batch, scored: pd.DataFrame, labelled_embeddings: Tensor, *, n_classes: int) -> pd.DataFrame:
+    """Return `batch_table` with what the model thinks of each image.
+
+    Added are guess, guess_probability, uncertainty (the entropy as a share of the largest there can be),
+    confused_classes, novelty (see `distances.novelty`) and, of several members, aleatoric and epistemic.
+
+    Args:
+        scored: by item_id: guess, guess_probability, runner_up, entropy, embedding and perhaps both parts.
+        labelled_embeddings: `(M, D)`.
+        n_classes: C.
+    """
+    scored = scored.loc[list(batch.ids)]
+    table = batch_table(batch)
+    for name in ("guess", "guess_probability"):
+        table[name] = scored[name].to_numpy()
+    table["uncertainty"] = scored["entropy"].to_numpy() / np.log(n_classes)
+    for part in scored.columns.intersection(["aleatoric", "epistemic"]):
+        table[part] = scored[part].to_numpy()
+    table["confused_classes"] = (scored["guess"] + " / " + scored["runner_up"]).to_numpy()
+    seen = zip(batch.aims, scored["guess"], scored["runner_up"], scored["guess_probability"], strict=True)
+    table["why"] = [why(aim, *guesses) for aim, *guesses in seen]
+    embeddings = torch.from_numpy(np.stack(scored["embedding"].to_list()))
+    table["novelty"] = novelty(embeddings, labelled_embeddings).numpy()
+    return table

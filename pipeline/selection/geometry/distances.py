@@ -1,0 +1,107 @@
+"""Distances between points: squared, in float32 and in blocks, so that nothing of size N x M is ever made."""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+ROWS = 2048
+"""Points handled at a time, which bounds the memory: nothing of size N x M is ever made."""
+
+MOST_COMPARED = 2000
+"""Labelled images that are compared with all others to find how far apart the labelled ones are."""
+
+NOISE = 2e-6
+"""Squared distance, as a share of the squared length, that is nothing but the rounding of float32.
+
+Lengths are from the mean of the points, so what is nearer to a point than `sqrt(NOISE)`, 0.14 %, of its distance from
+the mean counts as equal to it.
+"""
+
+
+def on_the_sphere(embeddings: Tensor) -> Tensor:
+    """Return `(N, D)` in float32, each row of length 1, or 0 where it was 0."""
+    return normalize(embeddings.float(), dim=1)
+
+
+def even_rows(embeddings: Tensor, most: int) -> Tensor:
+    """Return the positions of at most so many rows, evenly spread."""
+    n = min(len(embeddings), most)
+    return torch.arange(n, device=embeddings.device) * len(embeddings) // max(n, 1)
+
+
+def neighbour_distance(rows: Tensor, *, share: float) -> float:
+    """Return the distance within which a share of the rows have another that is no duplicate; 1 where none has.
+
+    The share is that of at most `MOST_COMPARED` rows, evenly spread; the others are sought among all.
+    """
+    if len(rows) < 2:
+        return 1.0
+    asked = rows[even_rows(rows, MOST_COMPARED)].double()  # float32 rounds small distances to multiples of about 1e-3
+    nearest = torch.full((len(asked),), torch.inf, dtype=torch.float64, device=rows.device)
+    for some in rows.split(1024):
+        distance = torch.cdist(asked, some.double())
+        nearest = torch.minimum(nearest, distance.masked_fill_(distance <= 1e-6, torch.inf).amin(dim=1))
+    apart = nearest[nearest < torch.inf]
+    return float(apart.quantile(share)) if len(apart) else 1.0
+
+
+def novelty(embeddings: Tensor, labelled_embeddings: Tensor) -> Tensor:
+    """Return `(N,)` how unlike anything labelled each point is: one minus the largest cosine similarity, in [0, 2].
+
+    Args:
+        embeddings: `(N, D)`.
+        labelled_embeddings: `(M, D)`, M >= 1.
+    """
+    return (1 - (on_the_sphere(embeddings) @ on_the_sphere(labelled_embeddings).T).amax(dim=1)).clamp(min=0)
+
+
+def nearest_squared(embeddings: Tensor, centres: Tensor, origin: Tensor) -> Tensor:
+    """Return `(N,)` squared distances of `(N, D)` points to the nearest of `(M, D)` centres."""
+    distance = torch.full((len(embeddings),), torch.inf, device=embeddings.device)
+    for start in range(0, len(embeddings), ROWS):
+        points = [embeddings[start : start + ROWS].float() - origin]
+        for some in centres.split(ROWS):
+            lower_to_nearest(distance[start : start + ROWS], points, [some.float() - origin])
+    return distance
+
+
+def lower_to_nearest(distance: Tensor, factors: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Lower `(N,)` squared distances in place where one of the `(M, D_f)` targets is nearer."""
+    lengths = squared_lengths(targets)
+    for start in range(0, len(distance), ROWS):
+        rows = slice(start, start + ROWS)
+        points = rows_in_float(factors, rows)
+        own = squared_lengths(points)
+        nearest = inner_products(points, [-2 * targets[0], *targets[1:]]).add_(lengths).amin(dim=1).add_(own)
+        nearest.masked_fill_(nearest <= NOISE * own, 0)
+        distance[rows] = torch.minimum(distance[rows], nearest)
+
+
+def squared_distances(points: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Return `(N, M)` squared distances between Kronecker products of rows, 0 where only rounding is left."""
+    lengths = squared_lengths(points)[:, None]
+    squared = inner_products(points, targets).mul_(-2).add_(squared_lengths(targets)).add_(lengths)
+    return squared.masked_fill_(squared <= NOISE * lengths, 0)
+
+
+def inner_products(points: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Return `(N, M)` inner products of the Kronecker products of rows."""
+    return reduce(Tensor.mul_, [some @ others.T for some, others in zip(points, targets, strict=True)])
+
+
+def squared_lengths(points: Sequence[Tensor]) -> Tensor:
+    """Return `(N,)` squared lengths of the Kronecker products of rows."""
+    return reduce(torch.mul, [some.square().sum(dim=1) for some in points])
+
+
+def rows_in_float(factors: Sequence[Tensor], rows: Tensor | slice) -> list[Tensor]:
+    """Return some rows of each factor in float32."""
+    return [factor[rows].float() for factor in factors]
+
+
+def origin_of(embeddings: Tensor) -> Tensor:
+    """Return `(D,)` about the mean: relative to it the products round least."""
+    return embeddings[:: max(1, len(embeddings) // ROWS)].float().mean(dim=0)

@@ -1,0 +1,49 @@
+"""How a batch is chosen."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from pipeline.registries import look_up
+from pipeline.settings import MOST, Settings, Size
+
+
+def _check_acquisition(value: str) -> str:
+    from pipeline.selection.acquisition import ACQUISITIONS  # loads torch
+
+    look_up(ACQUISITIONS, value, "acquisition function")
+    return value
+
+
+def _check_strategy(value: str) -> str:
+    from pipeline.selection.strategies.rows import STRATEGIES
+
+    look_up(STRATEGIES, value, "strategy")
+    return value
+
+
+class SelectionSettings(Settings):
+    """What a batch is chosen by; the random slice is off unless it is asked for."""
+
+    query_size: Size = 100
+    random_slice: float = Field(0.0, ge=0, le=1, description="share of a batch that is drawn evenly from the rest")
+    acquisition: Annotated[str, AfterValidator(_check_acquisition)] = "margin"
+    strategy: Annotated[str, AfterValidator(_check_strategy)] = "auto"
+    strategy_options: dict[str, Any] = Field({}, description="keywords of the strategy")
+    sub_pool: Size | None = Field(None, description="the strategy sees a random part of this many candidates")
+    prefilter: float | None = Field(None, ge=1, le=MOST, description="and of these the best by score, times query_size")
+    balance_classes: bool = Field(False, description="ask for as many of each guessed class as makes labels even")
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        from pipeline.selection.strategies.rows import STRATEGIES
+
+        STRATEGIES[self.strategy].check_options(self.strategy_options)
+        if self.balance_classes and "max_class_share" in self.strategy_options:
+            raise ValueError("balance_classes decides how many of each class are asked for: take max_class_share away")
+        return self
+
+    def of_size(self, query_size: int) -> "SelectionSettings":
+        """The same for another number of images, and without what else a campaign's settings hold."""
+        values = {name: getattr(self, name) for name in SelectionSettings.model_fields}
+        return SelectionSettings(**{**values, "query_size": query_size})
