@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from connectors.label_studio.person import SimulatedAnnotator
-from connectors.store import Campaign, write_atomic, write_text
+from connectors.store import write_atomic, write_text
 from deploy import servers
 from flows.artefacts import CAMPAIGN, POOL, PUSHED
 from flows.folder import Campaign
@@ -23,7 +23,7 @@ from flows.progress import progress_bar
 from flows.reports.status import rounds_table
 
 NAME = re.compile(r"digits-demo-(\d+)")
-CAMPAIGN = """\
+FILE = """\
 # A campaign of `make demo`: 5,000 MNIST digits, 300 labels in 5 rounds, then a final model.
 name = "{name}"
 pool = "../images"
@@ -95,7 +95,7 @@ def choose_campaign(folder: Path, console: Console, *, anew: bool) -> Path:
     name = f"digits-demo-{numbers[-1] + 1 if numbers else 1}"
     earlier = f" The earlier one, {last.name}, stays as it is." if last else ""
     console.print(f"Starting a new campaign, {name}.{earlier}")
-    return write_text(folder / name / f"{name}.toml", CAMPAIGN.format(name=name))
+    return write_text(folder / name / f"{name}.toml", FILE.format(name=name))
 
 
 def is_finished(demo: Path) -> bool:

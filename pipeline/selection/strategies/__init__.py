@@ -1,0 +1,1 @@
+"""Query strategies: a row for each, and the functions that ask."""
