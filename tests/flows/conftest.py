@@ -2,23 +2,26 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from flows.steps.learn import gather_labels
 from PIL import Image
 
 from connectors.image_folder.index import index_pool
-from connectors.store import Campaign, RoundFolder, write_json, write_table
+from connectors.memory import MemoryTool, MemoryTracker
+from flows.artefacts import POOL, PUSHED, Pushed
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
-from flows.round import begin
-from flows.steps.score import list_candidates
+from flows.folder import Campaign, RoundFolder
+from flows.steps.labels import gather_labels, list_candidates
+from flows.steps.plan import begin
+from flows.steps.track import start_tracking
 from pipeline.learning import train as learning
+from pipeline.tables import PoolTable
 
 CLASSES = ("left", "middle", "right")
 TEMPLATE = """\
@@ -48,16 +51,6 @@ TINY = 'name = "tests.flows.tiny:tiny_network"\nweights = "factory"\naugmentatio
 """Pretrained, as far as anybody can see."""
 HEADS = "all_from = 50\n"
 """So that 24 labels of three classes train heads, where a test does not say when more is trained."""
-
-
-class Untracked:
-    """A tracker that keeps nothing."""
-
-    def monitor(self, _run_id):
-        return nullcontext()
-
-    def discard_round(self, _round_number):
-        pass
 
 
 @pytest.fixture(autouse=True)
@@ -141,10 +134,10 @@ def make_work(striped_images, tmp_path):
         )
         file.write_text(text)
         settings = load_settings(file)
-        work = OpenCampaign(settings, Campaign(settings.folder))
-        work.__dict__["tracker"] = Untracked()
+        tool, tracker = MemoryTool(settings.classes), MemoryTracker()
+        work = OpenCampaign(settings, Campaign(settings.folder), tool=tool, tracker=tracker)
         pool = index_pool(settings.pool_source, None, audit_size=settings.audit_size, seed=0)
-        write_table(work.folder.pool, pool)
+        work.folder.write(POOL, PoolTable(pool))
         return work
 
     return make
@@ -153,11 +146,13 @@ def make_work(striped_images, tmp_path):
 def ready_round(work: OpenCampaign, number: int = 1) -> RoundFolder:
     """A round that knows its labels and its candidates; the audit set was asked for in round 0."""
     first = work.folder.round(0)
-    if number > 0 and not first.has("pushed.json"):
-        audit = work.pool.query("split == 'audit'")["item_id"]
-        write_json(first / "pushed.json", {"tasks": {item_id: n for n, item_id in enumerate(audit)}, "address": ""})
+    if number > 0 and not first.has(PUSHED):
+        audit = work.pool.table.query("split == 'audit'")["item_id"]
+        pushed_at = "2026-11-01T12:00:00+00:00"
+        first.write(PUSHED, Pushed(pushed_at, address="", tasks={item_id: n for n, item_id in enumerate(audit)}))
     folder = work.folder.round(number)
-    begin.fn(folder, work)
-    gather_labels.fn(folder, work)
-    list_candidates.fn(folder, work)
+    work.do(begin, folder)
+    work.do(gather_labels, folder)
+    work.do(list_candidates, folder)
+    work.do(start_tracking, folder, flow_run=None)
     return folder
