@@ -27,7 +27,8 @@ from benchmarks.transfer import N_CLASSES, data_of, frozen, in_words, lite0_sett
 from connectors.feature_store import extract
 from flows.config import MemberSettings, ModelSettings
 from flows.networks import RECIPE, Lesson, add_out_of_fold, train_network, weight_draws
-from pipeline.evaluation.curves import area_under_curve, mean_interval, paired_difference
+from pipeline.evaluation.comparison import mean_interval, paired_difference
+from pipeline.evaluation.curves import area_under_curve
 from pipeline.evaluation.metrics import evaluate
 from pipeline.members.predict import predict_from_features
 from pipeline.networks.classifier import Classifier

@@ -1,6 +1,6 @@
 """The records that pass between the parts of a round; each is checked once, when it is made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 Split = Literal["pool", "audit"]
 RegionKind = Literal["image", "box", "polygon", "mask"]
+OnProgress = Callable[[int, int], None]
+"""What is called with (done, total) while a long work goes on."""
 CHECKED = 2**20
 """Values of a column looked at together, so that checking a column takes no memory of its size."""
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,8 +39,11 @@ from flows.networks import (
     weight_draws,
 )
 from flows.progress import progress_bars
-from pipeline.evaluation.curves import CONTROL, SECONDS, Arm, Split, draw_split, linear_head, parse_arm
+from pipeline.evaluation.arms import CONTROL, Arm, parse_arm
 from pipeline.evaluation.metrics import evaluate
+from pipeline.evaluation.splits import ReplaySplit, draw_split
+from pipeline.evaluation.summary import SECONDS
+from pipeline.learning.linear import linear_head
 from pipeline.members.predict import predict_from_features
 from pipeline.networks.classifier import Classifier
 from pipeline.pool.groups import group_codes
@@ -79,6 +82,7 @@ class CampaignArm(Settings):
 class ReplaySettings(Settings):
     """One replay, resolved: what `replay.json` holds."""
 
+    format: Literal[1] = 1
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     query_size: int
@@ -95,7 +99,6 @@ class ReplaySettings(Settings):
     sub_pool: int | None
     campaign_arm: CampaignArm | None = None
     caveat: str | None = None
-    recipe: int | None = None
     data: str
 
     @property
@@ -182,7 +185,7 @@ class Replay:
         """Float16 `(N, ...)`, on the disk until read."""
         return torch.from_numpy(np.load(self.trunk_features_path, mmap_mode="c"))
 
-    def split(self, seed: int) -> Split:
+    def split(self, seed: int) -> ReplaySplit:
         """The images of one seed, the same for every arm."""
         settings = self.settings
         test = torch.from_numpy(np.flatnonzero(self.labels["is_test"]))
@@ -258,7 +261,7 @@ def run(replay: Replay, job: Job, report: Report) -> None:
         learnt, measured = _learn(replay, labelled, split.test, seed=job.seed, round_number=round_number)
         row = {
             "round": round_number,
-            "n_labels": len(labelled),
+            "n_trained_on": len(labelled),
             **measured,
             "seconds_select": None,
             "seconds_train": time.perf_counter() - begun,
@@ -287,7 +290,7 @@ def _run_full_data(replay: Replay, seed: int) -> None:
     split = replay.split(seed)
     everything = torch.cat([split.start, split.rest])
     _, measured = _learn(replay, everything, split.test, seed=seed, round_number=0)
-    write_json(replay.path(Job(FULL_DATA, seed)), {"n_labels": len(everything), **measured})
+    write_json(replay.path(Job(FULL_DATA, seed)), {"n_trained_on": len(everything), **measured})
 
 
 def _learn(

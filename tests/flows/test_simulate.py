@@ -29,19 +29,20 @@ from connectors.store import Campaign, CampaignChanged, write_table
 from connectors.tracking import TrackerError
 from flows.cli import app
 from flows.config import load_settings
-from flows.networks import RECIPE, share_frozen_trunk
+from flows.networks import share_frozen_trunk
+from flows.replay.command import replay_strategies
+from flows.replay.folder import claim
 from flows.replay.inputs import ReplayError, read_labels
+from flows.replay.options import Options, command_of, resolve
 from flows.replay.runs import Replay, _predict_network, _train_networks
-from flows.replay.simulate import Options, _claim, _resolve, command_of, simulate
 from flows.reports.replay_page import report_page, summary_table
-from pipeline.evaluation.curves import summarise
+from pipeline.evaluation.summary import SECONDS, summarise
 from pipeline.labels.ledger import answers_to_table
 from pipeline.selection.acquisition import ACQUISITIONS
 from pipeline.selection.strategies import STRATEGIES, select_batch
 from pipeline.types import Annotation, Answer, Region
 from tests.hostile import HIDDEN, NAMES, Words
 
-SECONDS = ["seconds_select", "seconds_train", "seconds_score"]
 N = 300
 
 
@@ -78,13 +79,13 @@ def options_of(digits: Path, out: Path, **changes) -> Options:
 def replayed(digits, tmp_path_factory) -> Path:
     """The folder of a replay of two arms, three seeds and three rounds."""
     out = tmp_path_factory.mktemp("replayed") / "out"
-    simulate(options_of(digits, out))
+    replay_strategies(options_of(digits, out))
     return out
 
 
 def curves_of(out: Path) -> pd.DataFrame:
     """The curves without the seconds, the lists as tuples, so that they can be compared."""
-    table = pd.read_parquet(out / "curves.parquet").drop(columns=SECONDS)
+    table = pd.read_parquet(out / "curves.parquet").drop(columns=list(SECONDS))
     return table.map(lambda value: tuple(value) if isinstance(value, np.ndarray) else value)
 
 
@@ -96,7 +97,7 @@ def test_every_point_is_that_of_a_regression_on_the_images_that_were_picked(digi
     features, targets = np.load(digits / "features.npy").astype(np.float64), load_digits().target[:N]
     curves = pd.read_parquet(replayed / "curves.parquet")
     assert len(curves) == 2 * 3 * 4
-    assert curves.groupby("round")["n_labels"].unique().map(list).tolist() == [[20], [40], [60], [80]]
+    assert curves.groupby("round")["n_trained_on"].unique().map(list).tolist() == [[20], [40], [60], [80]]
     for (_, seed), run in curves.groupby(["strategy", "seed"]):
         split = Replay(replayed).split(int(seed))
         test, labelled = split.test.numpy(), split.start.tolist()
@@ -121,7 +122,7 @@ def test_images_marked_for_the_test_are_the_test_set_of_every_seed(digits, tmp_p
     table = pd.read_csv(digits / "labels.csv", dtype=str)
     table["split"] = np.where(np.arange(N) % 4 == 1, "test", "pool")
     table.to_csv(tmp_path / "marked.csv", index=False)
-    simulate(options_of(digits, tmp_path / "out", labels=tmp_path / "marked.csv", seeds=2, rounds=2))
+    replay_strategies(options_of(digits, tmp_path / "out", labels=tmp_path / "marked.csv", seeds=2, rounds=2))
     for seed in (0, 1):
         replay = Replay(tmp_path / "out")
         assert replay.split(seed).test.tolist() == list(range(1, N, 4))
@@ -138,7 +139,7 @@ def test_a_sub_pool_is_all_that_is_scored_and_asked_from(digits, tmp_path, monke
             sizes.append(len(candidates.ids)) or select_batch(candidates, *args, **given)
         ),
     )
-    simulate(options_of(digits, tmp_path / "out", strategies="random,margin", seeds=1, sub_pool=50))
+    replay_strategies(options_of(digits, tmp_path / "out", strategies="random,margin", seeds=1, sub_pool=50))
     assert sizes == [50] * 6
 
 
@@ -169,10 +170,10 @@ def test_summary_and_page_hold_what_came_out(replayed):
 
 def test_more_seeds_arms_and_rounds_add_to_a_replay(digits, replayed, tmp_path):
     grown = options_of(digits, tmp_path / "grown", strategies="margin", seeds=1, rounds=2)
-    simulate(grown)
+    replay_strategies(grown)
     first = grown.out / "runs" / "margin-0.parquet"
     before = pd.read_parquet(first).iloc[:2]
-    simulate(options_of(digits, grown.out))
+    replay_strategies(options_of(digits, grown.out))
     assert same(grown.out, replayed)
     assert before.equals(pd.read_parquet(first).iloc[:2]), "what was done, seconds too, was not done again"
 
@@ -180,14 +181,14 @@ def test_more_seeds_arms_and_rounds_add_to_a_replay(digits, replayed, tmp_path):
 def test_a_finished_replay_trains_nothing_again(digits, replayed, monkeypatch):
     monkeypatch.setattr("flows.replay.runs.linear_head", None)
     before = (replayed / "curves.parquet").read_bytes()
-    simulate(options_of(digits, replayed))
+    replay_strategies(options_of(digits, replayed))
     assert (replayed / "curves.parquet").read_bytes() == before
 
 
 def test_killed_replay_goes_on_and_comes_out_the_same(digits, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = options_of(digits, whole, rounds=6, query_size=10, strategies="random,k_center")
-    simulate(options)
+    replay_strategies(options)
     command = [sys.executable, "-m", "flows.cli", "simulate", "--features", str(options.features)]
     command += ["--labels", str(options.labels), "--strategies", "random,k_center", "--seeds", "3"]
     command += ["--query-size", "10", "--rounds", "6", "--workers", "2", "--out", str(killed)]
@@ -201,54 +202,53 @@ def test_killed_replay_goes_on_and_comes_out_the_same(digits, tmp_path):
     assert psutil.wait_procs(workers, timeout=20)[1] == [], "workers end with the process that began them"
     assert not (killed / "curves.parquet").exists()
     assert Replay(killed).jobs(), "it was killed in the midst"
-    simulate(replace(options, out=killed))
+    replay_strategies(replace(options, out=killed))
     assert same(whole, killed)
 
 
 def test_another_replay_in_the_same_folder_is_refused(digits, replayed):
     with pytest.raises(CampaignChanged, match="holds another replay: query_size: 20 -> 10; start: 20 -> 10"):
-        simulate(options_of(digits, replayed, query_size=10))
+        replay_strategies(options_of(digits, replayed, query_size=10))
     with pytest.raises(CampaignChanged, match=r"replay: the labels, images or features changed\. Give"):
-        simulate(options_of(digits, replayed, features=_shuffled(digits)))
+        replay_strategies(options_of(digits, replayed, features=_shuffled(digits)))
 
 
 def test_changed_setting_of_a_network_is_named_alone(digits, tmp_path):
     common = {"features": None, "images": digits / "images", "model": "small_cnn", "seeds": 1, "rounds": 2}
     options = options_of(digits, tmp_path / "out", **common, image_size=8)
-    settings = _resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
-    _claim(tmp_path, settings)
-    _claim(tmp_path, settings.model_copy(update={"query_size": 3}))
+    settings = resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
+    claim(tmp_path, settings)
+    claim(tmp_path, settings.model_copy(update={"query_size": 3}))
     assert Replay(tmp_path).settings.query_size == 3, "nothing was computed yet, so that anything may change"
     (tmp_path / "images.npy").write_text("")
     network = settings.network.model_copy(update={"dropout": 0.25})
     with pytest.raises(CampaignChanged, match=r"another replay: network.dropout: 0.5 -> 0.25; query_size: 3 -> 20\."):
-        _claim(tmp_path, settings.model_copy(update={"network": network}))
+        claim(tmp_path, settings.model_copy(update={"network": network}))
 
 
-def test_networks_of_an_older_recipe_are_not_mixed_with_others(digits, tmp_path):
-    options = options_of(digits, tmp_path / "out", features=None, images=digits / "images", model="small_cnn")
-    settings = _resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
-    assert settings.recipe == RECIPE
-    written = settings.model_dump(mode="json")
-    (tmp_path / "images.npy").write_text("")
-    for older in (written | {"recipe": 0}, {name: value for name, value in written.items() if name != "recipe"}):
-        (tmp_path / "replay.json").write_text(json.dumps(older))
-        with pytest.raises(
-            CampaignChanged, match=r"another replay: this version of labelcycle trains networks otherwise\. Give"
-        ):
-            _claim(tmp_path, settings)
+@pytest.mark.parametrize("before", [2, None])
+def test_replay_in_another_form_is_refused_in_a_sentence(digits, tmp_path, before):
+    options = options_of(digits, tmp_path / "out")
+    settings = resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
+    claim(tmp_path, settings)
+    written = json.loads((tmp_path / "replay.json").read_text())
+    assert written["format"] == 1
+    (tmp_path / "features.npy").write_text("")
+    (tmp_path / "replay.json").write_text(json.dumps({**written, "format": before}))
+    with pytest.raises(CampaignChanged, match=r"was written by another version of labelcycle\. Give another --out\.$"):
+        claim(tmp_path, settings)
 
 
 def test_linear_head_does_not_care_how_its_network_would_be_trained(digits, tmp_path):
     options = options_of(digits, tmp_path / "out", features=None, images=digits / "images", model="small_cnn")
-    settings = _resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
+    settings = resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
     network = settings.network.model_copy(update={"train": "head"})
-    _claim(tmp_path, settings.model_copy(update={"network": network}))
+    claim(tmp_path, settings.model_copy(update={"network": network}))
     (tmp_path / "features.npy").write_text("")
     slower = network.model_copy(update={"learning_rate": 1e-3, "min_steps": 8})
-    _claim(tmp_path, settings.model_copy(update={"network": slower}))
+    claim(tmp_path, settings.model_copy(update={"network": slower}))
     with pytest.raises(CampaignChanged, match=r"network.dropout: 0.5 -> 0.25\."):
-        _claim(tmp_path, settings.model_copy(update={"network": network.model_copy(update={"dropout": 0.25})}))
+        claim(tmp_path, settings.model_copy(update={"network": network.model_copy(update={"dropout": 0.25})}))
 
 
 def test_networks_are_not_standardised_by_what_they_are_tested_on(replayed):
@@ -266,13 +266,13 @@ def test_image_that_was_broken_can_be_mended_and_the_same_command_goes_on(digits
     options = options_of(digits, tmp_path / "out", features=None, images=tmp_path / "images", seeds=1, rounds=2)
     options = replace(options, image_size=8)
     with pytest.raises((PoolError, ReplayError), match=r"007\.png"):
-        simulate(options)
+        replay_strategies(options)
     image.write_bytes(whole)
     (tmp_path / "out" / ".images.npy.abc.part").write_text("what a killed process was writing")
-    simulate(options)
+    replay_strategies(options)
     assert not list((tmp_path / "out").rglob(".*.part"))
     (tmp_path / "images").rename(tmp_path / "moved")
-    simulate(replace(options, images=tmp_path / "moved"))
+    replay_strategies(replace(options, images=tmp_path / "moved"))
     assert Replay(tmp_path / "out").labels["uri"][0] == str((tmp_path / "moved" / "000.png").resolve())
 
 
@@ -284,13 +284,13 @@ def _shuffled(digits: Path) -> Path:
 def test_folder_with_files_of_somebody_else_is_left_alone(digits, tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ReplayError, match=r"holds other files \(thesis.tex\); name a new folder"):
-        simulate(options_of(digits, tmp_path))
+        replay_strategies(options_of(digits, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_hidden_files_make_no_folder_somebody_elses(digits, tmp_path):
     (tmp_path / ".DS_Store").write_text("")
-    simulate(options_of(digits, tmp_path, seeds=1, rounds=2))
+    replay_strategies(options_of(digits, tmp_path, seeds=1, rounds=2))
     assert (tmp_path / "report.html").exists()
 
 
@@ -299,13 +299,13 @@ def test_features_come_from_parquet_as_columns_or_lists(digits, replayed, tmp_pa
     pd.DataFrame(features).rename(columns=str).to_parquet(tmp_path / "columns.parquet")
     pd.DataFrame({"embedding": list(features)}).to_parquet(tmp_path / "lists.parquet")
     for name in ("columns", "lists"):
-        simulate(options_of(digits, tmp_path / name, features=tmp_path / f"{name}.parquet"))
+        replay_strategies(options_of(digits, tmp_path / name, features=tmp_path / f"{name}.parquet"))
         assert same(tmp_path / name, replayed)
 
 
 def test_pixels_of_images_are_features_at_a_small_side(digits, tmp_path):
     options = options_of(digits, tmp_path / "out", features=None, images=digits / "images", image_size=8, seeds=1)
-    summary = simulate(options)
+    summary = replay_strategies(options)
     features = np.load(tmp_path / "out" / "features.npy")
     expected = np.stack([np.asarray(Image.open(path)) for path in sorted((digits / "images").iterdir())])
     assert features == pytest.approx(expected.reshape(N, 64) / 255, abs=1e-6)
@@ -315,18 +315,18 @@ def test_pixels_of_images_are_features_at_a_small_side(digits, tmp_path):
 
 def test_dropped_features_give_a_linear_head_members_and_leave_what_is_measured_alone(digits, replayed, tmp_path):
     options = options_of(digits, tmp_path / "out", strategies="random,bald", mc_dropout=8, seeds=1)
-    simulate(options)
+    replay_strategies(options)
     curves = curves_of(options.out)
     plain = curves_of(replayed).query("strategy == 'random' and seed == 0")
     assert curves.query("strategy == 'random'").reset_index(drop=True).equals(plain.reset_index(drop=True))
     picks = curves.query("round == 0")["picks"].tolist()
     assert picks[0] != picks[1]
-    assert picks[1] == curves_of(simulated_again(options)).query("round == 0")["picks"].tolist()[1]
+    assert picks[1] == curves_of(replayed_again(options)).query("round == 0")["picks"].tolist()[1]
 
 
-def simulated_again(options: Options) -> Path:
+def replayed_again(options: Options) -> Path:
     again = options.out.parent / "again"
-    simulate(replace(options, out=again))
+    replay_strategies(replace(options, out=again))
     return again
 
 
@@ -349,14 +349,14 @@ def test_network_is_trained_anew_and_its_members_disagree(digits, tmp_path):
         start=10,
         workers=1,
     )
-    simulate(options)
+    replay_strategies(options)
     curves = curves_of(options.out)
     assert curves.query("round == 0")["nll"].nunique() == 1
     assert curves.query("round == 1")["picks"].nunique() == 2
     before = curves_of(options.out)
     for path in (options.out / "runs").iterdir():
         path.unlink()
-    simulate(options)
+    replay_strategies(options)
     assert curves_of(options.out).equals(before), "the same seeds train the same networks"
 
 
@@ -382,7 +382,7 @@ def test_frozen_network_gives_the_features(digits, tmp_path):
         rounds=2,
         workers=1,
     )
-    simulate(options)
+    replay_strategies(options)
     assert np.load(options.out / "features.npy").shape == (60, 512)
 
 
@@ -407,8 +407,8 @@ def test_heads_of_a_pretrained_network_are_members_too(digits, tmp_path, members
         workers=1,
     )
     with pytest.raises(ReplayError, match=r"--l2 is of a linear head, and tests\.flows\.tiny:tiny_network is trained"):
-        simulate(replace(options, l2=0.1))
-    summary = simulate(options)
+        replay_strategies(replace(options, l2=0.1))
+    summary = replay_strategies(options)
     assert summary["settings"]["network"]["train"] == "auto", "and that is the head, with a label for each class"
     replay = Replay(options.out)
     with_trunk = _train_networks(replay, torch.arange(40), seed=0, round_number=0)
@@ -425,15 +425,6 @@ def test_heads_of_a_pretrained_network_are_members_too(digits, tmp_path, members
     assert len(models) == (2 if "mc" in members else 4)
     assert all(model.trunk is models[0].trunk for model in models)
     assert len({float(model.tail[1].weight.detach()[0, 0]) for model in models}) == len(models)
-
-
-def test_replay_of_an_older_version_goes_on(digits, replayed, tmp_path):
-    shutil.copytree(replayed, tmp_path / "older")
-    settings = json.loads((replayed / "replay.json").read_text())
-    settings["members"] = {name: settings["members"][name] for name in ("ensemble", "mc_dropout")}
-    (tmp_path / "older" / "replay.json").write_text(json.dumps(settings))
-    simulate(options_of(digits, tmp_path / "older"))
-    assert same(tmp_path / "older", replayed)
 
 
 def begin_campaign(digits, folder, *, splits):
@@ -467,7 +458,7 @@ def begin_campaign(digits, folder, *, splits):
 
 def test_audit_set_of_a_campaign_is_what_is_tested_on(digits, tmp_path):
     options = begin_campaign(digits, tmp_path, splits={"audit": 40, "pool": 110})
-    summary = simulate(options)
+    summary = replay_strategies(options)
     replay = Replay(options.out)
     audit = pd.read_parquet(tmp_path / "campaign" / "pool.parquet").query("split == 'audit'")["item_id"]
     tested = replay.labels["file"].iloc[replay.split(0).test.numpy()]
@@ -475,12 +466,12 @@ def test_audit_set_of_a_campaign_is_what_is_tested_on(digits, tmp_path):
     assert set(tested) <= set(audit)
     assert "partly picked" not in summary["verdict"]
     with pytest.raises(ReplayError, match="40 images are marked to be tested on, so leave --test-size out"):
-        simulate(replace(options, out=tmp_path / "other", test_size=0.3))
+        replay_strategies(replace(options, out=tmp_path / "other", test_size=0.3))
 
 
 def test_campaign_without_audit_labels_says_that_a_model_picked_the_test_images(digits, tmp_path):
     options = begin_campaign(digits, tmp_path, splits={"audit": 0, "pool": 110})
-    summary = simulate(options)
+    summary = replay_strategies(options)
     assert "the test images are drawn from those that a model partly picked" in summary["verdict"]
     assert "that a model partly picked" in (options.out / "report.html").read_text()
 
@@ -506,7 +497,7 @@ def test_campaign_gives_images_labels_classes_and_its_strategy(digits, tmp_path,
         return select_batch(candidates, strategy, query_size=query_size, round_number=round_number, seed=seed, **how)
 
     monkeypatch.setattr("flows.replay.runs.select_batch", watch)
-    summary = simulate(options)
+    summary = replay_strategies(options)
     assert list(summary["strategies"]) == ["random", "power:entropy"]
     settings = summary["settings"]
     assert [settings[name] for name in ("query_size", "start", "sub_pool", "seeds")] == [15, 25, 90, [3, 4]]
@@ -518,7 +509,7 @@ def test_campaign_gives_images_labels_classes_and_its_strategy(digits, tmp_path,
     assert 200 < n_items <= 250, "the labelled ones, and of equal images one"
 
     chosen = replace(options, out=tmp_path / "other", seed=0, start=20, sub_pool=50, strategies="margin,power:entropy")
-    settings = simulate(chosen)["settings"]
+    settings = replay_strategies(chosen)["settings"]
     assert [settings[name] for name in ("start", "sub_pool", "seeds")] == [20, 50, [0, 1]]
     assert told["power"] == own, "under whatever name it is asked for"
     assert told["top_k"] == {}, "only the campaign's own arm asks as the campaign does"
@@ -528,7 +519,7 @@ def test_names_in_the_page_are_escaped(digits, tmp_path):
     table = pd.read_csv(digits / "labels.csv", dtype=str)
     table["label"] = table["label"].replace({"0": "<script>alert(1)</script>", "1": "</script>&amp;"})
     table.to_csv(tmp_path / "labels.csv", index=False)
-    simulate(options_of(digits, tmp_path / "out", labels=tmp_path / "labels.csv", seeds=1, rounds=2))
+    replay_strategies(options_of(digits, tmp_path / "out", labels=tmp_path / "labels.csv", seeds=1, rounds=2))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "&lt;script&gt;alert(1)" in page
     assert "<script>alert" not in page
@@ -601,7 +592,7 @@ def test_wrong_options_are_refused_and_leave_nothing_behind(digits, tmp_path, ch
         changes = changes | {"campaign": tmp_path / changes["campaign"]}
     options = options_of(digits, tmp_path / "out", **changes)
     with pytest.raises(ReplayError, match=message):
-        simulate(options)
+        replay_strategies(options)
     assert not (tmp_path / "out").exists()
 
 
@@ -615,7 +606,7 @@ def test_replay_of_one_head_refuses_members_that_it_does_not_have(digits, tmp_pa
         digits, tmp_path / "out", features=None, images=digits / "images", campaign=tmp_path / "campaign.toml"
     )
     with pytest.raises(ReplayError, match="one linear head, which has no views and no laplace"):
-        simulate(options)
+        replay_strategies(options)
 
 
 @pytest.mark.parametrize("model", ["small_cnn", None])
@@ -626,7 +617,7 @@ def test_side_that_a_network_cannot_have_is_refused(digits, tmp_path, model):
     )
     options = options_of(digits, tmp_path / "out", features=None, images=digits / "images", model=model, image_size=4)
     with pytest.raises(ReplayError, match=r"--image-size: .* greater than or equal to 8 \(got 4\)"):
-        simulate(replace(options, campaign=None if model else tmp_path / "campaign.toml"))
+        replay_strategies(replace(options, campaign=None if model else tmp_path / "campaign.toml"))
 
 
 @pytest.mark.parametrize("out", ["file/out", "file", "/proc/out"])
@@ -635,14 +626,14 @@ def test_folder_that_cannot_be_made_is_refused(digits, tmp_path, out):
     with pytest.raises(
         ReplayError, match=r"--out .*(cannot be made: (Not a dir|No such file)|is a file; name a folder)"
     ):
-        simulate(options_of(digits, tmp_path / out))
+        replay_strategies(options_of(digits, tmp_path / out))
 
 
 def test_number_of_test_images_and_marked_ones_are_refused_together(digits, tmp_path):
     (tmp_path / "labels.csv").write_text("file,label,split\n000.png,1,test\n001.png,2,pool\n")
     options = options_of(digits, tmp_path / "out", features=None, images=digits / "images", test_size=0.25)
     with pytest.raises(ReplayError, match="1 images are marked to be tested on, so leave --test-size out"):
-        simulate(replace(options, labels=tmp_path / "labels.csv"))
+        replay_strategies(replace(options, labels=tmp_path / "labels.csv"))
 
 
 @pytest.mark.parametrize(
@@ -652,13 +643,13 @@ def test_number_of_test_images_and_marked_ones_are_refused_together(digits, tmp_
 def test_mlflow_is_looked_for_before_anything_runs(digits, tmp_path, monkeypatch, uri, message):
     monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
     with pytest.raises((ReplayError, TrackerError), match=message):
-        simulate(options_of(digits, tmp_path / "out", mlflow=uri))
+        replay_strategies(options_of(digits, tmp_path / "out", mlflow=uri))
     assert not (tmp_path / "out").exists()
 
 
 def test_replay_in_mlflow_has_its_settings_its_winner_and_the_areas(digits, tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    summary = simulate(options_of(digits, tmp_path / "digits replay", seeds=2, rounds=2, mlflow=uri))
+    summary = replay_strategies(options_of(digits, tmp_path / "digits replay", seeds=2, rounds=2, mlflow=uri))
     client = MlflowClient(uri, uri)
     experiment = client.get_experiment_by_name("replay digits replay")
     runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id])}
@@ -697,7 +688,7 @@ def test_wrong_labels_are_refused_with_their_row(digits, tmp_path, text, message
         digits, tmp_path / "out", features=None, images=digits / "images", labels=tmp_path / "labels.csv"
     )
     with pytest.raises(ReplayError, match=message):
-        simulate(options)
+        replay_strategies(options)
 
 
 def test_labels_are_read_as_they_were_meant_and_what_was_forgiven_is_told(digits, tmp_path):
@@ -737,20 +728,20 @@ def test_labels_are_read_as_they_were_meant_and_what_was_forgiven_is_told(digits
 def test_wrong_features_are_refused(digits, tmp_path, change, message):
     np.save(tmp_path / "features.npy", change(np.load(digits / "features.npy")))
     with pytest.raises(ReplayError, match=message):
-        simulate(options_of(digits, tmp_path / "out", features=tmp_path / "features.npy"))
+        replay_strategies(options_of(digits, tmp_path / "out", features=tmp_path / "features.npy"))
 
 
 def test_empty_features_file_is_refused(digits, tmp_path):
     (tmp_path / "features.npy").write_bytes(b"")
     with pytest.raises(ReplayError, match="cannot be read as a table of numbers"):
-        simulate(options_of(digits, tmp_path / "out", features=tmp_path / "features.npy"))
+        replay_strategies(options_of(digits, tmp_path / "out", features=tmp_path / "features.npy"))
 
 
 def summary_of(**accuracies):
     """A summary of invented curves of three points, `(S, 3)` for each arm, of images of which all labels give 0.9."""
     table = pd.DataFrame(
         [
-            {"strategy": name, "seed": seed, "round": point, "n_labels": 1000 + 1000 * point, "accuracy": value}
+            {"strategy": name, "seed": seed, "round": point, "n_trained_on": 1000 + 1000 * point, "accuracy": value}
             | {"balanced_accuracy": value, "nll": 1 - value, "ece": 0.01 * seed, **dict.fromkeys(SECONDS, 0.5)}
             for name, curves in accuracies.items()
             for seed, curve in enumerate(curves)
@@ -818,7 +809,7 @@ def test_interrupted_command_says_that_the_same_one_goes_on(digits, tmp_path, mo
     def interrupted(_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.replay.simulate.simulate", interrupted)
+    monkeypatch.setattr("flows.replay.command.replay_strategies", interrupted)
     result = CliRunner().invoke(app, ["simulate", "--out", str(tmp_path / "out")])
     assert result.exit_code == 130
     assert "The same command goes on" in result.output
@@ -874,14 +865,14 @@ def options_of_images(folder: Path, out: Path, **changes) -> Options:
 
 def test_frames_of_a_film_flatter_until_whole_films_are_on_one_side(tmp_path):
     folder = films(tmp_path)
-    plain = simulate(options_of_images(folder, tmp_path / "plain"))
+    plain = replay_strategies(options_of_images(folder, tmp_path / "plain"))
     assert plain["full_data_accuracy"]["mean"] > 0.95
     by_name, by_look = plain["notes"]
     rule = re.search(r"group = '(.+)'$", by_name)[1]
     assert "40 of 40 images of the test part have a near-copy" in by_look
     assert by_look.split(".")[0] in (tmp_path / "plain" / "report.html").read_text()
 
-    honest = simulate(options_of_images(folder, tmp_path / "honest", group=rule))
+    honest = replay_strategies(options_of_images(folder, tmp_path / "honest", group=rule))
     assert honest["full_data_accuracy"]["mean"] < 0.75
     assert honest["notes"] == []
     replay = Replay(tmp_path / "honest")
@@ -893,10 +884,10 @@ def test_frames_of_a_film_flatter_until_whole_films_are_on_one_side(tmp_path):
 
     table = pd.read_csv(folder / "labels.csv")
     table.assign(group=table["file"].str[:6]).to_csv(folder / "labels.csv", index=False)
-    named = simulate(options_of_images(folder, tmp_path / "named"))
+    named = replay_strategies(options_of_images(folder, tmp_path / "named"))
     assert named["curves"] == honest["curves"], "a column says the same"
     with pytest.raises(ReplayError, match="leave --group out, or the column"):
-        simulate(options_of_images(folder, tmp_path / "both", group=rule))
+        replay_strategies(options_of_images(folder, tmp_path / "both", group=rule))
 
 
 @pytest.mark.parametrize(
@@ -910,7 +901,7 @@ def test_frames_of_a_film_flatter_until_whole_films_are_on_one_side(tmp_path):
 def test_group_rule_that_makes_no_groups_is_refused(tmp_path, rule, told):
     folder = films(tmp_path)
     with pytest.raises(ReplayError, match=told):
-        simulate(options_of_images(folder, tmp_path / "out", group=rule))
+        replay_strategies(options_of_images(folder, tmp_path / "out", group=rule))
 
 
 def test_group_on_both_sides_of_a_given_test_part_is_refused(tmp_path):
@@ -919,7 +910,7 @@ def test_group_on_both_sides_of_a_given_test_part_is_refused(tmp_path):
     table["split"] = np.where(np.arange(160) < 45, "test", "pool")
     table.to_csv(folder / "labels.csv", index=False)
     with pytest.raises(ReplayError, match=r"group 'film04' has images to test on \(film04_frame00.png\) and others"):
-        simulate(options_of_images(folder, tmp_path / "out", group="^(.+)_frame"))
+        replay_strategies(options_of_images(folder, tmp_path / "out", group="^(.+)_frame"))
 
 
 def copies(folder, *, labels, split=None, seed=0):
@@ -942,7 +933,7 @@ def copies(folder, *, labels, split=None, seed=0):
 def test_copies_to_the_byte_are_one_image(tmp_path):
     draw = np.random.default_rng(1)
     folder = copies(tmp_path, labels=["ab"[draw.integers(2)] * 3 for _ in range(40)])
-    summary = simulate(options_of_images(folder, tmp_path / "out", seeds=10, rounds=2))
+    summary = replay_strategies(options_of_images(folder, tmp_path / "out", seeds=10, rounds=2))
     assert summary["notes"][0] == "80 of 120 files are copies of others, to the last byte: an image counts once"
     assert pd.read_parquet(tmp_path / "out" / "labels.parquet")["file"].tolist() == [
         f"{n:02d}-0.png" for n in range(40)
@@ -952,7 +943,7 @@ def test_copies_to_the_byte_are_one_image(tmp_path):
 
 def test_copies_with_different_labels_are_set_aside_and_named(tmp_path):
     folder = copies(tmp_path, labels=["ab", "aab", *["a", "b"] * 20])
-    summary = simulate(options_of_images(folder, tmp_path / "out"))
+    summary = replay_strategies(options_of_images(folder, tmp_path / "out"))
     assert summary["notes"] == [
         "5 files are copies with different labels and are set aside, for example 00-0.png (a) and 00-1.png (b)"
     ]
@@ -965,7 +956,7 @@ def test_copy_of_an_image_of_the_test_part_is_not_learnt_from(tmp_path):
     table = pd.read_csv(folder / "labels.csv")
     table.loc[table["file"].isin(["00-0.png", "01-0.png"]), "split"] = "pool"
     table.to_csv(folder / "labels.csv", index=False)
-    summary = simulate(options_of_images(folder, tmp_path / "out"))
+    summary = replay_strategies(options_of_images(folder, tmp_path / "out"))
     assert summary["notes"][:2] == [
         "2 of 44 files are copies of others, to the last byte: an image counts once",
         "2 images to test on are outside of the test part too, for example 00-1.png and 00-0.png: they are only "
@@ -982,8 +973,8 @@ def test_rows_of_equal_features_are_one_image(digits, tmp_path):
     again = table.head(7).assign(file=[f"again{number}.png" for number in range(7)])
     pd.concat([table, again]).to_csv(tmp_path / "labels.csv", index=False)
     how = {"seeds": 1, "rounds": 2}
-    plain = simulate(options_of(digits, tmp_path / "plain", **how))
-    doubled = simulate(options_of(tmp_path, tmp_path / "doubled", **how))
+    plain = replay_strategies(options_of(digits, tmp_path / "plain", **how))
+    doubled = replay_strategies(options_of(tmp_path, tmp_path / "doubled", **how))
     assert doubled["notes"] == [
         "7 of 307 rows of features are copies of others, to the last byte: an image counts once"
     ]
