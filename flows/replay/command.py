@@ -23,8 +23,8 @@ from connectors.store import Campaign, write_table
 from flows.config import CampaignSettings, load_settings
 from flows.progress import say
 from flows.replay.arrays import write_data, write_trunk_features
+from flows.replay.claim import check_folder, claim, make_folder, sweep
 from flows.replay.copies import without_copies
-from flows.replay.folder import check_folder, claim, make_folder, sweep
 from flows.replay.inputs import ReplayError, read_campaign_labels, read_features, read_labels, with_groups
 from flows.replay.options import Options, command_of, resolve
 from flows.replay.results import dependence_of, write_results

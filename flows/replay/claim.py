@@ -1,4 +1,4 @@
-"""The folder of a replay: whose it is, and that it holds one replay alone."""
+"""Whose the folder of a replay is: it holds one replay alone, and nothing of anybody else."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
