@@ -43,7 +43,7 @@ def classes_of(folder: RoundFolder) -> list[str]:
 def _point(folder: RoundFolder) -> MeasuredRound:
     metrics = read_json(folder / "metrics.json")
     return MeasuredRound(
-        n_labels=read_json(folder / "training.json")["n_trained_on"],
+        n_trained_on=read_json(folder / "training.json")["n_trained_on"],
         n_correct=round(metrics["accuracy"] * metrics["n"]),
         n_audit=metrics["n"],
     )

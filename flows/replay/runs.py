@@ -43,7 +43,7 @@ from pipeline.evaluation.arms import CONTROL, Arm, parse_arm
 from pipeline.evaluation.metrics import evaluate
 from pipeline.evaluation.splits import ReplaySplit, draw_split
 from pipeline.evaluation.summary import SECONDS
-from pipeline.learning.linear import linear_head
+from pipeline.learning.regression import linear_head
 from pipeline.members.predict import predict_from_features
 from pipeline.networks.classifier import Classifier
 from pipeline.pool.groups import group_codes

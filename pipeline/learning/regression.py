@@ -1,4 +1,4 @@
-"""The linear head: a logistic regression on features that stay as they are."""
+"""The logistic regression that fits a linear head on features that stay as they are."""
 
 import math
 import warnings

@@ -2,8 +2,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-import pipeline.learning.linear
-from pipeline.learning.linear import linear_head
+import pipeline.learning.regression
+from pipeline.learning.regression import linear_head
 from pipeline.training.fit import TrainingError
 
 
@@ -41,7 +41,7 @@ def test_class_without_a_label_has_no_probability():
 
 
 def test_fit_that_does_not_converge_is_an_error(monkeypatch):
-    monkeypatch.setattr(pipeline.learning.linear, "ITERATIONS", (1, 2))
+    monkeypatch.setattr(pipeline.learning.regression, "ITERATIONS", (1, 2))
     with pytest.raises(TrainingError, match="does not converge on 90 labels in 2 iterations"):
         linear_head(torch.randn(90, 8, generator=seeded()), torch.arange(90) % 3, n_classes=3, l2=0.01)
 
@@ -49,6 +49,6 @@ def test_fit_that_does_not_converge_is_an_error(monkeypatch):
 def test_fit_gets_more_iterations_until_it_converges(monkeypatch):
     features, targets = torch.randn(90, 8, generator=seeded()), torch.arange(90) % 3
     wanted = linear_head(features, targets, n_classes=3, l2=0.01)
-    monkeypatch.setattr(pipeline.learning.linear, "ITERATIONS", (1, 2, 1000))
+    monkeypatch.setattr(pipeline.learning.regression, "ITERATIONS", (1, 2, 1000))
     for ours, theirs in zip(linear_head(features, targets, n_classes=3, l2=0.01), wanted, strict=True):
         assert torch.equal(ours, theirs)
