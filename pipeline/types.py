@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-OnProgress = Callable[[int, int], None]
-"""Called with (done, total) while a long work goes on."""
 Split = Literal["pool", "audit"]
 RegionKind = Literal["image", "box", "polygon", "mask"]
+OnProgress = Callable[[int, int], None]
+"""What is called with (done, total) while a long work goes on."""
 CHECKED = 2**20
 """Values of a column looked at together, so that checking a column takes no memory of its size."""
 
