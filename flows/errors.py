@@ -21,7 +21,7 @@ EXIT_CODES = {
     EXIT_FAILURE: "failure: a server, a disk or a training; the same command may work later",
     EXIT_USAGE: "usage or configuration: the command or a file must be changed first",
     EXIT_AWAITING: "awaiting labels: nothing was changed, run again when people have labelled",
-    EXIT_STOPPED: "stopped by Ctrl-C",
+    EXIT_STOPPED: "stopped: by Ctrl-C, and the same command goes on",
 }
 """What each exit code of a command means."""
 
