@@ -162,16 +162,17 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell where a campaign stands, from its folder alone: round, labels, budget, metrics, forecast, addresses."""
-    from connectors.images.deep_pixels import Range
     from connectors.store import Campaign, RoundFolder
-    from flows.pixel_ranges import pages_text, range_text
-    from flows.reports.round_page import campaign_status, rounds_table, stopping_text, suspicious_rows
 
     folder = Campaign(_campaign_folder(campaign))
     folder.check_ours()
     if not (folder.path / "campaign.json").exists():
         raise tell(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
     folder.check_files()
+    from connectors.images.deep_pixels import Range
+    from flows.pixel_ranges import pages_text, range_text
+    from flows.reports.round_page import campaign_status, rounds_table, stopping_text, suspicious_rows
+
     state = campaign_status(folder, home(campaign))
     if as_json:
         print(json.dumps(state, indent=2))  # noqa: T201 (for programs, so without rich)
