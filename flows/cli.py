@@ -36,7 +36,7 @@ def labelcycle(
 
     Start with `labelcycle demo`, or on your own images with `labelcycle init`, `labelcycle up`, `labelcycle run`.
 
-    Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 awaiting labels.
+    Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 awaiting labels, 130 stopped.
     """
 
 
