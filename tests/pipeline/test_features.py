@@ -450,7 +450,7 @@ import sys
 from pathlib import Path
 import torch
 from connectors import feature_store as features
-from pipeline.networks.classifier import build_model
+from pipeline.networks.build import build_model
 
 features.CHUNK_BYTES = 1  # one batch in each append
 folder, images = Path(sys.argv[1]), sorted(Path(sys.argv[2]).iterdir())
