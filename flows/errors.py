@@ -30,7 +30,7 @@ KNOWN = (
     ("connectors.store", "CampaignChanged", EXIT_USAGE),
     ("connectors.annotation", "AuthenticationFailed", EXIT_USAGE),
     ("pipeline.pool.reasons", "PoolError", EXIT_USAGE),
-    ("pipeline.networks.backbones", "ModelError", EXIT_USAGE),
+    ("pipeline.networks.errors", "ModelError", EXIT_USAGE),
     ("connectors.annotation", "AnnotationToolError", EXIT_FAILURE),
     ("connectors.tracking", "TrackerError", EXIT_FAILURE),
     ("connectors.store", "CampaignBusy", EXIT_FAILURE),
@@ -42,7 +42,7 @@ KNOWN = (
 OUTSIDE = (
     ("connectors.annotation", "AnnotationToolError"),
     ("connectors.tracking", "TrackerError"),
-    ("pipeline.networks.backbones", "ModelError"),
+    ("pipeline.networks.errors", "ModelError"),
     ("httpx", "TransportError"),
     ("builtins", "RuntimeError"),
 )
