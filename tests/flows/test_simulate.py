@@ -36,10 +36,8 @@ from flows.replay.simulate import Options, _claim, _resolve, command_of, simulat
 from flows.reports.replay_page import report_page, summary_table
 from pipeline.evaluation.curves import summarise
 from pipeline.labels.ledger import answers_to_table
-from pipeline.selection.acquisition import ACQUISITIONS
 from pipeline.selection.batch import select_batch
 from pipeline.selection.settings import SelectionSettings
-from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.types import Annotation, Answer, Region
 from tests.hostile import HIDDEN, NAMES, Words
 
@@ -817,13 +815,6 @@ def test_command_asks_for_the_same_again():
     options = Options(out=Path("my out"), features=Path("f.npy"), labels=Path("l.csv"), mc_dropout=4, workers=3)
     told = "labelcycle simulate --out 'my out' --labels l.csv --features f.npy --mc-dropout 4"
     assert command_of(options) == told
-
-
-def test_help_names_every_arm(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "1000")
-    text = CliRunner().invoke(app, ["simulate", "--help"]).output
-    words = set(re.findall(r"\w+", text))
-    assert words >= {*STRATEGIES, *ACQUISITIONS}
 
 
 def test_interrupted_command_says_that_the_same_one_goes_on(digits, tmp_path, monkeypatch):
