@@ -81,6 +81,7 @@ from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_s
 from pipeline.pool.groups import group_codes, groups_of
 from pipeline.randomness import seeded_generator
 from pipeline.selection.acquisition import NEEDS_MEMBERS
+from pipeline.selection.settings import SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.settings import LOCAL
 from pipeline.training.fit import choose_device
@@ -306,7 +307,7 @@ def _resolve(
         **_model(options, campaign, rows),
         l2=L2 if options.l2 is None else options.l2,
         sub_pool=options.sub_pool or (campaign.sub_pool if campaign else None),
-        campaign_arm=campaign.of_size(query_size) if campaign else None,
+        campaign_arm=_campaign_arm(campaign, query_size) if campaign else None,
         caveat=caveat,
         data=digest_of(rows, features),
     )
@@ -345,6 +346,11 @@ def _check_numbers(options: Options) -> None:
             raise ReplayError(f"{option} must be at most {most:,}, got {value}")
     if options.l2 is not None and not 0 < options.l2 < math.inf:
         raise ReplayError(f"--l2 must be above 0 and finite, got {options.l2:g}")
+
+
+def _campaign_arm(campaign: CampaignSettings, query_size: int) -> SelectionSettings:
+    """How the campaign asks; its sub-pool is the replay's own, the same for all arms."""
+    return campaign.of_size(query_size).model_copy(update={"sub_pool": None})
 
 
 def _arms(options: Options, campaign: CampaignSettings | None) -> tuple[str, ...]:
