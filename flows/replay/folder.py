@@ -58,13 +58,10 @@ class ReplaySettings(Settings):
         return max(1, self.members.mc_dropout) if self.is_linear else self.members.n_members
 
     def selection(self, arm: Arm) -> SelectionSettings:
-        """How an arm asks: the campaign's own as the campaign does, but random stays the control.
-
-        No arm draws a sub-pool by the settings: they all see the same one, see `runs`.
-        """
+        """How an arm asks: the campaign's own as the campaign does, but random stays the control."""
         own = self.campaign_arm
         if own is not None and arm.strategy != CONTROL and arm[1:] == (own.strategy, own.acquisition):
-            return own.model_copy(update={"sub_pool": None})
+            return own
         return SelectionSettings(strategy=arm.strategy, acquisition=arm.acquisition, query_size=self.query_size)
 
     @property

@@ -27,6 +27,7 @@ from pipeline.evaluation.arms import CONTROL, DEFAULT_ACQUISITION, parse_arm
 from pipeline.learning.settings import MemberSettings
 from pipeline.pool.groups import group_codes
 from pipeline.selection.acquisition import NEEDS_MEMBERS
+from pipeline.selection.settings import SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
 
 TEST_SHARE = 0.25
@@ -105,7 +106,7 @@ def resolve(
         **_model(options, campaign, rows),
         l2=L2 if options.l2 is None else options.l2,
         sub_pool=options.sub_pool or (campaign.sub_pool if campaign else None),
-        campaign_arm=campaign.of_size(query_size) if campaign else None,
+        campaign_arm=_campaign_arm(campaign, query_size) if campaign else None,
         caveat=caveat,
         data=digest_of(rows, features),
     )
@@ -159,6 +160,11 @@ def _check_model(options: Options, settings: ReplaySettings) -> None:
         if arm.acquisition in NEEDS_MEMBERS or STRATEGIES[arm.strategy].compares_members:
             asked = "--mc-dropout" if settings.is_linear else "--members or --mc-dropout"
             raise ReplayError(f"arm {name!r} measures how members disagree: set {asked} to at least 2")
+
+
+def _campaign_arm(campaign: CampaignSettings, query_size: int) -> SelectionSettings:
+    """How the campaign asks; its sub-pool is the replay's own, the same for all arms."""
+    return campaign.of_size(query_size).model_copy(update={"sub_pool": None})
 
 
 def _arms(options: Options, campaign: CampaignSettings | None) -> tuple[str, ...]:
