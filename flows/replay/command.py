@@ -49,7 +49,7 @@ def replay_strategies(options: Options) -> ReplaySummary:
     features = read_features(options.features, len(rows)) if options.features else None
     rows = with_groups(rows, options.group)
     notes: list[str] = []
-    if options.labels is not None:  # a campaign's images are told by their content
+    if options.labels is not None:  # a campaign has each image once, by its content
         keep, notes = without_copies(rows, features)
         rows, features = rows[keep].reset_index(drop=True), None if features is None else features[keep]
     settings = resolve(options, campaign, rows, features, caveat)
@@ -74,7 +74,7 @@ def replay_strategies(options: Options) -> ReplaySummary:
 
 
 def _read_rows(options: Options, campaign: CampaignSettings | None) -> tuple[pd.DataFrame, str | None]:
-    """The images with their labels, and what is to be said of those that are tested on."""
+    """The images with their labels, and a sentence on the test images where they are no fair sample."""
     if options.features is not None and options.labels is None:
         raise ReplayError("--features needs --labels, whose rows are those of the features")
     if options.labels is not None:

@@ -86,7 +86,7 @@ def resolve(
     Args:
         rows: `file`, `label`, `uri`, `is_test` and `group` of the labelled images.
         features: `(N, D)` of the rows, where they are ready.
-        caveat: what is to be said of the test images.
+        caveat: a sentence on the test images for the verdict; None where they are a fair sample.
 
     Raises:
         ReplayError: naming the option that is wrong.
