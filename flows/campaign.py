@@ -12,7 +12,8 @@ import pandas as pd
 from connectors.annotation import AnnotationTool
 from connectors.image_folder.index import read_pool, usable
 from connectors.images.deep_pixels import Reading
-from connectors.label_studio.client import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
+from connectors.label_studio.client import INSTRUCTIONS, LabelStudio
+from connectors.label_studio.connection import TOKEN_VARIABLE
 from connectors.store import Campaign, RoundFolder, read_json, write_json
 from connectors.tracking import Tracker
 from deploy import servers

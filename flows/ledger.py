@@ -7,7 +7,7 @@ import pandas as pd
 
 from connectors.store import Campaign, RoundFolder, read_json
 from pipeline.labels.ledger import answers_from_table, current, with_present_names
-from pipeline.types import Answer
+from pipeline.types import Answer, Ask
 
 
 def known_answers(folder: Campaign, renamed: Mapping[str, str] = MappingProxyType({})) -> list[Answer]:
@@ -21,9 +21,19 @@ def known_answers(folder: Campaign, renamed: Mapping[str, str] = MappingProxyTyp
     return with_present_names(answers, renamed)
 
 
-def asked_tasks(folder: Campaign) -> dict[int, dict[str, int]]:
-    """Every task that was pushed: round -> item id -> task id."""
-    return {f.number: read_json(f / "pushed.json")["tasks"] for f in folder.rounds() if f.has("pushed.json")}
+def asked_tasks(folder: Campaign) -> dict[Ask, int]:
+    """The task of each ask that was pushed."""
+    pushed = {f.number: read_json(f / "pushed.json") for f in folder.rounds() if f.has("pushed.json")}
+    return {
+        Ask(item_id, number, each["purposes"][item_id]): task_id
+        for number, each in pushed.items()
+        for item_id, task_id in each["tasks"].items()
+    }
+
+
+def of_round(task_ids: Mapping[Ask, int], number: int) -> dict[Ask, int]:
+    """The tasks of one round."""
+    return {ask: task_id for ask, task_id in task_ids.items() if ask.round_number == number}
 
 
 def asked_items(folder: Campaign) -> dict[str, int]:

@@ -82,7 +82,7 @@ def write_images(folder: Path) -> dict[str, str]:
 
 
 def run_campaign(folder: Path, name: str, truth: dict[str, str]) -> list[dict[str, Any]]:
-    """Rounds in memory, each of whose tasks is answered with the truth."""
+    """Rounds in memory, each of whose questions is answered with the truth."""
     file = folder / f"{name}.toml"
     file.write_text(FILE.format(name=name, classes=list(CLASSES), **CAMPAIGNS[name]), encoding="utf-8")
     settings = load_settings(file)
@@ -92,8 +92,8 @@ def run_campaign(folder: Path, name: str, truth: dict[str, str]) -> list[dict[st
     run: Any = flow(work_on, name=name, persist_result=False, validate_parameters=False)
     for _ in range(N_ROUNDS):
         run(work)
-        for task in tool.served():
-            tool.answer(task.item_id, truth[Path(task.uri).name], annotator="ann")
+        for question in tool.served():
+            tool.answer(question.ask, truth[Path(question.uri).name], annotator="ann")
     return [told_of(each) for each in work.folder.rounds()]
 
 

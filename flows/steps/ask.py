@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
-from connectors.annotation import Task
+from connectors.annotation import Question
 from connectors.images.deep_pixels import Reading
 from connectors.images.pixels import stream_images
 from connectors.store import RoundFolder, write_json, write_table
@@ -25,7 +25,7 @@ from flows.steps.learn import NothingToTrainOn
 from flows.steps.score import has_half, read_candidates, read_labelled_embeddings, read_scores_of
 from pipeline.randomness import derive_seed
 from pipeline.selection.strategies import select_batch
-from pipeline.types import Aim, Batch, Candidates, Region
+from pipeline.types import Aim, Ask, Batch, Candidates, Purpose, Region
 
 SURE = 0.9
 """A guess of this probability is not called unsure."""
@@ -36,6 +36,7 @@ WORDS: Mapping[Aim, str] = {
     "unsure": "the model is unsure between {guess} and {runner_up}",
 }
 """What people read of why an image was chosen."""
+SEED = "seed set"
 AUDIT = "audit set"
 MEASURED = "audit set: it has no label yet"
 EMBEDDING_SIDE = 16
@@ -149,7 +150,7 @@ def select_first(folder: RoundFolder, work: OpenCampaign) -> None:
             f"{settings.seed_set_size}, {len(rest)} images may be asked for, {work.budget_left()} labels are left"
         )
     ids = (*seed_set.ids, *audit)
-    reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set.ids), *[AUDIT] * len(audit))
+    reasons = (*[f"{SEED}: {settings.cold_start}"] * len(seed_set.ids), *[AUDIT] * len(audit))
     checks: list[Aim] = ["check"] * len(audit)
     aims = (*seed_set.aims, *checks)
     table = _batch_table(Batch(ids, (0.0,) * len(ids), reasons, folder.number, aims), work)
@@ -221,30 +222,39 @@ def _novelty(embeddings: NDArray[np.float16], labelled: torch.Tensor) -> NDArray
     return (1 - (here @ there.T).amax(dim=1)).clamp(min=0).numpy()
 
 
-def tasks_of(folder: RoundFolder, work: OpenCampaign) -> list[Task]:
-    """The batch as tasks for the annotation tool; a cold start shows no guess."""
+def questions_of(folder: RoundFolder, work: OpenCampaign) -> list[Question]:
+    """The batch as questions for the annotation tool; a cold start shows no guess."""
     batch = work.located(pd.read_parquet(folder / "batch.parquet"))
     for name in batch.columns.intersection(["guess"]):  # of classes that may have changed when the push was broken off
         present = batch[name].replace(work.settings.former_classes)
         batch[name] = present.where(present.isin(work.settings.classes), "")
-    return [_task(row, folder.number) for row in batch.to_dict("records")]
+    return [_question(row, folder.number) for row in batch.to_dict("records")]
 
 
-def _task(row: Mapping[Hashable, Any], round_number: int) -> Task:
-    columns: dict[str, str | float] = {"reason": row.get("why", row["reason"])}  # older batches have no words
+def _question(row: Mapping[Hashable, Any], round_number: int) -> Question:
+    columns: dict[str, str | float] = {}
     guess = None
     if row.get("guess"):
         guess = Region(kind="image", label=row["guess"], score=float(row["guess_probability"]))
         columns["confused_classes"] = row["confused_classes"]
         columns |= {name: round(float(row[name]), 4) for name in ("uncertainty", "novelty")}
-    return Task(
-        item_id=row["item_id"],
+    return Question(
+        Ask(row["item_id"], round_number, _purpose(row["reason"])),
         uri=row["uri"],
-        round_number=round_number,
         rank=int(row["rank"]),
         guess=guess,
+        reason=row.get("why", row["reason"]),  # older batches have no words
         columns=columns,
     )
+
+
+def _purpose(reason: str) -> Purpose:
+    """What a row of the batch is asked for, by the reason that the table holds."""
+    if reason.startswith(SEED):
+        return "seed"
+    if reason in (AUDIT, MEASURED):
+        return "audit"
+    return "control" if reason == "random slice" else "query"
 
 
 def model_version(folder: RoundFolder, work: OpenCampaign) -> str:
@@ -255,17 +265,20 @@ def model_version(folder: RoundFolder, work: OpenCampaign) -> str:
 @step("pushed.json")
 def push(folder: RoundFolder, work: OpenCampaign) -> None:
     """Make the batch exist in the annotation tool exactly once, prove it, and write which task is which item."""
-    tasks = tasks_of(folder, work)
+    questions = questions_of(folder, work)
     address = prepare_page(work)
     write_json(folder / "pushing.json", {"begun_at": datetime.now(UTC).isoformat(timespec="seconds")})
     task_ids = work.tool.push(
-        tasks,
-        round_number=folder.number,
+        questions,
         model_version=model_version(folder, work),
         asked=asked_tasks(work.folder),
     )
     pushed_at = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(folder / "pushed.json", {"pushed_at": pushed_at, "address": address, "tasks": task_ids})
+    tasks = {ask.item_id: task_id for ask, task_id in task_ids.items()}
+    purposes = {ask.item_id: ask.purpose for ask in task_ids}
+    write_json(
+        folder / "pushed.json", {"pushed_at": pushed_at, "address": address, "tasks": tasks, "purposes": purposes}
+    )
 
 
 def prepare_page(work: OpenCampaign) -> str:

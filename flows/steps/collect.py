@@ -11,9 +11,9 @@ import pandas as pd
 from connectors.annotation import AnnotationToolError, AnswersUnusable, Asked, Progress, Pulled, Tended
 from connectors.store import RoundFolder, read_json, write_json, write_table
 from flows.campaign import OpenCampaign
-from flows.ledger import answered_items, asked_items, asked_tasks, known_answers, labels_paid
+from flows.ledger import answered_items, asked_items, asked_tasks, known_answers, labels_paid, of_round
 from flows.step import seconds_of, step, timed_task
-from flows.steps.ask import model_version, tasks_of
+from flows.steps.ask import model_version, questions_of
 from pipeline.labels.ledger import answers_from_table, answers_to_table, reconcile
 from pipeline.types import Answer
 
@@ -38,13 +38,16 @@ def look(folder: RoundFolder, work: OpenCampaign) -> Tended:
     """
     recorded = asked_tasks(work.folder)
     tended = work.tool.tend(
-        [Asked(f.number, tasks_of(f, work), model_version(f, work), recorded[f.number]) for f in _out(folder, work)],
+        [
+            Asked(f.number, questions_of(f, work), model_version(f, work), of_round(recorded, f.number))
+            for f in _out(folder, work)
+        ],
         asked=recorded,
     )
-    for number, task_ids in tended.task_ids.items():
-        if task_ids != recorded[number]:
-            path = work.folder.round(number) / "pushed.json"
-            write_json(path, read_json(path) | {"tasks": dict(task_ids)})
+    for number in {ask.round_number for ask, task_id in tended.task_ids.items() if task_id != recorded[ask]}:
+        path = work.folder.round(number) / "pushed.json"
+        tasks = {ask.item_id: task_id for ask, task_id in of_round(tended.task_ids, number).items()}
+        write_json(path, read_json(path) | {"tasks": tasks})
     progress = tended.progress
     n_pushed = len(read_json(folder / "pushed.json")["tasks"])
     if n_pushed and not progress.n_tasks:
@@ -134,7 +137,6 @@ def news(work: OpenCampaign) -> tuple[list[Answer], Pulled]:
     answers = reconcile(
         known_answers(work.folder, work.settings.former_classes),
         pulled.answers,
-        round_numbers=set(asked),
         task_ids=pulled.task_ids,
         doubles=pulled.doubles,
     )
@@ -151,7 +153,7 @@ def collect(folder: RoundFolder, work: OpenCampaign) -> None:
     answers, pulled = news(work)
     check_used(pulled, answers, work)
     answered = answered_items([*known_answers(work.folder), *answers])
-    there = {*pulled.task_ids, *pulled.doubles.values()}
+    there = {ask.item_id for ask in (*pulled.task_ids, *pulled.doubles.values())}
     gone = sorted(set(asked_items(work.folder)) - there - answered)
     write_json(folder / "not_used.json", notes_of(pulled, answers, work))
     write_json(folder / "withdrawn.json", gone)

@@ -38,7 +38,7 @@ from pipeline.evaluation.curves import summarise
 from pipeline.labels.ledger import answers_to_table
 from pipeline.selection.acquisition import ACQUISITIONS
 from pipeline.selection.strategies import STRATEGIES, select_batch
-from pipeline.types import Annotation, Answer, Region
+from pipeline.types import Annotation, Answer, Ask, Region
 from tests.hostile import HIDDEN, NAMES, Words
 
 SECONDS = ["seconds_select", "seconds_train", "seconds_score"]
@@ -449,10 +449,9 @@ def begin_campaign(digits, folder, *, splits):
     truth = pd.read_csv(digits / "labels.csv", dtype=str).set_index("file")["label"]
     answers = [
         Answer(
-            item_id=row.item_id,
+            ask=Ask(row.item_id, 0, "seed"),
             task_id=number,
             answer_id=number,
-            round_number=0,
             outcome="labelled",
             annotator="ann",
             updated_at="2026-01-01T00:00:00+00:00",

@@ -20,6 +20,7 @@ from connectors.label_studio.client import LabelStudio
 from connectors.label_studio.person import Labelled, SimulatedAnnotator
 from connectors.store import Campaign, read_json
 from deploy.servers import Servers
+from flows.ledger import asked_tasks
 from tests.conftest import LOGIN_VARIABLES
 
 N_IMAGES = 80
@@ -138,10 +139,15 @@ class TestCampaign:
 
     def pull(self, *numbers: int) -> Pulled:
         """What stands in Label Studio on the tasks of these rounds."""
-        return self.tool().pull({number: self.tasks(number) for number in numbers})
+        asked = asked_tasks(self.folder)
+        return self.tool().pull({ask: task_id for ask, task_id in asked.items() if ask.round_number in numbers})
 
     def batch(self, number: int) -> list[str]:
         return pd.read_parquet(self.folder.round(number) / "batch.parquet")["item_id"].tolist()
+
+    def pulled_tasks(self, *numbers: int) -> dict[str, int]:
+        """Item id -> task id, as Label Studio holds them."""
+        return {ask.item_id: task_id for ask, task_id in self.pull(*numbers).task_ids.items()}
 
     def tasks(self, number: int) -> dict[str, int]:
         return read_json(self.folder.round(number) / "pushed.json")["tasks"]
