@@ -90,8 +90,8 @@ def run_campaign(folder: Path, name: str, truth: dict[str, str]) -> list[dict[st
     work = OpenCampaign(settings, Campaign(settings.folder), tool=tool, tracker=MemoryTracker())
     for _ in range(N_ROUNDS):
         work_on(work)
-        for task in tool.served():
-            tool.answer(task.item_id, truth[Path(task.uri).name], annotator="ann")
+        for question in tool.served():
+            tool.answer(question.ask, truth[Path(question.uri).name], annotator="ann")
     return [told_of(each) for each in work.folder.rounds()]
 
 

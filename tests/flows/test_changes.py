@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from flows.ledger import known_answers, outstanding_tasks
-from flows.steps.ask import MEASURED, compare_with_half, renew_page, select, select_first, tasks_of
+from flows.steps.ask import MEASURED, compare_with_half, renew_page, select, select_first
 from flows.steps.learn import cross_validate, is_best, member_weights, plan, train, trained_models
 
 from connectors.annotation import Pulled
@@ -28,7 +28,7 @@ from flows.reports.round_page import round_markdown
 from flows.round import begin, begin_anew, notes_of_round, refresh_pool
 from flows.steps.score import embed_labelled, score_shard
 from pipeline.labels.answers import answers_to_table
-from pipeline.types import Annotation, Answer, Region
+from pipeline.types import Annotation, Answer, Ask, Region
 from tests.flows.conftest import CLASSES, TINY, ready_round
 
 PETS = """\
@@ -61,13 +61,15 @@ SECTIONS = ("extra", "model", "members", "label_studio", "mlflow", "renamed")
 def answer(item_id: str, label: str | None, *, number: int = 0, answer_id: int = 1) -> Answer:
     given = Annotation(item_id, (Region("image", label),), "ann") if label else None
     outcome = "labelled" if label else "skipped"
-    return Answer(item_id, answer_id, answer_id, number, outcome, "ann", "2026-01-01T00:00:00+00:00", given)
+    asked = Ask(item_id, number, "seed")
+    return Answer(asked, answer_id, answer_id, outcome, "ann", "2026-01-01T00:00:00+00:00", given)
 
 
 def close_round(folder: RoundFolder, answers, settings, *, asked=None) -> None:
     """A round whose batch is out and whose answers are in."""
     write_json(folder / "config.json", {"settings": resolved(settings), "changes": []})
-    write_json(folder / "pushed.json", {"tasks": {a.item_id: 1 for a in answers} if asked is None else asked})
+    tasks = {a.item_id: 1 for a in answers} if asked is None else asked
+    write_json(folder / "pushed.json", {"tasks": tasks, "purposes": dict.fromkeys(tasks, "seed")})
     write_json(folder / "withdrawn.json", [])
     write_table(folder / "annotations.parquet", answers_to_table(answers))
     write_json(folder / "round.json", {})
@@ -387,8 +389,11 @@ def test_audit_set_is_asked_for_first_where_it_has_no_label(make_work):
     assert batch["item_id"].tolist()[:2] == sorted(audit[:2])
     assert (batch["reason"] == MEASURED).tolist() == [True] * 2 + [False] * 3
     assert batch["rank"].tolist() == [0, 1, 2, 3, 4]
-    tasks = tasks_of(folder, work)
-    assert [task.guess is None for task in tasks] == [True] * 2 + [False] * 3, "a guess would sway who measures"
+    questions = questions_of(folder, work)
+    assert [question.ask.purpose for question in questions] == ["audit"] * 2 + ["query"] * 3
+    assert [question.guess is None for question in questions] == [True] * 2 + [False] * 3, (
+        "a guess would sway who measures"
+    )
     compare_with_half.fn(folder, work)
     assert 0 <= read_json(folder / "stability.json")["batch_kept_with_half_the_members"] <= 1
 
@@ -452,7 +457,7 @@ def test_class_of_answers_that_no_round_has_collected_stays_on_the_page(pets, mo
     work = open_campaign(pets(('["cat", "dog"]', '["cat", "dog", "bird"]')))
     close_round(work.folder.round(0), [answer("a", "cat")], work.settings)
     keep_page(work.folder, work.settings)
-    standing, prepared = Pulled([answer("b", "bird")], {"b": 1}, 0), []
+    standing, prepared = Pulled([answer("b", "bird")], {Ask("b", 0, "seed"): 1}, 0), []
     work = open_campaign(pets(renamed=renamed))
 
     class Tool:
@@ -462,7 +467,7 @@ def test_class_of_answers_that_no_round_has_collected_stays_on_the_page(pets, mo
             self.classes = classes
 
         def pull(self, asked):
-            assert list(asked) == [0]
+            assert {ask.round_number for ask in asked} == {0}
             assert "bird" in self.classes
             return standing
 

@@ -6,7 +6,7 @@ import pytest
 from connectors.annotation import AnnotationToolError, AnswersUnusable, Progress, Pulled, Tended
 from connectors.store import read_json, write_json, write_table
 from flows.steps.collect import collect, look, may_close, notes_of
-from pipeline.types import Annotation, Answer, Region
+from pipeline.types import Annotation, Answer, Ask, Region
 
 DAY = timedelta(days=1)
 
@@ -14,9 +14,10 @@ DAY = timedelta(days=1)
 class Held:
     """An annotation tool with answers to the tasks 100, 101, … of round 0."""
 
-    def __init__(self, work, *outcomes, copied=0, task_ids=None):
+    def __init__(self, work, *outcomes, copied=0):
         self.items = work.pool["item_id"].tolist()[: len(outcomes) + copied]
-        task_ids = {item_id: 100 + place for place, item_id in enumerate(self.items)}
+        self.asks = [Ask(item_id, 0, "seed") for item_id in self.items]
+        task_ids = {ask: 100 + place for place, ask in enumerate(self.asks)}
         answers = [self.answer(place, outcome) for place, outcome in enumerate(outcomes)]
         self.pulled = Pulled(answers, task_ids, 0, copied=[100 + len(outcomes) + each for each in range(copied)])
 
@@ -24,11 +25,11 @@ class Held:
         item_id, message = self.items[place], "'owl' is not a class of this campaign" if outcome == "invalid" else ""
         given = Annotation(item_id, (Region("image", "left"),), "ann") if outcome == "labelled" else None
         return Answer(
-            item_id, 100 + place, place + 1, 0, outcome, "ann", "2026-01-02T03:04:05Z", given, message=message
+            self.asks[place], 100 + place, place + 1, outcome, "ann", "2026-01-02T03:04:05Z", given, message=message
         )
 
     def pull(self, asked):
-        assert asked == {0: self.pulled.task_ids}
+        assert asked == self.pulled.task_ids
         return self.pulled
 
     def tend(self, rounds, *, asked):
@@ -54,7 +55,12 @@ def asked(make_work):
         pushed_at = "2026-01-01T00:00:00+00:00"
         write_json(
             folder / "pushed.json",
-            {"pushed_at": pushed_at, "address": "http://ls", "tasks": dict(tool.pulled.task_ids)},
+            {
+                "pushed_at": pushed_at,
+                "address": "http://ls",
+                "tasks": {ask.item_id: task_id for ask, task_id in tool.pulled.task_ids.items()},
+                "purposes": {ask.item_id: ask.purpose for ask in tool.asks},
+            },
         )
         return work, folder
 
@@ -107,19 +113,19 @@ def test_too_many_unused_answers_stop_before_anything_is_written(asked, outcomes
 
 def test_a_double_that_was_answered_is_the_task_of_its_item_from_then_on(asked):
     work, folder = asked("labelled", "labelled")
-    first, second = work.tool.items
-    task_ids = {0: {first: 100, second: 555}}
+    first, second = work.tool.asks
+    task_ids = {first: 100, second: 555}
     work.tool.tended = Tended(Progress(2, 1, 0), task_ids, work.tool.pulled)
     look.fn(folder, work)
     assert work.tool.seen == [0]
     pushed = read_json(folder / "pushed.json")
-    assert (pushed["tasks"], pushed["address"]) == (task_ids[0], "http://ls")
+    assert (pushed["tasks"], pushed["address"]) == ({first.item_id: 100, second.item_id: 555}, "http://ls")
     assert read_json(folder / "progress.json")["n_labelled"] == 1
 
 
 def test_tasks_that_are_all_gone_are_an_accident(asked):
     work, folder = asked("labelled")
-    work.tool.tended = Tended(Progress(0, 0, 0), {0: dict(work.tool.pulled.task_ids)}, work.tool.pulled)
+    work.tool.tended = Tended(Progress(0, 0, 0), work.tool.pulled.task_ids, work.tool.pulled)
     with pytest.raises(AnnotationToolError, match="are gone from project"):
         look.fn(folder, work)
 

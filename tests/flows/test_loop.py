@@ -95,7 +95,7 @@ class Loop:
 
     def label(self) -> None:
         for task in self.tool.served():
-            self.tool.answer(task.item_id, CLASSES[int(Path(task.uri).stem) % 3], annotator="ann")
+            self.tool.answer(task.ask, CLASSES[int(Path(task.uri).stem) % 3], annotator="ann")
 
 
 def came_to(folder: RoundFolder) -> dict[str, Any]:

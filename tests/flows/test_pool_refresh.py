@@ -13,7 +13,7 @@ from flows.reports.round_page import campaign_status
 from flows.round import begin, refresh_pool, tell_of_pool
 from pipeline.labels.answers import answers_to_table
 from pipeline.pool.reasons import PoolError
-from pipeline.types import Annotation, Answer, Region
+from pipeline.types import Annotation, Answer, Ask, Region
 
 
 @pytest.fixture
@@ -69,10 +69,9 @@ def test_image_whose_row_was_removed_leaves_the_pool_with_its_answer_until_the_r
     name = pool.set_index("item_id").loc[item_id, "uri"][-6:]
     annotation = Annotation(item_id, (Region("image", "left"),), "ann", 2.0)
     answer = Answer(
-        item_id=item_id,
+        ask=Ask(item_id, 0, "seed"),
         task_id=1,
         answer_id=1,
-        round_number=0,
         outcome="labelled",
         annotation=annotation,
         annotator="ann",
