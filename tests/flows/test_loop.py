@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from connectors.annotation import Task
+from connectors.annotation import Question
 from connectors.memory import MemoryTool, MemoryTracker
 from flows import round
 from flows.artefacts import AUDIT, BATCH, LABELLED, METRICS
@@ -89,7 +89,7 @@ class Loop:
         work = OpenCampaign(load_settings(self.file), self.folder, tool=self.tool, tracker=self.tracker)
         return round.work_on(work).message
 
-    def asked(self) -> dict[int, Task]:
+    def asked(self) -> dict[int, Question]:
         """Each task by its id; the images of two campaigns lie in two folders."""
         return {task_id: replace(task, uri=Path(task.uri).name) for task_id, task in self.tool.tasks.items()}
 
