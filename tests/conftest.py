@@ -20,6 +20,7 @@ from PIL import Image
 from deploy.servers import Servers, down, personal_token, up
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see flows.local
+HOME, WORKER = "LABELCYCLE_TEST_HOME", "PYTEST_XDIST_WORKER"
 LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LABEL_STUDIO_VENV = Path(__file__).parent.parent / ".labelcycle" / "label-studio-venv"
 
@@ -42,10 +43,32 @@ class ProjectSpace:
     uris: tuple[str, ...]
 
 
+@pytest.hookimpl(trylast=True)  # when the workers have ended
+def pytest_sessionfinish(session):
+    """Stop the servers, whichever worker started them."""
+    if WORKER not in os.environ and HOME not in os.environ:
+        down(session.config._tmp_path_factory.getbasetemp() / "servers")
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """Tests that need servers go to the workers first, a group to each; these share out all others when they are done.
+
+    The tests of a schedule wait most of their time, which leaves a core to the others.
+    """
+    for item in items:
+        if "serve" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("schedules"))
+        elif "servers" in item.fixturenames:
+            is_system = item.path.parent.name == "system"
+            item.add_marker(pytest.mark.xdist_group("campaigns" if is_system else "connectors"))
+
+
 @pytest.fixture(scope="session")
 def servers_home(tmp_path_factory) -> Path:
-    """A new folder, or the one that LABELCYCLE_TEST_HOME names: its servers stay up for the next run."""
-    return Path(os.environ.get("LABELCYCLE_TEST_HOME") or tmp_path_factory.mktemp("servers"))
+    """One new folder for all workers, or the one that HOME names: its servers stay up for the next run."""
+    base = tmp_path_factory.getbasetemp()
+    return Path(os.environ.get(HOME) or (base.parent if WORKER in os.environ else base) / "servers")
 
 
 @pytest.fixture(scope="session")
@@ -59,15 +82,11 @@ def images_root(servers) -> Path:
 @pytest.fixture(scope="session")
 def servers(servers_home) -> Iterator[Servers]:
     """Label Studio, MLflow and Prefect; the clients of the tests themselves are logged in."""
-    try:
-        started = up(servers_home, label_studio_venv=LABEL_STUDIO_VENV)
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in zip(LOGIN_VARIABLES, started.mlflow_login, strict=True):
-                patch.setenv(name, value)
-            yield started
-    finally:
-        if "LABELCYCLE_TEST_HOME" not in os.environ:
-            down(servers_home)
+    started = up(servers_home, label_studio_venv=LABEL_STUDIO_VENV)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in zip(LOGIN_VARIABLES, started.mlflow_login, strict=True):
+            patch.setenv(name, value)
+        yield started
 
 
 @pytest.fixture(scope="session")

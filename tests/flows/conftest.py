@@ -1,6 +1,8 @@
 """A small campaign on disk, half of whose images have a label, for steps that need no server."""
 
+import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +21,7 @@ from flows.config import load_settings
 from flows.round import begin
 from flows.steps.learn import gather_labels
 from flows.steps.score import list_candidates
+from tests.flows.loop import N_IMAGES, Loop, without_prefect
 
 CLASSES = ("left", "middle", "right")
 TEMPLATE = """\
@@ -155,6 +158,34 @@ def make_work(striped_images, tmp_path):
         return work
 
     return make
+
+
+@pytest.fixture(scope="session")
+def loop_images(tmp_path_factory) -> Path:
+    """Noise with a bright stripe, whose place is the class: the number of the file, modulo three."""
+    folder = tmp_path_factory.mktemp("loop") / "images"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(N_IMAGES):
+        pixels = draw.integers(0, 60, size=(8, 8), dtype=np.uint8)
+        place = 3 * (number % len(CLASSES))
+        pixels[:, place : place + 2] += 180
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def make_loop(loop_images, tmp_path):
+    """Make campaigns in memory, with more lines and other settings in the file."""
+    numbers = itertools.count()
+
+    def make(extra: str = "", *, own_images: bool = False, **changes: int) -> Loop:
+        name = f"loop {next(numbers)}"
+        images = Path(shutil.copytree(loop_images, tmp_path / f"images of {name}")) if own_images else loop_images
+        return Loop(tmp_path / name, images, extra, **changes)
+
+    with without_prefect():
+        yield make
 
 
 def ready_round(work: OpenCampaign, number: int = 1) -> RoundFolder:

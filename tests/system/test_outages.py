@@ -2,17 +2,21 @@
 
 import pandas as pd
 import pytest
+from prefect import Task
 
 
 def run_impatiently(file: str) -> None:
     """Run a round with short waits between attempts."""
     import connectors.label_studio.client
-    from flows.round import run_round
+    import flows.round
 
     connectors.label_studio.client._FIRST_WAIT_SECONDS = 0.01
     connectors.label_studio.client._LONGEST_WAIT_SECONDS = 0.01
     connectors.label_studio.client._SETTLE_SECONDS = 0.05
-    run_round(file)
+    for step in vars(flows.round).values():
+        if isinstance(step, Task):
+            step.retry_delay_seconds = 0.01
+    flows.round.run_round(file)
 
 
 @pytest.fixture
@@ -34,28 +38,28 @@ def outage(servers, relay, make_campaign):
         yield state
 
 
-@pytest.mark.parametrize("cut", ["GET /api/projects", "POST", "import"])
-def test_label_studio_down_at_push_is_told_and_the_next_run_pushes(outage, fork, cut):
-    outage.cut = cut
-    _, error = fork(run_impatiently, str(outage.campaign.file))
-    assert error.startswith("AnnotationToolUnavailable: Label Studio at http://127.0.0.1:")
-    assert outage.campaign.token not in error
-    assert not outage.campaign.folder.round(0).has("pushed.json")
+def test_label_studio_that_goes_away_at_any_step_is_told_and_the_next_run_goes_on(outage, fork):
+    campaign = outage.campaign
+    for cut in ("GET /api/projects", "POST", "import"):
+        check_outage(outage, fork, cut)
+        assert not campaign.folder.round(0).has("pushed.json")
     outage.cut = ""
-    assert fork(run_impatiently, str(outage.campaign.file)) == (0, "")
-    pulled = outage.campaign.pull(0)
-    assert sorted(pulled.task_ids) == sorted(outage.campaign.batch(0))
+    assert fork(run_impatiently, str(campaign.file)) == (0, "")
+    pulled = campaign.pull(0)
+    assert sorted(pulled.task_ids) == sorted(campaign.batch(0))
     assert (len(pulled.task_ids), pulled.doubles, pulled.notes) == (22, {}, ())
 
-
-def test_label_studio_down_at_collect_is_told_and_the_next_run_collects(outage, fork):
-    assert fork(run_impatiently, str(outage.campaign.file)) == (0, "")
-    labelled = outage.campaign.label().item_ids
-    outage.cut = "fields=all"
-    _, error = fork(run_impatiently, str(outage.campaign.file))
-    assert error.startswith("AnnotationToolUnavailable")
-    assert not outage.campaign.folder.round(0).has("annotations.parquet")
+    labelled = campaign.label().item_ids
+    check_outage(outage, fork, "fields=all")
+    assert not campaign.folder.round(0).has("annotations.parquet")
     outage.cut = ""
-    assert fork(run_impatiently, str(outage.campaign.file)) == (0, "")
-    collected = pd.read_parquet(outage.campaign.folder.round(0) / "annotations.parquet")
+    assert fork(run_impatiently, str(campaign.file)) == (0, "")
+    collected = pd.read_parquet(campaign.folder.round(0) / "annotations.parquet")
     assert sorted(collected["item_id"]) == sorted(labelled)
+
+
+def check_outage(outage, fork, cut: str) -> None:
+    outage.cut = cut
+    _, error = fork(run_impatiently, str(outage.campaign.file))
+    assert error.startswith("AnnotationToolUnavailable: Label Studio at http://127.0.0.1:"), cut
+    assert outage.campaign.token not in error
