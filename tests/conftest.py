@@ -22,6 +22,12 @@ from deploy.servers import Servers, down, personal_token, up
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see flows.local
 HOME, WORKER = "LABELCYCLE_TEST_HOME", "PYTEST_XDIST_WORKER"
 LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+GROUPS = {
+    "schedules": "tests/system/test_serve.py",
+    "campaigns": "tests/system/",
+    "connectors": ("tests/connectors/test_label_studio.py", "tests/connectors/test_mlflow.py", "tests/deploy/"),
+}
+"""What needs servers; the largest group is begun first."""
 LABEL_STUDIO_VENV = Path(__file__).parent.parent / ".labelcycle" / "label-studio-venv"
 
 
@@ -50,18 +56,20 @@ def pytest_sessionfinish(session):
         down(session.config._tmp_path_factory.getbasetemp() / "servers")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """Tests that need servers go to the workers first, a group to each; these share out all others when they are done.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Files that need servers go to the workers first, a group to each; all other tests go one by one to who is free.
 
     The tests of a schedule wait most of their time, which leaves a core to the others.
     """
-    for item in items:
-        if "serve" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("schedules"))
-        elif "servers" in item.fixturenames:
-            is_system = item.path.parent.name == "system"
-            item.add_marker(pytest.mark.xdist_group("campaigns" if is_system else "connectors"))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupsFirst(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return next((name for name, files in GROUPS.items() if file.startswith(files)), nodeid)
+
+    return GroupsFirst(config, log) if config.option.dist == "load" else None
 
 
 @pytest.fixture(scope="session")
