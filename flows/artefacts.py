@@ -20,7 +20,7 @@ from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles
 from connectors.store import FORMAT, StoreError, check_format, read_json, write_atomic, write_json, write_table
 from pipeline.evaluation.stopping import Forecast
 from pipeline.labels.answers import answers_from_table, answers_to_table
-from pipeline.tables import BatchTable, Labels, PoolTable, Predicted
+from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, Predicted
 from pipeline.training.calibration import Calibration
 from pipeline.training.diagnosis import Finding
 from pipeline.types import Answer, Ask, Metrics, Purpose
@@ -421,6 +421,7 @@ MODEL = json_of("model.json", Registered)
 OUTLOOK = json_of("outlook.json", Outlook)
 SCORES = handle_of("scores", ScoreFiles)
 LABELLED_EMBEDDINGS = handle_of("labelled_embeddings.parquet", LabelledEmbeddings)
+GUESSES = table_of("guesses.parquet", Guesses, lambda guesses: guesses.table)
 BATCH = table_of("batch.parquet", BatchTable, lambda batch: batch.table)
 STABILITY = json_of("stability.json", Stability)
 CONFUSION_TABLE: Artefact[pd.DataFrame] = Artefact(
@@ -466,6 +467,7 @@ ROUND_ARTEFACTS: dict[str, Artefact[Any]] = {
     "outlook": OUTLOOK,
     "scores": SCORES,
     "labelled_embeddings": LABELLED_EMBEDDINGS,
+    "guesses": GUESSES,
     "batch": BATCH,
     "stability": STABILITY,
     "summary": SUMMARY,

@@ -30,6 +30,7 @@ from pipeline.types import Split
 
 if TYPE_CHECKING:
     from flows.images import PoolImages
+    from pipeline.tasks.task_type import TaskType
 
 T = TypeVar("T")
 SPLITS: tuple[Split, ...] = ("pool", "audit")
@@ -138,11 +139,16 @@ class OpenCampaign:
         return Reading(ranges.ranges, self.settings.decode_memory_gb)
 
     @property
+    def task(self) -> "TaskType":
+        """What the networks decide, and people are asked for."""
+        return task_type(self.settings)
+
+    @property
     def images(self) -> "PoolImages":
         """The campaign's images."""
         from flows.images import PoolImages
 
-        return PoolImages(self.pool, self.settings.model, self.reading, self.settings.feature_cache_gb)
+        return PoolImages(self.pool, self.settings.model, self.task, self.reading, self.settings.feature_cache_gb)
 
     def reason_to_stop(self) -> str | None:
         """Why nothing more is to be asked for, by the stopping rules, the budget and the pool; None to go on."""
@@ -169,6 +175,7 @@ class OpenCampaign:
 
 
 GIVEN: dict[str, Callable[[OpenCampaign, RoundFolder], object]] = {
+    "task": lambda work, _: work.task,
     "settings": lambda work, _: work.settings,
     "pool": lambda work, _: work.pool,
     "ledger": lambda work, _: work.ledger,
@@ -219,7 +226,14 @@ def standing_labels(pool: PoolTable, ledger: Ledger, settings: CampaignSettings)
         CampaignChanged: some are of no class of the campaign.
     """
     refuse_lost_classes(count_labels(ledger.answers) + Counter(pool.given_labels().values()), settings)
-    return ledger.labels(pool, classes=settings.classes)
+    return ledger.labels(pool, task_type(settings), classes=settings.classes)
+
+
+def task_type(settings: CampaignSettings) -> "TaskType":
+    """What the networks of a campaign decide."""
+    from pipeline.tasks import TASKS  # loads torch
+
+    return TASKS[settings.task]
 
 
 def local_servers() -> servers.Servers:

@@ -50,7 +50,7 @@ MOST_CLASSES = 1000
 LARGEST = 10_000_000
 """Bytes of a campaign file."""
 
-ANOTHER_CAMPAIGN = frozenset({"name", "audit_size", "group"})
+ANOTHER_CAMPAIGN = frozenset({"name", "task", "audit_size", "group"})
 """Settings that make another campaign once people have been asked: whose rounds these are, and what they are measured
 on. The classes are checked by what they mean: see `flows.changes.check_classes`. Every other setting may change between
 rounds, and each round records its own; images are known by their content, so that pool and folder may move."""
@@ -67,6 +67,13 @@ CHANGE_NOTHING_BEGUN = frozenset(
 
 class ConfigError(ValueError):
     """The campaign file is wrong; the message says where and what is allowed."""
+
+
+def _check_task(value: str) -> str:
+    from pipeline.tasks import TASKS
+
+    look_up(TASKS, value, "task type")
+    return value
 
 
 def _check_strategy(value: str) -> str:
@@ -148,6 +155,9 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         description="a folder of images, or a .csv or .parquet with uri and, if known, label and group"
     )
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
+    task: Annotated[str, AfterValidator(_check_task)] = Field(
+        "classification", description="task type: what the networks decide, and people are asked for"
+    )
     classes: tuple[ClassName, ...] = Field(min_length=2, description="what annotators choose from")
     renamed: Renamed = Field({}, description="what a class was called before = what it is called")
     folder: LocalPath = Field(

@@ -11,10 +11,11 @@ import pandas as pd
 
 from connectors.store import write_atomic, write_text
 from flows.artefacts import CAMPAIGN, POOL
-from flows.campaign import read_ledger
+from flows.campaign import read_ledger, task_type
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings, unresolved
 from flows.folder import Campaign
 from pipeline.labels.answers import labelled_set
+from pipeline.tables import Labels
 
 
 def write_successor(file: Path, old: Path) -> list[str]:
@@ -96,11 +97,15 @@ def _labels_of(folder: Campaign, settings: CampaignSettings) -> tuple[pd.DataFra
     answers = read_ledger(folder, settings).answers
     given = pool[pool["label"].notna()]
     named = {region.label for answer in answers if answer.annotation for region in answer.annotation.regions}
-    labels = labelled_set(
-        answers,
-        prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),
-        classes=[*settings.classes, *named, *given["label"]],
+    standing = Labels(
+        labelled_set(
+            answers,
+            task_type(settings),
+            prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),
+            classes=[*settings.classes, *named, *given["label"]],
+        )
     )
+    labels = standing.table[["item_id"]].assign(label=standing.words)
     is_known = labels["label"].isin(list(settings.classes))
     is_used = labels["item_id"].isin(pool["item_id"])
     lost = labels.loc[~is_known & is_used, "label"].value_counts()

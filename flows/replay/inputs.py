@@ -131,7 +131,8 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
     pool = folder.read(POOL) if folder.has(POOL) else PoolTable(_index(settings))
     pool = pool.renamed(settings.former_classes)
     ledger = read_ledger(folder, settings)
-    labels = standing_labels(pool, ledger, settings).table[["item_id", "label"]]
+    standing = standing_labels(pool, ledger, settings)
+    labels = standing.table[["item_id"]].assign(label=standing.words)
     table = pool.usable[["item_id", "uri", "split", "group"]].merge(labels, on="item_id")
     if table.empty:
         raise ReplayError(

@@ -65,9 +65,10 @@ class Headline:
     """How good the newest model is on the audit set."""
 
     round_number: int
-    audit_accuracy: float
-    audit_accuracy_low: float
-    audit_accuracy_high: float
+    headline: str
+    value: float
+    low: float
+    high: float
     nll: float
     ece: float
     n_audit: int
@@ -192,8 +193,8 @@ def awaited_labels(folder: RoundFolder) -> Awaiting | None:
 
 
 def _headline(round_number: int, metrics: AuditMetrics) -> Headline:
-    interval = metrics.accuracy, metrics.accuracy_low, metrics.accuracy_high
-    return Headline(round_number, *interval, nll=metrics.nll, ece=metrics.ece, n_audit=metrics.n)
+    interval = metrics.value, metrics.low, metrics.high
+    return Headline(round_number, metrics.headline, *interval, nll=metrics.nll, ece=metrics.ece, n_audit=metrics.n)
 
 
 def _suspicious(folder: RoundFolder) -> Suspicious | None:

@@ -10,6 +10,7 @@ from connectors.tracking import Tracker
 from flows.artefacts import (
     ANSWERS,
     BATCH,
+    GUESSES,
     NOT_USED,
     PROGRESS,
     PUSHED,
@@ -63,7 +64,12 @@ def look(
     folders = {folder.number: folder for folder in rounds if folder.number in out}
     name = settings.name
     asked = [
-        Asked(n, questions_of(f.read(BATCH), pool, settings, n), model_version(name, n), f.read(PUSHED).of_asks(n))
+        Asked(
+            n,
+            questions_of(f.read(BATCH), f.get(GUESSES), pool, settings, n),
+            model_version(name, n),
+            f.read(PUSHED).of_asks(n),
+        )
         for n, f in folders.items()
     ]
     tended = tool.tend(asked, asked=ledger.asked_tasks)

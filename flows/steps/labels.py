@@ -1,6 +1,7 @@
 """Which labels a round learns from and is measured on, which images it may ask for, and which labels look wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,8 @@ from flows.step import step
 from pipeline.labels.ledger import Ledger
 from pipeline.labels.suspicious import FEWEST_RIGHT, LIKELY_WRONG, find_label_errors, share_right
 from pipeline.selection.batch import seeded_order
-from pipeline.tables import Labels, PoolTable, Predicted, class_indices
+from pipeline.tables import Labels, PoolTable, Predicted
+from pipeline.tasks.task_type import TaskType
 from pipeline.training.cross_fit import MIN_JUDGED, judged_out_of_fold
 
 SUSPICIOUS_COLUMNS = (
@@ -52,11 +54,13 @@ def list_candidates(
 @step(REVIEW, SUSPICIOUS)
 def review_labels(
     labelled: Labels,
+    audit: Labels,
     out_of_fold: Predicted,
     audit_predictions: Predicted,
     pool: PoolTable,
     ledger: Ledger,
     *,
+    task: TaskType,
     classes: Sequence[str],
 ) -> tuple[Review, pd.DataFrame]:
     """What the model thinks of the labels, and those that are probably wrong, the likeliest first.
@@ -64,12 +68,13 @@ def review_labels(
     Labels that were trained on are judged by the networks that have not seen them, those of the audit set by the
     round's own. Where the model knows too little no label is listed.
     """
-    judged = {LABELS: _judged(labelled, out_of_fold, classes), AUDIT_LABELS: _judged_audit(labelled, audit_predictions)}
+    judged = [
+        *_judged(labelled, out_of_fold, task, classes),
+        *_judged_audit(audit, audit_predictions, labelled, task, classes),
+    ]
     reviews, listed = [], [pd.DataFrame({name: [] for name in SUSPICIOUS_COLUMNS})]
-    for name, (table, probs) in judged.items():
-        if table.empty:
-            continue
-        review, suspects = _review(name, table, probs, classes)
+    for one in judged:
+        review, suspects = _review(one, classes)
         reviews.append(review)
         listed += [] if suspects.empty else [suspects]
     table = pd.concat(listed[1:] or listed).sort_values("wrong_probability", ascending=False, kind="stable")
@@ -80,34 +85,59 @@ def review_labels(
     return Review(tuple(reviews), review_text(reviews)), table[list(SUSPICIOUS_COLUMNS)]
 
 
-def _judged(labelled: Labels, found: Predicted, classes: Sequence[str]) -> tuple[pd.DataFrame, Tensor]:
-    """The labels that predictions out of fold tell something of, and these predictions, `(n, C)`."""
+class _Judged(NamedTuple):
+    """Labels that predictions tell something of: whose, of which images, the right answers, probabilities `(m, C)`."""
+
+    what: str
+    item_ids: list[str]
+    right: Tensor
+    probs: Tensor
+
+
+def _judged(labelled: Labels, found: Predicted, task: TaskType, classes: Sequence[str]) -> Iterator[_Judged]:
+    """The labels that predictions out of fold tell something of."""
     if not len(found):
-        return found.table, class_indices([], classes).reshape(0, 1)
-    judged = judged_out_of_fold(class_indices(found.labels, classes), labelled.groups)
-    return found.table[judged.numpy()], found.logits[judged].softmax(dim=1)
+        return
+    answered = task.answered(found.values, labelled.targets(task, classes))
+    groups = None if labelled.groups is None else labelled.groups[answered.image]
+    known = judged_out_of_fold(answered.right, groups)
+    if known.any():
+        items = [labelled.item_ids[row] for row in answered.image[known].tolist()]
+        yield _Judged(LABELS, items, answered.right[known], answered.values[known].softmax(dim=1))
 
 
-def _judged_audit(labelled: Labels, found: Predicted) -> tuple[pd.DataFrame, Tensor]:
-    """The labels of the audit set whose class the networks know, and their predictions, `(n, C)`."""
-    known = Predicted(found.table[found.table["label"].map(labelled.counts()).fillna(0) >= MIN_JUDGED])
-    return known.table, known.probs if len(known) else class_indices([], ()).reshape(0, 1)
+def _judged_audit(
+    audit: Labels, found: Predicted, labelled: Labels, task: TaskType, classes: Sequence[str]
+) -> Iterator[_Judged]:
+    """The labels of the audit set whose class the networks know."""
+    if not len(found):
+        return
+    answered = task.answered(found.values, audit.targets(task, classes))
+    counts = task.class_counts(labelled.targets(task, classes), len(classes))
+    known = counts[answered.right] >= MIN_JUDGED
+    if known.any():
+        items = [audit.item_ids[row] for row in answered.image[known].tolist()]
+        yield _Judged(AUDIT_LABELS, items, answered.right[known], answered.values[known])
 
 
-def _review(what: str, table: pd.DataFrame, probs: Tensor, classes: Sequence[str]) -> tuple[ReviewedSet, pd.DataFrame]:
-    targets = class_indices(table["label"].tolist(), classes)
-    found, right = find_label_errors(probs, targets), share_right(probs, targets)
+def _review(one: _Judged, classes: Sequence[str]) -> tuple[ReviewedSet, pd.DataFrame]:
+    found, right = find_label_errors(one.probs, one.right), share_right(one.probs, one.right)
     is_listed = (found.wrong_probability >= LIKELY_WRONG) & (right >= FEWEST_RIGHT)
-    suspects = table.iloc[found.positions[is_listed].numpy()][["item_id", "label"]].assign(
-        split="audit" if what == AUDIT_LABELS else "pool",
-        suggested=np.array(classes)[found.suggested[is_listed].numpy()],
-        given_probability=found.given_probability[is_listed].numpy(),
-        suggested_probability=found.suggested_probability[is_listed].numpy(),
-        wrong_probability=found.wrong_probability[is_listed].numpy(),
+    names, rows = np.array(classes), found.positions[is_listed]
+    suspects = pd.DataFrame(
+        {
+            "item_id": [one.item_ids[row] for row in rows.tolist()],
+            "split": "audit" if one.what == AUDIT_LABELS else "pool",
+            "label": names[one.right[rows].numpy()],
+            "suggested": names[found.suggested[is_listed].numpy()],
+            "given_probability": found.given_probability[is_listed].numpy(),
+            "suggested_probability": found.suggested_probability[is_listed].numpy(),
+            "wrong_probability": found.wrong_probability[is_listed].numpy(),
+        }
     )
     review = ReviewedSet(
-        what=what,
-        n=len(table),
+        what=one.what,
+        n=len(one.item_ids),
         share_right=right,
         n_contradicted=len(found.positions),
         n_contradicted_wrong=float(found.wrong_probability.sum()),

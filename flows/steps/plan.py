@@ -17,7 +17,7 @@ from pipeline.learning.networks import check_network, phase_of
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.networks.classifier import PHASES
 from pipeline.tables import Labels
-from pipeline.tasks import TASK_TYPE
+from pipeline.tasks.task_type import TaskType
 
 TRAINS = {"head": "the head alone", "all": "the whole network"}
 
@@ -59,6 +59,7 @@ def plan(
     candidates: ItemList,
     *,
     earlier: Sequence[RoundFolder],
+    task: TaskType,
     model: ModelSettings,
     members: MemberSettings,
     classes: Sequence[str],
@@ -80,7 +81,7 @@ def plan(
         for phase in reversed(PHASES[: PHASES.index(wanted) + 1] if model.is_pretrained else [wanted]):
             if phase == "head":
                 break
-            minutes[phase] = estimate_seconds(model, members, phase, task=TASK_TYPE, **sizes) / 60
+            minutes[phase] = estimate_seconds(model, members, phase, task=task, **sizes) / 60
             if model.max_minutes is None or minutes[phase] <= model.max_minutes:
                 break
     text = _text(phase, wanted, minutes, model.max_minutes, round_number, last, is_dearer=is_dearer)

@@ -7,18 +7,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles
-from flows.artefacts import BATCH, STABILITY, Outlook, RoundConfig, Stability
+from flows.artefacts import BATCH, GUESSES, STABILITY, Outlook, RoundConfig, Stability, Training
 from flows.config import CampaignSettings, ConfigError
 from flows.images import PoolImages
 from flows.step import step
-from flows.steps.train import NothingToTrainOn
+from flows.steps.score import draws_seed
+from flows.steps.train import NothingToTrainOn, load_networks
 from pipeline.labels.ledger import Ledger
 from pipeline.randomness import derive_seed
 from pipeline.selection.ask import gather_candidates, select_seed_set, share_kept, try_strategy
 from pipeline.selection.batch import RANDOM_SLICE, select_batch
 from pipeline.selection.explain import batch_table, explain_batch
-from pipeline.tables import BatchTable, Labels, PoolTable, class_indices
+from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, class_indices
+from pipeline.tasks.task_type import TaskType
 from pipeline.types import Aim, Batch, Candidates, Purpose
 
 SEED_REASON = "seed set"
@@ -45,35 +48,43 @@ def query_size_of(config: RoundConfig, outlook: Outlook) -> int:
     return config.query_size if outlook.stop is None else 0
 
 
-@step(BATCH)
+@step(GUESSES, BATCH)
 def select(
     config: RoundConfig,
     outlook: Outlook,
     labelled: Labels,
     candidates: ItemList,
+    training: Training,
+    networks: MemberFiles,
     scores: ScoreFiles,
     labelled_embeddings: LabelledEmbeddings,
     pool: PoolTable,
     ledger: Ledger,
     *,
+    images: PoolImages,
+    task: TaskType,
     settings: CampaignSettings,
     round_number: int,
-) -> BatchTable:
-    """Choose the batch among the scored candidates, and write down why each image was chosen."""
+) -> tuple[Guesses, BatchTable]:
+    """Choose the batch among the scored candidates; what the model sees in each image, and why it was chosen."""
     query_size = query_size_of(config, outlook)
     measured = ledger.may_be_asked(pool, split="audit", classes=settings.classes)["item_id"].tolist()[:query_size]
     again = batch_table(_checks(measured, MEASURED_REASON, round_number))
     if len(candidates) == 0 or query_size == len(measured):
-        return _located(again, pool)
-    scored = _read_candidates(scores, labelled_embeddings, labelled, settings)
+        return Guesses.made([], []), _located(again, pool)
+    scored = _read_candidates(scores, labelled_embeddings, labelled, settings, task)
     how = settings.of_size(query_size - len(measured))
     batch = select_batch(scored, how, round_number=round_number, seed=settings.seed)
+    models, seed = load_networks(training, networks, settings.model), draws_seed(settings, round_number)
+    chosen = _located(batch_table(batch), pool).table
+    decided = [decisions.mean(dim=2) for decisions, _ in images.predict(models, chosen, settings.members, seed=seed)]
+    guesses = Guesses.made(batch.ids, [seen for part in decided for seen in task.guess(part, settings.classes)])
     embeddings, n_classes = labelled_embeddings.embeddings, len(settings.classes)
-    table = explain_batch(batch, scores.rows(batch.ids), embeddings, n_classes=n_classes)
+    table = explain_batch(batch, scores.rows(batch.ids), guesses.by_item(), embeddings, n_classes=n_classes)
     if measured:
         table = pd.concat([again, table], ignore_index=True)
         table = table.assign(rank=np.arange(len(table)), guess=table["guess"].fillna(""))
-    return _located(table, pool)
+    return guesses, _located(table, pool)
 
 
 @step(STABILITY)
@@ -83,6 +94,7 @@ def compare_with_half(
     labelled_embeddings: LabelledEmbeddings,
     labelled: Labels,
     *,
+    task: TaskType,
     settings: CampaignSettings,
     round_number: int,
 ) -> Stability:
@@ -93,12 +105,18 @@ def compare_with_half(
     chosen = batch.table.loc[batch.reasons != MEASURED_REASON, "item_id"].tolist()
     if not chosen or not scores.has_column("score_half"):
         return Stability(None)
-    candidates = _read_candidates(scores, labelled_embeddings, labelled, settings, of="_half")
+    candidates = _read_candidates(scores, labelled_embeddings, labelled, settings, task, of="_half")
     return Stability(share_kept(chosen, candidates, settings, round_number=round_number, seed=settings.seed))
 
 
 def _read_candidates(
-    scores: ScoreFiles, embeddings: LabelledEmbeddings, labelled: Labels, settings: CampaignSettings, *, of: str = ""
+    scores: ScoreFiles,
+    embeddings: LabelledEmbeddings,
+    labelled: Labels,
+    settings: CampaignSettings,
+    task: TaskType,
+    *,
+    of: str = "",
 ) -> Candidates:
     """The scored candidates with those columns that choosing a batch reads.
 
@@ -112,7 +130,7 @@ def _read_candidates(
         "guesses": lambda: class_indices(scores.column("guess").to_pylist(), classes),
         "labelled_embeddings": lambda: embeddings.embeddings,
         "labelled_probs": lambda: embeddings.probs(len(classes)),
-        "labelled_targets": lambda: labelled.targets(classes),
+        "labelled_targets": lambda: labelled.targets(task, classes),
     }
     ids = np.array(scores.column("item_id").to_pylist(), dtype=np.str_)
     return gather_candidates(ids, torch.from_numpy(scores.column(f"score{of}").to_numpy().copy()), columns, settings)

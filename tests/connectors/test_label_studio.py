@@ -108,7 +108,7 @@ def batch(space, n=4, *, round_number=1, guess="cat", **changes) -> list[Questio
             space.uris[rank % len(space.uris)],
             round_number,
             rank,
-            guess=Region("image", guess, score=0.5) if guess else None,
+            guess=(Region("image", guess, score=0.5),) if guess else None,
             **changes,
         )
         for rank in range(n)
@@ -583,8 +583,8 @@ class TestPush:
             ({"item_id": "1.1"}, "item 1.1 is in the batch twice"),
             ({"round_number": 2}, "belongs to round 2, not 1"),
             ({"rank": -1}, "rank counts from 0"),
-            ({"guess": Region("image", "owl")}, "one of cat, dog, fox .* got 'owl'"),
-            ({"guess": Region("box", "cat", (0.0, 0.0, 1.0, 1.0))}, "for the whole image"),
+            ({"guess": (Region("image", "owl"),)}, "one of cat, dog, fox .* got 'owl'"),
+            ({"guess": (Region("box", "cat", (0.0, 0.0, 1.0, 1.0)),)}, "for the whole image"),
             ({"columns": {"image": "x"}}, "'image' is taken"),
             ({"columns": {"uncertainty": float("nan")}}, "not a finite number"),
         ],

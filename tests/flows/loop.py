@@ -113,9 +113,7 @@ class Loop:
     def known(self, number: int) -> dict[str, str]:
         """The labels that a round was trained or measured on."""
         both = [self.folder.round(number).read(artefact) for artefact in (LABELLED, AUDIT)]
-        return {
-            item_id: label for labels in both for item_id, label in zip(labels.item_ids, labels.labels, strict=True)
-        }
+        return {item_id: label for labels in both for item_id, label in zip(labels.item_ids, labels.words, strict=True)}
 
 
 def truth(uri: str) -> str:

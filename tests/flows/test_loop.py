@@ -36,7 +36,7 @@ def came_to(folder: RoundFolder) -> dict[str, Any]:
     }
     for name, artefact in {"labelled": LABELLED, "audit": AUDIT}.items():
         labels = folder.read(artefact)
-        told[name] = dict(zip(labels.item_ids, labels.labels, strict=True))
+        told[name] = dict(zip(labels.item_ids, labels.words, strict=True))
     return told | {"metrics": folder.get(METRICS)}
 
 
