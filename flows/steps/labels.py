@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
+import torch
 
 from connectors.score_files import ItemList
 from flows.artefacts import AUDIT, CANDIDATES, LABELLED, REVIEW, SUSPICIOUS, Review, ReviewedSet
@@ -16,7 +16,7 @@ from pipeline.labels.ledger import Ledger
 from pipeline.labels.suspicious import FEWEST_RIGHT, LIKELY_WRONG, find_label_errors, share_right
 from pipeline.selection.batch import seeded_order
 from pipeline.tables import Labels, PoolTable, Predicted
-from pipeline.tasks.task_type import TaskType
+from pipeline.tasks.task_type import Answered, TaskType
 from pipeline.training.cross_fit import MIN_JUDGED, judged_out_of_fold
 
 SUSPICIOUS_COLUMNS = (
@@ -74,7 +74,7 @@ def review_labels(
     ]
     reviews, listed = [], [pd.DataFrame({name: [] for name in SUSPICIOUS_COLUMNS})]
     for one in judged:
-        review, suspects = _review(one, classes)
+        review, suspects = _review(one, task, classes)
         reviews.append(review)
         listed += [] if suspects.empty else [suspects]
     table = pd.concat(listed[1:] or listed).sort_values("wrong_probability", ascending=False, kind="stable")
@@ -86,12 +86,11 @@ def review_labels(
 
 
 class _Judged(NamedTuple):
-    """Labels that predictions tell something of: whose, of which images, the right answers, probabilities `(m, C)`."""
+    """Labels that predictions tell something of: whose, of which images, and the decisions with their probabilities."""
 
     what: str
     item_ids: list[str]
-    right: Tensor
-    probs: Tensor
+    answered: Answered
 
 
 def _judged(labelled: Labels, found: Predicted, task: TaskType, classes: Sequence[str]) -> Iterator[_Judged]:
@@ -103,7 +102,8 @@ def _judged(labelled: Labels, found: Predicted, task: TaskType, classes: Sequenc
     known = judged_out_of_fold(answered.right, groups)
     if known.any():
         items = [labelled.item_ids[row] for row in answered.image[known].tolist()]
-        yield _Judged(LABELS, items, answered.right[known], answered.values[known].softmax(dim=1))
+        probs = answered.values[known].softmax(dim=1)
+        yield _Judged(LABELS, items, Answered(probs, *(part[known] for part in answered[1:])))
 
 
 def _judged_audit(
@@ -113,23 +113,26 @@ def _judged_audit(
     if not len(found):
         return
     answered = task.answered(found.values, audit.targets(task, classes))
-    counts = task.class_counts(labelled.targets(task, classes), len(classes))
-    known = counts[answered.right] >= MIN_JUDGED
+    nothing = torch.zeros(len(labelled), *found.values.shape[1:])
+    learnt = task.answered(nothing, labelled.targets(task, classes)).right
+    known = learnt.bincount(minlength=nothing.shape[-1])[answered.right] >= MIN_JUDGED
     if known.any():
         items = [audit.item_ids[row] for row in answered.image[known].tolist()]
-        yield _Judged(AUDIT_LABELS, items, answered.right[known], answered.values[known])
+        yield _Judged(AUDIT_LABELS, items, Answered(*(part[known] for part in answered)))
 
 
-def _review(one: _Judged, classes: Sequence[str]) -> tuple[ReviewedSet, pd.DataFrame]:
-    found, right = find_label_errors(one.probs, one.right), share_right(one.probs, one.right)
-    is_listed = (found.wrong_probability >= LIKELY_WRONG) & (right >= FEWEST_RIGHT)
-    names, rows = np.array(classes), found.positions[is_listed]
+def _review(one: _Judged, task: TaskType, classes: Sequence[str]) -> tuple[ReviewedSet, pd.DataFrame]:
+    probs, right, _, decision = one.answered
+    found, share = find_label_errors(probs, right), share_right(probs, right)
+    is_listed = (found.wrong_probability >= LIKELY_WRONG) & (share >= FEWEST_RIGHT)
+    rows = found.positions[is_listed]
+    asked, suggested = decision[rows].tolist(), found.suggested[is_listed].tolist()
     suspects = pd.DataFrame(
         {
             "item_id": [one.item_ids[row] for row in rows.tolist()],
             "split": "audit" if one.what == AUDIT_LABELS else "pool",
-            "label": names[one.right[rows].numpy()],
-            "suggested": names[found.suggested[is_listed].numpy()],
+            "label": [task.in_words(u, answer, classes) for u, answer in zip(asked, right[rows].tolist(), strict=True)],
+            "suggested": [task.in_words(u, answer, classes) for u, answer in zip(asked, suggested, strict=True)],
             "given_probability": found.given_probability[is_listed].numpy(),
             "suggested_probability": found.suggested_probability[is_listed].numpy(),
             "wrong_probability": found.wrong_probability[is_listed].numpy(),
@@ -138,7 +141,7 @@ def _review(one: _Judged, classes: Sequence[str]) -> tuple[ReviewedSet, pd.DataF
     review = ReviewedSet(
         what=one.what,
         n=len(one.item_ids),
-        share_right=right,
+        share_right=share,
         n_contradicted=len(found.positions),
         n_contradicted_wrong=float(found.wrong_probability.sum()),
         n_listed=len(suspects),

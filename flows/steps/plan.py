@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from connectors.score_files import ItemList
 from flows.artefacts import CONFIG, OUTLOOK, PLAN, SECONDS, TRAINING, Outlook, Plan, RoundConfig
 from flows.changes import changes_since_last
-from flows.config import CampaignSettings, resolved
+from flows.config import CampaignSettings, ConfigError, resolved
 from flows.folder import RoundFolder
 from flows.outlook import outlook
 from flows.step import step
@@ -24,7 +24,12 @@ TRAINS = {"head": "the head alone", "all": "the whole network"}
 
 @step(CONFIG)
 def begin(
-    *, settings: CampaignSettings, earlier: Sequence[RoundFolder], budget_left: int, round_number: int
+    *,
+    task: TaskType,
+    settings: CampaignSettings,
+    earlier: Sequence[RoundFolder],
+    budget_left: int,
+    round_number: int,
 ) -> RoundConfig:
     """What a round is made with; its query size is what the budget leaves.
 
@@ -33,8 +38,9 @@ def begin(
     """
     changes = changes_since_last(earlier, settings)
     if round_number == 0 or changes:
+        check_members(settings, task)
         check_network(settings.model, settings.members, n_classes=len(settings.classes))
-        check_strategy(settings)
+        check_strategy(settings, task)
     return RoundConfig(
         round_number=round_number,
         begun_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -42,6 +48,16 @@ def begin(
         settings=resolved(settings),
         changes=changes,
     )
+
+
+def check_members(settings: CampaignSettings, task: TaskType) -> None:
+    """Raise ConfigError for what makes sense only where an image takes one decision."""
+    wanted = {"laplace": settings.members.laplace, "pseudo_labels": settings.model.pseudo_labels.threshold}
+    refused = [] if task.has_one_decision else [name for name, value in wanted.items() if value]
+    if refused:
+        raise ConfigError(
+            f"{refused[0]} needs one decision for each image, and task = {settings.task!r} takes several: leave it out"
+        )
 
 
 @dataclass(frozen=True)

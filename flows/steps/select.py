@@ -17,7 +17,7 @@ from flows.steps.score import draws_seed
 from flows.steps.train import NothingToTrainOn, load_networks
 from pipeline.labels.ledger import Ledger
 from pipeline.randomness import derive_seed
-from pipeline.selection.ask import gather_candidates, select_seed_set, share_kept, try_strategy
+from pipeline.selection.ask import columns_read, gather_candidates, select_seed_set, share_kept, try_strategy
 from pipeline.selection.batch import RANDOM_SLICE, select_batch
 from pipeline.selection.explain import batch_table, explain_batch
 from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, class_indices
@@ -27,16 +27,24 @@ from pipeline.types import Aim, Batch, Candidates, Purpose
 SEED_REASON = "seed set"
 AUDIT_REASON = "audit set"
 MEASURED_REASON = "audit set: it has no label yet"
+OF_ONE_DECISION = frozenset({"probs", "guesses", "labelled_probs", "labelled_targets"})
+"""Columns of candidates that hold the one decision about each image."""
 EMBEDDING_SIDE = 16
 """For a cold start that is not random, an image is described by its pixels at this side, before any model exists."""
 
 
-def check_strategy(settings: CampaignSettings) -> None:
+def check_strategy(settings: CampaignSettings, task: TaskType) -> None:
     """Try the strategy's options on a few made-up candidates, before labels are paid for.
 
     Raises:
         ConfigError: naming what is wrong.
     """
+    reads = columns_read(settings) & OF_ONE_DECISION
+    if reads and not task.has_one_decision:
+        raise ConfigError(
+            f"strategy = {settings.strategy!r} reads {', '.join(sorted(reads))}, which need one decision for each "
+            f"image, and task = {settings.task!r} takes several: choose a strategy that reads scores or embeddings"
+        )
     try:
         try_strategy(settings, n_members=settings.members.n_members, n_classes=len(settings.classes))
     except (TypeError, ValueError) as exc:

@@ -18,6 +18,7 @@ from pipeline.tasks.task_type import Answered, AskFor
 from pipeline.types import Metrics, Region
 
 asks = AskFor(kind="image", several=False)
+has_one_decision = True
 
 
 def read_label(text: str) -> tuple[Region, ...]:
@@ -85,7 +86,12 @@ def logits(outputs: Tensor) -> Tensor:
 
 def answered(values: Tensor, targets: Tensor) -> Answered:
     """Each image's one decision, of `(n, 1, C)`."""
-    return Answered(values.squeeze(1), targets, torch.arange(len(targets)))
+    return Answered(values.squeeze(1), targets, torch.arange(len(targets)), torch.zeros_like(targets))
+
+
+def in_words(_decision: int, answer: int, classes: Sequence[str]) -> str:
+    """The class."""
+    return classes[answer]
 
 
 def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -22,11 +22,13 @@ class Answered(NamedTuple):
         values: `(m, C)` of each decision, whatever they are: logits or probabilities.
         right: `(m,)` index of the right class.
         image: `(m,)` index of the image that a decision is about.
+        decision: `(m,)` which of the image's U decisions it is.
     """
 
     values: Tensor
     right: Tensor
     image: Tensor
+    decision: Tensor
 
 
 class TaskType(Protocol):
@@ -37,6 +39,8 @@ class TaskType(Protocol):
     """
 
     asks: AskFor
+    has_one_decision: bool
+    """Whether U = 1: what reads the probabilities of an image's one decision is refused elsewhere."""
 
     def read_label(self, text: str) -> tuple[Region, ...]:
         """The regions that a label in a manifest means."""
@@ -70,6 +74,9 @@ class TaskType(Protocol):
 
     def answered(self, values: Tensor, targets: Tensor) -> Answered:
         """The decisions, of `(n, U, C)`, whose right answer the targets tell."""
+
+    def in_words(self, decision: int, answer: int, classes: Sequence[str]) -> str:
+        """What an answer to one of an image's decisions means."""
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What to show for each epoch: scalars, each a mean over the images."""
