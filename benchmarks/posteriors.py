@@ -24,7 +24,8 @@ from torch import Tensor
 from benchmarks.labelled_sets import LabelledSet
 from benchmarks.measure import do_jobs
 from benchmarks.transfer import N_CLASSES, data_of, frozen, in_words, lite0_settings
-from pipeline.evaluation.curves import area_under_curve, mean_interval, paired_difference
+from pipeline.evaluation.comparison import mean_interval, paired_difference
+from pipeline.evaluation.curves import area_under_curve
 from pipeline.evaluation.metrics import evaluate
 from pipeline.learning.lesson import Lesson
 from pipeline.learning.predict import decide_on_features

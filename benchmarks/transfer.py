@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.labelled_sets import LabelledSet, read_set
 from benchmarks.measure import do_jobs
-from pipeline.evaluation.curves import mean_interval, paired_difference
+from pipeline.evaluation.comparison import Interval, mean_interval, paired_difference
 from pipeline.evaluation.metrics import evaluate
 from pipeline.learning.lesson import Lesson
 from pipeline.learning.networks import frozen_body, phase_of
@@ -153,15 +153,13 @@ def _behind(accuracies: Mapping[str, Sequence[float]], chosen: str) -> str:
     return f"{in_words(gap)} ({best})"
 
 
-def in_words(interval: Mapping[str, float | None], digits: int = 1) -> str:
+def in_words(interval: Interval, digits: int = 1) -> str:
     """A mean with its interval as plus or minus.
 
     >>> in_words({"mean": 90.0, "low": 88.5, "high": 91.5}), in_words({"mean": 0.25, "low": None, "high": None}, 2)
     ('90.0 ± 1.5', '0.25')
     """
     mean, high = interval["mean"], interval["high"]
-    if mean is None:
-        return ""
     return f"{mean:.{digits}f}" + ("" if high is None else f" ± {high - mean:.{digits}f}")
 
 

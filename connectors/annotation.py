@@ -1,10 +1,11 @@
 """What labelcycle asks of an annotation tool, and how such a tool may fail."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.types import Answer, Region
+from pipeline.types import Answer, Ask, Region
 
 
 class AnnotationToolError(Exception):
@@ -32,37 +33,66 @@ class PushMismatch(AnnotationToolError):
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """One image to ask for.
+class Question:
+    """An ask as people see it.
 
     Attributes:
         rank: place in the batch; 0 is the most wanted.
         guess: what the model sees there, with its probability; None hides it (cold start, audit set).
-        columns: why it was picked: `reason`, in words, stands above the image; people sort tasks by the others
-            (`uncertainty`, `confused_classes`, …).
+        reason: why the image was chosen, in words that stand above it. They tell no purpose that people must not know.
+        columns: what people sort tasks by (`uncertainty`, `confused_classes`, …).
     """
 
-    item_id: str
+    ask: Ask
     uri: str
-    round_number: int
     rank: int
     guess: Region | None = None
+    reason: str = ""
     columns: Mapping[str, str | float] = field(default_factory=dict)
+
+    @property
+    def item_id(self) -> str:
+        """The image that is asked for."""
+        return self.ask.item_id
+
+
+def check_questions(questions: Sequence[Question], classes: Sequence[str]) -> None:
+    """Raise ValueError for a batch that an annotation tool would take and then show wrongly, or in the wrong order."""
+    seen: set[str] = set()
+    for question in questions:
+        ask, guess = question.ask, question.guess
+        if ask.item_id in seen:
+            raise ValueError(f"item {ask.item_id} is in the batch twice")
+        seen.add(ask.item_id)
+        if ask.round_number != questions[0].ask.round_number:
+            raise ValueError(
+                f"item {ask.item_id} belongs to round {ask.round_number}, not {questions[0].ask.round_number}"
+            )
+        if question.rank < 0:
+            raise ValueError(f"item {ask.item_id}: a rank counts from 0, got {question.rank}")
+        if guess and (guess.kind != "image" or guess.label not in classes):
+            raise ValueError(
+                f"item {ask.item_id}: the guess must be one of {', '.join(classes)} for the whole image, "
+                f"got {guess.label!r} of kind {guess.kind!r}"
+            )
+        for name, value in question.columns.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"item {ask.item_id}: column {name!r} is not a finite number")
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a round asked for.
+    """What a round asked.
 
     Attributes:
         model_version: of the model that guessed; the tool shows guesses by it.
-        task_ids: item id -> task id, as the push of the round returned them.
+        task_ids: the tool's task of each ask, as the push of the round returned them.
     """
 
     round_number: int
-    tasks: Sequence[Task]
+    questions: Sequence[Question]
     model_version: str
-    task_ids: Mapping[str, int]
+    task_ids: Mapping[Ask, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +116,13 @@ class Tended:
 
     Attributes:
         progress: of the last round.
-        task_ids: for each round, its tasks by item id as they are now: where one was answered in a double, the double.
+        task_ids: the task of each ask as it is now: where one was answered in a double, the double.
         standing: what stands on the tasks that were looked at.
         mended: for people, a line each: what was mended, and what a person has to mend.
     """
 
     progress: Progress
-    task_ids: Mapping[int, Mapping[str, int]]
+    task_ids: Mapping[Ask, int]
     standing: "Pulled"
     mended: tuple[str, ...] = ()
 
@@ -103,17 +133,17 @@ class Pulled:
 
     Attributes:
         answers: all that stand on the tasks now.
-        task_ids: the tasks that exist now, by item id.
+        task_ids: the tasks that exist now, by ask.
         n_drafts: answers begun and not submitted; they are not labels.
-        doubles: further tasks that ask for an item of the round: task id -> item id. Their answers count as well.
+        doubles: further tasks of an ask: task id -> ask. Their answers count as well.
         copied: ids of tasks with an answer that nobody gave: a guess or another answer, copied in bulk; one for each.
         notes: for people, a line each: what stands in the project and is not used.
     """
 
     answers: Sequence[Answer]
-    task_ids: Mapping[str, int]
+    task_ids: Mapping[Ask, int]
     n_drafts: int
-    doubles: Mapping[int, str] = field(default_factory=dict)
+    doubles: Mapping[int, Ask] = field(default_factory=dict)
     copied: Sequence[int] = ()
     notes: tuple[str, ...] = ()
 
@@ -124,34 +154,33 @@ class AnnotationTool(Protocol):
     def prepare(self) -> str:
         """Create the project or adopt it, check its shape, and return the address where people label."""
 
-    def push(
-        self, tasks: Sequence[Task], *, round_number: int, model_version: str, asked: Mapping[int, Mapping[str, int]]
-    ) -> dict[str, int]:
-        """Make the round's tasks exist exactly once, most wanted first, and return item id -> task id.
+    def push(self, questions: Sequence[Question], *, model_version: str, asked: Mapping[Ask, int]) -> dict[Ask, int]:
+        """Make a task for each question of a round exactly once, most wanted first, and return the task of each ask.
 
         Pushing again finds what is there and adds what is missing. After the push the tool is read back: each task
         has its data, its guess and its place in the order, and its image is shown. `PushMismatch` says what differs.
 
         Args:
-            asked: for each earlier round, item id -> task id.
+            questions: all of one round, each item once.
+            asked: the task of each ask of earlier rounds.
         """
 
-    def tend(self, rounds: Sequence[Asked], *, asked: Mapping[int, Mapping[str, int]]) -> Tended:
+    def tend(self, rounds: Sequence[Asked], *, asked: Mapping[Ask, int]) -> Tended:
         """See that what is out is still as it was pushed, mend what is not, and count how far the annotators are.
 
         A task that was deleted stays deleted.
 
         Args:
             rounds: those with tasks that are out, oldest first; the last is the open one.
-            asked: for every round, item id -> task id.
+            asked: the task of each ask of every round.
         """
 
-    def pull(self, asked: Mapping[int, Mapping[str, int]]) -> Pulled:
-        """Read what stands on all tasks of these rounds.
+    def pull(self, asked: Mapping[Ask, int]) -> Pulled:
+        """Read what stands on all tasks of these asks.
 
         Args:
-            asked: for each round, item id -> task id. Which image a task shows is known from here, not from what
-                people may have written into the task.
+            asked: the task of each ask. What a task asks is known from here, not from what people may have written
+                into the task.
         """
 
     def task_address(self, task_id: int) -> str:

@@ -16,12 +16,13 @@ from connectors.annotation import (
     Progress,
     Pulled,
     PushMismatch,
-    Task,
+    Question,
     Tended,
+    check_questions,
 )
-from connectors.label_studio.pages import check_tasks, checked_classes
 from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError
-from pipeline.types import Annotation, Answer, Outcome, Region
+from pipeline.names import checked_classes
+from pipeline.types import Annotation, Answer, Ask, Outcome, Region
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ class MemoryTool(AnnotationTool):
 
     def __init__(self, classes: Sequence[str], *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.classes = checked_classes(classes)
-        self.tasks: dict[int, Task] = {}
+        self.tasks: dict[int, Question] = {}
         self.answers: dict[int, Answer] = {}
         self._clock = clock
         self._ids = itertools.count(1)
@@ -45,78 +46,76 @@ class MemoryTool(AnnotationTool):
         """See `AnnotationTool.prepare`; there is nothing to make."""
         return "memory:"
 
-    def push(
-        self, tasks: Sequence[Task], *, round_number: int, model_version: str, asked: Mapping[int, Mapping[str, int]]
-    ) -> dict[str, int]:
+    def push(self, questions: Sequence[Question], *, model_version: str, asked: Mapping[Ask, int]) -> dict[Ask, int]:
         """See `AnnotationTool.push`."""
-        check_tasks(tasks, round_number, self.classes)
-        held = {task.item_id: task_id for task_id, task in self._of(round_number)}
-        unknown = held.keys() - {task.item_id for task in tasks}
-        if tasks and unknown:
-            raise PushMismatch(f"round {round_number} has {len(unknown)} tasks that this campaign did not select")
-        for task in tasks:
-            if task.item_id not in held:
-                held[task.item_id] = next(self._ids)
-                self.tasks[held[task.item_id]] = task
-        return {task.item_id: held[task.item_id] for task in tasks}
+        check_questions(questions, self.classes)
+        if not questions:
+            return {}
+        held = self._of(questions[0].ask.round_number)
+        unknown = held.keys() - {question.ask for question in questions}
+        if unknown:
+            raise PushMismatch(
+                f"round {questions[0].ask.round_number} has {len(unknown)} tasks that this campaign did not select"
+            )
+        for question in questions:
+            if question.ask not in held:
+                held[question.ask] = next(self._ids)
+                self.tasks[held[question.ask]] = question
+        return {question.ask: held[question.ask] for question in questions}
 
-    def tend(self, rounds: Sequence[Asked], *, asked: Mapping[int, Mapping[str, int]]) -> Tended:
+    def tend(self, rounds: Sequence[Asked], *, asked: Mapping[Ask, int]) -> Tended:
         """See `AnnotationTool.tend`; nothing gets lost here."""
-        held = dict(self._of(rounds[-1].round_number)) if rounds else {}
-        outcomes = [{answer.outcome for answer in self._on(task_id)} for task_id in held]
+        outcomes = [
+            {answer.outcome for answer in self._on(task_id)} for task_id in self._of(rounds[-1].round_number).values()
+        ]
         progress = Progress(
             n_tasks=len(outcomes),
             n_labelled=sum("labelled" in some for some in outcomes),
             n_set_aside=sum(bool(some) and "labelled" not in some for some in outcomes),
         )
-        return Tended(progress, {one.round_number: one.task_ids for one in rounds}, self.pull(asked))
+        return Tended(progress, asked, self.pull(asked))
 
-    def pull(self, asked: Mapping[int, Mapping[str, int]]) -> Pulled:
+    def pull(self, asked: Mapping[Ask, int]) -> Pulled:
         """See `AnnotationTool.pull`."""
-        held = [pair for number in asked for pair in self._of(number)]
+        held = {ask: task_id for ask, task_id in asked.items() if task_id in self.tasks}
         return Pulled(
-            answers=[answer for task_id, _ in held for answer in self._on(task_id)],
-            task_ids={task.item_id: task_id for task_id, task in held},
-            n_drafts=0,
+            answers=[answer for task_id in held.values() for answer in self._on(task_id)], task_ids=held, n_drafts=0
         )
 
     def task_address(self, task_id: int) -> str:
         """See `AnnotationTool.task_address`."""
         return f"memory:{task_id}"
 
-    def served(self) -> list[Task]:
-        """The tasks that nobody has answered, in the order of the newest round first, most wanted first."""
+    def served(self) -> list[Question]:
+        """The questions that nobody has answered, in the order of the newest round first, most wanted first."""
         answered = {answer.task_id for answer in self.answers.values()}
-        waiting = [task for task_id, task in self.tasks.items() if task_id not in answered]
-        return sorted(waiting, key=lambda task: (-task.round_number, task.rank))
+        waiting = [question for task_id, question in self.tasks.items() if task_id not in answered]
+        return sorted(waiting, key=lambda question: (-question.ask.round_number, question.rank))
 
-    def answer(self, item_id: str, label: str, *, annotator: str = "somebody", seconds: float = 1.0) -> int:
-        """Answer the newest task of an item as a person does; return the answer's id."""
+    def answer(self, ask: Ask, label: str, *, annotator: str = "somebody", seconds: float = 1.0) -> int:
+        """Answer as a person does; return the answer's id."""
         if label not in self.classes:
             raise AnnotationToolError(f"the page has no class {label!r}")
-        labelled = Annotation(item_id, (Region("image", label),), annotator, seconds)
-        return self._add(item_id, "labelled", labelled, annotator, seconds)
+        labelled = Annotation(ask.item_id, (Region("image", label),), annotator, seconds)
+        return self._add(ask, "labelled", labelled, annotator, seconds)
 
-    def skip(self, item_id: str, *, annotator: str = "somebody", seconds: float = 1.0) -> int:
-        """Skip the newest task of an item; return the answer's id."""
-        return self._add(item_id, "skipped", None, annotator, seconds)
+    def skip(self, ask: Ask, *, annotator: str = "somebody", seconds: float = 1.0) -> int:
+        """Skip as a person does; return the answer's id."""
+        return self._add(ask, "skipped", None, annotator, seconds)
 
     def delete(self, answer_id: int) -> None:
         """Take an answer back, as a person does who deletes it."""
         del self.answers[answer_id]
 
-    def _add(
-        self, item_id: str, outcome: Outcome, annotation: Annotation | None, annotator: str, seconds: float
-    ) -> int:
-        task_ids = [task_id for task_id, task in self.tasks.items() if task.item_id == item_id]
+    def _add(self, ask: Ask, outcome: Outcome, annotation: Annotation | None, annotator: str, seconds: float) -> int:
+        task_ids = [task_id for task_id, question in self.tasks.items() if question.ask == ask]
         if not task_ids:
-            raise AnnotationToolError(f"no task asks for item {item_id}")
+            raise AnnotationToolError(f"no task asks for {ask}")
         answer_id = next(self._ids)
         self.answers[answer_id] = Answer(
-            item_id=item_id,
+            ask=ask,
             task_id=task_ids[-1],
             answer_id=answer_id,
-            round_number=self.tasks[task_ids[-1]].round_number,
             outcome=outcome,
             annotator=annotator,
             updated_at=self._clock().isoformat(),
@@ -125,8 +124,12 @@ class MemoryTool(AnnotationTool):
         )
         return answer_id
 
-    def _of(self, round_number: int) -> list[tuple[int, Task]]:
-        return [(task_id, task) for task_id, task in self.tasks.items() if task.round_number == round_number]
+    def _of(self, round_number: int) -> dict[Ask, int]:
+        return {
+            question.ask: task_id
+            for task_id, question in self.tasks.items()
+            if question.ask.round_number == round_number
+        }
 
     def _on(self, task_id: int) -> list[Answer]:
         return [answer for answer in self.answers.values() if answer.task_id == task_id]

@@ -3,8 +3,9 @@
 A step names artefacts by its parameters: `ROUND_ARTEFACTS` and `CAMPAIGN_ARTEFACTS` say which name means which file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -22,7 +23,7 @@ from pipeline.labels.answers import answers_from_table, answers_to_table
 from pipeline.tables import BatchTable, Labels, PoolTable, Predicted
 from pipeline.training.calibration import Calibration
 from pipeline.training.diagnosis import Finding
-from pipeline.types import Answer, Metrics
+from pipeline.types import Answer, Ask, Metrics, Purpose
 
 T = TypeVar("T")
 Plain = dict[str, JsonValue]
@@ -297,11 +298,23 @@ class Pushing:
 
 @dataclass(frozen=True)
 class Pushed:
-    """A batch that is with the annotators: `tasks` are item id -> task id."""
+    """A batch that is with the annotators: of each item its task and what it was asked for."""
 
     pushed_at: str
     address: str
     tasks: dict[str, int]
+    purposes: dict[str, Purpose]
+
+    @staticmethod
+    def now(address: str, task_ids: Mapping[Ask, int]) -> "Pushed":
+        """The record of a push that has just been proven."""
+        tasks = {ask.item_id: task_id for ask, task_id in task_ids.items()}
+        purposes = {ask.item_id: ask.purpose for ask in task_ids}
+        return Pushed(datetime.now(UTC).isoformat(timespec="seconds"), address, tasks, purposes)
+
+    def of_asks(self, round_number: int) -> dict[Ask, int]:
+        """The task of each ask of the round."""
+        return {Ask(item_id, round_number, self.purposes[item_id]): task_id for item_id, task_id in self.tasks.items()}
 
 
 @dataclass(frozen=True)

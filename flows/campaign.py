@@ -65,7 +65,8 @@ class OpenCampaign:
 
     def connect(self, classes: Sequence[str]) -> AnnotationTool:
         """The annotation tool, for answers of these classes."""
-        from connectors.label_studio.client import INSTRUCTIONS, TOKEN_VARIABLE, LabelStudio
+        from connectors.label_studio.client import INSTRUCTIONS, LabelStudio
+        from connectors.label_studio.connection import TOKEN_VARIABLE
 
         page = self.folder.get(PAGE)
         settings = self.settings.label_studio
@@ -202,7 +203,7 @@ def _round_of_ledger(folder: RoundFolder) -> RoundOfLedger:
     pushed, config, answers, gone = folder.get(PUSHED), folder.get(CONFIG), folder.get(ANSWERS), folder.get(WITHDRAWN)
     return RoundOfLedger(
         number=folder.number,
-        tasks=pushed.tasks if pushed else None,
+        tasks=pushed.of_asks(folder.number) if pushed else None,
         address=pushed.address if pushed else "",
         pushed_at=pushed.pushed_at if pushed else "",
         answers=answers,

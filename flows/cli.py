@@ -36,7 +36,7 @@ def labelcycle(
 
     Start with `labelcycle demo`, or on your own images with `labelcycle init`, `labelcycle up`, `labelcycle run`.
 
-    Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 awaiting labels.
+    Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 awaiting labels, 130 stopped.
     """
 
 
@@ -333,8 +333,8 @@ def simulate(
 
     labelcycle simulate --images photos --labels labels.csv --strategies random,margin,k_center --out replay
     """
-    from flows.replay.simulate import Options
-    from flows.replay.simulate import simulate as replay
+    from flows.replay.command import replay_strategies
+    from flows.replay.options import Options
     from flows.reports.replay_page import summary_table
 
     options = Options(
@@ -362,7 +362,7 @@ def simulate(
         mlflow=mlflow,
     )
     try:
-        summary = replay(options)
+        summary = replay_strategies(options)
     except KeyboardInterrupt:
         errors.print("Stopped. The same command goes on where this one stopped.")
         raise typer.Exit(EXIT_STOPPED) from None

@@ -23,6 +23,7 @@ from pydantic import (
 from connectors.label_studio.settings import LabelStudioSettings
 from connectors.mlflow.settings import MLflowSettings
 from connectors.store import explain
+from flows.config_lines import explain_setting, line_of
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
@@ -48,8 +49,6 @@ WEIGHTS_FILES = frozenset({".pt", ".pth", ".safetensors"})
 MOST_CLASSES = 1000
 LARGEST = 10_000_000
 """Bytes of a campaign file."""
-SHOWN = 120
-"""Characters of a wrong value that an error shows."""
 
 ANOTHER_CAMPAIGN = frozenset({"name", "audit_size", "group"})
 """Settings that make another campaign once people have been asked: whose rounds these are, and what they are measured
@@ -144,26 +143,36 @@ class _Place(BaseModel):
 class CampaignSettings(SelectionSettings, StoppingSettings):
     """One campaign: a line of rounds over one pool of images."""
 
-    name: Name
-    pool: LocalPath
+    name: Name = Field(description="of the campaign, its Label Studio project and its MLflow experiment")
+    pool: LocalPath = Field(
+        description="a folder of images, or a .csv or .parquet with uri and, if known, label and group"
+    )
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
-    classes: tuple[ClassName, ...] = Field(min_length=2)
+    classes: tuple[ClassName, ...] = Field(min_length=2, description="what annotators choose from")
     renamed: Renamed = Field({}, description="what a class was called before = what it is called")
-    folder: LocalPath
-    budget: Size
-    audit_size: Size
-    seed_set_size: int = Field(50, ge=0, le=MOST)
+    folder: LocalPath = Field(
+        description="where the campaign keeps its rounds; .labelcycle/campaigns/ and its name if not given"
+    )
+    budget: Size = Field(description="labels that are paid for in all, the audit set's included")
+    audit_size: Size = Field(description="random images that are labelled once, measured on and never trained on")
+    seed_set_size: int = Field(50, ge=0, le=MOST, description="labels to learn from before there is a model")
     group: Annotated[str, AfterValidator(_check_group)] | None = Field(
         None, description="which images depend on each other: parent, or an expression on the path with one group"
     )
-    random_slice: float = Field(0.1, ge=0, lt=1, description="share of a batch that is drawn evenly from the rest")
-    cold_start: Literal["random", "coverage", "typiclust", "max_herding"] = "random"
-    strategy: Annotated[str, AfterValidator(_check_strategy)] = "auto"
+    random_slice: float = Field(0.1, ge=0, lt=1, description="share of each batch that is drawn at random")
+    cold_start: Literal["random", "coverage", "typiclust", "max_herding"] = Field(
+        "random", description="how the seed set is chosen"
+    )
+    strategy: Annotated[str, AfterValidator(_check_strategy)] = Field(
+        "auto", description="query strategy: how a batch is chosen by scores and places"
+    )
     strategy_options: Options = Field({}, description="keywords of the strategy")
-    close_at: Share = 1.0
-    close_after: Duration | None = None
+    close_at: Share = Field(1.0, description="share of a round's tasks that are answered when it closes")
+    close_after: Duration | None = Field(None, description="time after which a round closes all the same")
     max_unused: Share = Field(0.5, description="share of files or answers that may go unused before a run stops")
-    schedule: Annotated[str | None, AfterValidator(_check_cron)] = None
+    schedule: Annotated[str | None, AfterValidator(_check_cron)] = Field(
+        None, description="cron line of `labelcycle serve`"
+    )
     timezone: Annotated[str | None, AfterValidator(_check_timezone)] = Field(
         None, description="of the schedule, an IANA name; the machine's own if not given"
     )
@@ -171,7 +180,7 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
     decode_memory_gb: float = Field(
         2.0, gt=0, description="memory that images may take together while they are decoded"
     )
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="of all that is drawn at random: same seed, same choices")
     model: ModelSettings = Field(default_factory=ModelSettings)
     members: MemberSettings = MemberSettings()
     label_studio: LabelStudioSettings = LabelStudioSettings()
@@ -261,7 +270,7 @@ def load_settings(path: Path) -> CampaignSettings:
     except ValidationError as exc:
         raise _config_error(path, text, exc) from exc
     except ValueError as exc:  # weights that the network does not have: their image size is a default
-        line = _line_of(text, ["model", "weights"])
+        line = line_of(text, ["model", "weights"])
         raise ConfigError(f"{path}, line {line}: {exc}" if line else f"{path}: {exc}") from exc
     settings = settings.model_copy(
         update={
@@ -273,7 +282,7 @@ def load_settings(path: Path) -> CampaignSettings:
     trap = mistakable(settings.classes)
     if trap:
         raise ConfigError(
-            f"{path}, line {_line_of(text, ['classes'])}: classes: {trap}. People and other programs take one for the "
+            f"{path}, line {line_of(text, ['classes'])}: classes: {trap}. People and other programs take one for the "
             "other: rename one of them"
         )
     return settings
@@ -304,7 +313,7 @@ def _folder_of(path: Path) -> Path:
 def _config_error(path: Path, text: str, exc: ValidationError) -> ConfigError:
     # A size that could not be looked up is told by what is wrong with the network's name.
     errors = [error for error in exc.errors() if error["type"] != "default_factory_not_called"]
-    return ConfigError("\n".join(_explain(path, text, error) for error in errors))
+    return ConfigError("\n".join(explain_setting(path, text, error, CampaignSettings) for error in errors))
 
 
 def _read_text(path: Path) -> str:
@@ -367,7 +376,7 @@ def _resolve_weights(model: Any, base: Path, path: Path, text: str) -> None:
     if file.is_file():
         model["weights"] = str(file)
     elif file.suffix in WEIGHTS_FILES:
-        line = _line_of(text, ["model", "weights"])
+        line = line_of(text, ["model", "weights"])
         raise ConfigError(f"{path}, line {line}: model.weights: there is no file {model['weights']!r} in {base}")
 
 
@@ -405,49 +414,3 @@ def present_names(renamed: Mapping[str, str]) -> dict[str, str]:
     for _ in renamed:
         names = {old: renamed.get(name, name) for old, name in names.items()}
     return names
-
-
-def _explain(path: Path, text: str, error: Any) -> str:
-    location = [part for part in error["loc"] if isinstance(part, str)]
-    key = ".".join(location)
-    line = _line_of(text, location)
-    where = f"{path}, line {line}" if line else f"{path}"
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{where}: unknown key {key!r}; {hint}Known keys here: {', '.join(known)}"
-    if error["type"] == "missing":
-        return f"{where}: {key!r} is missing; `labelcycle init` writes an example with every key"
-    message = error["msg"].removeprefix("Value error, ")
-    is_shown = location and not isinstance(error["input"], dict) and error["type"] != "login_in_address"
-    given = f" (got {_shortened(repr(error['input']))})" if is_shown else ""
-    return f"{where}: {key}: {message}{given}" if key else f"{where}: {message}"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-
-
-def _known_keys(section: list[str]) -> list[str]:
-    model: Any = CampaignSettings
-    for name in section:
-        model = model.model_fields[name].annotation
-    return sorted(model.model_fields)
-
-
-def _line_of(text: str, location: list[str]) -> int | None:
-    """The line that sets a key, else the one that opens its table; `location` is (key,), (table, key) and so on."""
-    table: list[str] = []
-    found, depth = None, 0
-    for number, line in enumerate(text.splitlines(), start=1):
-        header = re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line)
-        if header:
-            table = re.split(r"\s*\.\s*", header[1].strip("\"'"))
-            if table == location[: len(table)] and len(table) > depth:
-                found, depth = number, len(table)
-            continue
-        key = re.match(r"\s*[\"']?([^=\"']+?)[\"']?\s*=", line)
-        if key and [*table, *re.split(r"\s*\.\s*", key[1])] == location:
-            return number
-    return found

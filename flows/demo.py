@@ -128,7 +128,7 @@ def run_to_the_end(file: Path, local: servers.Servers, truth: dict[str, str], co
 def simulated_annotator(folder: Campaign, local: servers.Servers, truth: dict[str, str]) -> SimulatedAnnotator:
     """An annotator who knows every digit and works through Label Studio's HTTP API."""
     uris = folder.read(POOL).uris
-    labels = {item_id: truth[Path(uri).name] for item_id, uri in uris.items()}
+    labels = {str(item_id): truth[Path(uri).name] for item_id, uri in uris.items()}
     token = servers.personal_token(local)
     project = str(folder.read(CAMPAIGN)["name"])
     return SimulatedAnnotator(url=local.label_studio_url, token=token, project=project, answers=labels)

@@ -16,6 +16,14 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_AWAITING = 3
 EXIT_STOPPED = 130
+EXIT_CODES = {
+    0: "done",
+    EXIT_FAILURE: "failure: a server, a disk or a training; the same command may work later",
+    EXIT_USAGE: "usage or configuration: the command or a file must be changed first",
+    EXIT_AWAITING: "awaiting labels: nothing was changed, run again when people have labelled",
+    EXIT_STOPPED: "stopped: by Ctrl-C, and the same command goes on",
+}
+"""What each exit code of a command means."""
 
 KNOWN = (
     ("flows.config", "ConfigError", EXIT_USAGE),

@@ -42,7 +42,7 @@ def _present_classes(training: Training, settings: CampaignSettings) -> list[str
 
 def _point(training: Training, metrics: AuditMetrics) -> MeasuredRound:
     n_correct = round(metrics.accuracy * metrics.n)
-    return MeasuredRound(n_labels=training.n_trained_on, n_correct=n_correct, n_audit=metrics.n)
+    return MeasuredRound(n_trained_on=training.n_trained_on, n_correct=n_correct, n_audit=metrics.n)
 
 
 def looks(rounds: Sequence[RoundFolder], rule: str, settings: CampaignSettings) -> int:

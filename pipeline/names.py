@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 HIDDEN = (
     "\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e"
@@ -35,6 +35,18 @@ def checked_class(name: str) -> str:
     if unicodedata.category(name[0]).startswith("M"):
         raise ValueError(f"a class name must not begin with {_named(name[0])}, which belongs to a letter before it")
     return name
+
+
+def checked_classes(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of classes to choose from.
+
+    Raises:
+        ValueError: nobody could choose among them.
+    """
+    checked = tuple(checked_class(name) for name in names)
+    if len(set(checked)) != len(checked) or len(checked) < 2:
+        raise ValueError(f"wanted two or more distinct classes, got {list(names)}")
+    return checked
 
 
 def mistakable(names: Iterable[str]) -> str | None:

@@ -1,18 +1,23 @@
 """The records that pass between the parts of a round; each is checked once, when it is made."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+if TYPE_CHECKING:  # torch takes seconds to load, and whoever only asks people needs none
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
 
-OnProgress = Callable[[int, int], None]
-"""Called with (done, total) while a long work goes on."""
 Split = Literal["pool", "audit"]
 RegionKind = Literal["image", "box", "polygon", "mask"]
+OnProgress = Callable[[int, int], None]
+"""What is called with (done, total) while a long work goes on."""
+Purpose = Literal["seed", "audit", "query", "control", "review", "gold"]
+"""Why people are asked: for labels to begin with, for the audit set, because a strategy chose the image, as a control
+that was drawn at random, to look at a label again, or with an answer that is known."""
 CHECKED = 2**20
 """Values of a column looked at together, so that checking a column takes no memory of its size."""
 
@@ -22,6 +27,15 @@ is labelled, or because many images are like it."""
 
 Outcome = Literal["labelled", "skipped", "empty", "invalid", "deleted"]
 """What came of asking an annotator: see `Answer`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One question put to people."""
+
+    item_id: str
+    round_number: int
+    purpose: Purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +81,10 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back for one task from one person; an image can have several.
+    """What came back for one ask from one person; an ask can have several.
 
     Attributes:
-        round_number: the round that asked.
+        task_id: the annotation tool's record of the ask.
         outcome: "labelled" has an annotation. "skipped" and "empty" (submitted without an answer) are not labels and
             are not asked again. "invalid" carries a label that the campaign does not have, told in `message`.
             "deleted" withdraws an earlier answer with the same `answer_id`.
@@ -78,10 +92,9 @@ class Answer:
         message: why an answer cannot be used; empty when it can.
     """
 
-    item_id: str
+    ask: Ask
     task_id: int
     answer_id: int
-    round_number: int
     outcome: Outcome
     annotator: str
     updated_at: str
@@ -92,6 +105,16 @@ class Answer:
     def __post_init__(self) -> None:
         if (self.outcome == "labelled") != (self.annotation is not None):
             raise ValueError(f"answer {self.answer_id}: outcome {self.outcome!r} and annotation do not go together")
+
+    @property
+    def item_id(self) -> str:
+        """The image that was asked for."""
+        return self.ask.item_id
+
+    @property
+    def round_number(self) -> int:
+        """The round that asked."""
+        return self.ask.round_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +165,7 @@ class Candidates:
                 raise ValueError(f"candidates: {name} are not finite")
         for name in ("guesses", "labelled_targets"):
             values = getattr(self, name)
-            if values is not None and (values.dtype != torch.int64 or (len(values) and values.min() < 0)):
+            if values is not None and (str(values.dtype) != "torch.int64" or (len(values) and values.min() < 0)):
                 raise ValueError(f"candidates: {name} must be int64 and at least 0")
 
 
@@ -150,7 +173,7 @@ def _first_not_finite(values: Tensor) -> int | None:
     """Return the first row of `(N, ...)` with a value that is not finite, None where there is none."""
     n_rows = max(1, CHECKED // max(1, values[:1].numel()))
     for start in range(0, len(values), n_rows):
-        finite = torch.isfinite(values[start : start + n_rows])
+        finite = values[start : start + n_rows].isfinite()
         if not finite.all():
             return start + int((~finite).nonzero()[0, 0])
     return None

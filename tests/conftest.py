@@ -25,11 +25,9 @@ LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LABEL_STUDIO_VENV = Path(__file__).parent.parent / ".labelcycle" / "label-studio-venv"
 
 
-def pytest_configure(config):
+def pytest_configure():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the servers are stopped
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here would be in all that is started
-    # label-studio-sdk 2.1 when it refreshes a personal access token
-    config.addinivalue_line("filterwarnings", "ignore:The `parse_obj` method is deprecated")
 
 
 @dataclass(frozen=True)

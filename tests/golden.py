@@ -23,6 +23,8 @@ from flows.artefacts import BATCH, LABELLED, METRICS
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
 from flows.folder import Campaign, RoundFolder
+from flows.replay.command import replay_strategies
+from flows.replay.options import Options
 from flows.round import work_on
 
 CLASSES = tuple("0123456789")
@@ -88,8 +90,8 @@ def run_campaign(folder: Path, name: str, truth: dict[str, str]) -> list[dict[st
     work = OpenCampaign(settings, Campaign(settings.folder), tool=tool, tracker=MemoryTracker())
     for _ in range(N_ROUNDS):
         work_on(work)
-        for task in tool.served():
-            tool.answer(task.item_id, truth[Path(task.uri).name], annotator="ann")
+        for question in tool.served():
+            tool.answer(question.ask, truth[Path(question.uri).name], annotator="ann")
     return [told_of(each) for each in work.folder.rounds()]
 
 
@@ -112,9 +114,7 @@ def run_replay(folder: Path) -> str:
     pd.DataFrame({"file": chosen.astype(str), "label": targets[chosen].astype(str)}).to_csv(
         folder / "labels.csv", index=False
     )
-    from flows.replay.simulate import Options, simulate
-
-    simulate(
+    replay_strategies(
         Options(
             out=folder / "replay",
             labels=folder / "labels.csv",
@@ -127,7 +127,7 @@ def run_replay(folder: Path) -> str:
         )
     )
     curves = pd.read_parquet(folder / "replay" / "curves.parquet")
-    return hashed(curves[["strategy", "seed", "round", "n_labels", "accuracy"]].to_numpy().tolist())
+    return hashed(curves[["strategy", "seed", "round", "n_trained_on", "accuracy"]].to_numpy().tolist())
 
 
 def hashed(value: Any) -> str:

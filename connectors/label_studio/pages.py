@@ -1,19 +1,17 @@
 """What a labelling page, a task and an annotation of Label Studio look like; no connection."""
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 from unicodedata import normalize
 from xml.etree import ElementTree
 
-from connectors.annotation import Task
+from connectors.annotation import Question
 from connectors.escaping import label_studio_choice, reads_as_variable
-from pipeline.names import checked_class
 from pipeline.types import Region
 
 CONTROL, OBJECT, IMAGE, REASONS = "label", "image", "image", "reasons"
-OWN_KEYS = frozenset({IMAGE, REASONS, "item_id", "round_number"})
+OWN_KEYS = frozenset({IMAGE, REASONS, "item_id", "round_number", "reason"})
 HOTKEYS = "1234567890abcdefgijklmnopqrstwxyz"
 """In the order in which classes get them; h, u and v do something else in Label Studio."""
 NO_CLASS = "No class is chosen: choose one, or skip. The key of the class that is ticked takes the tick away."
@@ -96,14 +94,6 @@ def hotkeys(classes: Sequence[str]) -> dict[str, str]:
     return {label: keys[label] for label in classes if label in keys}
 
 
-def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """The classes, or ValueError if a page could not tell them apart."""
-    checked = tuple(checked_class(label) for label in classes)
-    if len(set(checked)) != len(checked) or len(checked) < 2:
-        raise ValueError(f"wanted two or more distinct classes, got {list(classes)}")
-    return checked
-
-
 def page_differences(controls: Mapping[str, Any], page: str) -> list[str]:
     """How a project's page differs from a campaign's in what answers depend on, but for the classes.
 
@@ -130,36 +120,20 @@ def _classes_without_name(control: Mapping[str, Any]) -> list[str]:
     return [f"shows no name for {', '.join(nameless)}, which it takes for variables of the task"] if nameless else []
 
 
-def check_tasks(tasks: Sequence[Task], round_number: int, classes: Sequence[str]) -> None:
-    """Raise ValueError for what Label Studio would take and then show wrongly, or in the wrong order."""
-    seen: set[str] = set()
-    for task in tasks:
-        if task.item_id in seen:
-            raise ValueError(f"item {task.item_id} is in the batch twice")
-        seen.add(task.item_id)
-        if task.round_number != round_number:
-            raise ValueError(f"item {task.item_id} belongs to round {task.round_number}, not {round_number}")
-        if task.rank < 0:
-            raise ValueError(f"item {task.item_id}: a rank counts from 0, got {task.rank}")
-        if task.guess and (task.guess.kind != "image" or task.guess.label not in classes):
-            raise ValueError(
-                f"item {task.item_id}: the guess must be one of {', '.join(classes)} for the whole image, "
-                f"got {task.guess.label!r} of kind {task.guess.kind!r}"
-            )
-        for name, value in task.columns.items():
-            if name in OWN_KEYS:
-                raise ValueError(f"item {task.item_id}: column {name!r} is taken")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"item {task.item_id}: column {name!r} is not a finite number")
+def check_columns(questions: Sequence[Question]) -> None:
+    """Raise ValueError for columns that would take the place of what a task needs."""
+    for question in questions:
+        for name in question.columns.keys() & OWN_KEYS:
+            raise ValueError(f"item {question.item_id}: column {name!r} is taken")
 
 
 def task_to_import(
-    task: Task, *, image: str, version: str, n_ranks: int, names: Mapping[str, str] = MappingProxyType({})
+    question: Question, *, image: str, version: str, n_ranks: int, names: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """The task as Label Studio imports it.
+    """The question as Label Studio imports it: a task, without the purpose, which is not for people to know.
 
     Label Studio serves the lowest score of the project's model version first, so the score is the place in the
-    batch. A task without a guess has an empty prediction, which shows nothing and keeps its place.
+    batch. A question without a guess has an empty prediction, which shows nothing and keeps its place.
 
     Args:
         image: address that a browser loads it from.
@@ -167,9 +141,10 @@ def task_to_import(
         n_ranks: ranks are below it.
         names: under which the page keeps classes, where they are others: see `stored_names`.
     """
-    data = {IMAGE: image, REASONS: _why(task.columns), "item_id": task.item_id}
-    prediction = {"model_version": version, "score": task.rank / n_ranks, "result": _guess(task.guess, names)}
-    return {"data": {**data, "round_number": task.round_number, **task.columns}, "predictions": [prediction]}
+    why = f"Why this image: {question.reason}" if question.reason else ""
+    data = {IMAGE: image, REASONS: why, "item_id": question.item_id, "round_number": question.ask.round_number}
+    prediction = {"model_version": version, "score": question.rank / n_ranks, "result": _guess(question.guess, names)}
+    return {"data": data | {"reason": question.reason} | dict(question.columns), "predictions": [prediction]}
 
 
 def _guess(guess: Region | None, names: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -178,8 +153,3 @@ def _guess(guess: Region | None, names: Mapping[str, str]) -> list[dict[str, Any
     score = {} if guess.score is None else {"score": guess.score}
     choice = {"type": "choices", "value": {"choices": [names.get(guess.label, guess.label)]}}
     return [{"from_name": CONTROL, "to_name": OBJECT, **choice, **score}]
-
-
-def _why(columns: Mapping[str, str | float]) -> str:
-    """What stands above the image: words. The numbers are columns of the project's table."""
-    return f"Why this image: {columns['reason']}" if columns.get("reason") else ""

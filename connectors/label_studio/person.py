@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from connectors.annotation import AnnotationToolError, AnnotationToolUnavailable, AuthenticationFailed
+from connectors.label_studio.connection import TokenAuth
 
 SECONDS_PER_TASK = (1.5, 6.0)
 _TIMEOUT_SECONDS = 120.0
@@ -65,7 +66,8 @@ class SimulatedAnnotator:
             progress: is told after each task how many are done, of how many.
         """
         done: list[tuple[str, str | None]] = []
-        with httpx.Client(base_url=self.url, timeout=_TIMEOUT_SECONDS) as client:
+        auth = TokenAuth(self._token, url=self.url)
+        with httpx.Client(base_url=self.url, timeout=_TIMEOUT_SECONDS, auth=auth) as client:
             project_id, control = self._open_project(client)
             while n is None or len(done) < n:
                 task = self._request(client, "GET", f"/api/projects/{project_id}/next")
@@ -117,14 +119,11 @@ class SimulatedAnnotator:
         return {"result": [{**target, "value": {"choices": [label]}}], "lead_time": seconds}
 
     def _request(self, client: httpx.Client, method: str, path: str, **options: Any) -> Any:
-        """One request with the token, a second one with a fresh token if it has expired; None when all is done."""
+        """The JSON of one answer; None when all is done."""
         try:
-            if "Authorization" not in client.headers:
-                self._authorize(client)
             answer = client.request(method, path, **options)
-            if answer.status_code == 401:
-                self._authorize(client)
-                answer = client.request(method, path, **options)
+        except httpx.HTTPStatusError:  # of the request for access
+            raise AuthenticationFailed(f"Label Studio at {self.url} refuses the annotator's token") from None
         except httpx.TransportError as exc:
             raise AnnotationToolUnavailable(f"Label Studio at {self.url} does not answer: {exc}") from exc
         if answer.status_code == 404 and path.endswith("/next"):
@@ -135,13 +134,3 @@ class SimulatedAnnotator:
             words = answer.text[:300].replace(self._token, "[token]")
             raise AnnotationToolError(f"Label Studio at {self.url} refuses ({answer.status_code}): {words}")
         return answer.json()
-
-    def _authorize(self, client: httpx.Client) -> None:
-        """A personal access token gives access for some minutes at a time; the older kind is used as it is."""
-        if self._token.count(".") != 2:
-            client.headers["Authorization"] = f"Token {self._token}"
-            return
-        answer = client.post("/api/token/refresh/", json={"refresh": self._token})
-        if answer.status_code != 200:
-            raise AuthenticationFailed(f"Label Studio at {self.url} refuses the annotator's token")
-        client.headers["Authorization"] = f"Bearer {answer.json()['access']}"

@@ -1,4 +1,4 @@
-"""What Label Studio gives back, checked before anything of it is believed: tasks, guesses, answers.
+"""What Label Studio gives back, checked before anything of it is believed: projects, tasks, guesses, answers.
 
 The server stores whatever it is sent: a choice that is a number, an answer without a result, a time in the year 1.
 """
@@ -14,7 +14,7 @@ from unicodedata import normalize
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from connectors.label_studio.pages import CONTROL
-from pipeline.types import Annotation, Answer, Outcome, Region
+from pipeline.types import Annotation, Answer, Ask, Outcome, Region
 
 READ_FIELDS = (
     "id,data,annotations,predictions,drafts,result,was_cancelled,completed_by,lead_time,updated_at,"
@@ -57,7 +57,19 @@ Id = Annotated[int, Field(gt=0, lt=2**63)]
 
 
 class _Read(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class HeldProject(_Read, extra="allow"):
+    """A project that Label Studio holds; its settings are attributes as well."""
+
+    id: Id
+    title: str
+    created_at: str
+    task_number: int | None = None
+    label_config: str = ""
+    parsed_label_config: Annotated[dict[str, Any], BeforeValidator(_dict_or_none)] = {}
+    model_version: Annotated[str | None, BeforeValidator(_text_or_none)] = None
 
 
 class HeldGuess(_Read):
@@ -88,9 +100,14 @@ class HeldTask(_Read):
         """Whether anybody gave an answer of any kind, which must not be lost."""
         return bool(self.annotations)
 
-    def asks_for(self, item_id: str, round_number: int) -> bool:
-        """Whether its data name an item of a round."""
-        return self.data.get("item_id") == item_id and self.data.get("round_number") == round_number
+    @property
+    def item_id(self) -> str:
+        """The item that its data name."""
+        return str(self.data.get("item_id"))
+
+    def asks(self, ask: Ask) -> bool:
+        """Whether its data name the item and the round of an ask."""
+        return self.data.get("item_id") == ask.item_id and self.data.get("round_number") == ask.round_number
 
 
 class _Stored(_Read):
@@ -133,9 +150,8 @@ def is_skip(annotation: Any) -> bool:
 def read_answer(
     annotation: Any,
     *,
-    item_id: str,
+    ask: Ask,
     task_id: int,
-    round_number: int,
     classes: Sequence[str],
     emails: Mapping[int, str],
     renamed: Mapping[str, str] = MappingProxyType({}),
@@ -163,12 +179,11 @@ def read_answer(
         outcome, label = "invalid", None
         message = f"wanted a time of change, got {_words(stored.updated_at)}"
         updated_at = NO_TIME
-    answered = Annotation(item_id, (Region("image", label),), annotator, stored.lead_time) if label else None
+    answered = Annotation(ask.item_id, (Region("image", label),), annotator, stored.lead_time) if label else None
     return Answer(
-        item_id=item_id,
+        ask=ask,
         task_id=task_id,
         answer_id=stored.id,
-        round_number=round_number,
         outcome=outcome,
         annotator=annotator,
         updated_at=updated_at,

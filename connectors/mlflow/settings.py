@@ -8,4 +8,8 @@ from pipeline.settings import LOCAL, Address, Settings
 class MLflowSettings(Settings):
     """Where rounds are compared."""
 
-    uri: Address = Field(LOCAL, pattern=r"^(local|sqlite:///\S+|https?://\S+)$")
+    uri: Address = Field(
+        LOCAL,
+        pattern=r"^(local|sqlite:///\S+|https?://\S+)$",
+        description="'local' is the server of `labelcycle up`; else sqlite:///FILE, or the address of a server",
+    )

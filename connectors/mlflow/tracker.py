@@ -1,45 +1,38 @@
-"""MLflow as the experiment tracker: the only module that knows mlflow.
+"""MLflow as the experiment tracker.
 
 A campaign is an experiment. In it, one run stands for the campaign and holds the learning curve, a point for
 each round. Each round has a run beside it, so that a table compares them, and the members' runs are nested in their
 round's. Tags find a run again.
 """
 
-import ast
 import hashlib
-import importlib.util
-import json
 import math
 import os
 import re
 import reprlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
-from mlflow import MlflowClient, pyfunc
+from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.types import ColSpec, Schema
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy.exc import SQLAlchemyError
 
 from connectors.escaping import mlflow_key
-from connectors.mlflow import loader
+from connectors.mlflow.saved_model import save_model
+from connectors.mlflow.server import check_uri, logged_in
 from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError, TrackerUnavailable
 
 CHAMPION = "champion"
@@ -53,12 +46,8 @@ ABOUT = (
 )
 ABOUT_CURVE = "The learning curve: each metric over the labels that were paid for, those of the audit set included."
 REPLAY, ARM = "labelcycle.replay", "labelcycle.arm"
-LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 SECONDS_TO_ANSWER = 5
 SECONDS_BETWEEN_SAMPLES = 5
-NEEDED = ("numpy", "pandas", "pillow", "pillow-heif", "torch", "torchvision")
-"""What a saved model imports, besides what its network is from."""
-OWN_PACKAGES = frozenset({"pipeline", "connectors", "flows", "deploy"})
 WORTH_A_RETRY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 
 
@@ -79,7 +68,7 @@ class MLflowTracker(Tracker):
 
     def __init__(self, *, uri: str, campaign: str, login: tuple[str, str] | None = None) -> None:
         self._login = login
-        self._uri, self._artifact_root = _check_uri(uri)
+        self._uri, self._artifact_root = check_uri(uri)
         self._campaign = campaign
         self._model_name = re.sub(r"[/:]+", "-", campaign)  # MLflow takes neither sign in a model's name
         # Retries belong to the caller: MLflow's take minutes, and after a lost answer they make a second run.
@@ -167,7 +156,7 @@ class MLflowTracker(Tracker):
                 logged = self._logged_model(run)
                 if logged.status != LoggedModelStatus.READY:
                     with tempfile.TemporaryDirectory() as folder:
-                        path = _save_model(logged, Path(folder), weights=weights, trunk=trunk, description=description)
+                        path = save_model(logged, Path(folder), weights=weights, trunk=trunk, description=description)
                         client.log_model_artifacts(logged.model_id, str(path))
                     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
                 versions = [self._register(logged, run)]
@@ -274,7 +263,7 @@ class MLflowTracker(Tracker):
                 resume_logging=True,
                 tracking_uri=self._uri,
             )
-        with _logged_in(self._login):  # it talks from a thread of its own
+        with logged_in(self._login):  # it talks from a thread of its own
             monitor.start()
             try:
                 yield
@@ -309,7 +298,7 @@ class MLflowTracker(Tracker):
     def _talk(self) -> Iterator[MlflowClient]:
         """See that the server answers, and turn MLflow's errors into ours."""
         try:
-            with _logged_in(self._login):
+            with logged_in(self._login):
                 if self._artifact_root is None:
                     http_request(
                         get_default_host_creds(self._uri),
@@ -408,47 +397,6 @@ class MLflowTracker(Tracker):
             self._client.set_terminated(run.info.run_id)
 
 
-@contextmanager
-def _logged_in(login: tuple[str, str] | None) -> Iterator[None]:
-    """Let MLflow's clients use a login while the block lasts, and no longer: it is not for other servers.
-
-    They look for one in the environment alone, at each request.
-    """
-    if login is None:
-        yield
-        return
-    before = {name: os.environ.get(name) for name in LOGIN_VARIABLES}
-    os.environ.update(zip(LOGIN_VARIABLES, login, strict=True))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _check_uri(uri: str) -> tuple[str, Path | None]:
-    """Return the address, and for an SQLite file the folder for artefacts beside it."""
-    parts = urlsplit(uri)
-    if parts.scheme in {"http", "https"}:
-        if parts.username or parts.password:
-            raise TrackerError(
-                f"the address of MLflow at {parts.hostname} must not carry a user name or a password: "
-                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and give the address without them"
-            )
-        return uri.rstrip("/"), None
-    if parts.scheme == "sqlite" and parts.path.strip("/"):
-        database = Path(uri.removeprefix("sqlite:///")).resolve()
-        return f"sqlite:///{database}", database.parent / "mlartifacts"
-    came = f"the folder {uri}" if parts.scheme in {"", "file"} else f"an address that begins with {parts.scheme}:"
-    raise TrackerError(
-        "MLflow needs a server, http://host:5000, or an SQLite file, sqlite:////folder/mlflow.db; "
-        f"it keeps no runs in folders any more. Got {came}"
-    )
-
-
 def _shorten(value: str) -> str:
     if len(value) <= MAX_PARAM_VAL_LENGTH:
         return value
@@ -469,110 +417,3 @@ def _say_changed(run: Run, changed: Iterable[str]) -> str:
         f"MLflow run {run.info.run_id} ({run.info.run_name}) holds other values, and values are logged once: "
         f"{'; '.join(changed)}. Delete the run in MLflow to log it anew."
     )
-
-
-def _release(package: str) -> str:
-    """Return the installed version without its build, such as `+cu130`, which not every machine has."""
-    return version(package).partition("+")[0]
-
-
-def _save_model(
-    logged: LoggedModel, folder: Path, *, weights: Sequence[Path], trunk: Path | None, description: Path
-) -> Path:
-    """Write the model as MLflow keeps it: weights, description, the code to load them and what that needs."""
-    data = folder / "data"
-    data.mkdir()
-    shutil.copy(description, data / "description.json")
-    for index, file in enumerate(weights):
-        shutil.copy(file, data / f"member-{index:03d}.pt")
-    if trunk is not None:
-        shutil.copy(trunk, data / loader.TRUNK)
-    told = json.loads(description.read_text(encoding="utf-8"))
-    needed = [*NEEDED, *(["timm"] if told["name"].startswith("timm:") else [])]
-    code, also_needed = source_of_network(told["name"])
-    pyfunc.save_model(
-        folder / "model",
-        loader_module=loader.__name__,
-        data_path=data,
-        code_paths=[*map(str, _own_code(folder / "code")), *map(str, code)],
-        pip_requirements=[f"{name}=={_release(name)}" for name in sorted({*needed, *also_needed})],
-        model_config={"device": "cpu"},
-        metadata={"classes": told["classes"]},
-        mlflow_model=Model(
-            artifact_path=logged.artifact_location,
-            model_uuid=logged.model_id,
-            model_id=logged.model_id,
-            run_id=logged.source_run_id,
-            signature=ModelSignature(outputs=_columns(told["classes"])),  # inputs are of many kinds
-        ),
-    )
-    return folder / "model"
-
-
-def _own_code(folder: Path) -> list[Path]:
-    """Copy what loads a model and reads images into a folder; return the packages that this makes with ours."""
-    connectors = Path(__file__).parents[1]
-    for package in ("images", "mlflow"):
-        wanted = shutil.ignore_patterns("__pycache__", "tracker.py", "shown.py")
-        shutil.copytree(connectors / package, folder / "connectors" / package, ignore=wanted)
-    shutil.copy(connectors / "__init__.py", folder / "connectors")
-    return [folder / "connectors", connectors.parent / "pipeline"]
-
-
-def _columns(classes: Sequence[str]) -> Schema:
-    """What a prediction holds; see `connectors.mlflow.loader`."""
-    numbers = [ColSpec("float", name) for name in ("probability", *(f"p_{name}" for name in classes))]
-    return Schema([ColSpec("string", "class"), *numbers])
-
-
-def source_of_network(name: str) -> tuple[list[Path], list[str]]:
-    """What a network of one's own factory is made of, so that its model can be loaded elsewhere.
-
-    Returns:
-        Files and folders of source: the factory's own package or module, and what lies beside it and is imported; and
-        the installed packages that all of these import, by the names of their distributions. Both are empty for
-        networks of torchvision, timm and our own.
-    """
-    module, is_prefixed, _ = name.partition(":")
-    if not is_prefixed or module in ("torchvision", "timm"):
-        return [], []
-    installed = packages_distributions()
-    found: dict[str, Path] = {}
-    needed: set[str] = set()
-    ahead = [module.partition(".")[0]]
-    while ahead:
-        top = ahead.pop()
-        if top in found or top in sys.stdlib_module_names or top in OWN_PACKAGES:
-            continue
-        if top in installed and top != module.partition(".")[0]:
-            needed.update(installed[top])
-            continue
-        source = _source_of(top)
-        if source is None:
-            needed.update(installed.get(top, []))
-            continue
-        found[top] = source
-        files = source.rglob("*.py") if source.is_dir() else [source]
-        ahead += [imported for file in files for imported in _imports(file)]
-    return list(found.values()), sorted(needed)
-
-
-def _source_of(top: str) -> Path | None:
-    """The folder or file that a top-level name is imported from; None for what is installed or not there."""
-    spec = importlib.util.find_spec(top)
-    if spec is None:
-        return None
-    where = Path(next(iter(spec.submodule_search_locations))) if spec.submodule_search_locations else None
-    source = where or (Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None)
-    return None if source is None or {"site-packages", "dist-packages"} & set(source.parts) else source
-
-
-def _imports(file: Path) -> set[str]:
-    """Top-level names that a file imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-    return names

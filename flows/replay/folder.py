@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from connectors.store import read_json
-from pipeline.evaluation.curves import CONTROL, Arm, Split, draw_split
+from pipeline.evaluation.arms import CONTROL, Arm
+from pipeline.evaluation.splits import ReplaySplit, draw_split
 from pipeline.learning.lesson import sample_pool
 from pipeline.learning.networks import phase_of
 from pipeline.learning.settings import MemberSettings, ModelSettings
@@ -27,6 +28,7 @@ FEATURE_DROPOUT = 0.5
 class ReplaySettings(Settings):
     """One replay, resolved: what `replay.json` holds."""
 
+    format: Literal[1] = 1
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     query_size: int
@@ -43,7 +45,6 @@ class ReplaySettings(Settings):
     sub_pool: int | None
     campaign_arm: SelectionSettings | None = None
     caveat: str | None = None
-    recipe: int | None = None
     data: str
 
     @property
@@ -57,13 +58,10 @@ class ReplaySettings(Settings):
         return max(1, self.members.mc_dropout) if self.is_linear else self.members.n_members
 
     def selection(self, arm: Arm) -> SelectionSettings:
-        """How an arm asks: the campaign's own as the campaign does, but random stays the control.
-
-        No arm draws a sub-pool by the settings: they all see the same one, see `runs`.
-        """
+        """How an arm asks: the campaign's own as the campaign does, but random stays the control."""
         own = self.campaign_arm
         if own is not None and arm.strategy != CONTROL and arm[1:] == (own.strategy, own.acquisition):
-            return own.model_copy(update={"sub_pool": None})
+            return own
         return SelectionSettings(strategy=arm.strategy, acquisition=arm.acquisition, query_size=self.query_size)
 
     @property
@@ -134,7 +132,7 @@ class Replay:
         """Float16 `(N, ...)`, on the disk until read."""
         return torch.from_numpy(np.load(self.trunk_features_path, mmap_mode="c"))
 
-    def split(self, seed: int) -> Split:
+    def split(self, seed: int) -> ReplaySplit:
         """The images of one seed, the same for every arm."""
         settings = self.settings
         test = torch.from_numpy(np.flatnonzero(self.labels["is_test"]))

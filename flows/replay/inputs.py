@@ -1,8 +1,7 @@
 """What a replay reads: labels, images or ready-made features, or all of a campaign; wrong input is told first."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import not_
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from connectors.image_folder.index import index_pool, read_pool
+from connectors.image_folder.index import index_pool
 from connectors.image_folder.listing import locate
 from connectors.image_folder.manifest import KNOWN as MANIFEST_COLUMNS
 from connectors.image_folder.manifest import forms_of, readings_in_words, unused_columns
 from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, trim
-from connectors.images.threads import map_in_threads
-from connectors.store import Campaign
-from flows.changes import count_labels, refuse_lost_classes
+from flows.artefacts import POOL
+from flows.campaign import read_ledger, standing_labels
 from flows.config import CampaignSettings, ConfigError
-from flows.ledger import known_answers
-from pipeline.labels.answers import labelled_set
+from flows.folder import Campaign
 from pipeline.names import shorten
 from pipeline.pool.group_rules import check_rule, groups_of
 from pipeline.pool.reasons import PoolError
-from pipeline.pool.table import usable
+from pipeline.tables import PoolTable
 
 KNOWN = {
     "file": MANIFEST_COLUMNS["uri"] - {"file"} | {"uri"},
@@ -131,32 +128,31 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
         the rows, and what is to be said of the test images where there is no such audit set; None otherwise.
     """
     folder = Campaign(settings.folder)
-    if folder.pool.exists():
-        pool = read_pool(folder.pool)
-    else:
-        pool = index_pool(settings.pool_source, None, audit_size=0, seed=settings.seed)
-    pool = usable(pool)
-    given = pool[pool["label"].notna()]
-    given = given.assign(label=given["label"].replace(settings.former_classes))
-    answers = known_answers(folder, settings.former_classes)
-    refuse_lost_classes(count_labels(answers) + Counter(given["label"]), settings)
-    labels = labelled_set(
-        answers,
-        prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),
-        classes=settings.classes,
-    )
-    table = pool[["item_id", "uri", "split", "group"]].merge(labels[["item_id", "label"]], on="item_id")
+    pool = folder.read(POOL) if folder.has(POOL) else PoolTable(_index(settings))
+    pool = pool.renamed(settings.former_classes)
+    ledger = read_ledger(folder, settings)
+    labels = standing_labels(pool, ledger, settings).table[["item_id", "label"]]
+    table = pool.usable[["item_id", "uri", "split", "group"]].merge(labels, on="item_id")
     if table.empty:
         raise ReplayError(
             f"campaign {settings.name!r} has no labels yet: run it first, give its manifest a column label, or name "
             "a labels file with --labels"
         )
-    gone = [uri for uri in table["uri"] if not Path(uri).is_file()]
+    _refuse_gone(table["uri"])
+    is_test = table["split"] == "audit"
+    caveat = None if is_test.any() or not ledger.answers else PICKED
+    return table.drop(columns="split").rename(columns={"item_id": "file"}).assign(is_test=is_test), caveat
+
+
+def _index(settings: CampaignSettings) -> pd.DataFrame:
+    """The pool of a campaign that has none yet, without an audit set."""
+    return index_pool(settings.pool_source, None, audit_size=0, seed=settings.seed)
+
+
+def _refuse_gone(uris: Iterable[str]) -> None:
+    gone = [uri for uri in uris if not Path(uri).is_file()]
     if gone:
         raise ReplayError(f"{gone[0]}: is not there, and {len(gone) - 1} more labelled images; bring the files back")
-    is_test = table["split"] == "audit"
-    caveat = None if is_test.any() or not answers else PICKED
-    return table.drop(columns="split").rename(columns={"item_id": "file"}).assign(is_test=is_test), caveat
 
 
 def read_features(path: Path, n_rows: int) -> NDArray[np.float32]:
@@ -175,6 +171,11 @@ def read_features(path: Path, n_rows: int) -> NDArray[np.float32]:
         if isinstance(exc, ReplayError):
             raise
         raise ReplayError(f"{path}: cannot be read as a table of numbers: {exc}") from exc
+    _check_features(features, path, n_rows)
+    return features
+
+
+def _check_features(features: NDArray[np.float32], path: Path, n_rows: int) -> None:
     if features.ndim != 2 or len(features) != n_rows:
         raise ReplayError(
             f"{path}: wanted one row of features for each of the {n_rows} rows of the labels file, in its order; "
@@ -185,7 +186,6 @@ def read_features(path: Path, n_rows: int) -> NDArray[np.float32]:
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
         raise ReplayError(f"{path}: row {int((~finite).argmax()) + 1} holds a value that is not finite")
-    return features
 
 
 def with_groups(rows: pd.DataFrame, rule: str | None) -> pd.DataFrame:
@@ -203,6 +203,11 @@ def with_groups(rows: pd.DataFrame, rule: str | None) -> pd.DataFrame:
             told = str(exc).removeprefix("group = ")
             raise ReplayError(f"--group {told}" if told.startswith(repr(rule)) else f"--group {rule!r} {told}") from exc
         rows = rows.assign(group=pd.Series(groups, rows.index, dtype="str"))
+    _refuse_groups_on_both_sides(rows)
+    return rows
+
+
+def _refuse_groups_on_both_sides(rows: pd.DataFrame) -> None:
     grouped = rows.dropna(subset=["group"])
     on_both = grouped.groupby("group")["is_test"].nunique()
     on_both = on_both[on_both > 1]
@@ -213,65 +218,6 @@ def with_groups(rows: pd.DataFrame, rule: str | None) -> pd.DataFrame:
             f"group {on_both.index[0]!r} has images to test on ({test}) and others ({pool}), and so have "
             f"{len(on_both) - 1} more groups: put each on one side in the column split"
         )
-    return rows
-
-
-def without_copies(rows: pd.DataFrame, features: NDArray[np.float32] | None) -> tuple[NDArray[np.bool_], list[str]]:
-    """Which rows to keep, `(n,)`, so that no image is there twice, and what to tell of it, a line each.
-
-    Of files of the same bytes, or rows of the same features, the first counts, before it one that is tested on. Where
-    their labels differ none does.
-    """
-    content = _content_codes(rows["uri"].tolist()) if features is None else _row_codes(features)
-    table = rows[["file", "label", "is_test"]].reset_index(drop=True).assign(content=content)
-    table = table[table["content"].duplicated(keep=False)]
-    by_content = table.groupby("content")
-    is_disputed = by_content["label"].transform("nunique") > 1
-    crosses = (by_content["is_test"].transform("nunique") > 1) & ~is_disputed
-    first = table.sort_values("is_test", ascending=False, kind="stable").drop_duplicates("content").index
-    dropped = table.index[is_disputed | ~table.index.isin(first)]
-    told, what = [], "files are copies" if features is None else "rows of features are copies"
-    if n := len(dropped) - int(is_disputed.sum()):
-        told.append(f"{n:,} of {len(rows):,} {what} of others, to the last byte: an image counts once")
-    if crosses.any():
-        pair = table[crosses & (table["content"] == table.loc[crosses, "content"].iloc[0])]
-        test, pool = (pair.loc[pair["is_test"] == side, "file"].iloc[0] for side in (True, False))
-        told.append(
-            f"{table.loc[crosses, 'content'].nunique():,} images to test on are outside of the test part too, for "
-            f"example {test} and {pool}: they are only tested on"
-        )
-    if is_disputed.any():
-        pair = table[is_disputed & (table["content"] == table.loc[is_disputed, "content"].iloc[0])]
-        one, other = pair.drop_duplicates("label").head(2)[["file", "label"]].to_numpy()
-        told.append(
-            f"{int(is_disputed.sum()):,} {what} with different labels and are set aside, for example {one[0]} "
-            f"({one[1]}) and {other[0]} ({other[1]})"
-        )
-    keep = np.ones(len(rows), dtype=bool)
-    keep[dropped] = False
-    if not keep.any():
-        raise ReplayError(f"no image is left: {'; '.join(told)}")
-    return keep, told
-
-
-def _content_codes(uris: Sequence[str]) -> NDArray[np.int64]:
-    """Numbers `(n,)` that are equal for files of the same bytes; files alone in their size are not read."""
-    sizes = pd.Series(map_in_threads(lambda uri: Path(uri).stat().st_size, uris))
-    names = sizes.astype("str") + " " + sizes.index.astype("str")
-    alike = sizes[sizes.duplicated(keep=False)].index
-    names[alike] = map_in_threads(_hash, [uris[row] for row in alike])
-    return pd.factorize(names)[0].astype(np.int64)
-
-
-def _hash(uri: str) -> str:
-    with Path(uri).open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _row_codes(features: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Numbers `(n,)` that are equal for rows `(n, D)` of the same numbers."""
-    rows = np.ascontiguousarray(features).view(np.dtype((np.void, features.dtype.itemsize * features.shape[1])))
-    return np.unique(rows.ravel(), return_inverse=True)[1].astype(np.int64)
 
 
 def count_classes(labels: pd.Series, classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -298,7 +244,7 @@ def digest_of(rows: pd.DataFrame, features: NDArray[np.float32] | None) -> str:
     return hashed.hexdigest()
 
 
-def _matrix(table: pd.DataFrame) -> Any:
+def _matrix(table: pd.DataFrame) -> NDArray[Any]:
     if table.shape[1] == 1 and pd.api.types.is_object_dtype(table.iloc[:, 0]):
         return np.stack(table.iloc[:, 0].to_list())
     return table.to_numpy()

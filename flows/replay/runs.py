@@ -15,12 +15,14 @@ from torch import Tensor
 
 from connectors.store import write_json, write_table
 from flows.replay.folder import FULL_DATA, Job, Replay, ReplaySettings
-from pipeline.evaluation.curves import SECONDS, linear_head, parse_arm
+from pipeline.evaluation.arms import parse_arm
 from pipeline.evaluation.metrics import evaluate
+from pipeline.evaluation.summary import SECONDS
 from pipeline.learning.lesson import Lesson
 from pipeline.learning.linear import LinearHead, draw_feature_masks
 from pipeline.learning.networks import CHUNK, frozen_body, phase_of
 from pipeline.learning.predict import decide_on_features, decide_on_images, read_features
+from pipeline.learning.regression import linear_head
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.learning.train import learn
 from pipeline.networks.classifier import Classifier
@@ -52,7 +54,7 @@ def run(replay: Replay, job: Job, report: Report) -> None:
         learnt, measured = _learn(replay, labelled, split.test, seed=job.seed, round_number=round_number)
         row = {
             "round": round_number,
-            "n_labels": len(labelled),
+            "n_trained_on": len(labelled),
             **measured,
             "seconds_select": None,
             "seconds_train": time.perf_counter() - begun,
@@ -82,7 +84,7 @@ def _run_full_data(replay: Replay, seed: int) -> None:
     split = replay.split(seed)
     everything = torch.cat([split.start, split.rest])
     _, measured = _learn(replay, everything, split.test, seed=seed, round_number=0)
-    write_json(replay.path(Job(FULL_DATA, seed)), {"n_labels": len(everything), **measured})
+    write_json(replay.path(Job(FULL_DATA, seed)), {"n_trained_on": len(everything), **measured})
 
 
 def _learn(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,9 @@ from rich.table import Table
 
 from connectors.escaping import visible
 from connectors.store import flatten
-from pipeline.evaluation.curves import CONTROL
+from pipeline.evaluation.arms import CONTROL
+from pipeline.evaluation.comparison import Interval
+from pipeline.evaluation.summary import ClassBalance, Summary, evenness, ranked
 
 WIDTH, HEIGHT = 920, 400
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 44
@@ -29,7 +32,16 @@ MOST_CLASSES = 40
 """More classes than this make a table that nobody can read."""
 
 
-def report_page(summary: Mapping[str, Any]) -> str:
+class ReplaySummary(Summary):
+    """What a replay comes to, and how it was made: what `summary.json` holds and the page shows."""
+
+    command: str
+    notes: list[str]
+    class_balance: ClassBalance
+    settings: dict[str, Any]
+
+
+def report_page(summary: ReplaySummary) -> str:
     """The page of a replay, from its summary; it loads nothing from anywhere."""
     from jinja2 import Environment, PackageLoader
 
@@ -40,30 +52,30 @@ def report_page(summary: Mapping[str, Any]) -> str:
     colours = _colours(summary)
     return environment.get_template("replay.html").render(
         summary=summary,
-        ranked=_ranked(summary),
+        ranked=ranked(summary),
         colours=colours,
         charts=[_chart(summary, metric, colours) for metric in METRIC_TITLES],
         balance=_class_balance(summary),
         settings=_settings(summary["settings"]),
         efficiency=partial(_efficiency, summary),
-        best=_ranked(summary)[0],
+        best=ranked(summary)[0],
     )
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> object:
     """What the page writes of a value: of a text that comes from elsewhere, no sign that hides or reorders others."""
     return visible(value) if type(value) is str else value
 
 
-def summary_table(summary: Mapping[str, Any]) -> Table:
+def summary_table(summary: ReplaySummary) -> Table:
     """One row for each arm, the best first."""
-    seeds = summary["seeds"]
+    n_points, seeds = len(summary["n_trained_on"]), summary["seeds"]
     caption = (
-        f"AULC: mean accuracy over {len(summary['n_labels'])} points, in percent; ±: 95 % interval over {len(seeds)} "
-        "seeds.\nTo 95 %: labels to 95 % of the accuracy with all labels, median (seeds that reached it).\n"
+        f"AULC: mean accuracy over {n_points} points, in percent; ±: 95 % interval over {len(seeds)} seeds.\n"
+        "To 95 %: labels to 95 % of the accuracy with all labels, median (seeds that reached it).\n"
         "Efficiency: labels that random needs for each one of the arm's, to there."
     )
-    texts = {name: _efficiency(summary, name, "95") for name in _ranked(summary)}
+    texts = {name: _efficiency(summary, name, "95") for name in ranked(summary)}
     caption += "".join(f"\n{name}: {text}." for name, text in texts.items() if text.startswith("only"))
     table = Table(caption=caption, caption_justify="left", box=None, pad_edge=False, collapse_padding=True)
     for column in ("arm", "AULC", "to random", "to 95 %", "efficiency", "s/batch"):
@@ -82,11 +94,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _ranked(summary: Mapping[str, Any]) -> list[str]:
-    return sorted(summary["strategies"], key=lambda name: -summary["strategies"][name]["aulc"]["mean"])
-
-
-def _colours(summary: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def _colours(summary: ReplaySummary) -> dict[str, dict[str, str]]:
     """CSS colour and dashes of each arm; the control is grey."""
     others = [name for name in summary["strategies"] if name != CONTROL]
     found = {
@@ -99,34 +107,43 @@ def _colours(summary: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return found | {CONTROL: {"colour": "var(--control)", "dash": ""}}
 
 
-def _chart(summary: Mapping[str, Any], metric: str, colours: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Plot:
+    """Where values lie in a chart, in its pixels: labels from left to right, a metric from its lowest tick upwards."""
+
+    labels: Sequence[int]
+    ticks: Sequence[float]
+
+    def x(self, n: float) -> float:
+        """Of a number of labels."""
+        return LEFT + float(n - self.labels[0]) / (self.labels[-1] - self.labels[0]) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        """Of a value of the metric."""
+        return HEIGHT - BOTTOM - (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0]) * (HEIGHT - TOP - BOTTOM)
+
+    def line(self, values: Sequence[float]) -> str:
+        """Points of a line through one value for each number of labels."""
+        return " ".join(self._points(values))
+
+    def band(self, low: Sequence[float], high: Sequence[float]) -> str:
+        """Points around the area between two lines."""
+        return " ".join([*self._points(high), *self._points(low)[::-1]])
+
+    def _points(self, values: Sequence[float]) -> list[str]:
+        return [f"{self.x(n):.1f},{self.y(value):.1f}" for n, value in zip(self.labels, values, strict=True)]
+
+
+def _chart(summary: ReplaySummary, metric: str, colours: Mapping[str, Mapping[str, str]]) -> dict[str, object]:
     """Everything to draw of one metric, in the chart's pixels; the values too, for those who point at it."""
-    n_labels: list[int] = summary["n_labels"]
+    labels = summary["n_trained_on"]
     curves = summary["curves"][metric]
     goal = summary["full_data_accuracy"]["mean"] if metric == "accuracy" else None
-    lowest, highest = RANGES.get(metric, (0.0, 1.0))
-
-    def drawn(point: Mapping[str, Any]) -> tuple[float, float]:
-        low, high = _limits(point)
-        return max(low, lowest), min(high, highest)
-
-    limits = [value for points in curves.values() for point in points for value in drawn(point)]
-    ticks = _ticks(min(limits), max([*limits, *([goal] if goal is not None else [])]))
-
-    def x(value: float) -> float:
-        return LEFT + float(value - n_labels[0]) / (n_labels[-1] - n_labels[0]) * (WIDTH - LEFT - RIGHT)
-
-    def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (HEIGHT - TOP - BOTTOM)
-
-    def line(values: Sequence[float], grid: Sequence[float] = n_labels) -> str:
-        return " ".join(f"{x(n):.1f},{y(value):.1f}" for n, value in zip(grid, values, strict=True))
-
-    def band(points: Sequence[Mapping[str, float]]) -> str:
-        low, high = zip(*map(drawn, points), strict=True)
-        return f"{line(high)} {line(low[::-1], n_labels[::-1])}"
-
-    every = -(-len(n_labels) // 12)
+    bands = {name: [_drawn(point, metric) for point in points] for name, points in curves.items()}
+    ends = [value for band in bands.values() for interval in band for value in interval]
+    ticks = _ticks(min(ends), max([*ends, *([goal] if goal is not None else [])]))
+    plot = _Plot(labels, ticks)
+    every = -(-len(labels) // 12)
     return {
         "metric": metric,
         "title": METRIC_TITLES[metric],
@@ -134,20 +151,26 @@ def _chart(summary: Mapping[str, Any], metric: str, colours: Mapping[str, Mappin
             {
                 "name": name,
                 **colours[name],
-                "line": line([point["mean"] for point in points]),
-                "band": band(points),
+                "line": plot.line([point["mean"] for point in points]),
+                "band": plot.band(*zip(*bands[name], strict=True)),
                 "values": [[point["mean"], *_limits(point)] for point in points],
             }
             for name, points in curves.items()
         ],
-        "xs": [x(n) for n in n_labels],
-        "x_ticks": [{"at": x(n), "text": f"{n:,}"} for n in n_labels[::every]],
-        "y_ticks": [{"at": y(value), "text": f"{value:.{_decimals(ticks)}f}"} for value in ticks],
-        "goal": None if goal is None else {"at": y(goal), "text": f"all labels: {goal:.3f}"},
+        "xs": [plot.x(n) for n in labels],
+        "x_ticks": [{"at": plot.x(n), "text": f"{n:,}"} for n in labels[::every]],
+        "y_ticks": [{"at": plot.y(value), "text": f"{value:.{_decimals(ticks)}f}"} for value in ticks],
+        "goal": None if goal is None else {"at": plot.y(goal), "text": f"all labels: {goal:.3f}"},
     }
 
 
-def _limits(point: Mapping[str, Any]) -> tuple[float, float]:
+def _drawn(point: Interval, metric: str) -> tuple[float, float]:
+    """The interval of a point, as far as the metric can have such values."""
+    (low, high), (lowest, highest) = _limits(point), RANGES.get(metric, (0.0, 1.0))
+    return max(low, lowest), min(high, highest)
+
+
+def _limits(point: Interval) -> tuple[float, float]:
     """The interval of a point, or the point twice where one seed gives none."""
     mean, low, high = point["mean"], point["low"], point["high"]
     return (mean, mean) if low is None or high is None else (low, high)
@@ -166,10 +189,11 @@ def _decimals(ticks: Sequence[float]) -> int:
     return max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
 
 
-def _class_balance(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _class_balance(summary: ReplaySummary) -> dict[str, object]:
     """How the labelled set of the last round is spread over the classes, beside all data."""
     balance = summary["class_balance"]
-    rows = {"all data": balance["data"], **{name: balance["labelled"][name] for name in _ranked(summary)}}
+    rows: dict[str, Sequence[float]] = {"all data": balance["data"]}
+    rows |= {name: balance["labelled"][name] for name in ranked(summary)}
     shares = {name: [count / sum(counts) for count in counts] for name, counts in rows.items()}
     most = max(max(values) for values in shares.values())
     return {
@@ -177,7 +201,7 @@ def _class_balance(summary: Mapping[str, Any]) -> dict[str, Any]:
         "rows": [
             {
                 "name": name,
-                "evenness": _evenness(values),
+                "evenness": evenness(rows[name]),
                 "rarest": min(rows[name]),
                 "cells": [
                     {"count": count, "heat": value / most} for count, value in zip(rows[name], values, strict=True)
@@ -186,11 +210,6 @@ def _class_balance(summary: Mapping[str, Any]) -> dict[str, Any]:
             for name, values in shares.items()
         ],
     }
-
-
-def _evenness(shares: Sequence[float]) -> float:
-    """Entropy of the shares over that of equal ones: 1 is perfectly balanced, 0 is one class alone."""
-    return sum(-share * math.log(share) for share in shares if share > 0) / math.log(len(shares)) + 0.0
 
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -202,14 +221,14 @@ def _settings(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _percent(interval: Mapping[str, Any]) -> str:
+def _percent(interval: Interval) -> str:
     """A share in percent, with half its interval: "91.52 ± 0.30"."""
     low, high = _limits(interval)
     text = f"{100 * interval['mean']:.2f}"
     return text if interval["low"] is None else f"{text} ± {50 * (high - low):.2f}"
 
 
-def _points(interval: Mapping[str, Any] | None) -> str:
+def _points(interval: Interval | None) -> str:
     """A difference in points of percent, with its sign: "+1.20 ± 0.30"."""
     if interval is None:
         return ""
@@ -226,7 +245,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 or value == round(value) else f"{value:,.1f}"
 
 
-def _efficiency(summary: Mapping[str, Any], name: str, target: str) -> str:
+def _efficiency(summary: ReplaySummary, name: str, target: str) -> str:
     """Labels that random needs for each one of the arm's, "1.25x", or who reached the target where no number is."""
     all_targets = summary["strategies"][name]["labelling_efficiency"]
     if all_targets is None:

@@ -25,7 +25,7 @@ from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings
 from flows.folder import RoundFolder
 from flows.step import step
-from flows.steps.push import model_version, tasks_of
+from flows.steps.push import model_version, questions_of
 from pipeline.labels.answers import current, reconcile
 from pipeline.labels.ledger import Ledger
 from pipeline.tables import BatchTable, Labels, PoolTable
@@ -63,13 +63,13 @@ def look(
     folders = {folder.number: folder for folder in rounds if folder.number in out}
     name = settings.name
     asked = [
-        Asked(n, tasks_of(f.read(BATCH), pool, settings, n), model_version(name, n), ledger.asked_tasks[n])
+        Asked(n, questions_of(f.read(BATCH), pool, settings, n), model_version(name, n), f.read(PUSHED).of_asks(n))
         for n, f in folders.items()
     ]
     tended = tool.tend(asked, asked=ledger.asked_tasks)
-    for n, task_ids in tended.task_ids.items():
-        if task_ids != ledger.asked_tasks[n]:
-            folders[n].write(PUSHED, replace(folders[n].read(PUSHED), tasks=dict(task_ids)))
+    for n in {ask.round_number for ask, task_id in tended.task_ids.items() if task_id != ledger.asked_tasks[ask]}:
+        tasks = {ask.item_id: task_id for ask, task_id in tended.task_ids.items() if ask.round_number == n}
+        folders[n].write(PUSHED, replace(folders[n].read(PUSHED), tasks=tasks))
     here, n_pushed = folders[round_number], len(pushed.tasks)
     if n_pushed and not tended.progress.n_tasks:
         raise AnnotationToolError(
@@ -147,9 +147,7 @@ def news(ledger: Ledger, tool: AnnotationTool) -> tuple[list[Answer], Pulled]:
     """Answers that no closed round has brought in, and what stands on all tasks."""
     asked = ledger.asked_tasks
     pulled = tool.pull(asked)
-    answers = reconcile(
-        ledger.answers, pulled.answers, round_numbers=set(asked), task_ids=pulled.task_ids, doubles=pulled.doubles
-    )
+    answers = reconcile(ledger.answers, pulled.answers, task_ids=pulled.task_ids, doubles=pulled.doubles)
     return answers, pulled
 
 
@@ -166,7 +164,7 @@ def collect(ledger: Ledger, *, tool: AnnotationTool, max_unused: float) -> tuple
     answers, pulled = news(ledger, tool)
     check_used(pulled, answers, tool=tool, max_unused=max_unused)
     answered = {answer.item_id for answer in current([*ledger.answers, *answers])}
-    there = {*pulled.task_ids, *pulled.doubles.values()}
+    there = {ask.item_id for ask in (*pulled.task_ids, *pulled.doubles.values())}
     gone = sorted(set(ledger.asked_items) - there - answered)
     return notes_of(pulled, answers, tool), gone, answers
 

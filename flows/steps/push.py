@@ -3,39 +3,40 @@
 from collections.abc import Hashable, Mapping
 from datetime import UTC, datetime
 
-from connectors.annotation import AnnotationTool, Task
+from connectors.annotation import AnnotationTool, Question
 from flows.artefacts import PAGE, PUSHED, PUSHING, AnnotatorsPage, Pushed, Pushing
 from flows.campaign import OpenCampaign
 from flows.changes import refuse_lost_classes, wanted_page
 from flows.config import CampaignSettings
 from flows.step import step
+from flows.steps.select import purpose_of
 from pipeline.labels.ledger import Ledger, count_labels
 from pipeline.tables import BatchTable, PoolTable
-from pipeline.types import Region
+from pipeline.types import Ask, Region
 
 
-def tasks_of(batch: BatchTable, pool: PoolTable, settings: CampaignSettings, round_number: int) -> list[Task]:
-    """The batch as tasks for the annotation tool; a cold start shows no guess."""
+def questions_of(batch: BatchTable, pool: PoolTable, settings: CampaignSettings, round_number: int) -> list[Question]:
+    """The batch as questions for the annotation tool; a cold start shows no guess."""
     table = pool.located(batch.table)
     for name in table.columns.intersection(["guess"]):  # of classes that may have changed when the push was broken off
         present = table[name].replace(settings.former_classes)
         table[name] = present.where(present.isin(settings.classes), "")
-    return [_task(row, round_number) for row in table.to_dict("records")]
+    return [_question(row, round_number) for row in table.to_dict("records")]
 
 
-def _task(row: Mapping[Hashable, object], round_number: int) -> Task:
-    columns: dict[str, str | float] = {"reason": str(row["why"])}
+def _question(row: Mapping[Hashable, object], round_number: int) -> Question:
+    columns: dict[str, str | float] = {}
     guess = None
     if row.get("guess"):
         guess = Region(kind="image", label=str(row["guess"]), score=_number(row["guess_probability"]))
         columns["confused_classes"] = str(row["confused_classes"])
         columns |= {name: round(_number(row[name]), 4) for name in ("uncertainty", "novelty")}
-    return Task(
-        item_id=str(row["item_id"]),
+    return Question(
+        Ask(str(row["item_id"]), round_number, purpose_of(str(row["reason"]))),
         uri=str(row["uri"]),
-        round_number=round_number,
         rank=int(_number(row["rank"])),
         guess=guess,
+        reason=str(row["why"]),
         columns=columns,
     )
 
@@ -70,12 +71,11 @@ def push(
 ) -> Pushed:
     """Make the batch exist in the annotation tool exactly once, prove it, and return which task is which item."""
     task_ids = tool.push(
-        tasks_of(batch, pool, settings, round_number),
-        round_number=round_number,
+        questions_of(batch, pool, settings, round_number),
         model_version=model_version(settings.name, round_number),
         asked=ledger.asked_tasks,
     )
-    return Pushed(datetime.now(UTC).isoformat(timespec="seconds"), address, task_ids)
+    return Pushed.now(address, task_ids)
 
 
 def prepare_page(work: OpenCampaign) -> str:

@@ -5,9 +5,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from pipeline.selection.ask import gather_candidates, select_seed_set, share_kept, try_strategy
-from pipeline.selection.batch import select_batch
-from pipeline.selection.explain import batch_table, explain_batch
 from torch import Tensor
 
 from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles
@@ -18,9 +15,13 @@ from flows.step import step
 from flows.steps.train import NothingToTrainOn
 from pipeline.labels.ledger import Ledger
 from pipeline.randomness import derive_seed
+from pipeline.selection.ask import gather_candidates, select_seed_set, share_kept, try_strategy
+from pipeline.selection.batch import RANDOM_SLICE, select_batch
+from pipeline.selection.explain import batch_table, explain_batch
 from pipeline.tables import BatchTable, Labels, PoolTable, class_indices
-from pipeline.types import Aim, Batch, Candidates
+from pipeline.types import Aim, Batch, Candidates, Purpose
 
+SEED_REASON = "seed set"
 AUDIT_REASON = "audit set"
 MEASURED_REASON = "audit set: it has no label yet"
 EMBEDDING_SIDE = 16
@@ -148,11 +149,20 @@ def select_first(
             f"{settings.seed_set_size}, {len(rest)} images may be asked for, {budget_left} labels are left"
         )
     checks = _checks(audit, AUDIT_REASON, round_number)
-    reasons = (*[f"seed set: {settings.cold_start}"] * len(seed_set.ids), *checks.reasons)
+    reasons = (*[f"{SEED_REASON}: {settings.cold_start}"] * len(seed_set.ids), *checks.reasons)
     ids_of_both, aims = (*seed_set.ids, *checks.ids), (*seed_set.aims, *checks.aims)
     table = batch_table(Batch(ids_of_both, (0.0,) * len(aims), reasons, round_number, aims))
     shuffled = table.sample(frac=1, random_state=derive_seed(settings.seed, round_number, "order"))
     return _located(shuffled.assign(rank=np.arange(len(table))), pool)
+
+
+def purpose_of(reason: str) -> Purpose:
+    """What a row of the batch is asked for."""
+    if reason.startswith(SEED_REASON):
+        return "seed"
+    if reason in (AUDIT_REASON, MEASURED_REASON):
+        return "audit"
+    return "control" if reason == RANDOM_SLICE else "query"
 
 
 def _checks(ids: Sequence[str], reason: str, round_number: int) -> Batch:

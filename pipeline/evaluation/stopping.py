@@ -39,17 +39,17 @@ class MeasuredRound:
     """A point of the learning curve.
 
     Attributes:
-        n_labels: labels that the round's model was trained on, at least 1.
+        n_trained_on: labels that the round's model learnt from, at least 1.
         n_correct: images of the audit set that it got right.
         n_audit: images of the audit set, at least 1.
     """
 
-    n_labels: int
+    n_trained_on: int
     n_correct: int
     n_audit: int
 
     def __post_init__(self) -> None:
-        if self.n_labels < 1 or not 0 <= self.n_correct <= self.n_audit or self.n_audit < 1:
+        if self.n_trained_on < 1 or not 0 <= self.n_correct <= self.n_audit or self.n_audit < 1:
             raise ValueError(f"a measured round needs labels, and a count of right ones of an audit set, got {self}")
 
 
@@ -157,7 +157,7 @@ def forecast(rounds: Sequence[MeasuredRound], n_labels: int, *, alpha: float = A
 
 def lacks_for_forecast(rounds: Sequence[MeasuredRound]) -> str | None:
     """Why there can be no forecast yet, for people to read; None when there can."""
-    n_points = len({measured.n_labels for measured in rounds})
+    n_points = len({measured.n_trained_on for measured in rounds})
     if n_points >= MIN_ROUNDS:
         return None
     return f"a forecast needs {MIN_ROUNDS} measured rounds with different numbers of labels, there are {n_points}"
@@ -193,7 +193,7 @@ def _sure(look: int) -> str:
 
 def _gains(rounds: Sequence[MeasuredRound], n_more: int) -> tuple[Tensor, Tensor]:
     """Return `(G,)` the gain that each curve of the grid foresees, and `(G,)` its weight, summing to 1."""
-    labels = torch.tensor([measured.n_labels for measured in rounds], dtype=torch.float64)
+    labels = torch.tensor([measured.n_trained_on for measured in rounds], dtype=torch.float64)
     correct = torch.tensor([measured.n_correct for measured in rounds], dtype=torch.float64)
     audit = torch.tensor([measured.n_audit for measured in rounds], dtype=torch.float64)
     exponents = _middles(math.log(EXPONENTS[0]), math.log(EXPONENTS[1]), N_EXPONENTS).exp()

@@ -7,20 +7,21 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
-from pipeline.types import Annotation, Answer, Region
+from pipeline.types import Annotation, Answer, Ask, Region
 
 COLUMNS = {
     "item_id": "str",
     "task_id": "int64",
     "answer_id": "int64",
     "round_number": "int64",
+    "purpose": "str",
     "outcome": "str",
     "label": "str",
     "annotator": "str",
@@ -77,9 +78,8 @@ def reconcile(
     known: Sequence[Answer],
     pulled: Sequence[Answer],
     *,
-    round_numbers: Collection[int],
-    task_ids: Mapping[str, int],
-    doubles: Mapping[int, str] = MappingProxyType({}),
+    task_ids: Mapping[Ask, int],
+    doubles: Mapping[int, Ask] = MappingProxyType({}),
 ) -> list[Answer]:
     """What to add to the ledger so that it agrees with the annotation tool: nothing, the second time.
 
@@ -88,21 +88,19 @@ def reconcile(
 
     Args:
         known: the ledger.
-        pulled: all answers that stand now on the tasks of `round_numbers`.
-        task_ids: the tasks of `round_numbers` that exist now.
-        doubles: further tasks that ask for an item: task id -> item id.
+        pulled: all answers that stand now on these tasks.
+        task_ids: the tasks that exist now, of the rounds that were looked at.
+        doubles: further tasks of an ask: task id -> ask.
     """
     latest = {(answer.item_id, answer.answer_id): answer for answer in known}
     standing = {(answer.item_id, answer.answer_id): answer for answer in pulled}
     changed = [answer for key, answer in standing.items() if answer != latest.get(key)]
-    rounds = set(round_numbers)
     return changed + [
         dataclasses.replace(answer, outcome="deleted", annotation=None, message="deleted in the annotation tool")
         for key, answer in latest.items()
         if key not in standing
         and answer.outcome != "deleted"
-        and answer.round_number in rounds
-        and (task_ids.get(answer.item_id) == answer.task_id or doubles.get(answer.task_id) == answer.item_id)
+        and (task_ids.get(answer.ask) == answer.task_id or doubles.get(answer.task_id) == answer.ask)
     ]
 
 
@@ -192,13 +190,14 @@ def _label(answer: Answer) -> str:
 def _value(answer: Answer, column: str) -> str | int | float | None:
     if column == "label":
         return _label(answer) if answer.annotation else None
-    value: str | int | float | None = getattr(answer, column)
+    value: str | int | float | None = answer.ask.purpose if column == "purpose" else getattr(answer, column)
     return value
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
     fields = dict(row)
     label = fields.pop("label")
+    fields["ask"] = Ask(*(fields.pop(name) for name in ("item_id", "round_number", "purpose")))
     if label is not None:
         regions = (Region("image", label),)
         fields["annotation"] = Annotation(row["item_id"], regions, row["annotator"], row["seconds"])

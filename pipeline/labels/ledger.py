@@ -12,7 +12,7 @@ import pandas as pd
 
 from pipeline.labels.answers import current, labelled_set, set_aside, with_present_names
 from pipeline.tables import Labels, PoolTable
-from pipeline.types import Answer, Split
+from pipeline.types import Answer, Ask, Split
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RoundOfLedger:
     """What one round asked for and brought in.
 
     Attributes:
-        tasks: item id -> task id; None where nothing was pushed.
+        tasks: the task of each ask; None where nothing was pushed.
         address: where people labelled.
         pushed_at: when the batch was with them, ISO 8601; empty before.
         answers: that the round brought in; None where it has not collected yet.
@@ -29,7 +29,7 @@ class RoundOfLedger:
     """
 
     number: int
-    tasks: Mapping[str, int] | None = None
+    tasks: Mapping[Ask, int] | None = None
     address: str = ""
     pushed_at: str = ""
     answers: Sequence[Answer] | None = None
@@ -60,9 +60,9 @@ class Ledger:
         return current(self.answers)
 
     @cached_property
-    def asked_tasks(self) -> dict[int, Mapping[str, int]]:
-        """Every task that was pushed: round -> item id -> task id."""
-        return {each.number: each.tasks for each in self.rounds if each.tasks is not None}
+    def asked_tasks(self) -> dict[Ask, int]:
+        """The task of each ask that was pushed."""
+        return {ask: task_id for each in self.rounds for ask, task_id in (each.tasks or {}).items()}
 
     @cached_property
     def asked_items(self) -> dict[str, int]:
@@ -72,7 +72,7 @@ class Ledger:
         """
         asked: dict[str, int] = {}
         for each in self.rounds:
-            asked |= dict.fromkeys(each.tasks or (), each.number)
+            asked |= {ask.item_id: each.number for ask in each.tasks or ()}
             for item_id in each.withdrawn:
                 asked.pop(item_id, None)
         return asked
@@ -109,9 +109,9 @@ class Ledger:
     def task_addresses(self) -> dict[str, str]:
         """Where people see the task of each item that was asked for."""
         return {
-            item_id: f"{each.address}?task={task_id}"
+            ask.item_id: f"{each.address}?task={task_id}"
             for each in self.rounds
-            for item_id, task_id in (each.tasks or {}).items()
+            for ask, task_id in (each.tasks or {}).items()
         }
 
     def rounds_out(self) -> list[int]:

@@ -49,7 +49,7 @@ def _all_from(values: dict[str, Any]) -> float:
 class MemberSettings(Settings):
     """Where the K outputs of an image come from: their number is the product of all."""
 
-    ensemble: Size = Field(3, le=100, description="networks trained from different seeds")
+    ensemble: int = Field(3, ge=1, le=100, description="networks trained from different seeds")
     bagging: bool = Field(False, description="each network learns from its own draw of the labels, with replacement")
     swag: int = Field(0, ge=0, le=100, description="draws of each network's weights from its last steps; 0 is off")
     views: int = Field(0, ge=0, le=100, description="augmented views of each image; 0 is the image alone")
@@ -87,16 +87,20 @@ class PseudoLabelSettings(Settings):
 class ModelSettings(Settings):
     """The network and how it is trained."""
 
-    name: Annotated[str, AfterValidator(_check_model)] = "torchvision:resnet18"
-    channels: Literal[1, 3] = 3
+    name: Annotated[str, AfterValidator(_check_model)] = Field(
+        "torchvision:resnet18", description="torchvision:NAME, timm:NAME, small_cnn, or package.module:factory"
+    )
+    channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for colours")
     weights: str | None = Field(None, description="a weight name of the hub, the path of a file, or factory")
     image_size: int = Field(
         default_factory=_size_of_weights, ge=8, le=2048, description="side in pixels; that of the weights if not given"
     )
-    head: Literal["linear", "mlp"] = "linear"
-    dropout: float = Field(0.5, ge=0, lt=1)
+    head: Literal["linear", "mlp"] = Field("linear", description="what follows the network's features")
+    dropout: float = Field(0.5, ge=0, lt=1, description="share of features that training drops before the head")
     train: Literal["auto", "head", "all"] = Field("auto", description="auto: by the labels per class")
-    augmentation: Annotated[str, AfterValidator(_check_augmentation)] = "natural"
+    augmentation: Annotated[str, AfterValidator(_check_augmentation)] = Field(
+        "natural", description="how training images are changed: natural (photographs), digits (no flips), none"
+    )
     all_from: float = Field(
         default_factory=_all_from,
         ge=0,
@@ -109,20 +113,20 @@ class ModelSettings(Settings):
         "scratch leaves the weights unused",
     )
     class_balanced: bool = Field(True, description="weigh rare classes up in the loss")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label that goes to all classes")
     schedule: Literal["cosine", "plateau", "constant"] = Field("cosine", description="how the learning rate falls")
-    learning_rate: float = Field(2e-3, gt=0, lt=10)
-    weight_decay: float = Field(1e-2, ge=0, lt=1)
-    max_epochs: int = Field(30, ge=1, le=100_000)
+    learning_rate: float = Field(2e-3, gt=0, lt=10, description="of the head, at its highest")
+    weight_decay: float = Field(1e-2, ge=0, lt=1, description="of AdamW")
+    max_epochs: int = Field(30, ge=1, le=100_000, description="passes over the labels at most")
     max_minutes: float | None = Field(
         None, gt=0, description="less is trained in a round that would take longer on this machine; no limit if not set"
     )
     patience: int | None = Field(
         None, ge=1, description="epochs without improvement before training stops; to max_epochs if not given"
     )
-    batch_size: int = Field(32, ge=2, le=65536)
+    batch_size: int = Field(32, ge=2, le=65536, description="images of an optimiser step")
     min_steps: Size = Field(16, description="optimiser steps of an epoch at least, however few labels there are")
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="what computes")
     pseudo_labels: PseudoLabelSettings = PseudoLabelSettings()
 
     @property

@@ -21,6 +21,9 @@ Told = tuple[str, Aim]
 Asking = Callable[[Tensor, int], tuple[Tensor, list[Told]]]
 """Rows `(R,)` that may be asked for, and how many of them are wanted: these rows, and what is told of each."""
 
+RANDOM_SLICE = "random slice"
+"""Why an image of the random slice was chosen."""
+
 
 def select_batch(candidates: Candidates, how: SelectionSettings, *, round_number: int, seed: int) -> Batch:
     """Choose what this round asks for.
@@ -162,7 +165,7 @@ def _batch(
     shares = torch.searchsorted(scores.sort().values, picked) / max(len(scores), 1)
     notes, aims = iter(note for note, _ in told), iter(aim for _, aim in told)
     reasons = tuple(
-        "random slice" if random_pick else _reason(strategy, score, share, next(notes))
+        RANDOM_SLICE if random_pick else _reason(strategy, score, share, next(notes))
         for random_pick, score, share in zip(is_drawn.tolist(), picked.tolist(), shares.tolist(), strict=True)
     )
     ids = tuple(str(item_id) for item_id in candidates.ids[positions.numpy()])

@@ -25,10 +25,14 @@ def _check_strategy(value: str) -> str:
 class SelectionSettings(Settings):
     """What a batch is chosen by; the random slice is off unless it is asked for."""
 
-    query_size: Size = 100
-    random_slice: float = Field(0.0, ge=0, le=1, description="share of a batch that is drawn evenly from the rest")
-    acquisition: Annotated[str, AfterValidator(_check_acquisition)] = "margin"
-    strategy: Annotated[str, AfterValidator(_check_strategy)] = "auto"
+    query_size: Size = Field(100, description="labels that each later round asks for")
+    random_slice: float = Field(0.0, ge=0, le=1, description="share of each batch that is drawn at random")
+    acquisition: Annotated[str, AfterValidator(_check_acquisition)] = Field(
+        "margin", description="acquisition function: the score of an image"
+    )
+    strategy: Annotated[str, AfterValidator(_check_strategy)] = Field(
+        "auto", description="query strategy: how a batch is chosen by scores and places"
+    )
     strategy_options: dict[str, Any] = Field({}, description="keywords of the strategy")
     sub_pool: Size | None = Field(None, description="the strategy sees a random part of this many candidates")
     prefilter: float | None = Field(None, ge=1, le=MOST, description="and of these the best by score, times query_size")

@@ -25,14 +25,16 @@ from connectors.annotation import (
     ProjectMismatch,
     Pulled,
     PushMismatch,
-    Task,
+    Question,
     Tended,
 )
-from connectors.label_studio import client as label_studio
+from connectors.label_studio import api as label_studio_api
+from connectors.label_studio import connection, mending
+from connectors.label_studio import tasks as label_studio_tasks
 from connectors.label_studio.client import LabelStudio
 from connectors.label_studio.pages import labelling_page
 from connectors.label_studio.person import SimulatedAnnotator
-from pipeline.types import Region
+from pipeline.types import Ask, Region
 
 CLASSES = ("cat", "dog", "fox")
 PUSHED: dict[str, dict[int, Asked]] = {}
@@ -46,9 +48,9 @@ ADDED = (
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(label_studio, "_FIRST_WAIT_SECONDS", 0.05)
-    monkeypatch.setattr(label_studio, "_LONGEST_WAIT_SECONDS", 0.2)
-    monkeypatch.setattr(label_studio, "_SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "FIRST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "LONGEST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(mending, "SETTLE_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -94,14 +96,18 @@ def connect(space, **changes) -> LabelStudio:
     return LabelStudio(**(settings | changes))
 
 
-def batch(space, n=4, *, round_number=1, guess="cat", **changes) -> list[Task]:
-    """`n` tasks of a round, most wanted first; every item of round r is named "r.position"."""
+def question(item_id, uri, round_number=1, rank=0, **fields) -> Question:
+    return Question(Ask(item_id, round_number, "query"), uri, rank, **fields)
+
+
+def batch(space, n=4, *, round_number=1, guess="cat", **changes) -> list[Question]:
+    """`n` questions of a round, most wanted first; every item of round r is named "r.position"."""
     return [
-        Task(
-            item_id=f"{round_number}.{rank}",
-            uri=space.uris[rank % len(space.uris)],
-            round_number=round_number,
-            rank=rank,
+        question(
+            f"{round_number}.{rank}",
+            space.uris[rank % len(space.uris)],
+            round_number,
+            rank,
             guess=Region("image", guess, score=0.5) if guess else None,
             **changes,
         )
@@ -109,25 +115,35 @@ def batch(space, n=4, *, round_number=1, guess="cat", **changes) -> list[Task]:
     ]
 
 
-def push(tool, tasks, *, model_version="m") -> dict[str, int]:
-    """Push a round, and keep the record that a campaign keeps."""
-    number, asked = tasks[0].round_number, PUSHED.setdefault(tool.project, {})
-    earlier = {round_number: each.task_ids for round_number, each in asked.items() if round_number < number}
-    task_ids = tool.push(tasks, round_number=number, model_version=model_version, asked=earlier)
-    asked[number] = Asked(number, tasks, model_version, task_ids)
-    return task_ids
+def push(tool, questions, *, model_version="m") -> dict[str, int]:
+    """Push a round, and keep the record that a campaign keeps; return the task of each item."""
+    number, asked = questions[0].ask.round_number, PUSHED.setdefault(tool._project.title, {})
+    task_ids = tool.push(questions, model_version=model_version, asked=recorded(tool, *range(number)))
+    asked[number] = Asked(number, questions, model_version, task_ids)
+    return by_item(task_ids)
+
+
+def recorded(tool, *rounds) -> dict[Ask, int]:
+    """The task of each ask of these rounds."""
+    asked = PUSHED[tool._project.title]
+    return {ask: task_id for number in rounds if number in asked for ask, task_id in asked[number].task_ids.items()}
+
+
+def by_item(task_ids) -> dict[str, int]:
+    return {ask.item_id: task_id for ask, task_id in task_ids.items()}
 
 
 def pull(tool, *rounds) -> Pulled:
-    return tool.pull({number: PUSHED[tool.project][number].task_ids for number in rounds})
+    return tool.pull(recorded(tool, *rounds))
 
 
 def tend(tool) -> Tended:
     """Look after the last round, as each run does, and keep the record up to date."""
-    asked = PUSHED[tool.project]
-    tended = tool.tend([asked[max(asked)]], asked={number: each.task_ids for number, each in asked.items()})
-    for number, task_ids in tended.task_ids.items():
-        asked[number] = replace(asked[number], task_ids=task_ids)
+    asked = PUSHED[tool._project.title]
+    tended = tool.tend([asked[max(asked)]], asked=recorded(tool, *asked))
+    for number in asked:
+        now = {ask: task_id for ask, task_id in tended.task_ids.items() if ask.round_number == number}
+        asked[number] = replace(asked[number], task_ids=now)
     return tended
 
 
@@ -189,7 +205,7 @@ def annotator(space, answers, **options) -> SimulatedAnnotator:
 
 def served(space, *batches, n=None) -> list[str]:
     """The item ids in the order in which a person gets them."""
-    answers = {task.item_id: "cat" for tasks in batches for task in tasks}
+    answers = {each.item_id: "cat" for questions in batches for each in questions}
     return list(annotator(space, answers).label(n).item_ids)
 
 
@@ -348,7 +364,7 @@ class TestPrepare:
         tasks = push(prepared, batch(space))
         title = f"{space.project} anew"
         changed = connect(space, project=title, former_project=space.project)
-        assert changed.pull({1: tasks}).task_ids == tasks
+        assert by_item(changed.pull(recorded(prepared, 1)).task_ids) == tasks
         address = changed.prepare()
         project = project_of(api, replace(space, project=title))
         assert address == f"{space.url}/projects/{project['id']}/data"
@@ -396,12 +412,12 @@ class TestPush:
 
     def test_the_same_image_can_be_asked_for_in_another_round(self, prepared, space):
         task = batch(space, 1)[0]
-        again = Task(item_id=task.item_id, uri=task.uri, round_number=2, rank=0)
+        again = question(task.ask.item_id, task.uri, 2)
         assert push(prepared, [task]) != push(prepared, [again])
         assert push(prepared, [task]).keys() == push(prepared, [again]).keys()
 
     def test_an_import_whose_answer_is_lost_is_not_sent_again(self, prepared, api, space, monkeypatch, relay):
-        monkeypatch.setattr(label_studio, "_SETTLE_SECONDS", 30.0)
+        monkeypatch.setattr(mending, "SETTLE_SECONDS", 30.0)
         imports = []
 
         def lose_the_answer(handler, body):
@@ -451,8 +467,8 @@ class TestPush:
             handler.hang_up()
             return True
 
-        monkeypatch.setattr(label_studio, "_SETTLE_SECONDS", 30.0)
-        monkeypatch.setattr(label_studio, "_TIMEOUT_SECONDS", 1.0)
+        monkeypatch.setattr(mending, "SETTLE_SECONDS", 30.0)
+        monkeypatch.setattr(connection, "TIMEOUT_SECONDS", 1.0)
         with relay(space.url, answer_late) as url:
             task_ids = push(connect(space, url=url), batch(space))
         assert len(imports) == 1
@@ -476,7 +492,7 @@ class TestPush:
         assert push(prepared, batch(space)) == task_ids
         assert len(tasks_of(api, space)) == 5
         pulled = pull(prepared, 1)
-        assert pulled.doubles == {copy: "1.0"}
+        assert pulled.doubles == {copy: Ask("1.0", 1, "query")}
         assert {(answer.item_id, answer.task_id) for answer in pulled.answers} == {
             ("1.0", task_ids["1.0"]),
             ("1.0", copy),
@@ -490,11 +506,11 @@ class TestPush:
             push(prepared, batch(space, 3))
 
     def test_an_empty_batch_asks_for_nothing(self, prepared, api, space):
-        assert prepared.push([], round_number=1, model_version="m", asked={}) == {}
+        assert prepared.push([], model_version="m", asked={}) == {}
         assert tasks_of(api, space) == []
 
     def test_imports_in_chunks(self, prepared, api, space, monkeypatch):
-        monkeypatch.setattr(label_studio, "_CHUNK", 3)
+        monkeypatch.setattr(label_studio_tasks, "CHUNK", 3)
         assert len(push(prepared, batch(space, 7))) == len(tasks_of(api, space)) == 7
 
     @pytest.mark.parametrize(
@@ -531,7 +547,7 @@ class TestPush:
         project = project_of(api, space)
         tasks = batch(space)
         path = f"/api/projects/{project['id']}/import?return_task_ids=true"
-        data = [{"image": "old", "reasons": "", "item_id": task.item_id, "round_number": 1} for task in tasks]
+        data = [{"image": "old", "reasons": "", "item_id": each.item_id, "round_number": 1} for each in tasks]
         stuck = api.post(path, json=[{"data": each} for each in data]).json()["task_ids"]
         annotate(api, stuck[2], choice("dog"))
         stale = api.patch(f"/api/projects/{project['id']}/", json={"model_version": "round 1: m"})
@@ -545,8 +561,8 @@ class TestPush:
         assert [images[task_id] == "old" for task_id in stuck] == [False, False, True, False]
 
     def test_tasks_show_the_guess_and_the_reasons(self, prepared, api, space):
-        columns = {"reason": "unsure <b>", "uncertainty": 0.693147, "confused_classes": "cat, dog"}
-        push(prepared, batch(space, 1, columns=columns))
+        columns = {"uncertainty": 0.693147, "confused_classes": "cat, dog"}
+        push(prepared, batch(space, 1, reason="unsure <b>", columns=columns))
         (task,) = tasks_of(api, space)
         assert task["data"]["reasons"] == "Why this image: unsure <b>"
         assert task["data"]["uncertainty"] == 0.693147
@@ -575,9 +591,9 @@ class TestPush:
     )
     def test_refuses_a_batch_that_label_studio_would_swallow(self, prepared, api, space, change, complaint):
         fields = {"item_id": "1.0", "uri": space.uris[0], "round_number": 1, "rank": 0}
-        tasks = [*batch(space)[1:], Task(**(fields | change))]
+        tasks = [*batch(space)[1:], question(**(fields | change))]
         with pytest.raises(ValueError, match=complaint):
-            prepared.push(tasks, round_number=1, model_version="m", asked={})
+            prepared.push(tasks, model_version="m", asked={})
         assert tasks_of(api, space) == []
 
 
@@ -627,7 +643,7 @@ class TestTend:
         add_copies(api, space, "1.1", "2.0", "2.1", "2.2", "2.3")
         tended = tend(prepared)
         assert tended.mended == ("5 open tasks asked for an image a second time and were removed",)
-        assert (tended.progress.n_tasks, tended.task_ids[2]) == (4, second)
+        assert (tended.progress.n_tasks, by_item(recorded(prepared, 2))) == (4, second)
         assert len(tasks_of(api, space)) == 8
 
     def test_an_answer_on_a_double_is_an_answer_to_its_item(self, prepared, api, space):
@@ -637,10 +653,10 @@ class TestTend:
         annotate(api, copies["1.1"], choice("dog"))
         annotate(api, task_ids["1.1"], choice("cat"))
         tended = tend(prepared)
-        assert tended.task_ids[1] == task_ids | {"1.0": copies["1.0"]}
+        assert by_item(tended.task_ids) == task_ids | {"1.0": copies["1.0"]}
         assert (tended.progress.n_tasks, tended.progress.n_labelled) == (4, 2)
         pulled = pull(prepared, 1)
-        assert pulled.doubles == {copies["1.1"]: "1.1"}
+        assert pulled.doubles == {copies["1.1"]: Ask("1.1", 1, "query")}
         assert sorted((answer.item_id, label_of(answer)) for answer in pulled.answers) == [
             ("1.0", "dog"),
             ("1.1", "cat"),
@@ -656,7 +672,7 @@ class TestTend:
             annotate(api, task_id, choice("dog"))
         tended, pulled = tend(prepared), pull(prepared, 1)
         assert (tended.progress.n_tasks, tended.progress.n_labelled) == (4, 0)
-        assert (pulled.answers, pulled.task_ids) == ([], task_ids)
+        assert (pulled.answers, by_item(pulled.task_ids)) == ([], task_ids)
         (note,) = pulled.notes
         assert note.startswith("3 tasks in project")
         assert "(3 of them answered)" in note
@@ -693,13 +709,13 @@ class TestOrder:
     def test_the_most_wanted_comes_first(self, prepared, space, guess):
         tasks = batch(space, 6, guess=guess)
         push(prepared, [tasks[position] for position in (5, 0, 2, 1, 4, 3)])
-        assert served(space, tasks) == [task.item_id for task in tasks]
+        assert served(space, tasks) == [each.item_id for each in tasks]
 
     def test_tasks_with_and_without_a_guess_share_one_order(self, prepared, space):
         with_guess, without = batch(space), batch(space, guess=None)
         tasks = [pair[position % 2] for position, pair in enumerate(zip(with_guess, without, strict=True))]
         push(prepared, tasks)
-        assert served(space, tasks) == [task.item_id for task in tasks]
+        assert served(space, tasks) == [each.item_id for each in tasks]
 
     def test_a_new_round_comes_before_what_is_left_of_the_old(self, prepared, space):
         old, new = batch(space, 5), batch(space, 4, round_number=2)
@@ -717,8 +733,7 @@ class TestImages:
         odd.parent.mkdir()
         Image.new("RGB", (120, 80), "teal").save(odd)
         tasks = [
-            Task(item_id=str(rank), uri=uri, round_number=1, rank=rank)
-            for rank, uri in enumerate([space.uris[0], str(odd), odd.as_uri()])
+            question(str(rank), uri, rank=rank) for rank, uri in enumerate([space.uris[0], str(odd), odd.as_uri()])
         ]
         push(prepared, tasks)
         addresses = {task["data"]["item_id"]: task["data"]["image"] for task in tasks_of(api, space)}
@@ -735,14 +750,14 @@ class TestImages:
         Image.new("RGB", (120, 80), "teal").save(tmp_path / "stored.png")
         link = space.images_root / "link.png"
         link.symlink_to(tmp_path / "stored.png")
-        push(prepared, [Task(item_id="a", uri=str(link), round_number=1, rank=0)])
+        push(prepared, [question("a", str(link))])
         assert api.get(tasks_of(api, space)[0]["data"]["image"]).content == link.read_bytes()
 
     def test_remote_addresses_stay_as_they_are(self, space, api):
         tool = connect(space, images_root=None)
         tool.prepare()
         uris = ["https://images.example/a b.png?x=1", "s3://bucket/a.png"]
-        push(tool, [Task(item_id=uri, uri=uri, round_number=1, rank=rank) for rank, uri in enumerate(uris)])
+        push(tool, [question(uri, uri, rank=rank) for rank, uri in enumerate(uris)])
         response = api.get("/api/tasks", params={"project": project_of(api, space)["id"], "resolve_uri": False})
         assert [task["data"]["image"] for task in response.json()["tasks"]] == uris
 
@@ -755,7 +770,7 @@ class TestImages:
             (str(space.images_root / "gone.png"), "not there any more"),
         ):
             with pytest.raises(AnnotationToolError, match=complaint):
-                push(prepared, [Task(item_id="a", uri=uri, round_number=1, rank=0)])
+                push(prepared, [question("a", uri)])
 
     def test_local_images_need_a_folder(self, space):
         tool = connect(space, images_root=None)
@@ -768,7 +783,7 @@ class TestImages:
         for path in paths[:3]:
             Image.new("RGB", (9, 6), "teal").save(path)
         Image.fromarray(np.arange(54, dtype=np.uint16).reshape(6, 9) * 70).save(paths[3])
-        tasks = [Task(path.stem, str(path), 1, rank) for rank, path in enumerate(paths)]
+        tasks = [question(path.stem, str(path), rank=rank) for rank, path in enumerate(paths)]
         push(prepared, tasks)
         for task in tasks_of(api, space):
             loaded = api.get(task["data"]["image"])
@@ -785,14 +800,14 @@ class TestImages:
         for rank in range(3):
             Image.new("RGB", (120, 80), (rank, 90, 90)).save(pool / f"{rank}?.png")
         (pool / "private.png").write_bytes((pool / "0?.png").read_bytes())
-        tasks = [Task(str(rank), str(pool / f"{rank}?.png"), 1, rank) for rank in range(3)]
+        tasks = [question(str(rank), str(pool / f"{rank}?.png"), rank=rank) for rank in range(3)]
         push(tool, tasks)
         before = {task["data"]["item_id"]: task["data"]["image"] for task in tasks_of(api, space)}
         assert sorted(path.name for path in shown_in.iterdir()) == ["0.png", "1.png", "2.png"]
         moved = pool.rename(tmp_path / "moved")
         assert api.get(before["0"]).status_code == 404
         with_new_places = [replace(task, uri=str(moved / f"{task.rank}?.png")) for task in tasks]
-        PUSHED[space.project][1] = replace(PUSHED[space.project][1], tasks=with_new_places)
+        PUSHED[space.project][1] = replace(PUSHED[space.project][1], questions=with_new_places)
         assert tend(tool).mended == ()
         for rank in range(3):
             assert api.get(before[str(rank)]).content == (moved / f"{rank}?.png").read_bytes()
@@ -854,7 +869,7 @@ class TestAnswers:
         assert (answer.outcome, answer.annotator, answer.seconds) == ("labelled", servers.email, 2.5)
         assert answer.annotation.regions == (Region("image", "dog"),)
         assert answer.updated_at == api.get(f"/api/annotations/{answer_id}/").json()["updated_at"]
-        assert pulled.task_ids == task_ids
+        assert by_item(pulled.task_ids) == task_ids
 
     def test_predictions_are_not_answers(self, prepared, space):
         push(prepared, batch(space))
@@ -867,7 +882,7 @@ class TestAnswers:
         tool.prepare()
         tasks = batch(space, len(classes), guess=classes[0])
         push(tool, tasks)
-        answers = {task.item_id: label for task, label in zip(tasks, classes, strict=True)}
+        answers = {each.item_id: label for each, label in zip(tasks, classes, strict=True)}
         annotator(space, answers).label()
         pulled = pull(tool, 1).answers
         assert {answer.item_id: answer.annotation.regions[0].label for answer in pulled} == answers
@@ -931,7 +946,7 @@ class TestAnswers:
     def test_a_skip_by_the_one_annotator_ends_the_task(self, prepared, space):
         tasks = batch(space)
         push(prepared, tasks)
-        someone = annotator(space, {task.item_id: "cat" for task in tasks}, skip_rate=1.0)
+        someone = annotator(space, {each.item_id: "cat" for each in tasks}, skip_rate=1.0)
         assert someone.label().n_skipped == 4
         assert someone.label().item_ids == ()
         seen = progress(prepared)
@@ -966,13 +981,13 @@ class TestAnswers:
         answer_id = annotate(api, task_ids["1.0"], choice("cat"))
         api.delete(f"/api/annotations/{answer_id}/").raise_for_status()
         pulled = pull(prepared, 1)
-        assert (list(pulled.answers), pulled.task_ids) == ([], task_ids)
+        assert (list(pulled.answers), by_item(pulled.task_ids)) == ([], task_ids)
         assert progress(prepared).n_labelled == 0
 
     def test_a_deleted_task_is_gone(self, prepared, api, space):
         task_ids = push(prepared, batch(space))
         api.delete(f"/api/tasks/{task_ids['1.1']}/").raise_for_status()
-        assert sorted(pull(prepared, 1).task_ids) == ["1.0", "1.2", "1.3"]
+        assert sorted(by_item(pull(prepared, 1).task_ids)) == ["1.0", "1.2", "1.3"]
         assert progress(prepared).n_tasks == 3
 
     def test_every_answer_of_a_task_comes(self, prepared, api, space):
@@ -993,7 +1008,7 @@ class TestAnswers:
             task_ids = push(prepared, batch(space, 2, round_number=round_number))
             annotate(api, task_ids[f"{round_number}.0"], choice("cat"))
         assert {answer.round_number for answer in pull(prepared, 1, 12).answers} == {1, 12}
-        assert sorted(pull(prepared, 2).task_ids) == ["2.0", "2.1"]
+        assert sorted(by_item(pull(prepared, 2).task_ids)) == ["2.0", "2.1"]
         assert pull(prepared).answers == []
         assert progress(prepared).n_tasks == 2
 
@@ -1002,30 +1017,30 @@ class TestAnswers:
         project = project_of(api, space)
         by_hand = [{"data": {"image": "x", "reasons": ""}}, {"data": {"image": "x", "reasons": "", "round_number": 1}}]
         api.post(f"/api/projects/{project['id']}/import", json=by_hand).raise_for_status()
-        assert pull(prepared, 1).task_ids == task_ids
+        assert by_item(pull(prepared, 1).task_ids) == task_ids
 
     def test_reads_page_after_page(self, prepared, space, monkeypatch):
-        monkeypatch.setattr(label_studio, "_PAGE", 2)
+        monkeypatch.setattr(label_studio_api, "PAGE", 2)
         tasks = batch(space, 6)
         task_ids = push(prepared, tasks)
         assert len(served(space, tasks)) == 6
         pulled = pull(prepared, 1)
-        assert pulled.task_ids == task_ids
+        assert by_item(pulled.task_ids) == task_ids
         assert sorted(answer.item_id for answer in pulled.answers) == sorted(task_ids)
 
     def test_reads_all_from_a_server_that_gives_shorter_pages_than_asked_for(self, prepared, space, relay):
         def shorten(handler, body):
-            handler.path = handler.path.replace(f"page_size={label_studio._PAGE}", "page_size=2")
+            handler.path = handler.path.replace(f"page_size={label_studio_api.PAGE}", "page_size=2")
             return False
 
         task_ids = push(prepared, batch(space, 5))
         with relay(space.url, shorten) as url:
-            assert pull(connect(space, url=url), 1).task_ids == task_ids
+            assert by_item(pull(connect(space, url=url), 1).task_ids) == task_ids
 
     def test_counts_follow_the_annotators(self, prepared, space):
         tasks = batch(space, 6)
         push(prepared, tasks)
-        answers = {task.item_id: "cat" for task in tasks}
+        answers = {each.item_id: "cat" for each in tasks}
         annotator(space, answers).label(2)
         annotator(space, answers, skip_rate=1.0).label(1)
         seen = progress(prepared)
@@ -1038,7 +1053,7 @@ class TestSimulatedAnnotator:
         done = []
         for tasks in batches:
             push(prepared, tasks)
-            answers = {task.item_id: "dog" for task in tasks}
+            answers = {each.item_id: "dog" for each in tasks}
             done.append(annotator(space, answers, error_rate=0.3, skip_rate=0.2, seed=4).label())
         assert [(work.n_labelled, work.n_wrong, work.n_skipped) for work in done] == [(9, 4, 3)] * 2
         labels = [answer.annotation.regions[0].label for answer in pull(prepared, 1).answers if answer.annotation]
@@ -1048,14 +1063,14 @@ class TestSimulatedAnnotator:
         tasks = batch(space, 3)
         push(prepared, tasks)
         told = []
-        someone = annotator(space, {task.item_id: "dog" for task in tasks})
+        someone = annotator(space, {each.item_id: "dog" for each in tasks})
         someone.label(3, progress=lambda done, n: told.append((done, n)))
         assert told == [(1, 3), (2, 3), (3, 3)]
 
     def test_works_with_a_personal_access_token(self, prepared, space, access_token):
         tasks = batch(space, 2)
         push(prepared, tasks)
-        answers = {task.item_id: "dog" for task in tasks}
+        answers = {each.item_id: "dog" for each in tasks}
         someone = SimulatedAnnotator(url=space.url, token=access_token, project=space.project, answers=answers)
         assert someone.label().n_labelled == 2
 
@@ -1095,11 +1110,35 @@ class TestFailures:
                 connect(space, token=token).prepare()
             assert token not in whole_text(caught.value)
 
-    def test_an_expired_token_is_refused_and_not_told(self, space):
-        expired = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJleHAiOjEsInRva2VuX3R5cGUiOiJyZWZyZXNoIn0.c2lnbmF0dXJl"
-        with pytest.raises(AuthenticationFailed, match="expired") as caught:
-            connect(space, token=expired).prepare()
-        assert expired not in whole_text(caught.value)
+    def test_an_expired_or_forged_token_is_refused_and_not_told(self, space, relay):
+        forged = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJleHAiOjEsInRva2VuX3R5cGUiOiJyZWZyZXNoIn0.c2lnbmF0dXJl"
+        with pytest.raises(AuthenticationFailed, match="Token is invalid") as caught:
+            connect(space, token=forged).prepare()
+        assert forged not in whole_text(caught.value)
+
+        def refuse(handler, body):
+            handler.answer(401, json.dumps({"detail": "Token is expired", "code": "token_not_valid"}).encode())
+            return True
+
+        with relay(space.url, refuse) as url, pytest.raises(AuthenticationFailed, match="Token is expired") as caught:
+            connect(space, url=url, token=forged).prepare()
+        assert forged not in whole_text(caught.value)
+
+    def test_access_that_ended_meanwhile_is_renewed_and_the_request_sent_again(self, space, access_token, relay):
+        seen = []
+
+        def end_access(handler, body):
+            seen.append(urlsplit(handler.path).path)
+            if seen != ["/api/token/refresh/", "/api/projects/", "/api/projects/"]:
+                return False
+            handler.answer(401, json.dumps({"detail": "Given token not valid for any token type"}).encode())
+            return True
+
+        with relay(space.url, end_access) as url:
+            tool = connect(space, url=url, token=access_token)
+            tool.prepare()
+        assert seen.count("/api/token/refresh/") == 2
+        assert seen[2:5] == ["/api/projects/", "/api/token/refresh/", "/api/projects/"]
 
     def test_an_old_token_that_the_server_refuses_is_explained(self, space, access_token):
         with httpx.Client(base_url=space.url) as client:
@@ -1168,7 +1207,7 @@ class TestFailures:
 
         with relay(space.url, be_busy) as url, pytest.raises(AnnotationToolUnavailable, match="503") as caught:
             connect(space, url=url).prepare()
-        assert len(refused) == label_studio._ATTEMPTS
+        assert len(refused) == connection.ATTEMPTS
         assert space.token not in whole_text(caught.value)
 
     @pytest.mark.parametrize("status", [400, 403, 404])
@@ -1190,7 +1229,7 @@ class TestFailures:
     def test_a_server_that_stays_away_is_given_up_in_the_end_and_said_meanwhile(
         self, prepared, space, relay, monkeypatch
     ):
-        monkeypatch.setattr(label_studio, "_PATIENCE_SECONDS", 0.3)
+        monkeypatch.setattr(connection, "PATIENCE_SECONDS", 0.3)
         push(prepared, batch(space))
         refused, said = [], []
 
@@ -1204,7 +1243,7 @@ class TestFailures:
             for _ in range(3):
                 with pytest.raises(AnnotationToolUnavailable, match=r"503.*try again"):
                     tend(tool)
-        assert len(refused) <= label_studio._ATTEMPTS + 2, "patience is one for all calls"
+        assert len(refused) <= connection.ATTEMPTS + 2, "patience is one for all calls"
         assert said[0].startswith(f"Label Studio at {url} is busy (503)")
         assert space.token not in "".join(said)
 
@@ -1230,14 +1269,18 @@ class TestFailures:
         assert seen == []
 
     def test_a_redirect_on_the_same_host_is_followed(self, space, relay):
-        def add_a_slash(handler, body):
-            if not handler.path.startswith("/api/projects?"):
+        sent_on = []
+
+        def send_on(handler, body):
+            if not handler.path.startswith("/api/projects/?") or "again" in handler.path:
                 return False
-            handler.answer(307, b"", Location=handler.path.replace("?", "/?"))
+            sent_on.append(handler.path)
+            handler.answer(307, b"", Location=f"{handler.path}&again=1")
             return True
 
-        with relay(space.url, add_a_slash) as url:
+        with relay(space.url, send_on) as url:
             assert connect(space, url=url, images_root=None).prepare()
+        assert sent_on
 
     def test_a_server_whose_pages_never_end_is_told(self, prepared, space, relay):
         push(prepared, batch(space))
@@ -1252,7 +1295,7 @@ class TestFailures:
             pull(connect(space, url=url), 1)
 
     def test_an_answer_without_an_end_is_cut_off(self, space, relay, monkeypatch):
-        monkeypatch.setattr(label_studio, "MOST_RESPONSE_BYTES", 10_000)
+        monkeypatch.setattr(connection, "MOST_RESPONSE_BYTES", 10_000)
 
         def talk(handler, body):
             handler.answer(200, b" " * 20_000)
@@ -1262,8 +1305,8 @@ class TestFailures:
             connect(space, url=url).prepare()
 
     def test_an_answer_that_drips_is_cut_off(self, space, relay, monkeypatch):
-        monkeypatch.setattr(label_studio, "_RESPONSE_SECONDS", 0.2)
-        monkeypatch.setattr(label_studio, "_ATTEMPTS", 1)
+        monkeypatch.setattr(connection, "RESPONSE_SECONDS", 0.2)
+        monkeypatch.setattr(connection, "ATTEMPTS", 1)
         over = threading.Event()
 
         def drip(handler, body):
@@ -1285,7 +1328,7 @@ class TestFailures:
                 over.set()
 
     def test_whatever_a_server_sends_for_tasks_is_no_traceback(self, prepared, space, relay, monkeypatch):
-        monkeypatch.setattr(label_studio, "_ATTEMPTS", 1)
+        monkeypatch.setattr(connection, "ATTEMPTS", 1)
         push(prepared, batch(space, 1))
         garbled = [None, 5, [None], [5], [{}], [{"id": "x"}], [[{"id": 1}]]]
         odd_but_whole = [{"id": 3, "data": 5, "annotations": [5, None, {}]}]

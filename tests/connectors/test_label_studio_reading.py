@@ -7,8 +7,10 @@ from pydantic import ValidationError
 
 from connectors.label_studio.reading import HeldTask, is_copied, is_skip, read_answer
 from pipeline.labels.answers import answers_from_table, answers_to_table, current
+from pipeline.types import Ask
 
 CLASSES = ("cat", "dog")
+ASK = Ask("i", 0, "seed")
 CHOICE = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}
 COMMENT = {"from_name": "comment", "to_name": "image", "type": "textarea", "value": {"text": ["blurry"]}}
 STARS = {"from_name": "stars", "to_name": "image", "type": "rating", "value": {"rating": 4}}
@@ -59,9 +61,7 @@ def read(*result, **changes):
         "lead_time": 2.5,
         "updated_at": "2026-01-02T03:04:05Z",
     }
-    return read_answer(
-        annotation | changes, item_id="i", task_id=3, round_number=0, classes=CLASSES, emails={1: "ann@lab"}
-    )
+    return read_answer(annotation | changes, ask=ASK, task_id=3, classes=CLASSES, emails={1: "ann@lab"})
 
 
 @pytest.mark.parametrize("beside", [[COMMENT], [STARS], [MOOD], [BOX], [COMMENT, STARS, MOOD, BOX], [{"value": None}]])
@@ -118,14 +118,14 @@ def test_an_answer_of_somebody_unknown_is_an_answer(person):
 
 @pytest.mark.parametrize("annotation", [None, 5, "text", [], {}, {"id": None}, {"id": "x"}, {"id": 2**63}])
 def test_what_nobody_could_tell_from_another_answer_is_none(annotation):
-    answer = read_answer(annotation, item_id="i", task_id=3, round_number=0, classes=CLASSES, emails={})
+    answer = read_answer(annotation, ask=ASK, task_id=3, classes=CLASSES, emails={})
     assert answer is None
 
 
 @settings(deadline=None)
 @given(ANNOTATIONS)
 def test_whatever_comes_the_ledger_can_be_written_and_read(annotation):
-    answer = read_answer(annotation, item_id="i", task_id=3, round_number=0, classes=CLASSES, emails={1: "ann@lab"})
+    answer = read_answer(annotation, ask=ASK, task_id=3, classes=CLASSES, emails={1: "ann@lab"})
     is_copied(annotation)
     is_skip(annotation)
     if answer is not None:

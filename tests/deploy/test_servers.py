@@ -16,15 +16,12 @@ import psutil
 import pytest
 from werkzeug.security import check_password_hash
 
+from deploy.label_studio_venv import LABEL_STUDIO_LOCK, run_uv
 from deploy.logins import EMAIL, USER, ServerError, fingerprint, make_password, password_file, set_mlflow_password
+from deploy.programs import HEALTH, Server
 from deploy.servers import (
-    HEALTH,
-    LABEL_STUDIO_LOCK,
     Servers,
-    _is_listening,
     _make_home,
-    _run_uv,
-    _Server,
     down,
     personal_token,
     running,
@@ -72,9 +69,9 @@ def test_a_second_start_finds_what_the_first_started(servers, servers_home):
 
 def test_uv_of_the_environment_is_found_where_no_path_leads_to_it(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    _run_uv("--version")
+    run_uv("--version")
     with pytest.raises(ServerError, match="uv no-such-command failed with 2"):
-        _run_uv("no-such-command")
+        run_uv("no-such-command")
 
 
 def test_nothing_runs_where_nothing_was_started(tmp_path):
@@ -187,7 +184,7 @@ def test_what_a_dead_server_left_behind_is_stopped_too(tmp_path):
 
 
 def test_a_server_that_ignores_the_polite_signal_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr("deploy.servers.STOP_SECONDS", 0.5)
+    monkeypatch.setattr("deploy.processes.STOP_SECONDS", 0.5)
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
     with subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE) as stubborn:
         stubborn.stdout.readline()
@@ -317,9 +314,9 @@ def test_a_stranger_who_took_the_port_is_no_server_and_gets_no_password(tmp_path
     with listener(0) as stranger, subprocess.Popen(["sleep", "60"], start_new_session=True) as ours:
         try:
             port = int(stranger.stdout.readline())
-            server = _Server("label-studio", port, ours.pid, psutil.Process(ours.pid).create_time(), login="any")
+            server = Server("label-studio", port, ours.pid, psutil.Process(ours.pid).create_time(), login="any")
             (tmp_path / "servers.json").write_text(json.dumps([asdict(replace(server, name=name)) for name in NAMES]))
-            assert not _is_listening(server)
+            assert not server.is_listening
             assert running(tmp_path) is None
             local = Servers(
                 tmp_path, server.url, server.url, server.url, server.url, images=tmp_path, password="the-password"
@@ -327,7 +324,7 @@ def test_a_stranger_who_took_the_port_is_no_server_and_gets_no_password(tmp_path
             with pytest.raises(ServerError, match="is not the Label Studio that was started here"):
                 personal_token(local)
             itself = replace(server, pid=stranger.pid, created=psutil.Process(stranger.pid).create_time())
-            assert _is_listening(itself)
+            assert itself.is_listening
         finally:
             stranger.kill()
             ours.kill()
@@ -338,7 +335,7 @@ def test_servers_of_an_older_version_without_a_login_do_not_count_as_running(tmp
     with listener(0) as ours:
         try:
             port = int(ours.stdout.readline())
-            server = _Server("mlflow", port, ours.pid, psutil.Process(ours.pid).create_time())
+            server = Server("mlflow", port, ours.pid, psutil.Process(ours.pid).create_time())
             for login, counts in ((None, False), ("of another password", False), (fingerprint(password), True)):
                 state = [asdict(replace(server, name=name, login=login)) for name in NAMES]
                 (tmp_path / "servers.json").write_text(json.dumps(state))

@@ -34,7 +34,7 @@ from flows.steps.train import cross_validate, load_networks, train
 from pipeline.evaluation.metrics import wilson_interval
 from pipeline.networks.classifier import Classifier
 from pipeline.tables import BatchTable
-from pipeline.types import Annotation, Answer, Region
+from pipeline.types import Annotation, Answer, Ask, Region
 from tests.flows.conftest import CLASSES, ready_round
 
 THEN = "2026-01-01T00:00:00+00:00"
@@ -101,7 +101,8 @@ def outlook_of(*rules: str) -> Outlook:
 
 def answer(item_id: str, label: str | None, *, number: int = 0, answer_id: int = 1) -> Answer:
     given = Annotation(item_id, (Region("image", label),), "ann") if label else None
-    return Answer(item_id, answer_id, answer_id, number, "labelled" if label else "skipped", "ann", THEN, given)
+    outcome = "labelled" if label else "skipped"
+    return Answer(Ask(item_id, number, "seed"), answer_id, answer_id, outcome, "ann", THEN, given)
 
 
 def begin_to_push(folder: RoundFolder) -> None:
@@ -110,7 +111,8 @@ def begin_to_push(folder: RoundFolder) -> None:
 
 
 def push_tasks(folder: RoundFolder, tasks: dict[str, int], address: str = "") -> None:
-    folder.write(PUSHED, Pushed(THEN, address, tasks))
+    """A batch of these item ids and their tasks is out."""
+    folder.write(PUSHED, Pushed(THEN, address, tasks, dict.fromkeys(tasks, "seed")))
 
 
 def collect_answers(folder: RoundFolder, answers: Sequence[Answer]) -> None:

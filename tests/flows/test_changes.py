@@ -35,13 +35,15 @@ from flows.changes import (
 from flows.config import resolved
 from flows.folder import Campaign
 from flows.outlook import best_round
+from flows.replay.inputs import read_campaign_labels
 from flows.reports.round_page import round_markdown
 from flows.round import begin_anew, notes_of_first, refresh_pool
 from flows.steps.plan import begin, look_ahead, plan
-from flows.steps.push import renew_page, tasks_of
+from flows.steps.push import questions_of, renew_page
 from flows.steps.score import embed_labelled, score_shard
 from flows.steps.select import MEASURED_REASON, compare_with_half, select, select_first
 from flows.steps.train import cross_validate, train
+from pipeline.types import Ask
 from tests.flows.conftest import CLASSES, TINY, ready_round
 from tests.flows.rounds import (
     answer,
@@ -156,7 +158,7 @@ def test_what_makes_another_campaign_is_refused_with_how_its_labels_are_taken_al
 
 def test_all_settings_that_make_another_campaign_are_named_together_and_nothing_is_written(pets, asked):
     path = pets(
-        ('name = "pets"', 'name = "cars"'), ("audit_size = 20", "audit_size = 2"), ("budget = 100", "budget = 7")
+        ('name = "pets"', 'name = "cars"'), ("audit_size = 20", "audit_size = 2"), ("budget = 100", "budget = 90")
     )
     with pytest.raises(CampaignChanged, match="audit_size: 20 -> 2; name: 'pets' -> 'cars'") as caught:
         open_campaign(path)
@@ -403,8 +405,10 @@ def test_audit_set_is_asked_for_first_where_it_has_no_label(make_work):
     assert batch["item_id"].tolist()[:2] == sorted(audit[:2])
     assert (batch["reason"] == MEASURED_REASON).tolist() == [True] * 2 + [False] * 3
     assert batch["rank"].tolist() == [0, 1, 2, 3, 4]
-    tasks = tasks_of(folder.read(BATCH), work.pool, work.settings, 1)
-    assert [task.guess is None for task in tasks] == [True] * 2 + [False] * 3, "a guess would sway who measures"
+    questions = questions_of(folder.read(BATCH), work.pool, work.settings, 1)
+    assert [question.ask.purpose for question in questions] == ["audit"] * 2 + ["query"] * 3
+    has_guess = [question.guess is not None for question in questions]
+    assert has_guess == [False] * 2 + [True] * 3, "a guess would sway who measures"
     work.do(compare_with_half, folder)
     assert 0 <= folder.read(STABILITY).batch_kept_with_half_the_members <= 1
 
@@ -456,8 +460,6 @@ def test_champion_knows_the_classes_of_the_campaign(make_work):
 
 
 def test_replay_of_a_campaign_goes_by_the_names_that_classes_have_now(make_work):
-    from flows.replay.inputs import read_campaign_labels
-
     work = make_work()
     item, other, *_ = unlabelled(work)
     close_round(work.folder.round(0), [answer(item, "left"), answer(other, "right", answer_id=2)], work.settings)
@@ -471,7 +473,7 @@ def test_class_of_answers_that_no_round_has_collected_stays_on_the_page(pets, mo
     work = open_campaign(pets(('["cat", "dog"]', '["cat", "dog", "bird"]')))
     close_round(work.folder.round(0), [answer("a", "cat")], work.settings)
     work.folder.write(PAGE, wanted_page(work.settings))
-    standing, prepared = Pulled([answer("b", "bird")], {"b": 1}, 0), []
+    standing, prepared = Pulled([answer("b", "bird")], {Ask("b", 0, "seed"): 1}, 0), []
     work = open_campaign(pets(renamed=renamed))
 
     class Tool:
@@ -481,7 +483,7 @@ def test_class_of_answers_that_no_round_has_collected_stays_on_the_page(pets, mo
             self.classes = classes
 
         def pull(self, asked):
-            assert list(asked) == [0]
+            assert {ask.round_number for ask in asked} == {0}
             assert "bird" in self.classes
             return standing
 

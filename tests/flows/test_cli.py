@@ -76,7 +76,7 @@ def test_status_reads_the_folder_alone(command, tmp_path):
     )
     folder.write(CAMPAIGN, resolved(settings))
     tasks = {f"item{number}": number for number in range(4)}
-    pushed = Pushed("2026-01-01T00:00:00+00:00", "https://labels.example.org/1", tasks)
+    pushed = Pushed("2026-01-01T00:00:00+00:00", "https://labels.example.org/1", tasks, dict.fromkeys(tasks, "seed"))
     folder.round(0).write(PUSHED, pushed)
     seen = SeenProgress(n_tasks=4, n_labelled=3, n_set_aside=0, seen_at="2026-01-02T00:00:00+00:00")
     folder.round(0).write(PROGRESS, seen)

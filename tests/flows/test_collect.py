@@ -8,7 +8,7 @@ from flows.artefacts import ANSWERS, BATCH, NOT_USED, PROGRESS, PUSHED
 from flows.campaign import OpenCampaign
 from flows.steps.collect import collect, look, may_close, notes_of
 from pipeline.tables import BatchTable
-from pipeline.types import Annotation, Answer, Region
+from pipeline.types import Annotation, Answer, Ask, Region
 from tests.flows.rounds import push_tasks
 
 DAY = timedelta(days=1)
@@ -17,9 +17,10 @@ DAY = timedelta(days=1)
 class Held:
     """An annotation tool with answers to the tasks 100, 101, … of round 0."""
 
-    def __init__(self, work, *outcomes, copied=0, task_ids=None):
+    def __init__(self, work, *outcomes, copied=0):
         self.items = work.pool.item_ids[: len(outcomes) + copied]
-        task_ids = {item_id: 100 + place for place, item_id in enumerate(self.items)}
+        self.asks = [Ask(item_id, 0, "seed") for item_id in self.items]
+        task_ids = {ask: 100 + place for place, ask in enumerate(self.asks)}
         answers = [self.answer(place, outcome) for place, outcome in enumerate(outcomes)]
         self.pulled = Pulled(answers, task_ids, 0, copied=[100 + len(outcomes) + each for each in range(copied)])
 
@@ -27,11 +28,11 @@ class Held:
         item_id, message = self.items[place], "'owl' is not a class of this campaign" if outcome == "invalid" else ""
         given = Annotation(item_id, (Region("image", "left"),), "ann") if outcome == "labelled" else None
         return Answer(
-            item_id, 100 + place, place + 1, 0, outcome, "ann", "2026-01-02T03:04:05Z", given, message=message
+            self.asks[place], 100 + place, place + 1, outcome, "ann", "2026-01-02T03:04:05Z", given, message=message
         )
 
     def pull(self, asked):
-        assert asked == {0: self.pulled.task_ids}
+        assert asked == self.pulled.task_ids
         return self.pulled
 
     def tend(self, rounds, *, asked):
@@ -54,7 +55,7 @@ def asked(make_work):
         batch = pd.DataFrame({"item_id": tool.items, "uri": work.pool.uris.loc[tool.items].tolist()})
         batch = batch.assign(reason="seed set", why="drawn at random", rank=range(len(batch)))
         folder.write(BATCH, BatchTable(batch))
-        push_tasks(folder, dict(tool.pulled.task_ids), "http://ls")
+        push_tasks(folder, {ask.item_id: task_id for ask, task_id in tool.pulled.task_ids.items()}, "http://ls")
         return work, folder
 
     return ask
@@ -107,19 +108,20 @@ def test_too_many_unused_answers_stop_before_anything_is_written(asked, outcomes
 
 def test_a_double_that_was_answered_is_the_task_of_its_item_from_then_on(asked):
     work, folder = asked("labelled", "labelled")
-    first, second = work.tool.items
-    task_ids = {0: {first: 100, second: 555}}
+    first, second = work.tool.asks
+    task_ids = {first: 100, second: 555}
     work.tool.tended = Tended(Progress(2, 1, 0), task_ids, work.tool.pulled)
     work.do(look, folder)
     assert work.tool.seen == [0]
     pushed = folder.read(PUSHED)
-    assert (pushed.tasks, pushed.address) == (task_ids[0], "http://ls")
+    assert (pushed.tasks, pushed.address) == ({first.item_id: 100, second.item_id: 555}, "http://ls")
+    assert pushed.of_asks(0) == task_ids == work.ledger.asked_tasks
     assert folder.read(PROGRESS).n_labelled == 1
 
 
 def test_tasks_that_are_all_gone_are_an_accident(asked):
     work, folder = asked("labelled")
-    work.tool.tended = Tended(Progress(0, 0, 0), {0: dict(work.tool.pulled.task_ids)}, work.tool.pulled)
+    work.tool.tended = Tended(Progress(0, 0, 0), work.tool.pulled.task_ids, work.tool.pulled)
     with pytest.raises(AnnotationToolError, match="are gone from project"):
         work.do(look, folder)
 

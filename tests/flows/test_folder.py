@@ -56,7 +56,11 @@ def test_batch_may_have_been_seen_once_its_push_has_begun(tmp_path):
 
 def test_record_comes_back_as_it_was(tmp_path):
     folder = Campaign(tmp_path).round(1)
-    records = {METRICS: metrics_of(150), TRAINING: training_of(50), PUSHED: Pushed("now", "http://ls", {"ž": 3})}
+    records = {
+        METRICS: metrics_of(150),
+        TRAINING: training_of(50),
+        PUSHED: Pushed("now", "http://ls", {"ž": 3}, {"ž": "audit"}),
+    }
     for artefact, record in records.items():
         assert folder.get(artefact) is None
         folder.write(artefact, record)
@@ -84,8 +88,11 @@ def test_record_of_a_member_comes_back_with_the_records_in_it(tmp_path):
 @pytest.mark.parametrize(
     ("held", "told"),
     [
-        ({"pushed_at": "now", "address": ""}, "tasks: Field required"),
-        ({"pushed_at": "now", "address": "", "tasks": {"a": "x"}}, "tasks.a: Input should be a valid integer"),
+        ({"pushed_at": "now", "address": "", "purposes": {}}, "tasks: Field required"),
+        (
+            {"pushed_at": "now", "address": "", "purposes": {}, "tasks": {"a": "x"}},
+            "tasks.a: Input should be a valid integer",
+        ),
         ([], "dictionary"),
         (None, "dictionary"),
     ],

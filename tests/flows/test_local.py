@@ -65,10 +65,10 @@ prepare_environment()
 place = f"{sys.argv[1]}:{sys.argv[2]}"
 
 def label_studio():
-    import connectors.label_studio.client as label_studio
-    label_studio._ATTEMPTS = 1
+    from connectors.label_studio import client, connection
+    connection.ATTEMPTS = 1
     settings = {"url": f"http://{place}", "token": "of-label-studio", "project": "pets", "classes": ["a", "b"]}
-    label_studio.LabelStudio(**settings).prepare()
+    client.LabelStudio(**settings).prepare()
 
 def annotator():
     from connectors.label_studio.person import SimulatedAnnotator

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import prefect
 import pytest
 from PIL import Image
-from prefect.logging import disable_run_logger
 
-from connectors.annotation import Task
+from connectors.annotation import Question
 from connectors.memory import MemoryTool, MemoryTracker
-from connectors.store import Campaign, RoundFolder, read_json
-from flows import books, round
+from flows import round
+from flows.artefacts import AUDIT, BATCH, LABELLED, METRICS
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
+from flows.folder import Campaign, RoundFolder
 
 CLASSES = ("left", "middle", "right")
 N_IMAGES, N_ROUNDS = 40, 3
@@ -46,16 +44,6 @@ ensemble = 2
 
 class Killed(BaseException):
     """What `except Exception` does not hold up, as it does not hold up a kill."""
-
-
-@pytest.fixture(autouse=True)
-def _without_prefect(monkeypatch):
-    """Steps are functions here: no server keeps books."""
-    monkeypatch.setattr(prefect.Task, "__call__", lambda task, *data, **how: task.fn(*data, **how))
-    monkeypatch.setattr(books, "put_right", lambda _work: None)
-    monkeypatch.setattr(round, "create_markdown_artifact", lambda **_page: None)
-    with disable_run_logger():
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -98,27 +86,27 @@ class Loop:
 
     def run(self) -> str:
         """Do what can be done, as a new process."""
-        work = OpenCampaign(load_settings(self.file), self.folder)
-        work.__dict__.update(tool=self.tool, tracker=self.tracker)
+        work = OpenCampaign(load_settings(self.file), self.folder, tool=self.tool, tracker=self.tracker)
         return round.work_on(work).message
 
-    def asked(self) -> dict[int, Task]:
+    def asked(self) -> dict[int, Question]:
         """Each task by its id; the images of two campaigns lie in two folders."""
         return {task_id: replace(task, uri=Path(task.uri).name) for task_id, task in self.tool.tasks.items()}
 
     def label(self) -> None:
         for task in self.tool.served():
-            self.tool.answer(task.item_id, CLASSES[int(Path(task.uri).stem) % 3], annotator="ann")
+            self.tool.answer(task.ask, CLASSES[int(Path(task.uri).stem) % 3], annotator="ann")
 
 
 def came_to(folder: RoundFolder) -> dict[str, Any]:
     """What a round comes to: the batch in its order, the labels that were learnt, and how good the model is."""
-    batch = pd.read_parquet(folder / "batch.parquet").sort_values("rank")
-    told: dict[str, Any] = {"batch": batch.drop(columns="uri").to_csv(index=False)}
-    for name in ("labelled", "audit"):
-        labels = pd.read_parquet(folder / f"{name}.parquet").sort_values("item_id")
-        told[name] = dict(zip(labels["item_id"], labels["label"], strict=True))
-    return told | {"metrics": read_json(folder / "metrics.json") if folder.has("metrics.json") else None}
+    told: dict[str, Any] = {
+        "batch": folder.read(BATCH).table.sort_values("rank").drop(columns="uri").to_csv(index=False)
+    }
+    for name, artefact in {"labelled": LABELLED, "audit": AUDIT}.items():
+        labels = folder.read(artefact)
+        told[name] = dict(zip(labels.item_ids, labels.labels, strict=True))
+    return told | {"metrics": folder.get(METRICS)}
 
 
 def tracked(tracker: MemoryTracker) -> dict[str, Any]:

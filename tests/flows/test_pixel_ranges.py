@@ -21,8 +21,9 @@ from flows.cli import app
 from flows.config import ConfigError, load_settings, resolved
 from flows.pixel_ranges import FILE, read_ranges, settle_ranges
 from flows.predict import predictions
+from flows.replay.command import replay_strategies
 from flows.replay.inputs import ReplayError
-from flows.replay.simulate import Options, simulate
+from flows.replay.options import Options
 from flows.round import notes_on_pages, refresh_pool, settle_pixel_ranges
 from flows.steps.score import list_candidates
 from pipeline.learning.networks import frozen_body
@@ -236,7 +237,7 @@ class TestReplay:
         return Options(out=tmp_path / "out", images=images, labels=tmp_path / "labels.csv", **how, **changes)
 
     def test_learns_from_12_bits_as_from_8(self, images, tmp_path):
-        simulate(self.options(images, tmp_path))
+        replay_strategies(self.options(images, tmp_path))
         curves = pd.read_parquet(tmp_path / "out" / "curves.parquet")
         assert curves["accuracy"].iloc[-1] == 1.0
         (known,) = read_ranges(tmp_path / "out")
@@ -245,7 +246,7 @@ class TestReplay:
     def test_says_which_file_is_no_image(self, images, tmp_path):
         (images / "07.png").write_bytes(b"no image")
         with pytest.raises(ReplayError, match=r"07\.png: not an image: the content is of no known image format"):
-            simulate(self.options(images, tmp_path))
+            replay_strategies(self.options(images, tmp_path))
 
 
 def test_a_limit_on_memory_must_be_above_nothing(open_work):

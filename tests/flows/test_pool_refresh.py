@@ -11,7 +11,7 @@ from flows.round import refresh_pool, tell_of_pool
 from flows.steps.labels import gather_labels
 from flows.steps.plan import begin
 from pipeline.pool.reasons import PoolError
-from pipeline.types import Annotation, Answer, Region
+from pipeline.types import Annotation, Answer, Ask, Region
 from tests.flows.rounds import begin_to_push, collect_answers, push_tasks, with_settings
 
 
@@ -68,10 +68,9 @@ def test_image_whose_row_was_removed_leaves_the_pool_with_its_answer_until_the_r
     name = pool.set_index("item_id").loc[item_id, "uri"][-6:]
     annotation = Annotation(item_id, (Region("image", "left"),), "ann", 2.0)
     answer = Answer(
-        item_id=item_id,
+        ask=Ask(item_id, 0, "seed"),
         task_id=1,
         answer_id=1,
-        round_number=0,
         outcome="labelled",
         annotation=annotation,
         annotator="ann",

@@ -16,21 +16,26 @@ from pipeline.labels.answers import (
     reconcile,
     set_aside,
 )
-from pipeline.types import Annotation, Answer, Region
+from pipeline.types import Annotation, Answer, Ask, Region
 
 CLASSES = ("cat", "dog", "NA")
-TASKS = {f"i{number}": number for number in range(4)}
 property_test = settings(max_examples=50, deadline=None)
+
+
+def asked(item_id, round_number=1):
+    return Ask(item_id, round_number, "seed" if round_number == 0 else "query")
+
+
+TASKS = {asked(f"i{number}", round_number): number for number in range(4) for round_number in (0, 1)}
 
 
 def answer(answer_id, item_id="i1", *, label=None, outcome=None, who="ann", time="2026-01-01T00:00:00Z", **fields):
     seconds = fields.pop("seconds", None)
     annotation = Annotation(item_id, (Region("image", label),), who, seconds) if label else None
     return Answer(
-        item_id=item_id,
+        ask=asked(item_id, fields.pop("round_number", 1)),
         task_id=fields.pop("task_id", int(item_id[1:])),
         answer_id=answer_id,
-        round_number=fields.pop("round_number", 1),
         outcome=outcome or ("labelled" if label else "skipped"),
         annotator=who,
         updated_at=time,
@@ -64,10 +69,10 @@ def standing_answers(draw):
     ]
 
 
-def collect(moments, *, round_numbers=(0, 1), task_ids=TASKS):
+def collect(moments, *, task_ids=TASKS):
     ledger = []
     for pulled in moments:
-        ledger += reconcile(ledger, pulled, round_numbers=round_numbers, task_ids=task_ids)
+        ledger += reconcile(ledger, pulled, task_ids=task_ids)
     return ledger
 
 
@@ -86,7 +91,8 @@ class TestTable:
         answers_to_table(answers).to_parquet(tmp_path / "answers.parquet", index=False)
         read = answers_from_table(pd.read_parquet(tmp_path / "answers.parquet"))
         assert read == answers
-        assert [type(value) for value in dataclasses.astuple(read[0])[1:4]] == [int, int, int]
+        numbers = (read[0].round_number, read[0].task_id, read[0].answer_id)
+        assert [type(number) for number in numbers] == [int, int, int]
 
     def test_of_no_answers_has_the_columns_and_types_of_one_with_answers(self):
         empty, full = answers_to_table([]), answers_to_table([answer(1, label="cat", seconds=1.0)])
@@ -133,30 +139,35 @@ class TestReconcile:
 
     def test_keeps_the_labels_of_a_task_that_was_deleted(self):
         ledger = [answer(1, label="cat", task_id=10), answer(2, "i2", label="dog", task_id=20)]
-        new = reconcile(ledger, [], round_numbers=[1], task_ids={"i2": 20})
+        new = reconcile(ledger, [], task_ids={asked("i2"): 20})
         assert [(record.answer_id, record.outcome) for record in new] == [(2, "deleted")]
         assert label_of(ledger + new) == "cat"
 
     def test_leaves_rounds_alone_that_were_not_pulled(self):
         ledger = [answer(1, label="cat", round_number=1), answer(2, label="cat", round_number=2)]
-        new = reconcile(ledger, [], round_numbers=[2], task_ids={"i1": 1})
+        new = reconcile(ledger, [], task_ids={asked("i1", 2): 1})
         assert [record.answer_id for record in new] == [2]
 
     def test_keeps_a_label_whose_numbers_the_tool_gave_away_again(self):
         ledger = [answer(1, label="cat", task_id=10)]
         reused = answer(1, "i2", label="dog", task_id=10)
-        ledger += reconcile(ledger, [reused], round_numbers=[1], task_ids={"i2": 10})
+        ledger += reconcile(ledger, [reused], task_ids={asked("i2"): 10})
         assert (label_of(ledger), label_of(ledger, "i2")) == ("cat", "dog")
 
     def test_keeps_the_label_of_a_deleted_task_whose_image_is_asked_for_again(self):
         ledger = [answer(1, label="cat", task_id=10)]
-        assert reconcile(ledger, [], round_numbers=[1, 2], task_ids={"i1": 30}) == []
+        assert reconcile(ledger, [], task_ids={asked("i1", 2): 30}) == []
+
+    def test_records_that_an_answer_was_withdrawn_though_its_image_was_asked_for_again(self):
+        ledger = [answer(1, label="cat", task_id=10)]
+        new = reconcile(ledger, [], task_ids={asked("i1"): 10, asked("i1", 2): 30})
+        assert [(record.answer_id, record.outcome) for record in new] == [(1, "deleted")]
 
     @property_test
     @given(st.lists(standing_answers(), max_size=4))
     def test_finds_nothing_new_the_second_time(self, moments):
         ledger = collect(moments)
-        again = reconcile(ledger, moments[-1] if moments else [], round_numbers=[0, 1], task_ids=TASKS)
+        again = reconcile(ledger, moments[-1] if moments else [], task_ids=TASKS)
         assert again == []
 
     @property_test
@@ -169,7 +180,7 @@ class TestReconcile:
     def test_brings_the_same_through_tables(self, moments):
         ledger = []
         for pulled in moments:
-            new = reconcile(ledger, pulled, round_numbers=[0, 1], task_ids=TASKS)
+            new = reconcile(ledger, pulled, task_ids=TASKS)
             ledger = answers_from_table(answers_to_table(ledger + new))
         assert ledger == collect(moments)
 
@@ -189,7 +200,7 @@ class TestCurrent:
     def test_goes_back_to_the_earlier_answer_when_the_later_is_deleted(self):
         early = answer(1, label="cat")
         late = answer(2, label="dog", time="2026-01-02T00:00:00Z")
-        assert current(collect([[early, late], [early]], task_ids={"i1": 1})) == [early]
+        assert current(collect([[early, late], [early]], task_ids={asked("i1"): 1})) == [early]
 
     @property_test
     @given(standing_answers())
@@ -255,7 +266,7 @@ class TestLabelledSet:
     @given(st.lists(standing_answers(), min_size=1, max_size=3), standing_answers())
     def test_loses_nothing_when_all_tasks_are_deleted(self, moments, other):
         before = collect(moments)
-        gone = before + reconcile(before, [], round_numbers=[0, 1], task_ids={})
+        gone = before + reconcile(before, [], task_ids={})
         pd.testing.assert_frame_equal(labelled_set(gone, classes=CLASSES), labelled_set(before, classes=CLASSES))
 
     @property_test

@@ -77,7 +77,7 @@ def test_agrees_with_weighing_random_curves():
 
     weights = torch.ones_like(a)
     for measured in rounds:
-        p = a - b * measured.n_labels**-c
+        p = a - b * measured.n_trained_on**-c
         weights *= (p**measured.n_correct) * (1 - p) ** (150 - measured.n_correct) * 1e38
     weights[(last < first) | (a - b * 450**-c > 1)] = 0
     gains = b * (200**-c - 250**-c)
@@ -124,7 +124,8 @@ def test_larger_audit_set_gives_a_narrower_interval():
 def test_rounds_that_scatter_more_than_their_audit_set_explains_widen_the_interval():
     smooth = exact(CURVES[0], range(50, 550, 50), n_audit=5000)
     uneven = [
-        MeasuredRound(r.n_labels, r.n_correct + (100 if index % 2 else -100), 5000) for index, r in enumerate(smooth)
+        MeasuredRound(r.n_trained_on, r.n_correct + (100 if index % 2 else -100), 5000)
+        for index, r in enumerate(smooth)
     ]
     calm, wild = forecast(smooth, 100), forecast(uneven, 100)
     assert wild.gain_high - wild.gain_low > 2 * (calm.gain_high - calm.gain_low)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from flows.ledger import asked_tasks
 from PIL import Image
 
 from connectors.annotation import Pulled
@@ -138,10 +139,15 @@ class TestCampaign:
 
     def pull(self, *numbers: int) -> Pulled:
         """What stands in Label Studio on the tasks of these rounds."""
-        return self.tool().pull({number: self.tasks(number) for number in numbers})
+        asked = asked_tasks(self.folder)
+        return self.tool().pull({ask: task_id for ask, task_id in asked.items() if ask.round_number in numbers})
 
     def batch(self, number: int) -> list[str]:
         return pd.read_parquet(self.folder.round(number) / "batch.parquet")["item_id"].tolist()
+
+    def pulled_tasks(self, *numbers: int) -> dict[str, int]:
+        """Item id -> task id, as Label Studio holds them."""
+        return {ask.item_id: task_id for ask, task_id in self.pull(*numbers).task_ids.items()}
 
     def tasks(self, number: int) -> dict[str, int]:
         return read_json(self.folder.round(number) / "pushed.json")["tasks"]

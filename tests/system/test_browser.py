@@ -11,10 +11,10 @@ from PIL import Image
 from PIL.ImageStat import Stat
 from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 
-from connectors.annotation import Task
+from connectors.annotation import Question
 from connectors.label_studio.client import LabelStudio
 from connectors.store import read_json
-from pipeline.types import Region
+from pipeline.types import Ask, Region
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -111,11 +111,13 @@ def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_
         url=space.url, token=space.token, project=space.project, classes=classes, images_root=space.images_root
     )
     address = tool.prepare()
-    tasks = [
-        Task(f"item {rank}", image, 0, rank, Region("image", guess, score=0.5), {"reason": f"unsure of {guess} and $1"})
+    questions = [
+        Question(
+            Ask(f"item {rank}", 0, "query"), image, rank, Region("image", guess, score=0.5), f"unsure of {guess} and $1"
+        )
         for rank, (image, guess) in enumerate(zip(images, classes, strict=True))
     ]
-    task_ids = tool.push(tasks, round_number=0, model_version="m", asked={})
+    task_ids = tool.push(questions, model_version="m", asked={})
     chosen = [*classes[1:], classes[0]]
 
     log_in(page, address, servers)
@@ -123,9 +125,9 @@ def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_
         page.get_by_role("button", name="Label All Tasks").click()
     close_instructions(page)
     options = page.locator(".lsf-choices").get_by_role("radio")
-    for rank, (task, label) in enumerate(zip(tasks, chosen, strict=True)):
-        expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_ids[task.item_id]))
-        expect(page.get_by_role("heading").filter(has_text=f"Why this image: {task.columns['reason']}")).to_be_visible()
+    for rank, (question, label) in enumerate(zip(questions, chosen, strict=True)):
+        expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_ids[question.ask]))
+        expect(page.get_by_role("heading").filter(has_text=f"Why this image: {question.reason}")).to_be_visible()
         expect(page.get_by_alt_text("image", exact=True)).to_have_js_property("naturalWidth", 64)
         assert page.locator(".lsf-choices label").all_inner_texts() == [f"{c}[{n}]" for n, c in enumerate(classes, 1)]
         expect(options.nth(rank)).to_be_checked()
@@ -137,9 +139,9 @@ def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_
         with page.expect_response(lambda answer: answer.request.method == "POST" and "/annotations" in answer.url):
             page.keyboard.press("Control+Enter")
 
-    answers = tool.pull({0: task_ids}).answers
+    answers = tool.pull(task_ids).answers
     given = {answer.item_id: answer.annotation.regions[0].label for answer in answers}
-    assert given == {task.item_id: label for task, label in zip(tasks, chosen, strict=True)}
+    assert given == {question.item_id: label for question, label in zip(questions, chosen, strict=True)}
 
 
 def test_pages_of_prefect_show_the_round(make_campaign, page):

@@ -63,7 +63,7 @@ def check_status(campaign):
 
 def check_label_studio(campaign):
     pulled = campaign.pull(0, 1, 2)
-    assert pulled.task_ids == campaign.tasks(0) | campaign.tasks(1) | campaign.tasks(2)
+    assert campaign.pulled_tasks(0, 1, 2) == campaign.tasks(0) | campaign.tasks(1) | campaign.tasks(2)
     assert len(pulled.answers) == 38
 
 

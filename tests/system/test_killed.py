@@ -81,7 +81,7 @@ def test_killed_campaign_asks_for_the_same_images_and_loses_no_label(make_campai
     killed.run()
 
     assert killed.batch(1) == undisturbed.batch(1)
-    assert killed.pull(0, 1).task_ids == killed.tasks(0) | killed.tasks(1)
+    assert killed.pulled_tasks(0, 1) == killed.tasks(0) | killed.tasks(1)
     assert n_tasks(killed) == len(killed.tasks(0)) + len(killed.tasks(1)), "no task twice"
     for campaign in (undisturbed, killed):
         assert read_json(campaign.folder.round(0) / "round.json")["outcomes"] == {"labelled": len(labelled)}

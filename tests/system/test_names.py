@@ -77,10 +77,10 @@ def test_every_label_comes_back_under_its_name_and_every_file_can_be_read(tmp_pa
     for number in range(2):
         outcome = run(work)
         assert (outcome.kind, outcome.round_number) == ("asked", number)
-        for task in tool.served():
+        for question in tool.served():
             label = CLASSES[len(given) % len(CLASSES)]
-            tool.answer(task.item_id, label, annotator=NAMES[len(given) % len(NAMES)])
-            given[task.item_id] = label
+            tool.answer(question.ask, label, annotator=NAMES[len(given) % len(NAMES)])
+            given[question.item_id] = label
     run(work)
 
     folder = work.folder.round(2)
@@ -100,4 +100,4 @@ def test_every_label_comes_back_under_its_name_and_every_file_can_be_read(tmp_pa
     assert {"confusion_matrix.csv", "confusion_matrix.png", "batch.parquet"} <= told.artifacts.keys()
     rendered = MarkdownIt("gfm-like", {"linkify": False}).render(round_markdown(folder, settings.name))
     assert rendered.count("<tr>") == 1 + 10 + 1 + len(read_json(folder / "seconds.json"))
-    assert all(task.columns["reason"] and not task.columns["reason"].startswith("auto") for task in tool.tasks.values())
+    assert all(question.reason and not question.reason.startswith("auto") for question in tool.tasks.values())

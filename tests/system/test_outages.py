@@ -6,12 +6,12 @@ import pytest
 
 def run_impatiently(file: str) -> None:
     """Run a round with short waits between attempts."""
-    import connectors.label_studio.client
+    from connectors.label_studio import connection, mending
     from flows.flow import run_round
 
-    connectors.label_studio.client._FIRST_WAIT_SECONDS = 0.01
-    connectors.label_studio.client._LONGEST_WAIT_SECONDS = 0.01
-    connectors.label_studio.client._SETTLE_SECONDS = 0.05
+    connection.FIRST_WAIT_SECONDS = 0.01
+    connection.LONGEST_WAIT_SECONDS = 0.01
+    mending.SETTLE_SECONDS = 0.05
     run_round(file)
 
 
@@ -44,7 +44,7 @@ def test_label_studio_down_at_push_is_told_and_the_next_run_pushes(outage, fork,
     outage.cut = ""
     assert fork(run_impatiently, str(outage.campaign.file)) == (0, "")
     pulled = outage.campaign.pull(0)
-    assert sorted(pulled.task_ids) == sorted(outage.campaign.batch(0))
+    assert sorted(ask.item_id for ask in pulled.task_ids) == sorted(outage.campaign.batch(0))
     assert (len(pulled.task_ids), pulled.doubles, pulled.notes) == (22, {}, ())
 
 

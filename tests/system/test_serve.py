@@ -259,7 +259,7 @@ def test_only_dead_runs_of_this_very_campaign_are_closed(prefect, tmp_path, monk
         "the present run": (present := begin(Running(), folder=here)),
         "another campaign of that name": begin(Running(), folder=namesake),
         "another campaign of that name, in a container with the same paths": begin(Pending(), folder=namesake),
-        "a run of an older version, of another file": begin(Running(), campaign_file=str(tmp_path / "other.toml")),
+        "a run without a tag, of another file": begin(Running(), campaign_file=str(tmp_path / "other.toml")),
         "a run that is to come": begin(Scheduled(), folder=here),
     }
     closed = close_dead(prefect, campaign_tag(here), file=file, present=present)

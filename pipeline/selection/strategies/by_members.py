@@ -18,7 +18,7 @@ WIDE_ENOUGH = 25
 
 
 def batch_bald(probs: Tensor, *, query_size: int, generator: torch.Generator, n_configurations: int = 10_000) -> Tensor:
-    """Take what tells most about the model jointly (BatchBALD; Kirsch et al., 2019); for small batches.
+    """Take what tells most about the model jointly, for small batches (BatchBALD; Kirsch et al., 2019).
 
     Looks at the `MOST_JOINT` images with the highest BALD. See `joint.batch_bald`.
 

@@ -64,9 +64,9 @@ def typical(
 
 
 def coverage(embeddings: Tensor, *, query_size: int, generator: torch.Generator) -> Tensor:
-    """Cover the pool: cluster it and take what is nearest to each centroid, largest cluster first.
+    """Cluster the pool and take what is nearest to each centroid, largest cluster first (Gupte et al., 2024).
 
-    A cold start, which needs neither labels nor a model (Gupte et al., 2024, arXiv 2401.14555).
+    A cold start, which needs neither labels nor a model (arXiv 2401.14555).
 
     Args:
         embeddings: `(N, D)`.

@@ -3,9 +3,9 @@
 A row's function does the work, and its positional parameters name the columns of `Candidates` that it reads; only these
 are computed. A column with a default may be missing. The keywords are `query_size`, `generator` and options with
 defaults. The function returns `min(query_size, N)` distinct positions, most wanted first, alone or with a note for the
-reason of each pick and the aim of all, which is otherwise that of the row. The first line of its docstring is the line
-that people read. Candidates come in a seeded random order, so a function may break ties by position. The columns may be
-the caller's own memory: a function writes to none.
+reason of each pick and the aim of all, which is otherwise that of the row. Candidates come in a seeded random order, so
+a function may break ties by position. The columns may be the caller's own memory: a function writes to none. The first
+line of its docstring, with the source of the formula in brackets at the end, is what people read in docs/strategies.md.
 """
 
 import inspect
@@ -79,11 +79,6 @@ class Strategy:
         """
         keywords = [p for p in self._parameters if p.kind is p.KEYWORD_ONLY]
         return {keyword.name: keyword.default for keyword in keywords if keyword.default is not keyword.empty}
-
-    @property
-    def description(self) -> str:
-        """One line for people, with the source of the formula."""
-        return (inspect.getdoc(self.ask) or "").partition("\n")[0]
 
     def check_options(self, names: Iterable[str]) -> None:
         """Refuse the name of an option that the strategy does not have."""

@@ -1,0 +1,114 @@
+"""The requests of Label Studio's HTTP API that are used: each is sent once, and its answer is checked."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from connectors.label_studio.connection import Connection
+from connectors.label_studio.reading import READ_FIELDS, HeldProject, HeldTask
+
+MOST_PROJECTS = 1_000
+PAGE = 500
+
+
+class Api:
+    """What a server can be asked.
+
+    Whoever asks for what does no harm when it is done twice says so: `connection.repeatable(lambda: api.users())`.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def projects(self, title: str) -> list[HeldProject]:
+        """The projects of the title, and those whose title it is a part of."""
+        found: list[HeldProject] = []
+        with self.connection.talk():
+            page: Any = {"next": True}
+            number = 0
+            while page.get("next") and len(found) < MOST_PROJECTS:
+                number += 1
+                params = {"title": title, "page_size": 100, "page": number}
+                page = self.connection.read("GET", "/api/projects/", params=params)
+                found += [HeldProject.model_validate(each) for each in page["results"]]
+        return found
+
+    def project(self, project_id: int) -> HeldProject:
+        """One project, with its page."""
+        return self._project("GET", f"/api/projects/{project_id}/")
+
+    def create_project(self, settings: Mapping[str, Any]) -> HeldProject:
+        """Make a project."""
+        return self._project("POST", "/api/projects/", json=settings)
+
+    def change_project(self, project_id: int, changes: Mapping[str, Any]) -> HeldProject:
+        """Change what is named of a project."""
+        return self._project("PATCH", f"/api/projects/{project_id}/", json=changes)
+
+    def _project(self, method: str, path: str, **options: Any) -> HeldProject:
+        with self.connection.talk():
+            return HeldProject.model_validate(self.connection.read(method, path, **options))
+
+    def tasks(self, project_id: int, after: int, until: int | None) -> tuple[list[HeldTask], int]:
+        """A page of the tasks with an id above `after` and up to `until`, and how many there are in all."""
+        filters = [_filter("greater", after), *([] if until is None else [_filter("less", until + 1)])]
+        query = json.dumps({"filters": {"conjunction": "and", "items": filters}})
+        params = {"project": project_id, "resolve_uri": False, "page_size": PAGE, "query": query}
+        with self.connection.talk():
+            page = self.connection.read("GET", "/api/tasks/", params=params | {"include": READ_FIELDS, "fields": "all"})
+            return [HeldTask.model_validate(item) for item in page["tasks"]], int(page["total"])
+
+    def import_tasks(self, project_id: int, data: Sequence[Mapping[str, Any]]) -> None:
+        """Make a task of each of these data."""
+        self._done("POST", f"/api/projects/{project_id}/import", json=[{"data": each} for each in data])
+
+    def change_task(self, task_id: int, data: Mapping[str, Any]) -> None:
+        """Give a task other data."""
+        self._done("PATCH", f"/api/tasks/{task_id}/", json={"data": data})
+
+    def delete_tasks(self, project_id: int, task_ids: Sequence[int]) -> None:
+        """Delete tasks, with all that is on them."""
+        params = {"id": "delete_tasks", "project": project_id}
+        self._done(
+            "POST", "/api/dm/actions/", params=params, json={"selectedItems": {"all": False, "included": task_ids}}
+        )
+
+    def import_guesses(self, project_id: int, guesses: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """Add predictions, each to the task of an id."""
+        request = [{"task": task_id, **prediction} for task_id, prediction in guesses]
+        self._done("POST", f"/api/projects/{project_id}/import/predictions", json=request)
+
+    def delete_guess(self, guess_id: int) -> None:
+        """Delete a prediction."""
+        with self.connection.talk():
+            self.connection.send("DELETE", f"/api/predictions/{guess_id}/").raise_for_status()
+
+    def emails(self) -> dict[int, str]:
+        """Address of each user, by id."""
+        with self.connection.talk():
+            users = [(user["id"], user["email"]) for user in self.connection.read("GET", "/api/users/")]
+        return {user_id: email for user_id, email in users if isinstance(email, str) and email.isprintable()}
+
+    def storages(self, project_id: int) -> list[str]:
+        """The folders from which a project shows local images."""
+        with self.connection.talk():
+            found = self.connection.read("GET", "/api/storages/localfiles/", params={"project": project_id})
+            return [each["path"] for each in found if each["path"]]
+
+    def attach_storage(self, project_id: int, settings: Mapping[str, Any]) -> None:
+        """Let a project show local images."""
+        self._done("POST", "/api/storages/localfiles/", json={"project": project_id, **settings})
+
+    def check_storage(self, project_id: int, path: str) -> None:
+        """Ask whether a project could show the images of a folder; an error names why not."""
+        with self.connection.talk():
+            options = {"json": {"project": project_id, "path": path}}
+            self.connection.send("POST", "/api/storages/localfiles/validate", **options).raise_for_status()
+
+    def _done(self, method: str, path: str, **options: Any) -> None:
+        with self.connection.talk():
+            self.connection.read(method, path, **options)
+
+
+def _filter(operator: str, value: int) -> dict[str, Any]:
+    return {"filter": "filter:tasks:id", "operator": operator, "value": value, "type": "Number"}

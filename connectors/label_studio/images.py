@@ -1,0 +1,171 @@
+"""The images that a project shows: the folder that is served, the address of each, a look whether it loads."""
+
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+from urllib.request import url2pathname
+
+from connectors.annotation import AnnotationToolError, AnnotationToolUnavailable, AuthenticationFailed
+from connectors.images.reading import Reading
+from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_to_show
+from connectors.label_studio.api import Api
+from connectors.label_studio.project import Project
+from pipeline.pool.reasons import PoolError
+
+NEVER_MATCHES = "(?!)"
+
+
+class ShownImages:
+    """Images as a project of Label Studio shows them; the arguments are those of `LabelStudio`."""
+
+    def __init__(
+        self, api: Api, project: Project, *, images_root: Path | None, shown_in: Path | None, reading: Reading
+    ) -> None:
+        self._api = api
+        self._url = api.connection.url
+        self._project = project
+        self._images_root = _normal(images_root) if images_root else None
+        self._shown_in = _normal(shown_in) if shown_in else None
+        self._reading = reading
+
+    def attach_storage(self) -> None:
+        """Let the project show local images, where there are any."""
+        if not (self._shown_in or self._images_root):
+            return
+        root = self._served_root
+        if self._shown_in:
+            _made(self._shown_in)
+        self._api.connection.repeatable(lambda: self._find_or_attach_storage(root))
+
+    def address(self, uri: str, item_id: str) -> str:
+        """What a browser that shows Label Studio loads an image from.
+
+        Raises:
+            AnnotationToolError: the image is gone, or cannot be shown.
+        """
+        if "://" in uri and not uri.startswith("file://"):
+            return uri
+        path = _normal(Path(url2pathname(urlsplit(uri).path) if uri.startswith("file://") else uri))
+        served = self._served_root
+        roots = [root for root in (self._images_root, served) if root and path.is_relative_to(root)]
+        if not roots and not self._shown_in:
+            raise AnnotationToolError(f"image {uri} is not in images_root, {self._images_root}")
+        if not path.is_file():
+            raise AnnotationToolError(f"image {uri} is not there any more")
+        try:
+            if self._shown_in:
+                shown = served / link_to_show(path, item_id, folder=self._shown_in, reading=self._reading).name
+            else:
+                file = file_to_show(path, item_id, root=roots[0], reading=self._reading)
+                shown = served / file.relative_to(roots[0])
+        except PoolError as exc:
+            raise AnnotationToolError(f"image {exc}: annotators cannot be shown it") from exc
+        except OSError as exc:
+            folder = self._shown_in or roots[0] / RENDITIONS
+            raise AnnotationToolError(
+                f"image {uri}: browsers do not show it as it is, and what they are given instead goes to {folder}: "
+                f"{exc.strerror or exc}. Let labelcycle write there"
+            ) from exc
+        return f"/data/local-files/?d={quote(shown.relative_to(self._document_root).as_posix())}"
+
+    def check(self, addresses: dict[str, str]) -> None:
+        """Load an image of each kind as a browser does; nobody should label what is not shown.
+
+        Args:
+            addresses: uri -> address; of a kind, the first is loaded.
+
+        Raises:
+            AnnotationToolError: one is not shown.
+        """
+        kinds = {
+            (Path(uri).suffix.lower(), Path(address).suffix): (uri, address)
+            for uri, address in reversed(addresses.items())
+        }
+        for uri, address in kinds.values():
+            problem = self._problem_with(address)
+            if problem:
+                folder = self._shown_in or self._images_root
+                raise AnnotationToolError(
+                    f"annotators would not see image {uri} at {self._url}{address}: {problem}. Is the file "
+                    f"there, and may the user that runs Label Studio read it and {folder}? "
+                    "Let nobody label before `labelcycle run` finds the image"
+                )
+
+    @cached_property
+    def _document_root(self) -> Path:
+        """The folder that addresses of local images are relative to.
+
+        Label Studio names it only when it refuses to serve a folder, and "/" it always refuses.
+        """
+        try:
+            self._api.connection.repeatable(lambda: self._api.check_storage(self._project.id, "/"))
+        except (AnnotationToolUnavailable, AuthenticationFailed):
+            raise
+        except AnnotationToolError as exc:
+            named = re.search(r'LOCAL_FILES_DOCUMENT_ROOT="([^"]+)"', str(exc))
+            if named:
+                return Path(named[1])
+            raise
+        raise AnnotationToolError(f"Label Studio at {self._url} does not say where it looks for local images")
+
+    def _find_or_attach_storage(self, root: Path) -> None:
+        if any(root.is_relative_to(path) for path in self._api.storages(self._project.id)):
+            return
+        self._api.attach_storage(
+            self._project.id,
+            {
+                "path": str(root),
+                "title": "Images",
+                "regex_filter": NEVER_MATCHES,  # a click on "Sync" must not make a task of every image
+                "use_blob_urls": True,
+            },
+        )
+
+    @cached_property
+    def _served_root(self) -> Path:
+        """`shown_in` or `images_root` as the server knows it."""
+        wanted = self._shown_in or self._images_root
+        if wanted is None:
+            raise AnnotationToolError("local images need images_root, the folder that they lie in")
+        for root in (wanted, wanted.resolve()):
+            if self._document_root in root.parents:
+                return root
+        if self._shown_in:
+            raise AnnotationToolError(
+                f"Label Studio at {self._url} serves local images only from folders below {self._document_root}, and "
+                f"{self._shown_in} is not one: it was started by another version. Run `labelcycle up` again"
+            )
+        raise AnnotationToolError(
+            f"Label Studio at {self._url} serves local images only from folders below {self._document_root}, "
+            f"and {wanted} is not one. Start it with LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={wanted.parent}; "
+            'or, if it is the server of `labelcycle up`, write url = "local"'
+        )
+
+    def _problem_with(self, address: str) -> str:
+        if not address.startswith("/data/local-files/"):
+            return ""  # an address of its own, which the browser may reach and we may not
+        return self._api.connection.repeatable(lambda: self._load(address))
+
+    def _load(self, address: str) -> str:
+        connection = self._api.connection
+        with connection.talk():
+            answer = connection.send("GET", address)
+            if answer.status_code >= 500 or answer.status_code in (401, 429):
+                answer.raise_for_status()
+        if answer.status_code != 200:
+            return f"Label Studio answers {answer.status_code}"
+        return check_shown(answer.content, answer.headers.get("content-type", ""))
+
+
+def _normal(path: Path) -> Path:
+    """Absolute and without "..", symbolic links kept: the server opens what the path says."""
+    return Path(os.path.normpath(path.absolute()))
+
+
+def _made(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise AnnotationToolError(f"{folder} cannot be made: {exc.strerror}") from exc

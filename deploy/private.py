@@ -1,0 +1,20 @@
+"""Files and folders that only their owner can read."""
+
+import os
+from pathlib import Path
+from typing import TextIO
+
+PRIVATE_FOLDER, PRIVATE_FILE, PRIVATE_UMASK = 0o700, 0o600, 0o077
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder for its owner alone, also one that was there before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(PRIVATE_FOLDER)
+
+
+def open_private(path: Path, how: int) -> TextIO:
+    """Open a file of text to be written that only its owner can read, also one that was there before."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | how, PRIVATE_FILE)
+    os.fchmod(handle, PRIVATE_FILE)
+    return os.fdopen(handle, "w", encoding="utf-8")

@@ -1,0 +1,173 @@
+"""What every annotation tool must do; `People` answer in it."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import pytest
+
+from connectors.annotation import AnnotationTool, Asked, Progress, PushMismatch, Question
+from pipeline.types import Ask, Purpose, Region
+
+CLASSES = ("cat", "$1", '<b>"R&D"</b>')
+
+
+class People(Protocol):
+    """Those who answer in a tool."""
+
+    tool: AnnotationTool
+    uris: tuple[str, ...]
+
+    def answer(self, task_id: int, label: str) -> int:
+        """Answer a task; return the answer's id."""
+
+    def skip(self, task_id: int) -> None:
+        """Skip a task."""
+
+    def take_back(self, answer_id: int) -> None:
+        """Delete an answer."""
+
+    def delete(self, task_id: int) -> None:
+        """Delete a task."""
+
+    def label(self, truth: Mapping[str, str], n: int | None = None) -> list[str]:
+        """Answer what is served, one after the other; return the items in that order."""
+
+
+class AnnotationContract:
+    """Tests of a tool; the fixture `people` is that of the module that inherits."""
+
+    def test_a_project_is_prepared_again_and_again(self, people):
+        assert people.tool.prepare() == people.tool.prepare()
+
+    def test_pushing_again_makes_nothing_twice_and_adds_what_is_missing(self, people):
+        first = push(people, batch(people, 2))
+        again = push(people, batch(people, 3))
+        added = ask("1.2")
+        assert again == first | {added: again[added]}
+        assert list(again) == [question.ask for question in batch(people, 3)]
+        assert push(people, batch(people, 3)) == again
+        assert len(set(again.values())) == 3
+        with pytest.raises(PushMismatch, match="that this campaign did not select"):
+            push(people, batch(people, 2))
+
+    def test_an_empty_batch_asks_nothing(self, people):
+        assert push(people, []) == {}
+        pulled = people.tool.pull({})
+        assert (list(pulled.answers), pulled.task_ids) == ([], {})
+
+    @pytest.mark.parametrize(
+        ("change", "complaint"),
+        [
+            ({"ask": Ask("1.1", 1, "query")}, "item 1.1 is in the batch twice"),
+            ({"ask": Ask("1.0", 2, "query")}, "belongs to round 1, not 2|belongs to round 2, not 1"),
+            ({"rank": -1}, "rank counts from 0"),
+            ({"guess": Region("image", "owl")}, "one of cat, .* got 'owl'"),
+            ({"guess": Region("box", "cat", (0.0, 0.0, 1.0, 1.0))}, "for the whole image"),
+            ({"columns": {"uncertainty": float("nan")}}, "not a finite number"),
+        ],
+    )
+    def test_a_batch_that_cannot_be_shown_is_refused_whole(self, people, change, complaint):
+        fields = {"ask": ask("1.0"), "uri": people.uris[0], "rank": 0} | change
+        with pytest.raises(ValueError, match=complaint):
+            push(people, [Question(**fields), *batch(people, 3)[1:]])
+        assert people.label({}) == []
+
+    def test_the_most_wanted_of_the_newest_round_comes_first(self, people):
+        first = push(people, [batch(people, 3)[place] for place in (2, 0, 1)])
+        truth = {f"{number}.{rank}": "cat" for number in (1, 2) for rank in range(3)}
+        assert people.label(truth, 1) == ["1.0"]
+        push(people, batch(people, 2, number=2), asked=first)
+        assert people.label(truth, 2) == ["2.0", "2.1"]
+        assert sorted(people.label(truth)) == ["1.1", "1.2"]
+
+    @pytest.mark.parametrize("purpose", ["seed", "audit", "query", "control", "review", "gold"])
+    def test_an_answer_names_its_ask_with_who_and_how_long(self, people, purpose):
+        task_ids = push(people, batch(people, 2, purpose=purpose))
+        asked = ask("1.1", purpose=purpose)
+        answer_id = people.answer(task_ids[asked], CLASSES[2])
+        [answer] = people.tool.pull(task_ids).answers
+        assert (answer.ask, answer.task_id, answer.answer_id) == (asked, task_ids[asked], answer_id)
+        assert (answer.outcome, answer.annotation.regions) == ("labelled", (Region("image", CLASSES[2]),))
+        assert answer.annotator == answer.annotation.annotator != ""
+        assert answer.seconds == answer.annotation.seconds == 2.5
+
+    def test_classes_of_any_name_come_back_as_they_are(self, people):
+        task_ids = push(people, batch(people, len(CLASSES), guess=CLASSES[1]))
+        truth = {f"1.{rank}": label for rank, label in enumerate(CLASSES)}
+        people.label(truth)
+        answers = people.tool.pull(task_ids).answers
+        assert {answer.item_id: answer.annotation.regions[0].label for answer in answers} == truth
+
+    def test_a_guess_is_no_answer(self, people):
+        task_ids = push(people, batch(people, guess="cat"))
+        pulled = people.tool.pull(task_ids)
+        assert (list(pulled.answers), pulled.task_ids, pulled.notes) == ([], task_ids, ())
+
+    def test_a_skip_is_an_answer_without_a_label_and_one_that_is_taken_back_is_gone(self, people):
+        task_ids = push(people, batch(people, 2))
+        answer_id = people.answer(task_ids[ask("1.0")], "cat")
+        people.skip(task_ids[ask("1.1")])
+        people.take_back(answer_id)
+        [skipped] = people.tool.pull(task_ids).answers
+        assert (skipped.ask, skipped.outcome, skipped.annotation) == (ask("1.1"), "skipped", None)
+        assert people.tool.pull(task_ids).task_ids == task_ids
+
+    def test_an_item_of_two_rounds_is_asked_twice_and_its_answers_are_told_apart(self, people):
+        first = push(people, batch(people, 1))
+        again = push(people, [Question(ask("1.0", number=2), people.uris[0], 0)], asked=first)
+        assert set(first.values()).isdisjoint(again.values())
+        people.answer(first[ask("1.0")], "cat")
+        people.answer(again[ask("1.0", number=2)], CLASSES[1])
+        answers = people.tool.pull(first | again).answers
+        assert {answer.round_number: answer.annotation.regions[0].label for answer in answers} == {
+            1: "cat",
+            2: CLASSES[1],
+        }
+        assert [answer.round_number for answer in people.tool.pull(first).answers] == [1]
+
+    def test_tending_counts_and_leaves_alone_what_is_whole(self, people):
+        questions = batch(people, 4)
+        task_ids = push(people, questions)
+        people.answer(task_ids[ask("1.0")], "cat")
+        people.answer(task_ids[ask("1.1")], "cat")
+        people.skip(task_ids[ask("1.2")])
+        tended = people.tool.tend([Asked(1, questions, "m", task_ids)], asked=task_ids)
+        assert (tended.progress, tended.task_ids, tended.mended) == (Progress(4, 2, 1), task_ids, ())
+        assert len(tended.standing.answers) == 3
+
+    def test_a_task_that_was_deleted_stays_deleted(self, people):
+        questions = batch(people, 3)
+        task_ids = push(people, questions)
+        people.delete(task_ids[ask("1.1")])
+        tended = people.tool.tend([Asked(1, questions, "m", task_ids)], asked=task_ids)
+        assert tended.progress == Progress(2, 0, 0)
+        assert people.tool.pull(task_ids).task_ids.keys() == {ask("1.0"), ask("1.2")}
+
+    def test_each_task_has_an_address_of_its_own(self, people):
+        task_ids = push(people, batch(people, 2))
+        assert len({people.tool.task_address(task_id) for task_id in task_ids.values()}) == 2
+
+
+def ask(item_id: str, *, number: int = 1, purpose: Purpose = "query") -> Ask:
+    return Ask(item_id, number, purpose)
+
+
+def batch(
+    people: People, n: int = 3, *, number: int = 1, purpose: Purpose = "query", guess: str | None = "cat"
+) -> list[Question]:
+    """`n` questions of a round, most wanted first; every item of round r is named "r.position"."""
+    return [
+        Question(
+            ask(f"{number}.{rank}", number=number, purpose=purpose),
+            people.uris[rank % len(people.uris)],
+            rank,
+            Region("image", guess, score=0.5) if guess else None,
+            reason="many images are like it",
+            columns={"uncertainty": 0.5},
+        )
+        for rank in range(n)
+    ]
+
+
+def push(people: People, questions: list[Question], *, asked: Mapping[Ask, int] | None = None) -> dict[Ask, int]:
+    return people.tool.push(questions, model_version="m", asked=asked or {})

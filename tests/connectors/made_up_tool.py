@@ -1,0 +1,124 @@
+"""A made-up annotation tool: its tasks and answers are JSON files in a folder, which people write by hand."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from connectors.annotation import (
+    AnnotationTool,
+    Asked,
+    Progress,
+    Pulled,
+    PushMismatch,
+    Question,
+    Tended,
+    check_questions,
+)
+from pipeline.names import checked_classes
+from pipeline.types import Annotation, Answer, Ask, Region
+
+
+class FolderTool(AnnotationTool):
+    """A project that is a folder: `task-7.json` asks, `answer-7-8.json` answers it."""
+
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        self.folder = folder
+        self.classes = checked_classes(classes)
+
+    def prepare(self) -> str:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder.as_uri()
+
+    def push(self, questions: Sequence[Question], *, model_version: str, asked: Mapping[Ask, int]) -> dict[Ask, int]:
+        check_questions(questions, self.classes)
+        number = questions[0].ask.round_number if questions else None
+        held = {ask: task_id for ask, task_id in self._held().items() if ask.round_number == number}
+        if held.keys() - {question.ask for question in questions}:
+            raise PushMismatch(f"{self.folder} holds tasks of round {number} that this campaign did not select")
+        for question in questions:
+            if question.ask not in held:
+                held[question.ask] = self._write("task", {"model_version": model_version, **asdict(question)})
+        return {question.ask: held[question.ask] for question in questions}
+
+    def tend(self, rounds: Sequence[Asked], *, asked: Mapping[Ask, int]) -> Tended:
+        pulled = self.pull(asked)
+        answered = {ask: set() for ask in pulled.task_ids if ask.round_number == rounds[-1].round_number}
+        for answer in pulled.answers:
+            if answer.ask in answered:
+                answered[answer.ask].add(answer.outcome)
+        n_labelled = sum("labelled" in outcomes for outcomes in answered.values())
+        n_answered = sum(bool(outcomes) for outcomes in answered.values())
+        return Tended(Progress(len(answered), n_labelled, n_answered - n_labelled), asked, pulled)
+
+    def pull(self, asked: Mapping[Ask, int]) -> Pulled:
+        there = set(self._held().values())
+        held = {ask: task_id for ask, task_id in asked.items() if task_id in there}
+        answers = [answer for ask, task_id in held.items() for answer in self._answers(ask, task_id)]
+        return Pulled(answers, held, n_drafts=0)
+
+    def task_address(self, task_id: int) -> str:
+        return (self.folder / f"task-{task_id}.json").as_uri()
+
+    def served(self) -> list[int]:
+        """The tasks that nobody has answered, in the order in which people take them."""
+        open_ones = {
+            task_id: read(self.folder / f"task-{task_id}.json")
+            for task_id in self._held().values()
+            if not list(self.folder.glob(f"answer-{task_id}-*.json"))
+        }
+        return sorted(open_ones, key=lambda task_id: (-round_of(open_ones[task_id]), open_ones[task_id]["rank"]))
+
+    def answer(self, task_id: int, label: str | None) -> int:
+        """Answer a task as a person does, or skip it; return the answer's id."""
+        return self._write(
+            f"answer-{task_id}", {"label": label, "seconds": 2.5, "at": datetime.now(UTC).isoformat(), "who": "ann"}
+        )
+
+    def take_back(self, answer_id: int) -> None:
+        """Delete an answer."""
+        [path] = self.folder.glob(f"answer-*-{answer_id}.json")
+        path.unlink()
+
+    def delete(self, task_id: int) -> None:
+        """Delete a task."""
+        (self.folder / f"task-{task_id}.json").unlink()
+
+    def _write(self, kind: str, content: Mapping[str, Any]) -> int:
+        taken = {int(path.stem.rpartition("-")[2]) for path in self.folder.glob("*.json")}
+        number = next(number for number in itertools.count(1) if number not in taken)
+        (self.folder / f"{kind}-{number}.json").write_text(json.dumps(content), encoding="utf-8")
+        return number
+
+    def _held(self) -> dict[Ask, int]:
+        paths = self.folder.glob("task-*.json")
+        return {Ask(**read(path)["ask"]): int(path.stem.rpartition("-")[2]) for path in paths}
+
+    def _answers(self, ask: Ask, task_id: int) -> list[Answer]:
+        return [
+            Answer(
+                ask,
+                task_id,
+                answer_id=int(path.stem.rpartition("-")[2]),
+                outcome="labelled" if given["label"] else "skipped",
+                annotator=given["who"],
+                updated_at=given["at"],
+                annotation=Annotation(ask.item_id, (Region("image", given["label"]),), given["who"], given["seconds"])
+                if given["label"]
+                else None,
+                seconds=given["seconds"],
+            )
+            for path in sorted(self.folder.glob(f"answer-{task_id}-*.json"))
+            for given in [read(path)]
+        ]
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def round_of(task: Mapping[str, Any]) -> int:
+    return int(task["ask"]["round_number"])

@@ -1,0 +1,116 @@
+"""Every annotation tool keeps what `AnnotationTool` promises."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from connectors.label_studio.client import LabelStudio
+from connectors.label_studio.person import SimulatedAnnotator
+from connectors.memory import MemoryTool
+from tests.connectors.annotation_contract import CLASSES, AnnotationContract, People
+from tests.connectors.made_up_tool import FolderTool
+
+
+class InMemory:
+    uris = ("a.png", "b.png")
+
+    def __init__(self):
+        self.tool = MemoryTool(CLASSES)
+
+    def answer(self, task_id, label):
+        return self.tool.answer(self.tool.tasks[task_id].ask, label, annotator="ann", seconds=2.5)
+
+    def skip(self, task_id):
+        self.tool.skip(self.tool.tasks[task_id].ask)
+
+    def take_back(self, answer_id):
+        self.tool.delete(answer_id)
+
+    def delete(self, task_id):
+        del self.tool.tasks[task_id]
+
+    def label(self, truth, n=None):
+        done = self.tool.served()[:n]
+        for question in done:
+            self.tool.answer(question.ask, truth[question.item_id])
+        return [question.item_id for question in done]
+
+
+class InAFolder:
+    uris = ("a.png", "b.png")
+
+    def __init__(self, folder: Path):
+        self.tool = FolderTool(folder / "project", CLASSES)
+        self.tool.prepare()
+        self.answer, self.delete, self.take_back = self.tool.answer, self.tool.delete, self.tool.take_back
+
+    def skip(self, task_id):
+        self.tool.answer(task_id, None)
+
+    def label(self, truth, n=None):
+        items = {task_id: ask.item_id for ask, task_id in self.tool._held().items()}
+        done = self.tool.served()[:n]
+        for task_id in done:
+            self.tool.answer(task_id, truth[items[task_id]])
+        return [items[task_id] for task_id in done]
+
+
+class InLabelStudio:
+    def __init__(self, space, api: httpx.Client):
+        self.uris = space.uris
+        settings = {"url": space.url, "token": space.token, "project": space.project}
+        self.tool = LabelStudio(**settings, classes=CLASSES, images_root=space.images_root)
+        self.tool.prepare()
+        self._settings = settings
+        self._api = api
+
+    def answer(self, task_id, label):
+        chosen = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
+        return self._annotate(task_id, {"result": [chosen], "lead_time": 2.5})
+
+    def skip(self, task_id):
+        self._annotate(task_id, {"result": [], "was_cancelled": True, "lead_time": 1.0})
+
+    def _annotate(self, task_id, body):
+        return self._api.post(f"/api/tasks/{task_id}/annotations/", json=body).raise_for_status().json()["id"]
+
+    def take_back(self, answer_id):
+        self._api.delete(f"/api/annotations/{answer_id}/").raise_for_status()
+
+    def delete(self, task_id):
+        self._api.delete(f"/api/tasks/{task_id}/").raise_for_status()
+
+    def label(self, truth, n=None):
+        return list(SimulatedAnnotator(**self._settings, answers=truth).label(n).item_ids)
+
+
+class TestMemory(AnnotationContract):
+    @pytest.fixture
+    def people(self) -> People:
+        return InMemory()
+
+
+class TestFolderOfFiles(AnnotationContract):
+    @pytest.fixture
+    def people(self, tmp_path) -> People:
+        return InAFolder(tmp_path)
+
+
+class TestLabelStudio(AnnotationContract):
+    @pytest.fixture
+    def people(self, space) -> Iterator[People]:
+        headers = {"Authorization": f"Token {space.token}"}
+        with httpx.Client(base_url=space.url, headers=headers, timeout=60) as api:
+            yield InLabelStudio(space, api)
+
+
+@pytest.mark.parametrize("module", ["connectors.annotation", "connectors.tracking", "connectors.memory"])
+def test_what_only_asks_people_loads_in_no_time(module):
+    heavy = ("torch", "mlflow", "pandas", "httpx")
+    code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == []
