@@ -24,7 +24,7 @@ demo: .venv/ready ## run a whole campaign on 5,000 digits: servers, rounds, a si
 	$(BIN)/labelcycle demo
 
 test: .venv/ready ## run all tests, against real servers
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 3 # also on two cores: some wait for servers
 
 check: .venv/ready ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

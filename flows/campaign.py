@@ -238,8 +238,12 @@ def local_servers() -> servers.Servers:
     return running
 
 
-def open_campaign(path: Path) -> OpenCampaign:
-    """Read a campaign file, claim its folder and remember it as the one that was used last."""
+def open_campaign(path: Path, *, tool: AnnotationTool | None = None, tracker: Tracker | None = None) -> OpenCampaign:
+    """Read a campaign file, claim its folder and remember it as the one that was used last.
+
+    Args:
+        tool: as of `OpenCampaign`; tracker likewise.
+    """
     reach_local_addresses_directly()
     settings = load_settings(path)
     settings = settings.model_copy(update={"model": with_own_image_size(settings.model)})
@@ -247,4 +251,4 @@ def open_campaign(path: Path) -> OpenCampaign:
     folder.check_ours()
     claim(folder, settings, path)
     write_json(settle_home(path) / LAST_CAMPAIGN, {"folder": str(settings.folder), "file": str(path.resolve())})
-    return OpenCampaign(settings, folder)
+    return OpenCampaign(settings, folder, tool=tool, tracker=tracker)

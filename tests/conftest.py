@@ -21,7 +21,14 @@ from PIL import Image
 from deploy.servers import Servers, down, personal_token, up
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see flows.local
+HOME, WORKER = "LABELCYCLE_TEST_HOME", "PYTEST_XDIST_WORKER"
 LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+GROUPS = {
+    "schedules": "tests/system/test_serve.py",
+    "campaigns": "tests/system/",
+    "connectors": ("tests/connectors/test_label_studio.py", "tests/connectors/test_mlflow.py", "tests/deploy/"),
+}
+"""What needs servers; the largest group is begun first."""
 LABEL_STUDIO_VENV = Path(__file__).parent.parent / ".labelcycle" / "label-studio-venv"
 
 
@@ -41,10 +48,34 @@ class ProjectSpace:
     uris: tuple[str, ...]
 
 
+@pytest.hookimpl(trylast=True)  # when the workers have ended
+def pytest_sessionfinish(session):
+    """Stop the servers, whichever worker started them."""
+    if WORKER not in os.environ and HOME not in os.environ:
+        down(session.config._tmp_path_factory.getbasetemp() / "servers")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Files that need servers go to the workers first, a group to each; all other tests go one by one to who is free.
+
+    The tests of a schedule wait most of their time, which leaves a core to the others.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupsFirst(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return next((name for name, files in GROUPS.items() if file.startswith(files)), nodeid)
+
+    return GroupsFirst(config, log) if config.option.dist == "load" else None
+
+
 @pytest.fixture(scope="session")
 def servers_home(tmp_path_factory) -> Path:
-    """A new folder, or the one that LABELCYCLE_TEST_HOME names: its servers stay up for the next run."""
-    return Path(os.environ.get("LABELCYCLE_TEST_HOME") or tmp_path_factory.mktemp("servers"))
+    """One new folder for all workers, or the one that HOME names: its servers stay up for the next run."""
+    base = tmp_path_factory.getbasetemp()
+    return Path(os.environ.get(HOME) or (base.parent if WORKER in os.environ else base) / "servers")
 
 
 @pytest.fixture(scope="session")
@@ -58,15 +89,11 @@ def images_root(servers) -> Path:
 @pytest.fixture(scope="session")
 def servers(servers_home) -> Iterator[Servers]:
     """Label Studio, MLflow and Prefect; the clients of the tests themselves are logged in."""
-    try:
-        started = up(servers_home, label_studio_venv=LABEL_STUDIO_VENV)
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in zip(LOGIN_VARIABLES, started.mlflow_login, strict=True):
-                patch.setenv(name, value)
-            yield started
-    finally:
-        if "LABELCYCLE_TEST_HOME" not in os.environ:
-            down(servers_home)
+    started = up(servers_home, label_studio_venv=LABEL_STUDIO_VENV)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in zip(LOGIN_VARIABLES, started.mlflow_login, strict=True):
+            patch.setenv(name, value)
+        yield started
 
 
 @pytest.fixture(scope="session")

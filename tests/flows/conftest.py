@@ -1,6 +1,8 @@
 """A small campaign on disk, half of whose images have a label, for steps that need no server."""
 
+import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from flows.steps.plan import begin
 from flows.steps.track import start_tracking
 from pipeline.learning import train as learning
 from pipeline.tables import PoolTable
+from tests.flows.loop import N_IMAGES, Loop
 
 CLASSES = ("left", "middle", "right")
 TEMPLATE = """\
@@ -139,6 +142,33 @@ def make_work(striped_images, tmp_path):
         pool = index_pool(settings.pool_source, None, audit_size=settings.audit_size, seed=0)
         work.folder.write(POOL, PoolTable(pool))
         return work
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def loop_images(tmp_path_factory) -> Path:
+    """Noise with a bright stripe, whose place is the class: the number of the file, modulo three."""
+    folder = tmp_path_factory.mktemp("loop") / "images"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(N_IMAGES):
+        pixels = draw.integers(0, 60, size=(8, 8), dtype=np.uint8)
+        place = 3 * (number % len(CLASSES))
+        pixels[:, place : place + 2] += 180
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def make_loop(loop_images, tmp_path):
+    """Make campaigns in memory, with more lines and other settings in the file."""
+    numbers = itertools.count()
+
+    def make(extra: str = "", *, own_images: bool = False, **changes: int) -> Loop:
+        name = f"loop {next(numbers)}"
+        images = Path(shutil.copytree(loop_images, tmp_path / f"images of {name}")) if own_images else loop_images
+        return Loop(tmp_path / name, images, extra, **changes)
 
     return make
 

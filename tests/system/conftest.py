@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -172,12 +173,16 @@ def fork(environment):
     """Call a function in a process of its own that has everything imported; return its exit code and its error."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(PRELOADED)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        processes.Process(target=int).start()  # the server that forks keeps the environment of its start
+
+    @cache
+    def start() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            processes.Process(target=int).start()  # the server that forks keeps the environment of its start
 
     def call(function: Callable[..., object], *arguments: object) -> tuple[int | None, str]:
+        start()
         ours, theirs = processes.Pipe()
         process = processes.Process(target=_tell, args=(theirs, function, arguments))
         process.start()

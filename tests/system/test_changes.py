@@ -8,7 +8,6 @@ from mlflow import MlflowClient
 
 from connectors.label_studio.person import SimulatedAnnotator
 from connectors.store import read_json
-from flows.config import load_settings
 from flows.outlook import best_round
 
 
@@ -96,50 +95,6 @@ def test_classes_are_renamed_and_added_while_people_label_and_no_answer_is_lost(
 
     change(campaign, (classes, json.dumps([*"012345689"])), (renamed, ""))
     assert "of 'seven'" in campaign.run(expect=2)
-
-
-def test_training_changes_between_rounds_and_a_round_that_nobody_saw_begins_anew(make_campaign):
-    campaign = make_campaign()
-    change(
-        campaign, ("ensemble = 2", "ensemble = 2\nmc_dropout = 5"), ("max_epochs = 3", "dropout = 0\nmax_epochs = 3")
-    )
-    assert "mc_dropout needs dropout" in campaign.run(expect=2)
-    change(campaign, ("\nmc_dropout = 5", ""), ("audit_size = 12", "audit_size = 10"), ("budget = 38", "budget = 40"))
-    foreign = f"foreign {campaign.name[-10:]}"
-    with client_of(campaign) as client:
-        client.post("/api/projects", json={"title": foreign}).raise_for_status()
-    titled = ("[label_studio]", f'[label_studio]\nproject = "{foreign}"')
-    change(campaign, titled)
-    assert "asks for nothing where label (Choices) is wanted" in campaign.run(expect=1)
-    assert campaign.folder.round(0).has("batch.parquet")
-    assert not campaign.folder.round(0).is_out
-    change(campaign, titled[::-1], ("audit_size = 10", "audit_size = 12"), ("seed_set_size = 10", "seed_set_size = 8"))
-    output = campaign.run()
-    assert "Round 0 asks for 20 labels" in output
-    assert "20 labels come before there is a model: 12 of the audit set" in output
-    campaign.label()
-
-    change(campaign, ("max_epochs = 3", "max_epochs = 2"))
-    assert "max_epochs: 3 -> 2" in campaign.run()
-    members = read_json(campaign.folder.round(1) / "training.json")["members"]
-    assert {len(member["epochs"]) for member in members} == {2}
-    client = MlflowClient(campaign.servers.mlflow_url)
-    experiment = client.get_experiment_by_name(campaign.name)
-    runs = client.search_runs([experiment.experiment_id], "tags.`labelcycle.kind` = 'round'")
-    rounds = {run.data.tags["labelcycle.round"]: run for run in runs}
-    assert len(runs) == len(rounds) == 2
-    assert rounds["0"].data.params["seed_set_size"] == "8"
-    assert (rounds["0"].data.params["model.max_epochs"], rounds["1"].data.params["model.max_epochs"]) == ("3", "2")
-    assert "model.max_epochs: 3 -> 2" in rounds["1"].data.tags["changes"]
-    assert load_settings(campaign.file).audit_size == 12
-
-    change(campaign, ("audit_size = 12", "audit_size = 11"))
-    refused = campaign.run(expect=2)
-    assert "audit_size: 12 -> 11" in refused
-    new = campaign.file.with_name(f"{campaign.name}-again.toml")
-    assert f"labelcycle init NEW.toml --from {campaign.file}" in refused
-    assert "20 labels of 80 images" in campaign.command("init", str(new), "--from", str(campaign.file))
-    assert "Round 0 asks for 19 labels" in campaign.command("run", str(new))
 
 
 def test_addresses_change_while_a_round_is_out(make_campaign):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,13 +13,13 @@ from PIL import Image
 from prefect import flow
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from connectors.escaping import from_csv_cell
+from connectors.escaping import from_csv_cell, prefect_key
 from connectors.memory import MemoryTool, MemoryTracker
 from connectors.store import Campaign, read_json
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
 from flows.reports.round_page import round_markdown
-from flows.round import work_on
+from flows.round import publish, work_on
 from tests.hostile import CLASSES, HIDDEN, NAMES
 
 FILE = """\
@@ -62,7 +63,7 @@ def draw_images(folder) -> int:
     return len(files)
 
 
-def test_every_label_comes_back_under_its_name_and_every_file_can_be_read(tmp_path, prefect, monkeypatch):
+def test_every_label_comes_back_under_its_name_and_every_file_can_be_read(tmp_path, servers, prefect, monkeypatch):
     monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
     n_images = draw_images(tmp_path / "images")
     file = tmp_path / "campaign.toml"
@@ -71,19 +72,23 @@ def test_every_label_comes_back_under_its_name_and_every_file_can_be_read(tmp_pa
     work = OpenCampaign(settings, Campaign(settings.folder))
     tool, tracker = MemoryTool(settings.classes), MemoryTracker()
     work.__dict__.update(tool=tool, tracker=tracker)
-    run = flow(work_on, name="names", persist_result=False, validate_parameters=False)
     given: dict[str, str] = {}
 
     for number in range(2):
-        outcome = run(work)
+        outcome = work_on(work)
         assert (outcome.kind, outcome.round_number) == ("asked", number)
         for question in tool.served():
             label = CLASSES[len(given) % len(CLASSES)]
             tool.answer(question.ask, label, annotator=NAMES[len(given) % len(NAMES)])
             given[question.item_id] = label
-    run(work)
+    work_on(work)
 
     folder = work.folder.round(2)
+    flow(publish, persist_result=False, validate_parameters=False)(folder, work)
+    wanted = {"artifacts": {"key": {"any_": [prefect_key("hostile_names-round-0002")]}}}
+    login = tuple(servers.prefect_login.split(":"))
+    pages = httpx.post(f"{servers.prefect_api_url}/artifacts/latest/filter", json=wanted, timeout=30, auth=login)
+    assert [page["data"] for page in pages.json()] == [round_markdown(folder, settings.name)]
     assert len(pd.read_parquet(work.folder.pool).dropna(subset="item_id")) == n_images
     labels = pd.concat([pd.read_parquet(folder / name) for name in ("labelled.parquet", "audit.parquet")])
     assert dict(zip(labels["item_id"], labels["label"], strict=True)) == given

@@ -7,11 +7,13 @@ import pytest
 def run_impatiently(file: str) -> None:
     """Run a round with short waits between attempts."""
     from connectors.label_studio import connection, mending
+    from flows import tasks
     from flows.flow import run_round
 
     connection.FIRST_WAIT_SECONDS = 0.01
     connection.LONGEST_WAIT_SECONDS = 0.01
     mending.SETTLE_SECONDS = 0.05
+    tasks.RETRY_DELAY_SECONDS = 0.01
     run_round(file)
 
 
@@ -34,28 +36,28 @@ def outage(servers, relay, make_campaign):
         yield state
 
 
-@pytest.mark.parametrize("cut", ["GET /api/projects", "POST", "import"])
-def test_label_studio_down_at_push_is_told_and_the_next_run_pushes(outage, fork, cut):
-    outage.cut = cut
-    _, error = fork(run_impatiently, str(outage.campaign.file))
-    assert error.startswith("AnnotationToolUnavailable: Label Studio at http://127.0.0.1:")
-    assert outage.campaign.token not in error
-    assert not outage.campaign.folder.round(0).has("pushed.json")
+def test_label_studio_that_goes_away_at_any_step_is_told_and_the_next_run_goes_on(outage, fork):
+    campaign = outage.campaign
+    for cut in ("GET /api/projects", "POST", "import"):
+        check_outage(outage, fork, cut)
+        assert not campaign.folder.round(0).has("pushed.json")
     outage.cut = ""
-    assert fork(run_impatiently, str(outage.campaign.file)) == (0, "")
-    pulled = outage.campaign.pull(0)
-    assert sorted(ask.item_id for ask in pulled.task_ids) == sorted(outage.campaign.batch(0))
+    assert fork(run_impatiently, str(campaign.file)) == (0, "")
+    pulled = campaign.pull(0)
+    assert sorted(ask.item_id for ask in pulled.task_ids) == sorted(campaign.batch(0))
     assert (len(pulled.task_ids), pulled.doubles, pulled.notes) == (22, {}, ())
 
-
-def test_label_studio_down_at_collect_is_told_and_the_next_run_collects(outage, fork):
-    assert fork(run_impatiently, str(outage.campaign.file)) == (0, "")
-    labelled = outage.campaign.label().item_ids
-    outage.cut = "fields=all"
-    _, error = fork(run_impatiently, str(outage.campaign.file))
-    assert error.startswith("AnnotationToolUnavailable")
-    assert not outage.campaign.folder.round(0).has("annotations.parquet")
+    labelled = campaign.label().item_ids
+    check_outage(outage, fork, "fields=all")
+    assert not campaign.folder.round(0).has("annotations.parquet")
     outage.cut = ""
-    assert fork(run_impatiently, str(outage.campaign.file)) == (0, "")
-    collected = pd.read_parquet(outage.campaign.folder.round(0) / "annotations.parquet")
+    assert fork(run_impatiently, str(campaign.file)) == (0, "")
+    collected = pd.read_parquet(campaign.folder.round(0) / "annotations.parquet")
     assert sorted(collected["item_id"]) == sorted(labelled)
+
+
+def check_outage(outage, fork, cut: str) -> None:
+    outage.cut = cut
+    _, error = fork(run_impatiently, str(outage.campaign.file))
+    assert error.startswith("AnnotationToolUnavailable: Label Studio at http://127.0.0.1:"), cut
+    assert outage.campaign.token not in error
