@@ -1,11 +1,11 @@
 import pytest
 
-from flows.artefacts import CAMPAIGN, CONFIG, METRICS, OUTLOOK, TRAINING
+from flows.artefacts import CAMPAIGN, CONFIG, METRICS, OUTLOOK, PUSHED, TRAINING, Pushed
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.folder import Campaign
 from flows.outlook import measured_rounds, outlook
 from flows.reports.round_page import round_markdown
-from flows.reports.status import Limit, campaign_status, stopping_text
+from flows.reports.status import Limit, campaign_status, status_lines, stopping_text
 from flows.round import is_finished
 from flows.steps.plan import look_ahead
 from flows.steps.select import check_strategy, query_size_of, select_first
@@ -13,7 +13,7 @@ from flows.steps.track import summarise
 from pipeline.evaluation.stopping import MeasuredRound, forecast, level_of_look, surely_reached
 from pipeline.selection.strategies.rows import STRATEGIES
 from tests.flows.conftest import CLASSES, ready_round
-from tests.flows.rounds import ask_nothing, close_round, config_of, metrics_of, outlook_of, training_of
+from tests.flows.rounds import answer, ask_nothing, close_round, config_of, metrics_of, outlook_of, training_of
 
 CURVE = [(50, 150), (100, 170), (150, 178), (200, 182), (250, 184)]
 FLAT = [(20, 120), *((100 * index, 180) for index in range(1, 11))]
@@ -97,6 +97,11 @@ def test_status_shows_the_forecast_and_what_would_stop_the_campaign(campaign, se
     sure = forecast(curve, 50, alpha=level_of_look(2)).gain_high
     assert state.stops_when["min_gain"] == Limit(0.001, sure, look=2, level=level_of_look(2))
     assert sure > told.gain_high
+    assert state.as_json()["stops_when"] == {
+        "budget": {"limit": 500, "now": 0},
+        "target_accuracy": {"limit": 0.95, "now": now, "look": 5, "level": level_of_look(5)},
+        "min_gain": {"limit": 0.001, "now": sure, "look": 2, "level": level_of_look(2)},
+    }
     text = stopping_text(state.stops_when)
     assert text.startswith("Stops when 500 labels are paid for (0 now), or when the audit accuracy is surely 95 %")
     assert f"(at least {100 * now:.1f} % now, 99.94 % sure at look 5)" in text
@@ -127,6 +132,16 @@ def test_rounds_after_a_new_class_are_no_looks_until_there_can_be_a_forecast_aga
 def test_status_says_which_rule_is_met(campaign, tmp_path):
     write_rounds(campaign, [(50, 200)])
     assert "at least 95 %" in campaign_status(campaign, tmp_path).stop
+
+
+def test_status_says_how_long_annotators_waited_for_the_newest_batch(campaign, settings, tmp_path):
+    close_round(campaign.round(0), [answer("a", CLASSES[0])], settings)
+    assert campaign_status(campaign, tmp_path).seconds_to_batch is None
+    pushed = Pushed("2026-01-01T00:02:30+00:00", "http://ls", {"b": 2}, {"b": "query"})
+    campaign.round(1).write(PUSHED, pushed)
+    state = campaign_status(campaign, tmp_path)
+    assert state.as_json()["seconds_to_batch"] == 150
+    assert "From the last answer to the next batch: 150 s" in list(status_lines(state))
 
 
 @pytest.mark.parametrize(
