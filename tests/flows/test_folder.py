@@ -1,11 +1,13 @@
 """The folder of a campaign: whose it is, who works on it, and whether its files are what was written."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import filelock
 import pandas as pd
 import pytest
 
@@ -14,14 +16,13 @@ from flows.artefacts import (
     BATCH,
     METRICS,
     PUSHED,
-    ROUND_ARTEFACTS,
     SECONDS,
     TRAINING,
     Member,
     Pushed,
     json_of,
 )
-from flows.folder import Campaign, CampaignBusy
+from flows.folder import LOCK, Campaign, CampaignBusy
 from pipeline.tables import BatchTable
 from pipeline.training.calibration import Calibration
 from pipeline.training.diagnosis import Finding
@@ -106,11 +107,6 @@ def test_record_that_lacks_a_field_is_told_with_file_and_field(tmp_path, held, t
     assert "\n" not in str(caught.value)
 
 
-def test_no_two_artefacts_of_a_round_are_one_file():
-    names = [artefact.name for artefact in ROUND_ARTEFACTS.values()]
-    assert len(set(names)) == len(names) == len(ROUND_ARTEFACTS)
-
-
 def test_second_process_is_told_who_works_on_the_campaign(tmp_path):
     code = """
 import sys
@@ -130,6 +126,15 @@ with Campaign(Path(sys.argv[1])).lock():
     process.communicate()
     with Campaign(tmp_path).lock():
         assert json.loads((tmp_path / "campaign.lock.json").read_text()) == {"pid": os.getpid()}
+
+
+def test_disk_that_refuses_the_lock_is_told(tmp_path, monkeypatch):
+    def refuse(*_data, **_how):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / LOCK))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.raises(StoreError, match="can only be read"), Campaign(tmp_path).lock():
+        pass
 
 
 def test_lock_in_a_place_that_is_a_file_is_told(tmp_path):

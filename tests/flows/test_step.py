@@ -1,19 +1,15 @@
 """A step runs once, is given what its parameters name, and what it returns is what is written."""
 
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 
 import pytest
 
-import flows.steps
 from connectors.store import StoreError
 from flows.artefacts import (
     METRICS,
     NOT_USED,
     PROGRESS,
     PUSHING,
-    ROUND_ARTEFACTS,
     SCORES,
     SECONDS,
     WITHDRAWN,
@@ -21,14 +17,9 @@ from flows.artefacts import (
     Pushing,
     SeenProgress,
 )
-from flows.campaign import GIVEN
-from flows.config import CampaignSettings
 from flows.folder import Campaign, RoundFolder
-from flows.step import Step, do, step
+from flows.step import do, step
 from tests.flows.rounds import metrics_of
-
-ROUNDS_OWN = {"shard", "on_progress", "flow_run", "address", "sentence", "warnings"}
-"""What `flows.round` hands to steps itself."""
 
 
 def nothing(name: str) -> object:
@@ -38,11 +29,6 @@ def nothing(name: str) -> object:
 @pytest.fixture
 def folder(tmp_path) -> RoundFolder:
     return Campaign(tmp_path).round(3)
-
-
-def every_step() -> dict[str, Step]:
-    modules = [import_module(f"flows.steps.{module.name}") for module in iter_modules(flows.steps.__path__)]
-    return {name: one for module in modules for name, one in vars(module).items() if isinstance(one, Step)}
 
 
 def test_step_runs_once_and_returns_what_is_written(folder):
@@ -137,24 +123,3 @@ def test_damaged_artefact_is_told_before_the_step_runs(folder):
     Path(folder.path_of(METRICS)).write_text("{")
     with pytest.raises(StoreError, match=r"metrics\.json is damaged"):
         do(needs, folder, nothing)
-
-
-@pytest.mark.parametrize("name", sorted(every_step()))
-def test_each_parameter_of_each_step_means_something(name):
-    one = every_step()[name]
-    known = {*ROUND_ARTEFACTS, *GIVEN, *CampaignSettings.model_fields, *ROUNDS_OWN}
-    assert set(one.parameters) <= known
-    assert one.optional <= set(one.reads) | ROUNDS_OWN
-    assert {artefact.name for artefact in one.writes}.isdisjoint(
-        ROUND_ARTEFACTS[read].name for read in one.reads if not ROUND_ARTEFACTS[read].is_handle
-    ) or one.is_anew
-
-
-def test_no_artefact_of_a_round_is_also_a_setting_or_an_outside_system():
-    assert not ROUND_ARTEFACTS.keys() & (GIVEN.keys() | CampaignSettings.model_fields.keys())
-
-
-def test_each_file_of_a_round_is_written_by_one_step():
-    written = [(artefact.name, name) for name, one in every_step().items() for artefact in one.writes]
-    twice = {file for file, _ in written if sum(file == other for other, _ in written) > 1}
-    assert twice == {"batch.parquet"}, "the first round chooses in another way"
