@@ -93,6 +93,11 @@ class Limit:
     look: int | None = None
     level: float | None = None
 
+    def as_json(self) -> Plain:
+        """The limit as JSON has it; a rule without looks has neither `look` nor `level`."""
+        values: Plain = asdict(self)
+        return values if self.look is not None else {"limit": self.limit, "now": self.now}
+
 
 @dataclass(frozen=True)
 class CampaignStatus:
@@ -144,6 +149,7 @@ class CampaignStatus:
         values: Plain = TypeAdapter(CampaignStatus).dump_python(self, mode="json")
         if self.forecast is not None:
             values["forecast"] = asdict(self.forecast) | {"text": str(self.forecast)}
+        values["stops_when"] = {name: rule.as_json() for name, rule in self.stops_when.items()}
         return values
 
 

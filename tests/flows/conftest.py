@@ -179,7 +179,8 @@ def ready_round(work: OpenCampaign, number: int = 1) -> RoundFolder:
     if number > 0 and not first.has(PUSHED):
         audit = work.pool.table.query("split == 'audit'")["item_id"]
         pushed_at = "2026-11-01T12:00:00+00:00"
-        first.write(PUSHED, Pushed(pushed_at, address="", tasks={item_id: n for n, item_id in enumerate(audit)}))
+        tasks = {item_id: n for n, item_id in enumerate(audit)}
+        first.write(PUSHED, Pushed(pushed_at, address="", tasks=tasks, purposes=dict.fromkeys(tasks, "audit")))
     folder = work.folder.round(number)
     work.do(begin, folder)
     work.do(gather_labels, folder)

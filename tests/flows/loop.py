@@ -1,6 +1,7 @@
 """A whole campaign in memory: plain functions for steps, an annotation tool and a tracker in this process."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,11 @@ class Loop:
         for question in served:
             self.tool.answer(question.ask, truth(question.uri), annotator="ann")
         return [question.item_id for question in served]
+
+    def skip(self, item_ids: Iterable[str]) -> None:
+        """Skip the tasks that ask for these items."""
+        for ask in [question.ask for question in self.tool.served() if question.item_id in set(item_ids)]:
+            self.tool.skip(ask)
 
     def edit(self, item_id: str, label: str) -> None:
         """Change the answer to an item, as a person does who thinks again."""

@@ -47,8 +47,7 @@ def test_campaign_survives_skips_edits_and_deletions(make_loop):
     loop = make_loop()
     loop.run()
     skipped = set(loop.batch(0)[::4])
-    for item_id in skipped:
-        loop.tool.skip(item_id)
+    loop.skip(skipped)
     answered = set(loop.label())
     assert answered == set(loop.batch(0)) - skipped
     loop.run()
@@ -117,8 +116,7 @@ def test_campaign_whose_seed_set_is_skipped_asks_for_another(make_loop):
     loop = make_loop()
     loop.run()
     seeds = set(loop.batch(0))
-    for item_id in seeds:
-        loop.tool.skip(item_id)
+    loop.skip(seeds)
     assert "round 1 asks for 9 labels" in loop.run()
     assert not seeds & set(loop.batch(1))
     assert not loop.folder.round(1).has(TRAINING)
@@ -166,7 +164,7 @@ def test_training_changes_between_rounds_and_a_round_that_nobody_saw_begins_anew
     loop.change(("max_epochs = 1", "max_epochs = 2"))
     assert any("max_epochs: 1 -> 2" in note for note in loop.run_as().notes)
     members = loop.folder.round(1).read(TRAINING).members
-    assert {len(member["epochs"]) for member in members} == {2}
+    assert {len(member.epochs) for member in members} == {2}
     rounds = loop.tracker.runs
     assert rounds.keys() == {"round-0", "round-1"}
     assert rounds["round-0"].params["seed_set_size"] == 8
