@@ -221,8 +221,8 @@ def test_networks_with_labels_to_spare_are_calibrated_on_those_and_judged_by_hea
     assert table["phase"].unique().tolist() == ["head"]
     assert len(table) == 480
     training = folder.read(TRAINING)
-    assert training["phase"] == "all"
-    assert training["members"][0]["calibration"]["n"] == 48
+    assert training.phase == "all"
+    assert training.members[0].calibration.n == 48
 
 
 def test_network_without_weights_lists_no_labels(make_work):

@@ -53,6 +53,7 @@ def test_pseudo_labels_change_the_training_and_leave_only_a_count(make_work):
     plain = trained_round(make_work(name="plain"))
     work = make_work(model=PSEUDO, name="pseudo")
     folder = trained_round(work)
+    work.do(evaluate, folder)
     record = folder.read(TRAINING)
     assert (record.n_pseudo_labels, record.pseudo_label_threshold) == (12, 1.5)
     assert record.n_trained_on == 24
@@ -73,6 +74,8 @@ def test_pseudo_labels_change_the_training_and_leave_only_a_count(make_work):
             "plan.json",
             "pages.json",
             "out_of_fold.parquet",
+            "audit_predictions.parquet",
+            "metrics.json",
         ),
         *(f"member-{index}.{kind}" for index in (0, 1) for kind in ("json", "pt")),
     }
@@ -148,7 +151,7 @@ def test_killed_training_goes_on_to_the_same_members(make_work, training_is_kill
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_run_killed_while_it_clears_up_after_pseudo_labels_keeps_its_record(make_work, monkeypatch, moment):
     work = make_work(model=PSEUDO)
-    folder = planned_round(work)
+    folder = trained_round(work)
     rmtree = shutil.rmtree
 
     def killed(path, **how):
@@ -158,7 +161,7 @@ def test_run_killed_while_it_clears_up_after_pseudo_labels_keeps_its_record(make
 
     monkeypatch.setattr("shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        work.do(train, folder)
+        work.do(evaluate, folder)
     monkeypatch.setattr("shutil.rmtree", rmtree)
     assert folder.has(TRAINING), "what the scratch tells is on record before it goes"
     scratch = folder.read(MEMBERS).path / "before-pseudo-labels"
