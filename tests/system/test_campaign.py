@@ -7,7 +7,7 @@ import httpx
 import pandas as pd
 from mlflow import MlflowClient
 
-from connectors.store import read_json
+from flows.artefacts import ANSWERS, AUDIT, BATCH, CAMPAIGN, CANDIDATES, LABELLED, METRICS, POOL, TRAINING
 
 
 def test_campaign_runs_from_the_first_label_to_the_spent_budget(make_campaign):
@@ -28,16 +28,16 @@ def test_campaign_runs_from_the_first_label_to_the_spent_budget(make_campaign):
     assert "finished after round 3" in campaign.run()
 
     truth = campaign.labels()
-    last = pd.read_parquet(campaign.folder.round(3) / "labelled.parquet")
-    audit = pd.read_parquet(campaign.folder.round(3) / "audit.parquet")
+    last = campaign.folder.round(3).read(LABELLED).table
+    audit = campaign.folder.round(3).read(AUDIT).table
     assert len(labelled) == len(set(labelled)) == 38
     assert {*last["item_id"], *audit["item_id"]} == set(labelled)
     assert not {*last["item_id"]} & {*audit["item_id"]}
     for table in (last, audit):
         assert table["label"].tolist() == [truth[item_id] for item_id in table["item_id"]]
     for number in (1, 2):
-        candidates = set(pd.read_parquet(campaign.folder.round(number) / "candidates.parquet")["item_id"])
-        known = set(pd.read_parquet(campaign.folder.round(number) / "labelled.parquet")["item_id"])
+        candidates = set(campaign.folder.round(number).read(CANDIDATES).table["item_id"])
+        known = set(campaign.folder.round(number).read(LABELLED).table["item_id"])
         assert set(campaign.batch(number)) <= candidates
         assert not candidates & (known | set(audit["item_id"]))
         assert len(candidates) + len(known) + len(audit) == 80
@@ -51,12 +51,12 @@ def test_campaign_runs_from_the_first_label_to_the_spent_budget(make_campaign):
 def check_status(campaign):
     shown = campaign.fresh_command("status")
     state = json.loads(campaign.command("status", str(campaign.file), "--json"))
-    metrics = read_json(campaign.folder.round(3) / "metrics.json")
+    metrics = campaign.folder.round(3).read(METRICS)
     assert state["rounds_closed"] == 4
     assert state["awaiting"] is None
     assert (state["n_labels_paid"], state["budget_left"]) == (38, 0)
-    assert state["metrics"]["audit_accuracy"] == metrics["accuracy"]
-    assert state["metrics"]["audit_accuracy_low"] <= metrics["accuracy"] <= state["metrics"]["audit_accuracy_high"]
+    assert state["metrics"]["audit_accuracy"] == metrics.accuracy
+    assert state["metrics"]["audit_accuracy_low"] <= metrics.accuracy <= state["metrics"]["audit_accuracy_high"]
     assert state["urls"]["mlflow"].startswith(f"{campaign.servers.mlflow_url}/#/experiments/")
     assert state["urls"]["label_studio"] in shown.replace("\n", "")
 
@@ -72,15 +72,15 @@ def check_mlflow(campaign):
     experiment = client.get_experiment_by_name(campaign.name)
     runs = {run.data.tags.get("labelcycle.round"): run for run in client.search_runs([experiment.experiment_id])}
     assert {"0", "1", "2", "3"} <= runs.keys()
-    metrics = read_json(campaign.folder.round(3) / "metrics.json")
+    metrics = campaign.folder.round(3).read(METRICS)
     history = client.get_metric_history(runs["3"].info.run_id, "audit_accuracy")
-    assert [(point.step, point.value) for point in history] == [(38, metrics["accuracy"])]
+    assert [(point.step, point.value) for point in history] == [(38, metrics.accuracy)]
     assert runs["3"].info.status == "FINISHED"
     assert runs["3"].data.params["strategy"] == "auto"
     assert runs["3"].data.tags["device"]
     artifacts = {file.path for file in client.list_artifacts(runs["3"].info.run_id)}
     assert {"batch.parquet", "confusion_matrix.png", "confusion_matrix.csv"} <= artifacts
-    best = max((1, 2, 3), key=lambda n: (read_json(campaign.folder.round(n) / "metrics.json")["accuracy"], n))
+    best = max((1, 2, 3), key=lambda n: (campaign.folder.round(n).read(METRICS).accuracy, n))
     champion = client.get_model_version_by_alias(campaign.name, "champion")
     assert champion.run_id == runs[str(best)].info.run_id
     parent = next(run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == campaign.name)
@@ -136,9 +136,7 @@ def test_campaign_survives_skips_edits_and_deletions(make_campaign):
     skipped = {item_id for item_id, answer in answers.items() if answer.outcome == "skipped"}
     assert len(skipped) == done.n_skipped
     campaign.run()
-    known = pd.concat(
-        pd.read_parquet(campaign.folder.round(1) / name) for name in ("labelled.parquet", "audit.parquet")
-    )
+    known = pd.concat(campaign.folder.round(1).read(labels).table for labels in (LABELLED, AUDIT))
     assert set(known["item_id"]) == set(answers) - skipped
     assert not skipped & set(campaign.batch(1)), "a skipped image is not asked for again"
 
@@ -153,13 +151,11 @@ def test_campaign_survives_skips_edits_and_deletions(make_campaign):
     tool_before = set(campaign.batch(1))
     assert tool_before <= set(campaign.annotator().label(8).item_ids)
     campaign.run()
-    known = pd.concat(
-        pd.read_parquet(campaign.folder.round(2) / name) for name in ("labelled.parquet", "audit.parquet")
-    )
+    known = pd.concat(campaign.folder.round(2).read(labels).table for labels in (LABELLED, AUDIT))
     labels = dict(zip(known["item_id"], known["label"], strict=True))
     assert labels[edited] == other
     assert deleted not in labels, "a withdrawn label is not learned from"
-    first = pd.read_parquet(campaign.folder.round(0) / "annotations.parquet").set_index("item_id")
+    first = pd.read_parquet(campaign.folder.round(0).path_of(ANSWERS)).set_index("item_id")
     assert first.loc[edited, "label"] == campaign.labels()[edited], "the record of round 0 stays as it was"
 
 
@@ -169,7 +165,7 @@ def test_budget_is_raised_while_a_round_is_out(make_campaign):
     text = campaign.file.read_text()
     campaign.file.write_text(text.replace("budget = 38", "budget = 50"))
     campaign.run(expect=3)
-    assert read_json(campaign.folder.path / "campaign.json")["budget"] == 50
+    assert campaign.folder.read(CAMPAIGN)["budget"] == 50
 
 
 def test_late_labels_after_the_last_batch_are_learned_from(make_campaign):
@@ -218,7 +214,7 @@ def test_campaign_whose_seed_set_is_skipped_asks_for_another(make_campaign):
     campaign.annotator(skip_rate=1.0).label()
     assert "Round 1 asks for 10 labels" in campaign.run()
     assert not seeds & set(campaign.batch(1))
-    assert not campaign.folder.round(1).has("training.json")
+    assert not campaign.folder.round(1).has(TRAINING)
 
 
 def test_model_that_cannot_be_built_is_found_before_anything_is_asked(make_campaign):
@@ -226,26 +222,25 @@ def test_model_that_cannot_be_built_is_found_before_anything_is_asked(make_campa
     text = campaign.file.read_text().replace("max_epochs = 3", "dropout = 0\nmax_epochs = 3")
     campaign.file.write_text(text.replace("ensemble = 2", "ensemble = 2\nmc_dropout = 5"))
     assert "mc_dropout needs dropout" in campaign.run(expect=2)
-    assert not campaign.folder.round(0).has("batch.parquet")
+    assert not campaign.folder.round(0).has(BATCH)
 
 
 def known_to(campaign, number: int) -> set[str]:
     """Items whose labels a round was trained or measured on."""
-    names = ("labelled.parquet", "audit.parquet")
-    return {item for name in names for item in pd.read_parquet(campaign.folder.round(number) / name)["item_id"]}
+    return {item for labels in (LABELLED, AUDIT) for item in campaign.folder.round(number).read(labels).item_ids}
 
 
 def test_image_that_vanished_costs_neither_the_campaign_nor_its_label(make_campaign):
     campaign = make_campaign()
     campaign.run()
     campaign.label()
-    pool = pd.read_parquet(campaign.folder.pool).set_index("item_id")
+    pool = campaign.folder.read(POOL).table.set_index("item_id")
     seed = next(item_id for item_id in campaign.batch(0) if pool.loc[item_id, "split"] == "pool")
     shutil.move(pool.loc[seed, "uri"], pool.loc[seed, "uri"] + ".away")
     campaign.run()
-    labelled = pd.read_parquet(campaign.folder.round(1) / "labelled.parquet")
+    labelled = campaign.folder.round(1).read(LABELLED).table
     assert seed not in set(labelled["item_id"])
-    assert seed in set(pd.read_parquet(campaign.folder.round(0) / "annotations.parquet")["item_id"])
+    assert seed in set(pd.read_parquet(campaign.folder.round(0).path_of(ANSWERS))["item_id"])
 
 
 def test_campaign_goes_on_where_guesses_were_lost_the_pool_moved_and_answers_cannot_be_used(make_campaign):
@@ -285,7 +280,7 @@ def test_campaign_goes_on_where_guesses_were_lost_the_pool_moved_and_answers_can
         told = campaign.run(expect=1)
         assert "9 of 22 new answers cannot be used, more than max_unused = 0.4 allows" in told
         assert f"/data?task={held.answers[0].task_id}" in told
-        assert not campaign.folder.round(0).has("annotations.parquet")
+        assert not campaign.folder.round(0).has(ANSWERS)
         right = [part | {"value": {"choices": [campaign.labels()[held.answers[0].item_id]]}} for part in odd]
         client.patch(f"/api/annotations/{held.answers[0].answer_id}/", json={"result": right}).raise_for_status()
     told = campaign.run()

@@ -2,37 +2,62 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 from mlflow import MlflowClient
 
-from connectors.store import read_json
-
-ASKING = (
-    "pool.parquet",
-    "config.json",
-    "audit.parquet",
-    "labelled.parquet",
-    "candidates.parquet",
-    "out_of_fold.parquet",
-    "member-0.pt",
-    "member-0.json",
-    "training.json",
-    "metrics.json",
-    "suspicious_labels.parquet",
-    "model.json",
-    "outlook.json",
-    "labelled_embeddings.parquet",
-    "part-00000.parquet",
-    "batch.parquet",
-    "stability.json",
-    "confusion_matrix.png",
-    "summary.json",
-    "pushed.json",
+from flows.artefacts import (
+    ANSWERS,
+    AUDIT,
+    AUDIT_PREDICTIONS,
+    BATCH,
+    CANDIDATES,
+    CONFIG,
+    CONFUSION_PICTURE,
+    CONFUSION_TABLE,
+    LABELLED,
+    LABELLED_EMBEDDINGS,
+    METRICS,
+    MODEL,
+    NOT_USED,
+    OUT_OF_FOLD,
+    OUTLOOK,
+    PAGES,
+    PLAN,
+    POOL,
+    PUSHED,
+    PUSHING,
+    REVIEW,
+    ROUND,
+    STABILITY,
+    SUMMARY,
+    SUSPICIOUS,
+    TRAINING,
+    WITHDRAWN,
+    Artefact,
 )
-CLOSING = ("not_used.json", "withdrawn.json", "annotations.parquet", "round.json")
+
+FIRST = (POOL, CONFIG, BATCH, PUSHED)
+CLOSING = (NOT_USED, WITHDRAWN, ANSWERS, ROUND)
+BEFORE_MEMBERS = (CONFIG, AUDIT, LABELLED, PAGES, CANDIDATES, PLAN, OUT_OF_FOLD)
+MEMBER_FILES = ("member-0.pt", "member-0.json")
+AFTER_MEMBERS = (
+    *(TRAINING, AUDIT_PREDICTIONS, METRICS, CONFUSION_TABLE, CONFUSION_PICTURE, REVIEW, SUSPICIOUS, MODEL, OUTLOOK),
+    LABELLED_EMBEDDINGS,
+)
+SHARD = "part-00000.parquet"
+AT_THE_END = (BATCH, STABILITY, SUMMARY, PUSHING, PUSHED)
+
+
+def names(artefacts: Sequence[Artefact]) -> list[str]:
+    return [artefact.name for artefact in artefacts]
+
+
+ASKING = [*names(BEFORE_MEMBERS), *MEMBER_FILES, *names(AFTER_MEMBERS), SHARD, *names(AT_THE_END)]
+"""In the order in which a round writes them."""
 
 
 def run_until_killed(file: str, victim: str) -> None:
@@ -67,16 +92,16 @@ def test_killed_campaign_asks_for_the_same_images_and_loses_no_label(make_campai
     undisturbed.label()
     undisturbed.run()
 
-    for victim in ("pool.parquet", "config.json", "batch.parquet", "pushed.json"):
+    for victim in names(FIRST):
         kill_at(killed, victim)
     killed.run()
     assert killed.batch(0) == undisturbed.batch(0)
     labelled = killed.label().item_ids
     assert sorted(labelled) == sorted(killed.batch(0))
 
-    for victim in CLOSING:
+    for victim in names(CLOSING):
         kill_at(killed, victim)
-    for victim in ASKING[1:]:
+    for victim in ASKING:
         kill_at(killed, victim)
     killed.run()
 
@@ -84,8 +109,8 @@ def test_killed_campaign_asks_for_the_same_images_and_loses_no_label(make_campai
     assert killed.pull(0, 1).task_ids == killed.tasks(0) | killed.tasks(1)
     assert n_tasks(killed) == len(killed.tasks(0)) + len(killed.tasks(1)), "no task twice"
     for campaign in (undisturbed, killed):
-        assert read_json(campaign.folder.round(0) / "round.json")["outcomes"] == {"labelled": len(labelled)}
-    metrics = [read_json(c.folder.round(1) / "metrics.json") for c in (undisturbed, killed)]
+        assert campaign.folder.round(0).read(ROUND).outcomes == {"labelled": len(labelled)}
+    metrics = [c.folder.round(1).read(METRICS) for c in (undisturbed, killed)]
     assert metrics[0] == metrics[1]
     check_one_run_for_each_round(killed)
 

@@ -3,6 +3,8 @@
 import pandas as pd
 import pytest
 
+from flows.artefacts import ANSWERS, PUSHED
+
 
 def run_impatiently(file: str) -> None:
     """Run a round with short waits between attempts."""
@@ -40,7 +42,7 @@ def test_label_studio_down_at_push_is_told_and_the_next_run_pushes(outage, fork,
     _, error = fork(run_impatiently, str(outage.campaign.file))
     assert error.startswith("AnnotationToolUnavailable: Label Studio at http://127.0.0.1:")
     assert outage.campaign.token not in error
-    assert not outage.campaign.folder.round(0).has("pushed.json")
+    assert not outage.campaign.folder.round(0).has(PUSHED)
     outage.cut = ""
     assert fork(run_impatiently, str(outage.campaign.file)) == (0, "")
     pulled = outage.campaign.pull(0)
@@ -54,8 +56,8 @@ def test_label_studio_down_at_collect_is_told_and_the_next_run_collects(outage, 
     outage.cut = "fields=all"
     _, error = fork(run_impatiently, str(outage.campaign.file))
     assert error.startswith("AnnotationToolUnavailable")
-    assert not outage.campaign.folder.round(0).has("annotations.parquet")
+    assert not outage.campaign.folder.round(0).has(ANSWERS)
     outage.cut = ""
     assert fork(run_impatiently, str(outage.campaign.file)) == (0, "")
-    collected = pd.read_parquet(outage.campaign.folder.round(0) / "annotations.parquet")
+    collected = pd.read_parquet(outage.campaign.folder.round(0).path_of(ANSWERS))
     assert sorted(collected["item_id"]) == sorted(labelled)
