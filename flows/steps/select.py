@@ -5,9 +5,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from pipeline.selection.ask import gather_candidates, select_seed_set, share_kept, try_strategy
-from pipeline.selection.batch import select_batch
-from pipeline.selection.explain import batch_table, explain_batch
 from torch import Tensor
 
 from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles
@@ -18,6 +15,9 @@ from flows.step import step
 from flows.steps.train import NothingToTrainOn
 from pipeline.labels.ledger import Ledger
 from pipeline.randomness import derive_seed
+from pipeline.selection.ask import gather_candidates, select_seed_set, share_kept, try_strategy
+from pipeline.selection.batch import select_batch
+from pipeline.selection.explain import batch_table, explain_batch
 from pipeline.tables import BatchTable, Labels, PoolTable, class_indices
 from pipeline.types import Aim, Batch, Candidates
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
-from connectors.score_files import ItemList
 from flows.artefacts import (
     CANDIDATES,
     CONFIG,
@@ -47,7 +47,7 @@ def networks_of(work: OpenCampaign, folder: RoundFolder) -> Sequence[Classifier]
     return load_networks(folder.read(TRAINING), folder.read(MEMBERS), work.settings.model)
 
 
-def weight_files(folder: RoundFolder):
+def weight_files(folder: RoundFolder) -> list[Path]:
     """The files of the networks of a round."""
     return folder.read(MEMBERS).files(folder.read(TRAINING).weights)
 
@@ -71,8 +71,7 @@ def select_batch_of(work: OpenCampaign, folder: RoundFolder, n: int) -> BatchTab
 
 def candidates_of(folder: RoundFolder) -> pd.DataFrame:
     """What a round chooses from: item_id, uri."""
-    listed: ItemList = folder.read(CANDIDATES)
-    return listed.table
+    return folder.read(CANDIDATES).table
 
 
 def training_of(work: OpenCampaign, *, weights: Sequence[str] = (), phase: str = "all") -> Training:
