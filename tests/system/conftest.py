@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from flows.ledger import asked_tasks
 from PIL import Image
@@ -20,15 +19,19 @@ from PIL import Image
 from connectors.annotation import Pulled
 from connectors.label_studio.client import LabelStudio
 from connectors.label_studio.person import Labelled, SimulatedAnnotator
-from connectors.store import Campaign, read_json
 from deploy.servers import Servers
+from flows.artefacts import BATCH, POOL, PUSHED
+from flows.folder import Campaign
 from tests.conftest import LOGIN_VARIABLES
 
 N_IMAGES = 80
 CLASSES = tuple("0123456789")
 PRELOADED = [
     "flows.cli",
-    "flows.round",
+    "flows.flow",
+    "flows.tasks",
+    "prefect.artifacts",
+    "connectors.label_studio.client",
     "connectors.mlflow.tracker",
     "torch._dynamo",  # the first optimiser loads it, which takes seconds
     "matplotlib.backends.backend_agg",
@@ -111,12 +114,12 @@ class TestCampaign:
 
     def labels(self) -> dict[str, str]:
         """The right label of each item."""
-        pool = pd.read_parquet(self.folder.pool)
+        pool = self.folder.read(POOL).table
         return {item_id: self.truth[Path(uri).name] for item_id, uri in zip(pool["item_id"], pool["uri"], strict=True)}
 
     def uris(self) -> dict[str, str]:
         """Where the image of each item is."""
-        pool = pd.read_parquet(self.folder.pool)
+        pool = self.folder.read(POOL).table
         return dict(zip(pool["item_id"], pool["uri"], strict=True))
 
     def annotator(self, **options: float) -> SimulatedAnnotator:
@@ -144,14 +147,14 @@ class TestCampaign:
         return self.tool().pull({ask: task_id for ask, task_id in asked.items() if ask.round_number in numbers})
 
     def batch(self, number: int) -> list[str]:
-        return pd.read_parquet(self.folder.round(number) / "batch.parquet")["item_id"].tolist()
+        return self.folder.round(number).read(BATCH).table["item_id"].tolist()
 
     def pulled_tasks(self, *numbers: int) -> dict[str, int]:
         """Item id -> task id, as Label Studio holds them."""
         return {ask.item_id: task_id for ask, task_id in self.pull(*numbers).task_ids.items()}
 
     def tasks(self, number: int) -> dict[str, int]:
-        return read_json(self.folder.round(number) / "pushed.json")["tasks"]
+        return self.folder.round(number).read(PUSHED).tasks
 
 
 @pytest.fixture(scope="session")
