@@ -33,9 +33,10 @@ from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Crashed
 
-from flows.artefacts import CAMPAIGN_ID, CampaignId
+from flows.artefacts import CAMPAIGN_ID
 from flows.campaign import OpenCampaign
 from flows.folder import Campaign
+from flows.records import CampaignId
 
 FLOW = "labelcycle-round"
 GONE = "its process is gone"

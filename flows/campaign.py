@@ -12,7 +12,7 @@ from connectors.images.reading import Reading
 from connectors.store import write_json
 from connectors.tracking import Tracker
 from deploy import servers
-from flows.artefacts import ANSWERS, CONFIG, PAGE, PIXEL_RANGES, POOL, PUSHED, WITHDRAWN, PixelRanges
+from flows.artefacts import ANSWERS, CONFIG, PAGE, PIXEL_RANGES, POOL, PUSHED, WITHDRAWN
 from flows.changes import claim, refuse_lost_classes
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings
 from flows.folder import Campaign, RoundFolder
@@ -21,6 +21,7 @@ from flows.home import VARIABLE as HOME_VARIABLE
 from flows.local import reach_local_addresses_directly
 from flows.outlook import outlook
 from flows.progress import say
+from flows.records import PixelRanges
 from flows.step import Step, do
 from pipeline.labels.ledger import Ledger, RoundOfLedger, count_labels
 from pipeline.learning.settings import with_own_image_size

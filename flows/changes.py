@@ -5,9 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from connectors.store import flatten
-from flows.artefacts import CAMPAIGN, CONFIG, AnnotatorsPage, Plain, RoundConfig
+from flows.artefacts import CAMPAIGN, CONFIG
 from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings, resolved
 from flows.folder import Campaign, RoundFolder
+from flows.records import AnnotatorsPage, Plain, RoundConfig
 from pipeline.labels.ledger import count_labels
 
 

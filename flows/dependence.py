@@ -7,10 +7,11 @@ import pandas as pd
 import torch
 
 from connectors.images.pixels import load_images
-from flows.artefacts import DEPENDENCE, Dependence
+from flows.artefacts import DEPENDENCE
 from flows.campaign import OpenCampaign
 from flows.config import images_root
 from flows.progress import progress_bar
+from flows.records import Dependence
 from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
 from pipeline.pool.table import group_counts
 from pipeline.randomness import seeded_generator

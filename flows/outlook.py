@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from flows.artefacts import METRICS, OUTLOOK, TRAINING, AuditMetrics, Look, Outlook, Training
+from flows.artefacts import METRICS, OUTLOOK, TRAINING
 from flows.config import CampaignSettings
 from flows.folder import RoundFolder
+from flows.records import AuditMetrics, Look, Outlook, Training
 from pipeline.evaluation.stopping import (
     MeasuredRound,
     forecast,

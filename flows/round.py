@@ -6,17 +6,7 @@ from typing import Literal
 
 from connectors.annotation import Progress
 from connectors.image_folder.index import index_pool
-from flows.artefacts import (
-    ANSWERS,
-    BATCH,
-    CONFIG,
-    MODEL,
-    NOT_USED,
-    POOL,
-    POOL_NOTES,
-    PUSHED,
-    PoolNotes,
-)
+from flows.artefacts import ANSWERS, BATCH, CONFIG, MODEL, NOT_USED, POOL, POOL_NOTES, PUSHED
 from flows.campaign import OpenCampaign
 from flows.changes import (
     begun_otherwise,
@@ -30,6 +20,7 @@ from flows.folder import Campaign, RoundFolder
 from flows.pixel_ranges import count_multipage, pages_text, range_text, settle_ranges
 from flows.progress import progress_bar, say
 from flows.publish import flow_run_id, publish
+from flows.records import PoolNotes
 from flows.reports.round_page import notes_of_plan, round_sentence, warnings_of
 from flows.step import in_task, log
 from flows.steps.collect import close, collect, is_ready_to_close, look, notes_of

@@ -18,10 +18,9 @@ from flows.artefacts import (
     STABILITY,
     SUSPICIOUS,
     TRAINING,
-    AuditMetrics,
-    Review,
 )
 from flows.folder import RoundFolder
+from flows.records import AuditMetrics, Review
 
 TRAINED = {"head": "Trained the head alone.", "all": "Trained the whole network."}
 ADDRESS_SIGNS = ":/?#[]@!$&'()*+,;=%~-._"

@@ -22,16 +22,13 @@ from flows.artefacts import (
     SECONDS,
     SUSPICIOUS,
     TRAINING,
-    AuditMetrics,
-    Look,
-    PixelRanges,
-    Plain,
 )
 from flows.campaign import read_ledger
 from flows.config import CampaignSettings, unresolved
 from flows.folder import Campaign, RoundFolder
 from flows.outlook import outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text
+from flows.records import AuditMetrics, Look, PixelRanges, Plain
 from flows.reports.round_page import accuracy_text, n_labels_of, notes_of_plan, review_of, suspicious_rows
 from pipeline.evaluation.stopping import Forecast
 from pipeline.pool.notes import unused_lines

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from connectors.member_files import MemberFiles
-from flows.artefacts import AUDIT_PREDICTIONS, METRICS, AuditMetrics, Training
+from flows.artefacts import AUDIT_PREDICTIONS, METRICS
 from flows.images import PoolImages
+from flows.records import AuditMetrics, Training
 from flows.step import step
 from flows.steps.train import load_networks
 from pipeline.evaluation.metrics import calibration_error, negative_log_likelihood

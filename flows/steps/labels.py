@@ -8,9 +8,10 @@ import pandas as pd
 import torch
 
 from connectors.score_files import ItemList
-from flows.artefacts import AUDIT, CANDIDATES, LABELLED, REVIEW, SUSPICIOUS, Review, ReviewedSet
+from flows.artefacts import AUDIT, CANDIDATES, LABELLED, REVIEW, SUSPICIOUS
 from flows.campaign import standing_labels
 from flows.config import CampaignSettings
+from flows.records import Review, ReviewedSet
 from flows.step import step
 from pipeline.labels.ledger import Ledger
 from pipeline.labels.suspicious import FEWEST_RIGHT, LIKELY_WRONG, find_label_errors, share_right

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from connectors.score_files import ItemList
-from flows.artefacts import CONFIG, OUTLOOK, PLAN, SECONDS, TRAINING, Outlook, Plan, RoundConfig
+from flows.artefacts import CONFIG, OUTLOOK, PLAN, SECONDS, TRAINING
 from flows.changes import changes_since_last
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.folder import RoundFolder
 from flows.outlook import outlook
+from flows.records import Outlook, Plan, RoundConfig
 from flows.step import step
 from flows.steps.select import check_strategy
 from pipeline.learning.estimate import estimate_seconds

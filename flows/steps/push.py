@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from connectors.annotation import AnnotationTool, Question
-from flows.artefacts import PAGE, PUSHED, PUSHING, AnnotatorsPage, Pushed, Pushing
+from flows.artefacts import PAGE, PUSHED, PUSHING
 from flows.campaign import OpenCampaign
 from flows.changes import refuse_lost_classes, wanted_page
 from flows.config import CampaignSettings
+from flows.records import AnnotatorsPage, Pushed, Pushing
 from flows.step import step
 from flows.steps.select import purpose_of
 from pipeline.labels.ledger import Ledger, count_labels

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles, as_lists
-from flows.artefacts import LABELLED_EMBEDDINGS, Training
+from flows.artefacts import LABELLED_EMBEDDINGS
 from flows.config import CampaignSettings
 from flows.images import PoolImages
 from flows.predict import SHARD
+from flows.records import Training
 from flows.step import step
 from flows.steps.train import load_networks
 from pipeline.members.predict import first_half

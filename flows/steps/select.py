@@ -9,9 +9,10 @@ from torch import Tensor
 
 from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles
-from flows.artefacts import BATCH, GUESSES, STABILITY, Outlook, RoundConfig, Stability, Training
+from flows.artefacts import BATCH, GUESSES, STABILITY
 from flows.config import CampaignSettings, ConfigError
 from flows.images import PoolImages
+from flows.records import Outlook, RoundConfig, Stability, Training
 from flows.step import step
 from flows.steps.score import draws_seed
 from flows.steps.train import NothingToTrainOn, load_networks

@@ -21,18 +21,10 @@ from flows.artefacts import (
     PAGES,
     SUMMARY,
     SUSPICIOUS,
-    AuditMetrics,
-    Outlook,
-    Pages,
-    Registered,
-    Review,
-    RoundConfig,
-    Stability,
-    Summary,
-    Training,
 )
 from flows.folder import RoundFolder
 from flows.outlook import best_round
+from flows.records import AuditMetrics, Outlook, Pages, Registered, Review, RoundConfig, Stability, Summary, Training
 from flows.reports.confusion import confusion_picture, confusion_table
 from flows.step import step
 from pipeline.labels.answers import digest

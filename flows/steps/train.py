@@ -14,22 +14,12 @@ from connectors.images.reading import Reading
 from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList
 from connectors.tracking import Tracker
-from flows.artefacts import (
-    MEMBERS,
-    OUT_OF_FOLD,
-    TRAINING,
-    Member,
-    MembersFinding,
-    NetworkForm,
-    Pages,
-    Plan,
-    Training,
-    json_of,
-)
+from flows.artefacts import MEMBERS, OUT_OF_FOLD, TRAINING, json_of
 from flows.config import CampaignSettings
 from flows.folder import RoundFolder
 from flows.images import PoolImages
 from flows.progress import progress_bar
+from flows.records import Member, MembersFinding, NetworkForm, Pages, Plan, Training
 from flows.step import step
 from pipeline.labels.answers import digest
 from pipeline.learning.lesson import Lesson, OutOfFold, sample_pool

@@ -15,10 +15,11 @@ from PIL import Image
 
 from connectors.image_folder.index import index_pool
 from connectors.memory import MemoryTool, MemoryTracker
-from flows.artefacts import POOL, PUSHED, Pushed
+from flows.artefacts import POOL, PUSHED
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
 from flows.folder import Campaign, RoundFolder
+from flows.records import Pushed
 from flows.steps.labels import gather_labels, list_candidates
 from flows.steps.plan import begin
 from flows.steps.track import start_tracking

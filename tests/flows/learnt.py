@@ -6,20 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from flows.artefacts import (
-    CANDIDATES,
-    CONFIG,
-    LABELLED,
-    MEMBERS,
-    TRAINING,
-    AuditMetrics,
-    Member,
-    NetworkForm,
-    Plan,
-    Training,
-)
+from flows.artefacts import CANDIDATES, CONFIG, LABELLED, MEMBERS, TRAINING
 from flows.campaign import OpenCampaign
 from flows.folder import RoundFolder
+from flows.records import AuditMetrics, Member, NetworkForm, Plan, Training
 from flows.steps.plan import look_ahead, plan
 from flows.steps.score import embed_labelled, score_shard, shards_of
 from flows.steps.select import compare_with_half, select

@@ -5,16 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from flows.artefacts import (
-    ANSWERS,
-    BATCH,
-    CONFIG,
-    MEMBERS,
-    PUSHED,
-    PUSHING,
-    ROUND,
-    TRAINING,
-    WITHDRAWN,
+from flows.artefacts import ANSWERS, BATCH, CONFIG, MEMBERS, PUSHED, PUSHING, ROUND, TRAINING, WITHDRAWN
+from flows.campaign import OpenCampaign
+from flows.config import CampaignSettings, resolved
+from flows.folder import RoundFolder
+from flows.records import (
     AuditMetrics,
     ClosedRound,
     Look,
@@ -26,9 +21,6 @@ from flows.artefacts import (
     RoundConfig,
     Training,
 )
-from flows.campaign import OpenCampaign
-from flows.config import CampaignSettings, resolved
-from flows.folder import RoundFolder
 from flows.steps.plan import plan
 from flows.steps.train import cross_validate, load_networks, train
 from pipeline.evaluation.metrics import wilson_interval

@@ -21,7 +21,6 @@ from flows.artefacts import (
     PLAN,
     STABILITY,
     TRAINING,
-    Plan,
 )
 from flows.campaign import OpenCampaign, open_campaign
 from flows.changes import (
@@ -35,6 +34,7 @@ from flows.changes import (
 from flows.config import resolved
 from flows.folder import Campaign
 from flows.outlook import best_round
+from flows.records import Plan
 from flows.replay.inputs import read_campaign_labels
 from flows.reports.round_page import round_markdown
 from flows.round import begin_anew, notes_of_first, refresh_pool

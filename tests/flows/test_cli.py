@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.artefacts import CAMPAIGN, PROGRESS, PUSHED, Pushed, SeenProgress
+from flows.artefacts import CAMPAIGN, PROGRESS, PUSHED
 from flows.campaign import open_campaign
 from flows.cli import app
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.folder import Campaign
+from flows.records import Pushed, SeenProgress
 
 
 @pytest.fixture

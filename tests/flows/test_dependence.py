@@ -3,8 +3,9 @@ import pytest
 
 from connectors.images.pixels import load_images
 from connectors.images.reading import Range
-from flows.artefacts import AUDIT, DEPENDENCE, LABELLED, OUT_OF_FOLD, PIXEL_RANGES, TRAINING, PixelRanges
+from flows.artefacts import AUDIT, DEPENDENCE, LABELLED, OUT_OF_FOLD, PIXEL_RANGES, TRAINING
 from flows.dependence import look_for_dependence
+from flows.records import PixelRanges
 from flows.reports.round_page import round_markdown
 from flows.steps.labels import gather_labels
 from flows.steps.plan import plan

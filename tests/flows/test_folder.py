@@ -12,17 +12,9 @@ import pandas as pd
 import pytest
 
 from connectors.store import StoreError, write_json
-from flows.artefacts import (
-    BATCH,
-    METRICS,
-    PUSHED,
-    SECONDS,
-    TRAINING,
-    Member,
-    Pushed,
-    json_of,
-)
+from flows.artefacts import BATCH, METRICS, PUSHED, SECONDS, TRAINING, json_of
 from flows.folder import LOCK, Campaign, CampaignBusy
+from flows.records import Member, Pushed
 from pipeline.tables import BatchTable
 from pipeline.training.calibration import Calibration
 from pipeline.training.diagnosis import Finding

@@ -33,13 +33,12 @@ from flows.artefacts import (
     SUMMARY,
     SUSPICIOUS,
     TRAINING,
-    Pushed,
-    Stability,
 )
 from flows.cache import features_folder, features_of
 from flows.cli import app
 from flows.config import resolved
 from flows.predict import predictions
+from flows.records import Pushed, Stability
 from flows.reports.round_page import round_markdown, warnings_of
 from flows.reports.status import campaign_status
 from flows.steps import score

@@ -1,9 +1,10 @@
 import pytest
 
-from flows.artefacts import CAMPAIGN, CONFIG, METRICS, OUTLOOK, PUSHED, TRAINING, Pushed
+from flows.artefacts import CAMPAIGN, CONFIG, METRICS, OUTLOOK, PUSHED, TRAINING
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.folder import Campaign
 from flows.outlook import measured_rounds, outlook
+from flows.records import Pushed
 from flows.reports.round_page import round_markdown
 from flows.reports.status import Limit, campaign_status, status_lines, stopping_text
 from flows.round import is_finished

@@ -14,7 +14,7 @@ from connectors.images.ranges import measure_ranges
 from connectors.images.reading import Range, Reading
 from connectors.memory import MemoryTool, MemoryTracker
 from connectors.store import read_json
-from flows.artefacts import AUDIT, CAMPAIGN, CANDIDATES, LABELLED, METRICS, PIXEL_RANGES, PixelRanges
+from flows.artefacts import AUDIT, CAMPAIGN, CANDIDATES, LABELLED, METRICS, PIXEL_RANGES
 from flows.cache import features_of
 from flows.campaign import OpenCampaign
 from flows.cli import app
@@ -22,6 +22,7 @@ from flows.config import ConfigError, load_settings, resolved
 from flows.folder import Campaign, Folder
 from flows.pixel_ranges import settle_ranges
 from flows.predict import predictions
+from flows.records import PixelRanges
 from flows.replay.command import replay_strategies
 from flows.replay.inputs import ReplayError
 from flows.replay.options import Options

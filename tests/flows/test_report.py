@@ -10,8 +10,9 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from connectors.escaping import from_csv_cell, visible
-from flows.artefacts import BATCH, CONFUSION_PICTURE, CONFUSION_TABLE, PUSHED, Pushed
+from flows.artefacts import BATCH, CONFUSION_PICTURE, CONFUSION_TABLE, PUSHED
 from flows.folder import Campaign, RoundFolder
+from flows.records import Pushed
 from flows.reports.round_page import round_markdown
 from flows.steps.track import draw_confusion
 from pipeline.selection.explain import why

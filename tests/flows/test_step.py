@@ -5,19 +5,9 @@ from pathlib import Path
 import pytest
 
 from connectors.store import StoreError
-from flows.artefacts import (
-    METRICS,
-    NOT_USED,
-    PROGRESS,
-    PUSHING,
-    SCORES,
-    SECONDS,
-    WITHDRAWN,
-    AuditMetrics,
-    Pushing,
-    SeenProgress,
-)
+from flows.artefacts import METRICS, NOT_USED, PROGRESS, PUSHING, SCORES, SECONDS, WITHDRAWN
 from flows.folder import Campaign, RoundFolder
+from flows.records import AuditMetrics, Pushing, SeenProgress
 from flows.step import do, step
 from tests.flows.rounds import metrics_of
 

@@ -16,18 +16,11 @@ import torch
 from connectors.annotation import Task
 from connectors.memory import MemoryTool
 from flows import artefacts
-from flows.artefacts import (
-    LABELLED_EMBEDDINGS,
-    MEMBERS,
-    ROUND_ARTEFACTS,
-    SCORES,
-    SECONDS,
-    Artefact,
-    Stability,
-)
+from flows.artefacts import LABELLED_EMBEDDINGS, MEMBERS, ROUND_ARTEFACTS, SCORES, SECONDS, Artefact
 from flows.campaign import GIVEN, OpenCampaign
 from flows.config import CampaignSettings
 from flows.folder import RoundFolder
+from flows.records import Stability
 from flows.round import work_on
 from flows.step import Step
 from flows.steps.collect import close, collect, look

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flows.ledger import asked_tasks
 from PIL import Image
 
 from connectors.annotation import Pulled
@@ -143,8 +142,8 @@ class TestCampaign:
 
     def pull(self, *numbers: int) -> Pulled:
         """What stands in Label Studio on the tasks of these rounds."""
-        asked = asked_tasks(self.folder)
-        return self.tool().pull({ask: task_id for ask, task_id in asked.items() if ask.round_number in numbers})
+        asked = [self.folder.round(number).read(PUSHED).of_asks(number) for number in numbers]
+        return self.tool().pull({ask: task_id for each in asked for ask, task_id in each.items()})
 
     def batch(self, number: int) -> list[str]:
         return self.folder.round(number).read(BATCH).table["item_id"].tolist()
