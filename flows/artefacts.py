@@ -25,7 +25,6 @@ from flows.records import (
     Outlook,
     Pages,
     PixelRanges,
-    Plain,
     Plan,
     PoolNotes,
     Pushed,
@@ -39,6 +38,7 @@ from flows.records import (
     Training,
 )
 from pipeline.labels.answers import answers_from_table, answers_to_table
+from pipeline.settings import Plain
 from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, Predicted
 from pipeline.types import Answer
 
@@ -54,6 +54,10 @@ class Artefact(Generic[T]):
     write: Callable[[Path, T], None]
     is_handle: bool = False
     """Whether it is too large to be held: steps are given it, there or not, to read and write parts of it."""
+
+
+AnyArtefact = Artefact[Any]
+"""One of those that hold different records."""
 
 
 def json_of(name: str, record: type[T]) -> Artefact[T]:
@@ -163,7 +167,7 @@ ROUND = json_of("round.json", ClosedRound)
 SECONDS = json_of("seconds.json", dict[str, float])
 """Of a round."""
 
-ROUND_ARTEFACTS: dict[str, Artefact[Any]] = {
+ROUND_ARTEFACTS: dict[str, AnyArtefact] = {
     "config": CONFIG,
     "labelled": LABELLED,
     "audit": AUDIT,

@@ -8,8 +8,9 @@ from connectors.store import flatten
 from flows.artefacts import CAMPAIGN, CONFIG
 from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings, resolved
 from flows.folder import Campaign, RoundFolder
-from flows.records import AnnotatorsPage, Plain, RoundConfig
+from flows.records import AnnotatorsPage, RoundConfig
 from pipeline.labels.ledger import count_labels
+from pipeline.settings import Plain
 
 
 class CampaignChanged(Exception):

@@ -29,7 +29,7 @@ from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
 from pipeline.registries import look_up
 from pipeline.selection.settings import SelectionSettings
-from pipeline.settings import MOST, Duration, Share, Size
+from pipeline.settings import MOST, Duration, Plain, Share, Size
 
 if TYPE_CHECKING:
     from connectors.image_folder.index import PoolSource
@@ -83,7 +83,7 @@ def _check_strategy(value: str) -> str:
     return value
 
 
-def _check_on_disk(value: Any) -> Any:
+def _check_on_disk(value: object) -> object:
     if "\0" in str(value):
         raise ValueError("must be a path, and no path holds a NUL character")
     if "://" in str(value):
@@ -129,7 +129,7 @@ ClassName = Annotated[str, AfterValidator(checked_class)]
 Name = Annotated[str, Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 LocalPath = Annotated[Path, BeforeValidator(_check_on_disk), AfterValidator(Path.expanduser)]
 Options = Annotated[
-    dict[str, Any],
+    dict[str, object],
     # As one value: what changed is said of all options together.
     PlainSerializer(lambda value: sorted(value.items()), when_used="json"),
 ]
@@ -378,7 +378,7 @@ def _cause(text: str, told: str) -> str:
     return ""
 
 
-def _resolve_weights(model: Any, base: Path, path: Path, text: str) -> None:
+def _resolve_weights(model: object, base: Path, path: Path, text: str) -> None:
     """Let the weights of a network be a file beside the campaign file, if there is one."""
     if not isinstance(model, dict) or not isinstance(model.get("weights"), str):
         return
@@ -402,16 +402,21 @@ def images_root(pool: Path) -> Path:
     return pool if pool.is_dir() else pool.parent
 
 
-def resolved(settings: CampaignSettings) -> dict[str, Any]:
+def resolved(settings: CampaignSettings) -> Plain:
     """The settings as plain JSON values, for campaign.json and the tracker."""
     return settings.model_dump(mode="json")
 
 
-def unresolved(values: Mapping[str, Any]) -> CampaignSettings:
+def unresolved(values: Plain) -> CampaignSettings:
     """The settings that a campaign.json holds."""
     given = {name: value for name, value in values.items() if name != "format"}
-    pairs = {name: dict(given[name]) for name in ("renamed", "strategy_options")}
+    pairs = {name: _as_pairs(given.get(name)) for name in ("renamed", "strategy_options")}
     return CampaignSettings.model_validate({**given, **pairs})
+
+
+def _as_pairs(written: object) -> dict[str, object]:
+    """A table that is written as pairs, so that its order is a part of the settings."""
+    return {str(pair[0]): pair[1] for pair in written if isinstance(pair, list)} if isinstance(written, list) else {}
 
 
 def present_names(renamed: Mapping[str, str]) -> dict[str, str]:

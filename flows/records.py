@@ -4,16 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pydantic import JsonValue
-
 from connectors.images.reading import Range
 from pipeline.evaluation.stopping import Forecast
+from pipeline.settings import Plain
 from pipeline.training.calibration import Calibration
 from pipeline.training.diagnosis import Finding
 from pipeline.types import Ask, Metrics, Purpose
-
-Plain = dict[str, JsonValue]
-"""Settings as JSON has them."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -136,7 +135,7 @@ def _as_file(settings: CampaignSettings, name: str, manifest: Path, old: Path) -
     return f"# Begins with the labels of {old}; `labelcycle init` shows every setting.\n{_toml(values)}"
 
 
-def _toml(values: Mapping[str, Any], table: str = "") -> str:
+def _toml(values: Mapping[str, object], table: str = "") -> str:
     """Settings as lines of TOML; a table for each section."""
     sections = {key: value for key, value in values.items() if isinstance(value, dict) and key != "strategy_options"}
     lines = [f"{key} = {_value(value)}" for key, value in values.items() if key not in sections]
@@ -145,7 +144,7 @@ def _toml(values: Mapping[str, Any], table: str = "") -> str:
     return text + "".join(_toml(value, f"{table}.{key}".strip(".")) for key, value in sections.items())
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_value(inner)}" for key, inner in value.items()) + " }"
     if isinstance(value, list):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -154,6 +154,19 @@ class Guesses(Rows):
         return dict(zip(self.item_ids, map(regions_from_json, self.table["regions"]), strict=True))
 
 
+class BatchRow(NamedTuple):
+    """One image of a batch; what only a model tells is None without one."""
+
+    item_id: str
+    uri: str
+    rank: int
+    reason: str
+    why: str
+    confused_classes: str | None = None
+    uncertainty: float | None = None
+    novelty: float | None = None
+
+
 @dataclass(frozen=True)
 class BatchTable(Rows):
     """What a round asks for, most wanted first by `rank`; why, and what the model sees where there is one."""
@@ -162,6 +175,12 @@ class BatchTable(Rows):
     def reasons(self) -> pd.Series[str]:
         """Why each image was chosen, with the numbers."""
         return self.table["reason"]
+
+    def rows(self, pool: PoolTable) -> list[BatchRow]:
+        """The images, with the places where the pool knows them now."""
+        there = pool.located(self.table).reindex(columns=BatchRow._fields).astype(object)
+        known = there.where(there.notna(), None)
+        return [BatchRow(*row) for row in known.itertuples(index=False, name=None)]
 
 
 def class_indices(names: Sequence[str], classes: Sequence[str]) -> Tensor:

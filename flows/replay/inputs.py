@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from operator import not_
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -245,7 +244,7 @@ def digest_of(rows: pd.DataFrame, features: NDArray[np.float32] | None) -> str:
     return hashed.hexdigest()
 
 
-def _matrix(table: pd.DataFrame) -> NDArray[Any]:
+def _matrix(table: pd.DataFrame) -> NDArray[np.generic]:
     if table.shape[1] == 1 and pd.api.types.is_object_dtype(table.iloc[:, 0]):
         return np.stack(table.iloc[:, 0].to_list())
     return table.to_numpy()

@@ -6,7 +6,6 @@ A run is one file that grows by a row with each round, so one that was killed go
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from connectors.store import write_json, write_table
-from flows.replay.folder import FULL_DATA, Job, Replay, ReplaySettings
+from flows.replay.folder import FULL_DATA, Job, Replay, ReplayRow, ReplaySettings
 from pipeline.evaluation.arms import parse_arm
 from pipeline.evaluation.summary import SECONDS
 from pipeline.learning.lesson import Lesson
@@ -51,7 +50,7 @@ def run(replay: Replay, job: Job, report: Report) -> None:
     for round_number in range(len(rows), settings.rounds + 1):
         begun = time.perf_counter()
         learnt, measured = _learn(replay, labelled, split.test, seed=job.seed, round_number=round_number)
-        row = {
+        row: ReplayRow = {
             "round": round_number,
             "n_trained_on": len(labelled),
             **measured,
@@ -174,5 +173,5 @@ def _candidates(replay: Replay, how: SelectionSettings, learnt: Learnt, labelled
     return candidates_of(ids, learnt(rest), lambda: learnt(labelled), replay.targets[labelled], how)
 
 
-def _typed(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def _typed(rows: Sequence[ReplayRow]) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys(SECONDS, "float64"))

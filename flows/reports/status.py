@@ -28,12 +28,12 @@ from flows.config import CampaignSettings, unresolved
 from flows.folder import Campaign, RoundFolder
 from flows.outlook import outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text
-from flows.records import AuditMetrics, Look, PixelRanges, Plain
+from flows.records import AuditMetrics, Look, PixelRanges
 from flows.reports.round_page import accuracy_text, n_labels_of, notes_of_plan, review_of, suspicious_rows
 from pipeline.evaluation.stopping import Forecast
 from pipeline.pool.notes import unused_lines
 from pipeline.pool.table import set_aside_counts
-from pipeline.settings import LOCAL
+from pipeline.settings import LOCAL, Plain
 
 STEPS = {
     "train": ("cross_validate", "train"),

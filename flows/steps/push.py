@@ -1,9 +1,8 @@
 """The batch as questions, and their push to the annotators."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 from connectors.annotation import AnnotationTool, Question
 from flows.artefacts import PAGE, PUSHED, PUSHING
@@ -14,7 +13,7 @@ from flows.records import AnnotatorsPage, Pushed, Pushing
 from flows.step import step
 from flows.steps.select import purpose_of
 from pipeline.labels.ledger import Ledger, count_labels
-from pipeline.tables import BatchTable, Guesses, PoolTable
+from pipeline.tables import BatchRow, BatchTable, Guesses, PoolTable
 from pipeline.types import Ask, Region
 
 
@@ -23,8 +22,7 @@ def questions_of(
 ) -> list[Question]:
     """The batch as questions for the annotation tool; a cold start shows no guess."""
     seen = {} if guesses is None else {item_id: _present(each, settings) for item_id, each in guesses.by_item().items()}
-    rows = pool.located(batch.table).to_dict("records")
-    return [_question(row, seen.get(row["item_id"], ()), round_number) for row in rows]
+    return [_question(row, seen.get(row.item_id, ()), round_number) for row in batch.rows(pool)]
 
 
 def _present(guess: Sequence[Region], settings: CampaignSettings) -> tuple[Region, ...]:
@@ -34,18 +32,18 @@ def _present(guess: Sequence[Region], settings: CampaignSettings) -> tuple[Regio
     return tuple(region for region in renamed if region.label in settings.classes)
 
 
-def _question(row: Mapping[Hashable, Any], guess: Sequence[Region], round_number: int) -> Question:
-    names = ("uncertainty", "novelty") if guess else ()
-    columns: dict[str, str | float] = (
-        {"confused_classes": row["confused_classes"]} if "confused_classes" in row and guess else {}
-    )
-    columns |= {name: round(float(row[name]), 4) for name in names}
+def _question(row: BatchRow, guess: Sequence[Region], round_number: int) -> Question:
+    columns: dict[str, str | float] = {}
+    if guess and row.confused_classes is not None:
+        columns["confused_classes"] = row.confused_classes
+    if guess and row.uncertainty is not None and row.novelty is not None:
+        columns |= {"uncertainty": round(row.uncertainty, 4), "novelty": round(row.novelty, 4)}
     return Question(
-        Ask(row["item_id"], round_number, purpose_of(row["reason"])),
-        uri=row["uri"],
-        rank=int(row["rank"]),
+        Ask(row.item_id, round_number, purpose_of(row.reason)),
+        uri=row.uri,
+        rank=row.rank,
         guess=tuple(guess) or None,
-        reason=row["why"],
+        reason=row.why,
         columns=columns,
     )
 
