@@ -21,9 +21,7 @@ from connectors.store import FORMAT, StoreError, check_format, read_json, write_
 from pipeline.evaluation.stopping import Forecast
 from pipeline.labels.answers import answers_from_table, answers_to_table
 from pipeline.tables import BatchTable, Labels, PoolTable, Predicted
-from pipeline.training.calibration import Calibration
-from pipeline.training.diagnosis import Finding
-from pipeline.types import Answer, Ask, Metrics, Purpose
+from pipeline.types import Answer, Ask, Calibration, Finding, Metrics, Purpose
 
 T = TypeVar("T")
 Plain = dict[str, JsonValue]
