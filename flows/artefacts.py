@@ -375,6 +375,19 @@ class AnnotatorsPage:
 
 
 @dataclass(frozen=True)
+class KnownNetwork:
+    """A network whose name is right, and the side in pixels of the images that its weights were trained at.
+
+    Attributes:
+        image_size: None where it was not looked up, or a factory says it.
+    """
+
+    name: str
+    weights: str | None
+    image_size: int | None
+
+
+@dataclass(frozen=True)
 class CampaignId:
     """By which a run in Prefect is known to be of this campaign."""
 
@@ -399,6 +412,7 @@ POOL_NOTES = json_of("pool_notes.json", PoolNotes)
 PIXEL_RANGES = json_of("pixel_ranges.json", PixelRanges)
 DEPENDENCE = json_of("dependence.json", Dependence)
 PAGE = json_of("page.json", AnnotatorsPage)
+KNOWN_NETWORK = json_of("known_network.json", KnownNetwork)
 CAMPAIGN_ID = json_of("campaign.id.json", CampaignId)
 """Of a campaign."""
 

@@ -9,8 +9,8 @@ from flows.campaign import OpenCampaign
 from flows.changes import refuse_lost_classes, wanted_page
 from flows.config import CampaignSettings
 from flows.step import step
-from flows.steps.select import purpose_of
 from pipeline.labels.ledger import Ledger, count_labels
+from pipeline.selection.reasons import purpose_of
 from pipeline.tables import BatchTable, PoolTable
 from pipeline.types import Ask, Region
 
