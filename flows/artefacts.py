@@ -22,6 +22,7 @@ from flows.records import (
     CampaignId,
     ClosedRound,
     Dependence,
+    KnownNetwork,
     Outlook,
     Pages,
     PixelRanges,
@@ -119,6 +120,7 @@ POOL_NOTES = json_of("pool_notes.json", PoolNotes)
 PIXEL_RANGES = json_of("pixel_ranges.json", PixelRanges)
 DEPENDENCE = json_of("dependence.json", Dependence)
 PAGE = json_of("page.json", AnnotatorsPage)
+KNOWN_NETWORK = json_of("known_network.json", KnownNetwork)
 CAMPAIGN_ID = json_of("campaign.id.json", CampaignId)
 """Of a campaign."""
 

@@ -18,6 +18,7 @@ from flows.config import CampaignSettings, ConfigError, images_root, load_settin
 from flows.folder import Campaign, RoundFolder
 from flows.home import LAST_CAMPAIGN, home, settle_home
 from flows.home import VARIABLE as HOME_VARIABLE
+from flows.known_network import remember_network
 from flows.local import reach_local_addresses_directly
 from flows.outlook import outlook
 from flows.progress import say
@@ -265,5 +266,6 @@ def open_campaign(path: Path, *, tool: AnnotationTool | None = None, tracker: Tr
     folder = Campaign(settings.folder)
     folder.check_ours()
     claim(folder, settings, path)
+    remember_network(folder, settings.model)
     write_json(settle_home(path) / LAST_CAMPAIGN, {"folder": str(settings.folder), "file": str(path.resolve())})
     return OpenCampaign(settings, folder, tool=tool, tracker=tracker)

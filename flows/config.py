@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -28,8 +29,9 @@ from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
 from pipeline.registries import look_up
-from pipeline.selection.settings import SelectionSettings
-from pipeline.settings import MOST, Duration, Plain, Share, Size
+from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
+from pipeline.selection.strategies.rows import STRATEGIES
+from pipeline.settings import MOST, Duration, Plain, Share, Size, is_held
 
 if TYPE_CHECKING:
     from connectors.image_folder.index import PoolSource
@@ -77,8 +79,6 @@ def _check_task(value: str) -> str:
 
 
 def _check_strategy(value: str) -> str:
-    from pipeline.selection.strategies.rows import STRATEGIES
-
     look_up({name: row for name, row in STRATEGIES.items() if not row.is_check}, value, "query strategy")
     return value
 
@@ -97,8 +97,8 @@ def _check_group(value: str) -> str:
     return check_rule(value)
 
 
-def _check_cron(value: str | None) -> str | None:
-    if value is None:
+def _check_cron(value: str | None, info: ValidationInfo) -> str | None:
+    if value is None or is_held(info, "schedule", value):
         return None
     from prefect.client.schemas.schedules import CronSchedule
 
@@ -112,8 +112,8 @@ def _check_cron(value: str | None) -> str | None:
     return value
 
 
-def _check_timezone(value: str | None) -> str | None:
-    if value is None:
+def _check_timezone(value: str | None, info: ValidationInfo) -> str | None:
+    if value is None or is_held(info, "timezone", value):
         return None
     known = available_timezones() - {"Factory", "localtime"}  # which name no place
     if value not in known:
@@ -248,10 +248,7 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
 
     @model_validator(mode="after")
     def _check_members(self) -> Self:
-        from pipeline.selection.acquisition import NEEDS_MEMBERS
-        from pipeline.selection.strategies.rows import STRATEGIES
-
-        compares = {"acquisition": self.acquisition in NEEDS_MEMBERS}
+        compares = {"acquisition": NEEDS_MEMBERS[self.acquisition]}
         compares["strategy"] = STRATEGIES[self.strategy].compares_members
         for key, needs_several in compares.items():
             name = getattr(self, key)
@@ -271,12 +268,15 @@ def load_settings(path: Path) -> CampaignSettings:
     Raises:
         ConfigError: naming the file, the line, what is wrong there and what is allowed.
     """
+    from flows.known_network import known_network  # loads pandas
+
     text = _read_text(path)
     values = _parse(path, text)
     base = _folder_of(path)
     _resolve_weights(values.get("model"), base, path, text)
+    known = known_network(base, values)
     try:
-        settings = CampaignSettings.model_validate(values)
+        settings = CampaignSettings.model_validate(values, context={"network": known})
     except ValidationError as exc:
         raise _config_error(path, text, exc) from exc
     except ValueError as exc:  # weights that the network does not have: their image size is a default
@@ -390,6 +390,13 @@ def _resolve_weights(model: object, base: Path, path: Path, text: str) -> None:
         raise ConfigError(f"{path}, line {line}: model.weights: there is no file {model['weights']!r} in {base}")
 
 
+def _checked(values: Plain) -> Plain:
+    """What need not be checked again, see `is_held`."""
+    model = values.get("model")
+    network = model.get("name") if isinstance(model, dict) else None
+    return {"network": network, "schedule": values.get("schedule"), "timezone": values.get("timezone")}
+
+
 def _beside(base: Path, uri: str) -> str:
     """The address of an SQLite file with its whole path."""
     if not uri.startswith(SQLITE):
@@ -411,7 +418,7 @@ def unresolved(values: Plain) -> CampaignSettings:
     """The settings that a campaign.json holds."""
     given = {name: value for name, value in values.items() if name != "format"}
     pairs = {name: _as_pairs(given.get(name)) for name in ("renamed", "strategy_options")}
-    return CampaignSettings.model_validate({**given, **pairs})
+    return CampaignSettings.model_validate({**given, **pairs}, context=_checked(given))
 
 
 def _as_pairs(written: object) -> dict[str, object]:

@@ -2,19 +2,19 @@
 
 import hashlib
 import os
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 
-from connectors.images.pixels import load_images
 from flows.artefacts import DEPENDENCE
 from flows.campaign import OpenCampaign
 from flows.config import images_root
 from flows.progress import progress_bar
 from flows.records import Dependence
-from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
 from pipeline.pool.table import group_counts
-from pipeline.randomness import seeded_generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def look_for_dependence(work: OpenCampaign) -> tuple[str, ...]:
@@ -48,13 +48,19 @@ def groups_text(counts: dict[str, int]) -> str:
 
 
 def _advice(work: OpenCampaign, pool: pd.DataFrame) -> list[str]:
+    import torch  # with all of these; a run that only looks for labels needs none of them
+
+    from connectors.images.pixels import load_images
+    from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
+    from pipeline.randomness import seeded_generator
+
     rows = pool[pool["set_aside_reason"].isna()]
     root = images_root(work.settings.pool).absolute()
     paths = [os.path.relpath(uri, root) for uri in rows["uri"]]
     series = find_series(paths, classes=work.settings.classes)
     generator = seeded_generator(work.settings.seed, 0, "near-copies")
 
-    def thumbs(split: str, most: int) -> torch.Tensor:
+    def thumbs(split: str, most: int) -> "Tensor":
         uris = rows.loc[rows["split"] == split].sort_values("item_id")["uri"].tolist()
         drawn = torch.randperm(len(uris), generator=generator)[:most].tolist()
         return load_images([uris[row] for row in drawn], size=THUMB_SIDE, channels=1, reading=work.reading)

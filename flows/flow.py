@@ -13,7 +13,8 @@ from flows import books
 from flows.campaign import OpenCampaign, open_campaign
 from flows.config import ConfigError
 from flows.folder import CampaignBusy
-from flows.round import RoundOutcome, work_on
+from flows.outcome import RoundOutcome
+from flows.round import work_on
 
 STATES = {"asked": "AskedForLabels", "awaiting": "AwaitingLabels", "finished": "Finished", "busy": "Busy"}
 """Names of a run's last state in Prefect's pages."""

@@ -7,9 +7,7 @@ from datetime import UTC, datetime
 from connectors.images.reading import Range
 from pipeline.evaluation.stopping import Forecast
 from pipeline.settings import Plain
-from pipeline.training.calibration import Calibration
-from pipeline.training.diagnosis import Finding
-from pipeline.types import Ask, Metrics, Purpose
+from pipeline.types import Ask, Calibration, Finding, Metrics, Purpose
 
 
 @dataclass(frozen=True)
@@ -311,3 +309,16 @@ class CampaignId:
     """By which a run in Prefect is known to be of this campaign."""
 
     id: str
+
+
+@dataclass(frozen=True)
+class KnownNetwork:
+    """A network whose name is right, and the side in pixels of the images that its weights were trained at.
+
+    Attributes:
+        image_size: None where it was not looked up, or a factory says it.
+    """
+
+    name: str
+    weights: str | None
+    image_size: int | None

@@ -5,7 +5,16 @@ from datetime import timedelta
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    ValidationInfo,
+)
 from pydantic_core import PydanticCustomError
 
 LOCAL = "local"
@@ -41,6 +50,15 @@ def _check_no_login(value: str) -> str:
     if "@" in urlsplit(value).netloc:
         raise PydanticCustomError("login_in_address", "an address must not hold a login; put it into the environment")
     return value
+
+
+def is_held(info: ValidationInfo, name: str, value: object) -> bool:
+    """Whether the campaign's folder holds this value already: it was checked when it was written, which takes seconds.
+
+    Args:
+        info: whose context has the values by name.
+    """
+    return info.context is not None and info.context.get(name) == value
 
 
 Size = Annotated[int, Field(ge=1, le=MOST)]

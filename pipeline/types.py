@@ -118,6 +118,43 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a temperature changes, on the images it was fitted to.
+
+    Attributes:
+        temperature: what logits are divided by; above 1 where the network is too sure.
+        n: images that it was fitted to.
+        nll_before: mean negative log-likelihood at temperature 1, nats.
+        nll_after: the same at `temperature`; never above `nll_before`.
+        ece_before: expected calibration error at temperature 1, in [0, 1].
+        ece_after: the same at `temperature`; may be above `ece_before`, which is not what is minimised.
+    """
+
+    temperature: float
+    n: int
+    nll_before: float
+    nll_after: float
+    ece_before: float
+    ece_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that went wrong in a training.
+
+    Attributes:
+        name: "constant_predictions", "stuck_at_prior", "labels_do_not_line_up", "learning_rate_too_high",
+            "batch_norm_stuck" or "frozen_batch_norm_moved".
+        what: what was seen, with its numbers.
+        advice: what to try.
+    """
+
+    name: str
+    what: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
 class Candidates:
     """Everything a query strategy may ask for, one row for each unlabelled image.
 

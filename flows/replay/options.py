@@ -26,8 +26,7 @@ from flows.replay.model import (
 from pipeline.evaluation.arms import CONTROL, DEFAULT_ACQUISITION, parse_arm
 from pipeline.learning.settings import MemberSettings
 from pipeline.pool.groups import group_codes
-from pipeline.selection.acquisition import NEEDS_MEMBERS
-from pipeline.selection.settings import SelectionSettings
+from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
 
 TEST_SHARE = 0.25
@@ -157,7 +156,7 @@ def _check_model(options: Options, settings: ReplaySettings) -> None:
     for name in settings.arms:
         arm = parse_arm(name)
         # A strategy that is not told which scores to read has the margin, which one member is enough for.
-        if arm.acquisition in NEEDS_MEMBERS or STRATEGIES[arm.strategy].compares_members:
+        if NEEDS_MEMBERS[arm.acquisition] or STRATEGIES[arm.strategy].compares_members:
             asked = "--mc-dropout" if settings.is_linear else "--members or --mc-dropout"
             raise ReplayError(f"arm {name!r} measures how members disagree: set {asked} to at least 2")
 

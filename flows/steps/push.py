@@ -11,8 +11,8 @@ from flows.changes import refuse_lost_classes, wanted_page
 from flows.config import CampaignSettings
 from flows.records import AnnotatorsPage, Pushed, Pushing
 from flows.step import step
-from flows.steps.select import purpose_of
 from pipeline.labels.ledger import Ledger, count_labels
+from pipeline.selection.reasons import purpose_of
 from pipeline.tables import BatchRow, BatchTable, Guesses, PoolTable
 from pipeline.types import Ask, Region
 

@@ -19,15 +19,13 @@ from flows.steps.train import NothingToTrainOn, load_networks
 from pipeline.labels.ledger import Ledger
 from pipeline.randomness import derive_seed
 from pipeline.selection.ask import columns_read, gather_candidates, select_seed_set, share_kept, try_strategy
-from pipeline.selection.batch import RANDOM_SLICE, select_batch
+from pipeline.selection.batch import select_batch
 from pipeline.selection.explain import batch_table, explain_batch
+from pipeline.selection.reasons import AUDIT_REASON, MEASURED_REASON, SEED_REASON
 from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, class_indices
 from pipeline.tasks.task_type import TaskType
-from pipeline.types import Aim, Batch, Candidates, Purpose
+from pipeline.types import Aim, Batch, Candidates
 
-SEED_REASON = "seed set"
-AUDIT_REASON = "audit set"
-MEASURED_REASON = "audit set: it has no label yet"
 OF_ONE_DECISION = frozenset({"probs", "guesses", "labelled_probs", "labelled_targets"})
 """Columns of candidates that hold the one decision about each image."""
 EMBEDDING_SIDE = 16
@@ -181,15 +179,6 @@ def select_first(
     table = batch_table(Batch(ids_of_both, (0.0,) * len(aims), reasons, round_number, aims))
     shuffled = table.sample(frac=1, random_state=derive_seed(settings.seed, round_number, "order"))
     return _located(shuffled.assign(rank=np.arange(len(table))), pool)
-
-
-def purpose_of(reason: str) -> Purpose:
-    """What a row of the batch is asked for."""
-    if reason.startswith(SEED_REASON):
-        return "seed"
-    if reason in (AUDIT_REASON, MEASURED_REASON):
-        return "audit"
-    return "control" if reason == RANDOM_SLICE else "query"
 
 
 def _checks(ids: Sequence[str], reason: str, round_number: int) -> Batch:

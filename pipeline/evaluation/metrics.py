@@ -27,20 +27,6 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def exact_lower_limit(successes: int, n: int, *, alpha: float) -> float:
-    """What a share is above with a confidence of `1 - alpha` at least (Clopper and Pearson, 1934), one-sided.
-
-    Unlike Wilson's it is never too high, however small `alpha` is: at 30 % of 100 and the levels of twenty looks the
-    other errs up to 2.5 times as often as it says. Near 1, where targets are, it is higher than Wilson's too.
-
-    >>> round(exact_lower_limit(59, 59, alpha=0.05), 3)
-    0.95
-    """
-    from scipy.special import betaincinv
-
-    return float(betaincinv(successes, n - successes + 1, alpha)) if successes else 0.0
-
-
 def negative_log_likelihood(probs: Tensor, targets: Tensor) -> float:
     """Mean of minus the log of the true class's probability `(n, C)`, nats.
 

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.evaluation.metrics import exact_lower_limit
+Floats = NDArray[np.float64]
+
 
 N_PARAMETERS = 3
 MIN_ROUNDS = N_PARAMETERS + 1
@@ -88,6 +89,20 @@ def surely_reached(rounds: Sequence[MeasuredRound], *, look: int) -> float | Non
     return exact_lower_limit(rounds[-1].n_correct, rounds[-1].n_audit, alpha=level_of_look(look))
 
 
+def exact_lower_limit(successes: int, n: int, *, alpha: float) -> float:
+    """What a share is above with a confidence of `1 - alpha` at least (Clopper and Pearson, 1934), one-sided.
+
+    Unlike Wilson's it is never too high, however small `alpha` is: at 30 % of 100 and the levels of twenty looks the
+    other errs up to 2.5 times as often as it says. Near 1, where targets are, it is higher than Wilson's too.
+
+    >>> round(exact_lower_limit(59, 59, alpha=0.05), 3)
+    0.95
+    """
+    from scipy.special import betaincinv
+
+    return float(betaincinv(successes, n - successes + 1, alpha)) if successes else 0.0
+
+
 def reaches_target(rounds: Sequence[MeasuredRound], target_accuracy: float, *, look: int) -> bool:
     """Whether the newest round is surely at the target or above it.
 
@@ -150,8 +165,8 @@ def forecast(rounds: Sequence[MeasuredRound], n_labels: int, *, alpha: float = A
     gains, weights = _gains(rounds, n_labels)
     order = gains.argsort()
     gains, weights = gains[order], weights[order]
-    ends = torch.searchsorted(weights.cumsum(0), torch.tensor([alpha, 1 - alpha], dtype=torch.float64))
-    low, high = gains[ends.clamp(max=len(gains) - 1)].tolist()
+    ends = np.searchsorted(weights.cumsum(), [alpha, 1 - alpha])
+    low, high = gains[ends.clip(max=len(gains) - 1)].tolist()
     return Forecast(n_labels, gain=float(gains @ weights), gain_low=low, gain_high=high)
 
 
@@ -191,23 +206,22 @@ def _sure(look: int) -> str:
     return f"{100 * (1 - level_of_look(look)):.4g} % sure at look {look}"
 
 
-def _gains(rounds: Sequence[MeasuredRound], n_more: int) -> tuple[Tensor, Tensor]:
+def _gains(rounds: Sequence[MeasuredRound], n_more: int) -> tuple[Floats, Floats]:
     """Return `(G,)` the gain that each curve of the grid foresees, and `(G,)` its weight, summing to 1."""
-    labels = torch.tensor([measured.n_trained_on for measured in rounds], dtype=torch.float64)
-    correct = torch.tensor([measured.n_correct for measured in rounds], dtype=torch.float64)
-    audit = torch.tensor([measured.n_audit for measured in rounds], dtype=torch.float64)
-    exponents = _middles(math.log(EXPONENTS[0]), math.log(EXPONENTS[1]), N_EXPONENTS).exp()
-    now = labels[-1]
+    labels = np.array([measured.n_trained_on for measured in rounds], dtype=np.float64)
+    exponents = np.exp(_middles(math.log(EXPONENTS[0]), math.log(EXPONENTS[1]), N_EXPONENTS))
+    now, fewest, most = float(labels[-1]), float(labels.min()), float(labels.max())
     first = last = _middles(0.0, 1.0, N_ACCURACIES)
     for _ in range(N_ZOOMS):
-        curves = _Curves(first, last, exponents, shortest=labels.min(), longest=labels.max())
-        fit = _log_likelihood(curves, labels, correct, audit)
-        fit[curves.accuracy(2 * labels.max() + n_more) > 1] = -torch.inf
+        curves = _Curves(first, last, exponents, shortest=fewest, longest=most)
+        fit = _log_likelihood(curves, rounds)
+        fit[curves.accuracy(2 * most + n_more) > 1] = -np.inf
         likely = fit > fit.max() - NEGLIGIBLE
-        first = _narrowed(first, likely.any(dim=2).any(dim=1))
-        last = _narrowed(last, likely.any(dim=2).any(dim=0))
+        first = _narrowed(first, likely.any(axis=(1, 2)))
+        last = _narrowed(last, likely.any(axis=(0, 2)))
     gains = curves.accuracy(now + n_more) - curves.accuracy(now)
-    return gains[likely], fit[likely].softmax(dim=0)
+    weights = np.exp(fit[likely] - fit.max())
+    return gains[likely], weights / weights.sum()
 
 
 @dataclass(frozen=True)
@@ -221,38 +235,46 @@ class _Curves:
         exponents: `(E,)`.
     """
 
-    first: Tensor
-    last: Tensor
-    exponents: Tensor
-    shortest: Tensor
-    longest: Tensor
+    first: Floats
+    last: Floats
+    exponents: Floats
+    shortest: float
+    longest: float
 
-    def accuracy(self, n_labels: Tensor) -> Tensor:
+    def accuracy(self, n_labels: float) -> Floats:
         """Accuracies `(A, A, E)` at a number of labels, by first accuracy, last accuracy and exponent."""
         done = 1 - (n_labels / self.shortest) ** -self.exponents
         first = self.first[:, None, None]
         return first + (self.last[:, None] - first) * done / (1 - (self.longest / self.shortest) ** -self.exponents)
 
 
-def _log_likelihood(curves: _Curves, labels: Tensor, correct: Tensor, audit: Tensor) -> Tensor:
+def _log_likelihood(curves: _Curves, rounds: Sequence[MeasuredRound]) -> Floats:
     """Return `(A, A, E)` in nats, minus infinity for a curve that falls."""
-    total = torch.zeros(len(curves.first), len(curves.last), len(curves.exponents), dtype=torch.float64)
-    deviance = torch.zeros_like(total)
-    for n, right, size in zip(labels, correct, audit, strict=True):
-        accuracy = curves.accuracy(n).clamp(0, 1)
-        total += torch.xlogy(right, accuracy) + torch.xlogy(size - right, 1 - accuracy)
-        deviance += (right / size - accuracy).square() * size / (accuracy * (1 - accuracy)).clamp_min(1 / size)
-    total[curves.first[:, None] > curves.last] = -torch.inf
-    scatter = deviance.flatten()[total.argmax()] / (len(labels) - N_PARAMETERS)
-    return total / scatter.clamp_min(1)
+    total = np.zeros((len(curves.first), len(curves.last), len(curves.exponents)))
+    deviance = np.zeros_like(total)
+    for measured in rounds:
+        right, size = measured.n_correct, measured.n_audit
+        accuracy = curves.accuracy(measured.n_trained_on).clip(0, 1)
+        total += _times_log(right, accuracy) + _times_log(size - right, 1 - accuracy)
+        spread = (accuracy * (1 - accuracy)).clip(min=1 / size)
+        deviance += np.square(right / size - accuracy) * size / spread
+    total[curves.first[:, None] > curves.last] = -np.inf
+    scatter = deviance.flat[total.argmax()] / (len(rounds) - N_PARAMETERS)
+    return total / max(scatter, 1.0)
 
 
-def _middles(low: float, high: float, n: int) -> Tensor:
+def _times_log(n: int, share: Floats) -> Floats | float:
+    """Return n times the logarithm of a share, 0 where there is nothing to count."""
+    with np.errstate(divide="ignore"):
+        return n * np.log(share) if n else 0.0
+
+
+def _middles(low: float, high: float, n: int) -> Floats:
     """Return `(n,)` the middles of as many equal parts of a range."""
-    return low + (high - low) * (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    return low + (high - low) * (np.arange(n) + 0.5) / n
 
 
-def _narrowed(accuracies: Tensor, likely: Tensor) -> Tensor:
+def _narrowed(accuracies: Floats, likely: NDArray[np.bool_]) -> Floats:
     """Return `(A,)` accuracies over the range of the likely ones, with one part more on either side."""
     margin = 1.5 * float(accuracies[1] - accuracies[0])
     kept = accuracies[likely]

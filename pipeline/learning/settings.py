@@ -3,10 +3,11 @@
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from pipeline.networks.sources import USUAL_IMAGE_SIZE, is_factory
 from pipeline.registries import look_up
-from pipeline.settings import Settings, Size
+from pipeline.settings import Settings, Size, is_held
 
 if TYPE_CHECKING:
     from pipeline.training.recipe import Recipe
@@ -19,26 +20,25 @@ features were made for. See docs/decisions/0006-what-is-trained.md."""
 
 
 def _check_augmentation(value: str) -> str:
-    from pipeline.training.augmentation import AUGMENTATIONS
-
-    look_up(AUGMENTATIONS, value, "augmentation")
+    look_up(ALL_FROM, value, "augmentation")
     return value
 
 
-def _check_model(value: str) -> str:
-    from pipeline.networks.build import check_model_name
+def _check_model(value: str, info: ValidationInfo) -> str:
+    if is_held(info, "network", value):
+        return value
+    from pipeline.networks.build import check_model_name  # loads torch, and lists the networks of others
 
     check_model_name(value)
     return value
 
 
 def _size_of_weights(values: dict[str, Any]) -> int:
-    from pipeline.networks.backbones import Preprocessing, is_factory
-    from pipeline.networks.build import default_image_size
-
     name = values.get("name", "")
     if is_factory(name):  # which `with_own_image_size` asks, once its code is to be run anyway
-        return Preprocessing.image_size
+        return USUAL_IMAGE_SIZE
+    from pipeline.networks.build import default_image_size
+
     return default_image_size(name, values.get("weights"))
 
 
@@ -159,9 +159,8 @@ class ModelSettings(Settings):
 
 def with_own_image_size(settings: ModelSettings) -> ModelSettings:
     """The settings with the image size of a factory's own weights, where none is given; this runs the factory."""
-    from pipeline.networks.backbones import is_factory
-    from pipeline.networks.build import default_image_size
-
     if settings.weights is None or "image_size" in settings.model_fields_set or not is_factory(settings.name):
         return settings
+    from pipeline.networks.build import default_image_size
+
     return settings.model_copy(update={"image_size": default_image_size(settings.name, settings.weights)})

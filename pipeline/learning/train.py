@@ -18,10 +18,11 @@ from pipeline.networks.classifier import Classifier
 from pipeline.networks.devices import choose_device
 from pipeline.networks.weights import shrink_and_perturb
 from pipeline.randomness import derive_seed
-from pipeline.training.calibration import Calibration, calibrate
+from pipeline.training.calibration import calibrate
 from pipeline.training.cross_fit import judged_out_of_fold
-from pipeline.training.diagnosis import Finding, batch_norm_statistics, compare_batch_norm, diagnose
+from pipeline.training.diagnosis import batch_norm_statistics, compare_batch_norm, diagnose
 from pipeline.training.fit import Fit, fit
+from pipeline.types import Calibration, Finding
 
 LEARNING_VERSION = 1
 """To be raised when a change in `pipeline` makes other networks of the same settings: replays and benchmarks that began

@@ -15,14 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.networks.errors import ModelError
+from pipeline.networks.sources import FACTORY, FACTORY_NAME, TIMM, TORCHVISION, USUAL_IMAGE_SIZE
 from pipeline.networks.state_dicts import load_state
 from pipeline.networks.stochastic import is_stochastic
 
-TORCHVISION = "torchvision:"
-TIMM = "timm:"
-FACTORY = "factory"
-"""The weights that the network of one's own factory comes with."""
-FACTORY_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 TUPLES_IN_TRAINING = ("googlenet", "inception_v3")
 """Torchvision classifiers with a second output while they train."""
 
@@ -34,7 +30,7 @@ class Preprocessing:
     The usual ones of ImageNet, where nothing says otherwise.
     """
 
-    image_size: int = 224
+    image_size: int = USUAL_IMAGE_SIZE
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -83,11 +79,6 @@ def check_network_name(name: str, *, own: Iterable[str] = ()) -> None:
         raise ModelError(f"there is no model {name!r}; near: {', '.join(near)}")
     if f"{source}:" == TIMM:
         _timm_settings(network, None)
-
-
-def is_factory(name: str) -> bool:
-    """Whether the name is that of code of somebody's own, which is run when it is imported."""
-    return FACTORY_NAME.fullmatch(name) is not None and not name.startswith((TORCHVISION, TIMM))
 
 
 def trained_image_size(name: str, weights: str | None) -> int:

@@ -264,6 +264,3 @@ ACQUISITIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "variance": variance,
     "variation_ratio": variation_ratio,
 }
-
-NEEDS_MEMBERS = frozenset({"bald", "mean_std", "variance", "variation_ratio"})
-"""What measures disagreement, and is zero everywhere with a single member."""

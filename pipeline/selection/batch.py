@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.randomness import seeded_generator
+from pipeline.selection.reasons import RANDOM_SLICE
 from pipeline.selection.settings import SelectionSettings
 from pipeline.selection.strategies.by_score import top_k
 from pipeline.selection.strategies.rows import STRATEGIES, Strategy
@@ -20,9 +21,6 @@ Told = tuple[str, Aim]
 
 Asking = Callable[[Tensor, int], tuple[Tensor, list[Told]]]
 """Rows `(R,)` that may be asked for, and how many of them are wanted: these rows, and what is told of each."""
-
-RANDOM_SLICE = "random slice"
-"""Why an image of the random slice was chosen."""
 
 
 def select_batch(candidates: Candidates, how: SelectionSettings, *, round_number: int, seed: int) -> Batch:

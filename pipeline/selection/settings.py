@@ -5,19 +5,27 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.registries import look_up
+from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.settings import MOST, Settings, Size
+
+NEEDS_MEMBERS = {
+    "bald": True,
+    "entropy": False,
+    "least_confidence": False,
+    "margin": False,
+    "mean_std": True,
+    "variance": True,
+    "variation_ratio": True,
+}
+"""Acquisition functions, and whether each measures disagreement, which is zero everywhere with a single member."""
 
 
 def _check_acquisition(value: str) -> str:
-    from pipeline.selection.acquisition import ACQUISITIONS  # loads torch
-
-    look_up(ACQUISITIONS, value, "acquisition function")
+    look_up(NEEDS_MEMBERS, value, "acquisition function")
     return value
 
 
 def _check_strategy(value: str) -> str:
-    from pipeline.selection.strategies.rows import STRATEGIES
-
     look_up(STRATEGIES, value, "strategy")
     return value
 
@@ -40,8 +48,6 @@ class SelectionSettings(Settings):
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:
-        from pipeline.selection.strategies.rows import STRATEGIES
-
         STRATEGIES[self.strategy].check_options(self.strategy_options)
         if self.balance_classes and "max_class_share" in self.strategy_options:
             raise ValueError("balance_classes decides how many of each class are asked for: take max_class_share away")

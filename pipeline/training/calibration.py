@@ -1,11 +1,11 @@
 """Temperature: how much the logits are divided by, so that probabilities mean what they say."""
 
 import math
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from pipeline.evaluation.metrics import calibration_error, negative_log_likelihood
+from pipeline.types import Calibration
 
 COLDEST, HOTTEST = 0.05, 20.0
 """Limits of a temperature: beyond them the probabilities are those of other logits in all but name."""
@@ -13,27 +13,6 @@ PRIOR_IMAGES = 2.0
 """How much the temperature is held at 1, see `fit_temperature`: without it twenty images that are all right have the
 lowest limit as their best temperature, and every doubt of the network is gone. With 2 the temperature lies between
 0.32 and 2.4 with 90 % probability before an image is seen; some hundred images outweigh it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What a temperature changes, on the images it was fitted to.
-
-    Attributes:
-        temperature: what logits are divided by; above 1 where the network is too sure.
-        n: images that it was fitted to.
-        nll_before: mean negative log-likelihood at temperature 1, nats.
-        nll_after: the same at `temperature`; never above `nll_before`.
-        ece_before: expected calibration error at temperature 1, in [0, 1].
-        ece_after: the same at `temperature`; may be above `ece_before`, which is not what is minimised.
-    """
-
-    temperature: float
-    n: int
-    nll_before: float
-    nll_after: float
-    ece_before: float
-    ece_after: float
 
 
 def calibrate(logits: Tensor, targets: Tensor) -> Calibration:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch.nn import functional
 
 from pipeline.networks.classifier import Classifier
 from pipeline.training.cross_fit import judged_out_of_fold
+from pipeline.types import Finding
 
 BLOWN_UP = 2.5
 """A training loss of so many times log C, which an untrained network has, comes of steps that are too long. `small_cnn`
@@ -31,22 +31,6 @@ few training images are left out of it, see `judged_out_of_fold`."""
 MIN_ORDERS = 1e6
 """With fewer orders of the labels, such as two images of one class among thirty, a network that is fairly good is often
 no better than `CHANCE` of them, so nothing is said."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that went wrong in a training.
-
-    Attributes:
-        name: "constant_predictions", "stuck_at_prior", "labels_do_not_line_up", "learning_rate_too_high",
-            "batch_norm_stuck" or "frozen_batch_norm_moved".
-        what: what was seen, with its numbers.
-        advice: what to try.
-    """
-
-    name: str
-    what: str
-    advice: str
 
 
 def diagnose(

@@ -12,7 +12,8 @@ from connectors.memory import MemoryTool, MemoryTracker
 from flows.artefacts import AUDIT, BATCH, LABELLED, PUSHED
 from flows.campaign import open_campaign
 from flows.folder import Campaign
-from flows.round import RoundOutcome, work_on
+from flows.outcome import RoundOutcome
+from flows.round import work_on
 from pipeline.types import Region
 
 CLASSES = ("left", "middle", "right")

@@ -12,7 +12,6 @@ from torch import Tensor
 from pipeline.selection.acquisition import (
     ACQUISITIONS,
     CPU_VALUES,
-    NEEDS_MEMBERS,
     bald,
     check_probs,
     entropy,
@@ -20,6 +19,7 @@ from pipeline.selection.acquisition import (
     score_all,
     variation_ratio,
 )
+from pipeline.selection.settings import NEEDS_MEMBERS
 
 Rows = list[list[float]]
 
@@ -187,7 +187,7 @@ def test_margin_and_entropy_may_disagree():
 @every
 def test_only_what_needs_members_is_zero_with_one(name):
     score = ACQUISITIONS[name](some_probs(50, 1, 6, dtype=torch.float32))
-    assert bool((score == 0).all()) == (name in NEEDS_MEMBERS)
+    assert bool((score == 0).all()) == NEEDS_MEMBERS[name]
 
 
 @every

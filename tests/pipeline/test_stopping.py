@@ -140,20 +140,6 @@ def test_any_history_gives_a_gain_that_can_be(shares):
     assert 0 <= told.gain_low <= told.gain <= told.gain_high <= 1
 
 
-def test_number_of_threads_changes_nothing():
-    rounds = exact(CURVES[1], range(50, 550, 50), n_audit=200)
-    threads = torch.get_num_threads()
-    try:
-        told = []
-        for n_threads in (1, 2):
-            torch.set_num_threads(n_threads)
-            told.append(forecast(rounds, 100))
-    finally:
-        torch.set_num_threads(threads)
-    assert told[0].gain == pytest.approx(told[1].gain, rel=1e-12)
-    assert str(told[0]) == str(told[1])
-
-
 def test_no_forecast_before_there_are_enough_points():
     rounds = exact(CURVES[0], (50, 100, 150), n_audit=200)
     assert forecast(rounds, 100) is None

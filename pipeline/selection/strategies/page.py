@@ -5,7 +5,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from pipeline.selection.acquisition import ACQUISITIONS, NEEDS_MEMBERS
+from pipeline.selection.acquisition import ACQUISITIONS
+from pipeline.selection.settings import NEEDS_MEMBERS
 from pipeline.selection.strategies.rows import STRATEGIES, Strategy
 
 WORDS = {
@@ -49,7 +50,7 @@ def strategies_page() -> str:
     head = ("name", "what it asks for", "reads", "options", "time grows with", "sub-pool", "source of the formula")
     rows = [tuple(_cells(row)) for row in STRATEGIES.values()]
     scores = [
-        (f"`{name}`", asks + (" (needs at least two members)" if name in NEEDS_MEMBERS else ""), source)
+        (f"`{name}`", asks + (" (needs at least two members)" if NEEDS_MEMBERS[name] else ""), source)
         for name, function in ACQUISITIONS.items()
         for asks, source in [_line_and_source(function)]
     ]

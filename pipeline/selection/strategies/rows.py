@@ -6,31 +6,25 @@ defaults. The function returns `min(query_size, N)` distinct positions, most wan
 reason of each pick and the aim of all, which is otherwise that of the row. Candidates come in a seeded random order, so
 a function may break ties by position. The columns may be the caller's own memory: a function writes to none. The first
 line of its docstring, with the source of the formula in brackets at the end, is what people read in docs/strategies.md.
+The functions are loaded when first asked for: torch takes a second, and a campaign file is checked without it.
 """
+
+from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
 
-from torch import Tensor
-
-from pipeline.selection.strategies.by_both import (
-    badge,
-    bait,
-    cluster_margin,
-    falcun,
-    top_k_diverse,
-    weighted_k_center,
-)
-from pipeline.selection.strategies.by_cover import auto, max_herding, suggestive, uherding
-from pipeline.selection.strategies.by_members import batch_bald, drop_query
-from pipeline.selection.strategies.by_place import coverage, k_center, novel, typical, typiclust
-from pipeline.selection.strategies.by_score import anti, power, random, top_k
 from pipeline.types import Aim
 
-Answer = Tensor | tuple[Tensor, str, Aim]
-"""Positions, alone or with a note on them and what they are picked for."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Answer = Tensor | tuple[Tensor, str, Aim]
+    """Positions, alone or with a note on them and what they are picked for."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,7 @@ class Strategy:
 
     Attributes:
         name: as campaign files and replays write it.
-        ask: columns to positions, see the module.
+        function: columns to positions, see the module; or the module beside this one that has it, under this name.
         time: what its time grows with, for people.
         aim: what it picks an image for, where its answer has no other.
         sub_pool: candidates that it sees unless the caller decides, where it costs more than linear time.
@@ -51,7 +45,7 @@ class Strategy:
     """
 
     name: str
-    ask: Callable[..., Answer]
+    function: Callable[..., Answer] | str
     time: str
     aim: Aim = "unsure"
     sub_pool: int | None = None
@@ -60,6 +54,14 @@ class Strategy:
     may_fall_short: bool = False
     may_begin: bool = False
     is_check: bool = False
+
+    @cached_property
+    def ask(self) -> Callable[..., Answer]:
+        """Columns to positions, see the module."""
+        if not isinstance(self.function, str):
+            return self.function
+        held = import_module(f"{__package__}.{self.function}")
+        return cast("Callable[..., Answer]", getattr(held, self.name))
 
     @cached_property
     def columns(self) -> dict[str, bool]:
@@ -97,26 +99,26 @@ POOL, PICKS, SHORTLIST, PART = "pool", "pool x batch", "pool, shortlist squared"
 STRATEGIES: dict[str, Strategy] = {
     row.name: row
     for row in (
-        Strategy("random", random, POOL, aim="check", reads_model=False, may_begin=True),
-        Strategy("auto", auto, PART, sub_pool=10_000),
-        Strategy("top_k", top_k, POOL),
-        Strategy("power", power, POOL),
-        Strategy("k_center", k_center, PICKS, aim="unlike"),
-        Strategy("novel", novel, POOL, aim="unlike"),
-        Strategy("typical", typical, POOL, aim="typical"),
-        Strategy("coverage", coverage, PICKS, aim="typical", may_begin=True),
-        Strategy("typiclust", typiclust, PART, aim="typical", sub_pool=50_000, may_begin=True),
-        Strategy("max_herding", max_herding, PART, aim="typical", sub_pool=10_000, may_begin=True),
-        Strategy("uherding", uherding, PART, sub_pool=10_000),
-        Strategy("suggestive", suggestive, SHORTLIST),
-        Strategy("top_k_diverse", top_k_diverse, SHORTLIST),
-        Strategy("cluster_margin", cluster_margin, SHORTLIST),
-        Strategy("weighted_k_center", weighted_k_center, PICKS, aim="unlike", may_fall_short=True),
-        Strategy("badge", badge, PICKS),
-        Strategy("falcun", falcun, PICKS),
-        Strategy("bait", bait, "pool x dimensions squared"),
-        Strategy("batch_bald", batch_bald, "the 2,000 candidates of highest BALD", compares_members=True),
-        Strategy("drop_query", drop_query, POOL, compares_members=True),
-        Strategy("anti", anti, POOL, is_check=True),
+        Strategy("random", "by_score", POOL, aim="check", reads_model=False, may_begin=True),
+        Strategy("auto", "by_cover", PART, sub_pool=10_000),
+        Strategy("top_k", "by_score", POOL),
+        Strategy("power", "by_score", POOL),
+        Strategy("k_center", "by_place", PICKS, aim="unlike"),
+        Strategy("novel", "by_place", POOL, aim="unlike"),
+        Strategy("typical", "by_place", POOL, aim="typical"),
+        Strategy("coverage", "by_place", PICKS, aim="typical", may_begin=True),
+        Strategy("typiclust", "by_place", PART, aim="typical", sub_pool=50_000, may_begin=True),
+        Strategy("max_herding", "by_cover", PART, aim="typical", sub_pool=10_000, may_begin=True),
+        Strategy("uherding", "by_cover", PART, sub_pool=10_000),
+        Strategy("suggestive", "by_cover", SHORTLIST),
+        Strategy("top_k_diverse", "by_both", SHORTLIST),
+        Strategy("cluster_margin", "by_both", SHORTLIST),
+        Strategy("weighted_k_center", "by_both", PICKS, aim="unlike", may_fall_short=True),
+        Strategy("badge", "by_both", PICKS),
+        Strategy("falcun", "by_both", PICKS),
+        Strategy("bait", "by_both", "pool x dimensions squared"),
+        Strategy("batch_bald", "by_members", "the 2,000 candidates of highest BALD", compares_members=True),
+        Strategy("drop_query", "by_members", POOL, compares_members=True),
+        Strategy("anti", "by_score", POOL, is_check=True),
     )
 }

@@ -1,0 +1,102 @@
+"""The sentence of the loop: train, evaluate, score, select, push; and the end of a round once its labels are in."""
+
+from dataclasses import replace
+
+from flows.artefacts import BATCH, MODEL, PUSHED
+from flows.campaign import OpenCampaign
+from flows.changes import notes_of_changes
+from flows.folder import RoundFolder
+from flows.outcome import RoundOutcome, asked, finished
+from flows.progress import progress_bar, say
+from flows.publish import flow_run_id, publish
+from flows.reports.round_page import notes_of_plan, round_sentence, warnings_of
+from flows.step import in_task, log
+from flows.steps.collect import close, collect
+from flows.steps.evaluate import evaluate
+from flows.steps.labels import gather_labels, list_candidates, review_labels
+from flows.steps.plan import begin, look_ahead, plan
+from flows.steps.push import begin_push, prepare_page, push
+from flows.steps.score import embed_labelled, score_shard, shards_of
+from flows.steps.select import compare_with_half, query_size_of, select, select_first
+from flows.steps.track import draw_confusion, log_summary, start_tracking, summarise, track_model
+from flows.steps.train import cross_validate, train
+from pipeline.selection.reasons import AUDIT_REASON
+
+
+def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
+    """Take a round from its first file to the push; where it was broken off it goes on."""
+    config = work.do(begin, folder)
+    _, labelled = work.do(gather_labels, folder)
+    work.do(start_tracking, folder, flow_run=flow_run_id())
+    if folder.number == 0 or not len(labelled):
+        batch = work.do(select_first, folder)
+    else:
+        candidates = work.do(list_candidates, folder)
+        work.do(plan, folder)
+        announce(folder, work)
+        work.do(cross_validate, folder)
+        work.do(train, folder)
+        _, metrics = work.do(evaluate, folder)
+        if metrics is not None and metrics.table is not None:
+            work.do(draw_confusion, folder)
+        work.do(review_labels, folder)
+        work.do(track_model, folder)
+        outlook = work.do(look_ahead, folder)
+        if query_size_of(config, outlook) > 0:
+            work.do(embed_labelled, folder)
+            with progress_bar(f"round {folder.number}: scoring", unit="images") as on_progress:
+                for shard in shards_of(candidates):
+                    work.do(score_shard, folder, shard=shard, on_progress=on_progress)
+        _, batch = work.do(select, folder)
+        work.do(compare_with_half, folder)
+    work.do(summarise, folder)
+    warnings = warnings_of(folder)
+    for warning in warnings:
+        log().warning(warning)
+    work.do(log_summary, folder, sentence=round_sentence(folder), warnings=warnings)
+    if not folder.has(PUSHED):
+        address = in_task("prepare_page", lambda: prepare_page(work))
+        work.do(begin_push, folder)
+        work.do(push, folder, address=address)
+    publish(folder, work.settings.name)
+    notes = (*notes_of_changes(config, work.settings), *notes_of_first(folder, work), *notes_of_plan(folder))
+    if len(batch):
+        return replace(asked(folder), warnings=warnings, notes=notes)
+    if not work.ledger.n_outstanding:
+        finish(folder, work)
+    return replace(finished(work), warnings=warnings, notes=notes)
+
+
+def finish(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Bring in the answers of an open round and close it."""
+    pages = work.do(start_tracking, folder, flow_run=flow_run_id())
+    registered = folder.get(MODEL)
+    if registered is not None and registered.run_id != pages.run_id:  # another MLflow, since then
+        work.do(track_model, folder)
+        work.do(log_summary, folder, sentence=round_sentence(folder), warnings=warnings_of(folder))
+    work.do(collect, folder)
+    work.do(close, folder)
+    publish(folder, work.settings.name)
+
+
+def announce(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Say how long a training takes that is dearer than the last one, before it begins."""
+    for note in notes_of_plan(folder):
+        log().info(note)
+        say(f"{note[0].upper()}{note[1:]}.")
+        publish(folder, work.settings.name)
+
+
+def notes_of_first(folder: RoundFolder, work: OpenCampaign) -> tuple[str, ...]:
+    """What the campaign's first round costs, and what its budget can come to."""
+    if folder.number > 0:
+        return ()
+    reasons = folder.read(BATCH).reasons
+    n_audit, n_there = int((reasons == AUDIT_REASON).sum()), len(work.pool.usable)
+    told = [
+        f"the first {len(reasons)} labels come before there is a model: {n_audit} of the audit set, which measures it, "
+        f"and {len(reasons) - n_audit} to learn from; then {work.settings.query_size} labels in each round"
+    ]
+    if work.settings.budget > n_there:
+        told.append(f"budget = {work.settings.budget} is more than the {n_there} images that there are")
+    return tuple(told)
