@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from flows import steps
-from flows.artefacts import CAMPAIGN_ARTEFACTS, ROUND_ARTEFACTS, AnyArtefact
+from flows.artefacts import CAMPAIGN_ARTEFACTS, MEMBERS, PROGRESS, ROUND_ARTEFACTS, SCORES, SECONDS, AnyArtefact
 from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings
 from flows.errors import EXIT_CODES
 from flows.step import Step
@@ -36,7 +36,8 @@ A class may come at any time. One that has another name now, or is part of anoth
 COMMANDS_HEAD = """\
 # Commands
 
-`labelcycle COMMAND --help` prints the same. `labelcycle --debug COMMAND` shows where in the code an error came from.
+The option `--help` of a command prints the same. With `labelcycle --debug run` an error also shows where in the code it
+came from.
 """
 FOLDER_HEAD = """\
 # The campaign's folder
@@ -55,7 +56,7 @@ BESIDES = (
     ("`rounds/0003/`", "The files of round 3", ""),
 )
 """What lies in a campaign's folder and is no artefact."""
-WRITERS = {"members": "`train`", "scores": "`score_shard`", "progress.json": "`look`", "seconds.json": "each"}
+WRITERS = {MEMBERS.name: "`train`", SCORES.name: "`score_shard`", PROGRESS.name: "`look`", SECONDS.name: "each"}
 """Steps that write through a handle, or beside their result."""
 LIMITS = (
     ("minimum", "≥"),
