@@ -94,7 +94,7 @@ def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_
 
 
 def _with_present_names(table: pd.DataFrame, classes: Sequence[str], renamed: Mapping[str, str]) -> pd.DataFrame:
-    """Predictions of these classes by the names that they have now; probabilities of merged ones are added up."""
+    """Predictions under the names that the classes have now; the probabilities of merged classes are added up."""
     if not any(name in renamed for name in classes):
         return table
     parts: dict[str, list[str]] = {}
@@ -118,7 +118,7 @@ def _predict(ensemble: Ensemble, files: Sequence[File]) -> pd.DataFrame:
 
 
 def _read(uris: list[str], ensemble: Ensemble) -> tuple[list[str], Tensor, dict[str, str]]:
-    """Those of the images that can be read, their pixels, and why the others cannot."""
+    """The images that can be read, their pixels, and for each other image why it cannot be read."""
     try:
         how = {"size": ensemble.image_size, "channels": ensemble.channels}
         return uris, load_images(uris, **how, reading=ensemble.reading), {}

@@ -1,4 +1,4 @@
-"""What a replay reads: labels, images or ready-made features, or all of a campaign; wrong input is told first."""
+"""What a replay reads: labels, images or ready-made features, or all of a campaign; wrong input is refused first."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -96,7 +96,7 @@ def _checked(table: StrictTable, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def _find(table: StrictTable, images: Path) -> tuple[list[str], list[str]]:
-    """Where the files of the rows are, and what to say of names that are written otherwise."""
+    """Paths of the rows' files, and lines on names that are written otherwise on the disk."""
     if not images.is_dir():
         raise ReplayError(f"{images}: no such folder of images")
     names = table.rows["file"].tolist()
@@ -121,10 +121,10 @@ def _alike(labels: pd.Series) -> list[str]:
 def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str | None]:
     """The same columns for the images that a campaign has labels for, from its folder and its manifest.
 
-    The audit set is what is tested on, as far as it has labels: no model chose it.
+    The labelled part of the audit set is the test set: no model chose it.
 
     Returns:
-        the rows, and what is to be said of the test images where there is no such audit set; None otherwise.
+        The rows, and where no audit set has labels a line on the test images, else None.
     """
     folder = Campaign(settings.folder)
     pool = folder.read(POOL) if folder.has(POOL) else PoolTable(_index(settings))

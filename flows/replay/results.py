@@ -48,7 +48,7 @@ def write_results(replay: Replay, *, command: str, notes: Sequence[str] = ()) ->
 
 
 def dependence_of(replay: Replay, *, memory_gb: float) -> list[str]:
-    """What names and thumbnails tell of images that depend on each other, where nobody has grouped them."""
+    """Lines on images that seem to depend on each other, by name and thumbnail, where nobody has grouped them."""
     if replay.labels["group"].notna().any():
         return []
     near = None if replay.settings.model == FEATURES else _near_copies(replay, memory_gb)

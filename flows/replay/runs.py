@@ -158,7 +158,7 @@ def _lesson(replay: Replay, network: ModelSettings, labelled: Tensor, *, seed: i
 def _candidate_rows(
     settings: ReplaySettings, rest: Tensor, labelled: Tensor, *, seed: int, round_number: int
 ) -> Tensor:
-    """What may be asked for, or the sub-pool of it, which all arms draw in the same order."""
+    """Rows that may be asked for, or their sub-pool, which all arms draw in the same order."""
     if settings.sub_pool is not None:
         rest = rest[torch.randperm(len(rest), generator=seeded_generator(seed, round_number, "sub-pool"))]
     rest = rest[~torch.isin(rest, labelled)]

@@ -194,7 +194,7 @@ def _torchvision_network(network: str, image_size: int) -> nn.Module:
 
 
 def _torchvision_options(network: str, image_size: int) -> dict[str, Any]:
-    """How the networks that are made for one size of images are told it."""
+    """The options that give the image size to networks that are made for one size."""
     if network.startswith("vit_"):
         return {"image_size": image_size}
     return {"input_size": (image_size, image_size)} if network.startswith("maxvit_") else {}
@@ -235,7 +235,7 @@ def _torchvision_entry(network: str, weights: str) -> Any:
 
 
 def _torchvision_preprocessing(network: str, weights: str | None) -> Preprocessing:
-    """Those of the named weights; a file's are taken to be those of the network's default weights."""
+    """The preprocessing of the named weights; a file counts as the network's default weights."""
     if weights is None:
         return Preprocessing()
     preset = _torchvision_entry(network, "DEFAULT" if Path(weights).is_file() else weights).transforms()
@@ -262,7 +262,7 @@ def _timm() -> ModuleType:
 
 
 def _timm_settings(network: str, weights: str | None) -> Any:
-    """What timm knows of a network's weights: those of the tag `weights`, of the name's own tag, or the default."""
+    """What timm knows of a network's weights: by the tag `weights`, by the name's own tag, or the default."""
     models = _timm().models
     architecture, _, tag = network.partition(".")
     if weights is not None and weights != "DEFAULT" and not Path(weights).is_file():
@@ -358,7 +358,7 @@ def draw_anew(network: nn.Module) -> None:
 
 
 def _own_preprocessing(network: nn.Module, name: str) -> Preprocessing:
-    """What the network's attribute `preprocessing` says; what it leaves out is as for ImageNet."""
+    """The network's attribute `preprocessing`; what it leaves out is as for ImageNet."""
     told = getattr(network, "preprocessing", {})
     try:
         lists: dict[str, Any] = {key: tuple(value) for key, value in told.items() if key != "image_size"}

@@ -35,12 +35,12 @@ COLUMNS = {
 
 
 def as_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the columns of the pool table and no others; those that they lack are missing values."""
+    """The rows with the columns of the pool table and no others; a column that they lack has missing values."""
     return typed(rows.reindex(columns=list(COLUMNS)))
 
 
 def typed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with their columns of the pool table in the types of these."""
+    """The rows, with the columns of the pool table in its types."""
     return rows.astype({name: dtype for name, dtype in COLUMNS.items() if name in rows})
 
 

@@ -45,7 +45,7 @@ def columns_read(how: SelectionSettings) -> frozenset[str]:
 
 
 def reads_model(how: SelectionSettings) -> bool:
-    """Return whether choosing a batch reads anything that a model says."""
+    """Return whether choosing a batch reads anything that a model predicts."""
     return STRATEGIES[how.strategy].reads_model or how.prefilter is not None or how.balance_classes
 
 
@@ -75,7 +75,7 @@ def probs_read(decisions: Tensor, how: SelectionSettings) -> Tensor:
 def gather_candidates(
     ids: NDArray[np.str_], scores: Tensor, columns: Mapping[str, Callable[[], Tensor]], how: SelectionSettings
 ) -> Candidates:
-    """Return the candidates with those columns that choosing a batch reads.
+    """Return the candidates with the columns that choosing a batch reads.
 
     Args:
         ids: `(N,)`.
@@ -93,7 +93,7 @@ def candidates_of(
     labelled_targets: Tensor,
     how: SelectionSettings,
 ) -> Candidates:
-    """Return candidates that are held in memory, with those columns that choosing a batch reads.
+    """Return candidates that are held in memory, with the columns that choosing a batch reads.
 
     Args:
         ids: `(N,)`.

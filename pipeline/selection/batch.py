@@ -94,7 +94,7 @@ def _ask(
     generator: torch.Generator,
     options: Mapping[str, object],
 ) -> tuple[Tensor, list[Told]]:
-    """Return `(size,)` of the rows, and what is told of each; what the strategy leaves open is filled by score."""
+    """Return `(size,)` of the rows, with a note and an aim each; the best by score fill what the strategy leaves."""
     columns = _columns(candidates, row, rows)
     if size == 0:
         return rows[:0], []
