@@ -19,12 +19,13 @@ from flows.folder import Campaign, RoundFolder
 from flows.home import LAST_CAMPAIGN, home, settle_home
 from flows.home import VARIABLE as HOME_VARIABLE
 from flows.known_network import remember_network
+from flows.ledger import read_ledger
 from flows.local import reach_local_addresses_directly
 from flows.outlook import outlook
 from flows.progress import say
 from flows.records import PixelRanges
 from flows.step import Step, do
-from pipeline.labels.ledger import Ledger, RoundOfLedger, count_labels
+from pipeline.labels.ledger import Ledger, count_labels
 from pipeline.learning.settings import with_own_image_size
 from pipeline.settings import LOCAL
 from pipeline.tables import Labels, PoolTable
@@ -201,24 +202,6 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return told.st_mtime_ns, told.st_ino, told.st_size
-
-
-def read_ledger(folder: Campaign, settings: CampaignSettings) -> Ledger:
-    """The ledger of a campaign's rounds, by the names that classes have now."""
-    return Ledger([_round_of_ledger(f) for f in folder.rounds()], settings.former_classes)
-
-
-def _round_of_ledger(folder: RoundFolder) -> RoundOfLedger:
-    pushed, config, answers, gone = folder.get(PUSHED), folder.get(CONFIG), folder.get(ANSWERS), folder.get(WITHDRAWN)
-    return RoundOfLedger(
-        number=folder.number,
-        tasks=pushed.of_asks(folder.number) if pushed else None,
-        address=pushed.address if pushed else "",
-        pushed_at=pushed.pushed_at if pushed else "",
-        answers=answers,
-        withdrawn=() if answers is None or gone is None else gone,
-        classes=config.classes if config else (),
-    )
 
 
 def standing_labels(pool: PoolTable, ledger: Ledger, settings: CampaignSettings) -> Labels:

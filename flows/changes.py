@@ -8,6 +8,7 @@ from connectors.store import flatten
 from flows.artefacts import CAMPAIGN, CONFIG
 from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings, resolved
 from flows.folder import Campaign, RoundFolder
+from flows.ledger import read_ledger
 from flows.records import AnnotatorsPage, RoundConfig
 from pipeline.labels.ledger import count_labels
 from pipeline.settings import Plain
@@ -65,8 +66,6 @@ def check_classes(folder: Campaign, settings: CampaignSettings) -> None:
     Raises:
         CampaignChanged: naming the labels that would be lost.
     """
-    from flows.campaign import read_ledger
-
     refuse_lost_classes(count_labels(read_ledger(folder, settings).answers), settings)
 
 

@@ -20,8 +20,9 @@ from flows.artefacts import ANSWERS, AUDIT, CONFUSION_TABLE, LABELLED, POOL, SEC
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
 from flows.folder import Campaign
+from flows.publish import publish
 from flows.reports.round_page import round_markdown
-from flows.round import publish, work_on
+from flows.round import work_on
 from tests.hostile import CLASSES, HIDDEN, NAMES
 from tests.system.conftest import words_of
 
