@@ -70,7 +70,7 @@ def metrics_of(n_correct: int = 180, n: int = 200, **changed: Any) -> AuditMetri
         nll=0.3,
         ece=0.05,
         scalars={"balanced_accuracy": 0.5},
-        by_class={},
+        by_class={"recall": {"left": 0.5}},
         table=[[1, 0, 0], [0, 1, 0], [0, 0, 1]],
         nll_uncalibrated=0.4,
         ece_uncalibrated=0.06,
