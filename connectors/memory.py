@@ -78,9 +78,7 @@ class MemoryTool(AnnotationTool):
     def pull(self, asked: Mapping[Ask, int]) -> Pulled:
         """See `AnnotationTool.pull`."""
         held = {ask: task_id for ask, task_id in asked.items() if task_id in self.tasks}
-        return Pulled(
-            answers=[answer for task_id in held.values() for answer in self._on(task_id)], task_ids=held, n_drafts=0
-        )
+        return Pulled(answers=[answer for task_id in held.values() for answer in self._on(task_id)], task_ids=held)
 
     def task_address(self, task_id: int) -> str:
         """See `AnnotationTool.task_address`."""

@@ -64,7 +64,7 @@ from pipeline.tables import BatchTable, Labels, class_indices
 from pipeline.tasks import classification
 from pipeline.training.calibration import calibrate
 from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round
-from tests.flows.learnt import (
+from tests.flows.rounds import (
     candidates_of,
     change_labels,
     learn,

@@ -34,7 +34,7 @@ from pipeline.learning.networks import frozen_body
 from pipeline.networks.features import extract
 from pipeline.tables import Labels, PoolTable
 from tests.flows.conftest import PLAIN, TINY, ready_round
-from tests.flows.learnt import learn
+from tests.flows.rounds import learn
 
 TOML = """\
 name = "bars"

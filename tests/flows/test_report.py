@@ -17,7 +17,7 @@ from flows.reports.round_page import round_markdown
 from flows.steps.track import draw_confusion
 from pipeline.selection.explain import why
 from pipeline.tables import BatchTable
-from tests.flows.learnt import metrics_of
+from tests.flows.rounds import metrics_of
 from tests.hostile import CLASSES, NAMES, TEXTS, Words, shown
 
 

@@ -12,7 +12,7 @@ from pipeline.networks.classifier import Classifier
 from pipeline.selection.acquisition import ACQUISITIONS, score_all
 from pipeline.selection.strategies.rows import STRATEGIES, Strategy
 from tests.flows.conftest import CLASSES, ready_round
-from tests.flows.learnt import candidates_of, change_labels, learn, score_candidates, select_batch_of, training_of
+from tests.flows.rounds import candidates_of, change_labels, learn, score_candidates, select_batch_of, training_of
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def score(work, models):
     folder = ready_round(work)
     networks = folder.read(MEMBERS)
     names = [networks.save(model, f"member-{n}.pt", with_trunk=True) for n, model in enumerate(models)]
-    folder.write(TRAINING, training_of(work, weights=names))
+    folder.write(TRAINING, training_of(weights=names, phase="all"))
     return score_candidates(work, folder)
 
 

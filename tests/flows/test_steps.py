@@ -39,7 +39,7 @@ from pipeline.members.predict import predict_members
 from pipeline.tables import Labels, PoolTable
 from pipeline.tasks import TASK_TYPE
 from tests.flows.conftest import CLASSES
-from tests.flows.learnt import metrics_of, training_of
+from tests.flows.rounds import metrics_of, training_of
 
 ROOT = Path(__file__).parents[2]
 OPENING = (begin, gather_labels, start_tracking)
@@ -333,7 +333,7 @@ def test_evaluate_needs_no_folder(make_work):
     pixels = {str(n): torch.randint(0, 256, (1, 12, 12), generator=generator, dtype=torch.uint8) for n in range(9)}
     audit, networks = labels_of([0, 1, 2] * 3), Networks([model, model])
     predicted, metrics = evaluate.function(
-        audit, training_of(make_work()), networks, images=Images(pixels), model=MODEL, classes=CLASSES
+        audit, training_of(), networks, images=Images(pixels), model=MODEL, classes=CLASSES
     )
     with torch.no_grad():
         guesses = model(torch.stack(list(pixels.values()))).argmax(dim=1)
@@ -342,7 +342,7 @@ def test_evaluate_needs_no_folder(make_work):
     assert torch.equal(predicted.probs.argmax(dim=1), guesses)
     assert networks.is_clear
     nothing, none = evaluate.function(
-        labels_of([]), training_of(make_work()), networks, images=Images({}), model=MODEL, classes=CLASSES
+        labels_of([]), training_of(), networks, images=Images({}), model=MODEL, classes=CLASSES
     )
     assert (len(nothing), none) == (0, None)
 
@@ -390,7 +390,7 @@ def test_summarise_needs_no_folder():
     summary = summarise.function(labelled, audit, pool, {"train": 2.5}, **nothing, model=MODEL)
     assert summary.step == 3
     assert summary.metrics == {"n_labels_paid": 3, "pool_size": 5, "seconds_train": 2.5}
-    told = nothing | {"metrics": metrics_of(accuracy=0.75), "stability": Stability(0.5)}
+    told = nothing | {"metrics": metrics_of(150), "stability": Stability(0.5)}
     more = summarise.function(labelled, audit, pool, {}, **told, model=MODEL).metrics
     assert (more["audit_accuracy"], more["batch_kept_with_half_the_members"]) == (0.75, 0.5)
 
@@ -401,7 +401,7 @@ for name in ("prefect", "mlflow", "label_studio_sdk"):
     sys.modules[name] = None  # whoever imports it fails
 from pathlib import Path
 from connectors.memory import MemoryTool, MemoryTracker
-from flows.campaign import OpenCampaign
+from flows.campaign import (OpenCampaign)
 from flows.config import load_settings
 from flows.folder import Campaign
 from flows.round import work_on
