@@ -54,8 +54,8 @@ LARGEST = 10_000_000
 
 ANOTHER_CAMPAIGN = frozenset({"name", "audit_size", "group"})
 """Settings that make another campaign once people have been asked: whose rounds these are, and what they are measured
-on. The classes are checked by what they mean: see `flows.changes.check_classes`. Every other setting may change between
-rounds, and each round records its own; images are known by their content, so that pool and folder may move."""
+on. The classes are checked by what they mean: see `flows.changes.claim`. Every other setting may change between rounds,
+and each round records its own; images are known by their content, so that pool and folder may move."""
 CHANGE_NOTHING_BEGUN = frozenset(
     {
         *("folder", "pool", "schedule", "close_at", "close_after", "feature_cache_gb", "mlflow.uri", "model.device"),
