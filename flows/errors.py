@@ -27,13 +27,13 @@ EXIT_CODES = {
 
 KNOWN = (
     ("flows.config", "ConfigError", EXIT_USAGE),
-    ("connectors.store", "CampaignChanged", EXIT_USAGE),
+    ("flows.changes", "CampaignChanged", EXIT_USAGE),
     ("connectors.annotation", "AuthenticationFailed", EXIT_USAGE),
     ("pipeline.pool.reasons", "PoolError", EXIT_USAGE),
     ("pipeline.networks.errors", "ModelError", EXIT_USAGE),
     ("connectors.annotation", "AnnotationToolError", EXIT_FAILURE),
     ("connectors.tracking", "TrackerError", EXIT_FAILURE),
-    ("connectors.store", "CampaignBusy", EXIT_FAILURE),
+    ("flows.folder", "CampaignBusy", EXIT_FAILURE),
     ("connectors.store", "StoreError", EXIT_FAILURE),
     ("pipeline.training.fit", "TrainingError", EXIT_FAILURE),
     ("deploy.logins", "ServerError", EXIT_FAILURE),
