@@ -26,7 +26,6 @@ from benchmarks.measure import do_jobs
 from benchmarks.transfer import N_CLASSES, data_of, frozen, in_words, lite0_settings
 from pipeline.evaluation.comparison import mean_interval, paired_difference
 from pipeline.evaluation.curves import area_under_curve
-from pipeline.evaluation.metrics import evaluate
 from pipeline.learning.lesson import Lesson
 from pipeline.learning.predict import decide_on_features
 from pipeline.learning.settings import MemberSettings, ModelSettings
@@ -35,7 +34,7 @@ from pipeline.networks.classifier import Classifier
 from pipeline.networks.features import extract
 from pipeline.randomness import derive_seed
 from pipeline.selection.scoring import score_images
-from pipeline.tasks import TASK_TYPE
+from pipeline.tasks import classification
 
 SETS = ("mnist", "imbalanced")
 PLAIN = "plain"
@@ -86,7 +85,7 @@ def learn_actively(job: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     begun = perf_counter()
     for round_number in range((job["labels"] - START) // QUERY_SIZE + 1):
-        lesson = Lesson(TASK_TYPE, N_CLASSES, "head", features[labelled], data.targets[labelled], body)
+        lesson = Lesson(classification, N_CLASSES, "head", features[labelled], data.targets[labelled], body)
         models = learn(lesson, settings, members, seed=job["seed"], round_number=round_number)
         drawn = derive_seed(job["seed"], round_number, "members")
         rows.append(measure(models, members, test, data, seed=drawn))
@@ -100,7 +99,7 @@ def learn_actively(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def decide(models: Sequence[Classifier], members: MemberSettings, features: Tensor, *, seed: int) -> Tensor:
     """Decisions `(n, 1, K, C)` of all members."""
-    decisions = [part for part, _ in decide_on_features(models, features, members, task=TASK_TYPE, seed=seed)]
+    decisions = [part for part, _ in decide_on_features(models, features, members, task=classification, seed=seed)]
     return torch.cat(decisions)
 
 
@@ -109,12 +108,12 @@ def measure(
 ) -> dict[str, float]:
     """How good the mean of the members is on the test images."""
     classes = [str(label) for label in range(N_CLASSES)]
-    fitted = evaluate(decide(models, members, test, seed=seed)[:, 0].mean(dim=1), data.test_targets, classes=classes)
+    fitted = classification.measure(decide(models, members, test, seed=seed).mean(dim=2), data.test_targets, classes)
     at_1 = [copy.deepcopy(model, {id(model.trunk): model.trunk}) for model in models]
     for model in at_1:
         model.temperature.fill_(1.0)
-    plain = evaluate(decide(at_1, members, test, seed=seed)[:, 0].mean(dim=1), data.test_targets, classes=classes)
-    return {name: getattr(fitted, name) for name in ("accuracy", "nll", "ece")} | {
+    plain = classification.measure(decide(at_1, members, test, seed=seed).mean(dim=2), data.test_targets, classes)
+    return {"accuracy": fitted.value, "nll": fitted.nll, "ece": fitted.ece} | {
         "nll_at_1": plain.nll,
         "ece_at_1": plain.ece,
     }

@@ -36,7 +36,7 @@ from pipeline.networks.features import extract, feature_key
 from pipeline.selection.batch import select_batch
 from pipeline.selection.scoring import score_columns
 from pipeline.selection.settings import SelectionSettings
-from pipeline.tasks import TASK_TYPE
+from pipeline.tasks import classification
 from pipeline.training.fit import fit
 from pipeline.training.recipe import Recipe
 from pipeline.types import Batch, Candidates
@@ -208,7 +208,7 @@ def score(n_heads: int, mc_dropout: int, prepared: tuple[Photos, Path], seed: in
     heads = photos.heads[:n_heads]
     files = FeatureCache(folder, feature_key(heads[0], image_size=SIZE))
     features = cached_features(files, heads[0], photos.ids, photos.uris, image_size=SIZE)
-    decisions, _ = predict_from_features(heads, features, task=TASK_TYPE, mc_dropout=mc_dropout, seed=seed)
+    decisions, _ = predict_from_features(heads, features, task=classification, mc_dropout=mc_dropout, seed=seed)
     score_columns(decisions, {"margin", "entropy", *(["bald"] if decisions.shape[2] > 1 else [])}, reduce="mean")
     return decisions[:, 0].mean(dim=1)
 
@@ -285,7 +285,7 @@ def train_head(data: Features, seed: int) -> Tensor:
 
 def fit_head(features: Tensor, targets: Tensor, *, seed: int) -> Classifier:
     """A head on features, trained as a campaign trains it, but for the search out of fold."""
-    lesson = Lesson(TASK_TYPE, N_CLASSES, "head", features, targets, trunk())
+    lesson = Lesson(classification, N_CLASSES, "head", features, targets, trunk())
     return train_network(lesson, SETTINGS, MemberSettings(), seed=seed).model
 
 
@@ -340,9 +340,9 @@ def whole_round(prepared: Round, seed: int) -> Batch:
     targets = prepared.targets
     files = FeatureCache(prepared.folder, feature_key(trunk(), image_size=SIZE))
     labelled = files.read(prepared.ids[: len(targets)])
-    lesson = Lesson(TASK_TYPE, N_CLASSES, "head", labelled, targets, trunk())
+    lesson = Lesson(classification, N_CLASSES, "head", labelled, targets, trunk())
     heads = learn(lesson, SETTINGS, MemberSettings(ensemble=N_HEADS), seed=seed, round_number=1)
-    predict = partial(predict_from_features, heads, task=TASK_TYPE, seed=seed)
+    predict = partial(predict_from_features, heads, task=classification, seed=seed)
     _, labelled_embeddings = predict(labelled)
     parts, columns = [], {"margin", "entropy", "aleatoric", "epistemic"}
     for start in range(len(targets), len(prepared.ids), SHARD):
@@ -424,7 +424,7 @@ def moved(data: OnGPU) -> OnGPU:
 
 def score_on_gpu(data: OnGPU, seed: int) -> Tensor:
     """Score all images, as a round does without a frozen trunk."""
-    decisions, _ = predict_members([data.model], data.images, task=TASK_TYPE, seed=seed)
+    decisions, _ = predict_members([data.model], data.images, task=classification, seed=seed)
     return score_columns(decisions, {"margin", "entropy"}, reduce="mean")["margin"]
 
 
@@ -442,7 +442,7 @@ def train_on_gpu(data: OnGPU, seed: int) -> None:
         data.images,
         data.targets,
         Recipe(augmentation="natural", max_epochs=2),
-        task=TASK_TYPE,
+        task=classification,
         seed=seed,
         device=data.model.mean.device,
     )

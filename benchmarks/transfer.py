@@ -24,7 +24,6 @@ from torch import Tensor
 from benchmarks.labelled_sets import LabelledSet, read_set
 from benchmarks.measure import do_jobs
 from pipeline.evaluation.comparison import Interval, mean_interval, paired_difference
-from pipeline.evaluation.metrics import evaluate
 from pipeline.learning.lesson import Lesson
 from pipeline.learning.networks import frozen_body, phase_of
 from pipeline.learning.out_of_fold import add_out_of_fold
@@ -34,7 +33,7 @@ from pipeline.members.predict import predict_members
 from pipeline.networks.classifier import PHASES, Classifier
 from pipeline.networks.features import extract
 from pipeline.randomness import derive_seed
-from pipeline.tasks import TASK_TYPE
+from pipeline.tasks import classification
 
 SETS = {"digits": 64, "cifar-dev": 96, "mnist": 64, "imbalanced": 64, "cifar": 96}
 """The sets, and the pixels that their images are resized to, a multiple of 32."""
@@ -107,12 +106,12 @@ def run(job: Mapping[str, Any]) -> dict[str, float]:
     body, features = frozen(job["set"]) if phase == "head" else (None, None)
     inputs = data.images[rows] if features is None else features[rows]
     begun = perf_counter()
-    lesson = Lesson(TASK_TYPE, N_CLASSES, phase, inputs, data.targets[rows], body)
+    lesson = Lesson(classification, N_CLASSES, phase, inputs, data.targets[rows], body)
     trained = train_network(add_out_of_fold(lesson, how, seed=seed), how, MemberSettings(), seed=seed)
     seconds = perf_counter() - begun
-    decisions, _ = predict_members([trained.model], data.test_images, task=TASK_TYPE, seed=0)
-    metrics = evaluate(decisions[:, 0].mean(dim=1), data.test_targets, classes=[str(c) for c in range(N_CLASSES)])
-    measured = {name: getattr(metrics, name) for name in ("accuracy", "balanced_accuracy", "nll", "ece")}
+    decisions, _ = predict_members([trained.model], data.test_images, task=classification, seed=0)
+    metrics = classification.measure(decisions.mean(dim=2), data.test_targets, [str(c) for c in range(N_CLASSES)])
+    measured = {"accuracy": metrics.value, "nll": metrics.nll, "ece": metrics.ece, **metrics.scalars}
     return {**measured, "seconds": seconds, "epochs": len(trained.fit.history)}
 
 

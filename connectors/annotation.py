@@ -38,7 +38,8 @@ class Question:
 
     Attributes:
         rank: place in the batch; 0 is the most wanted.
-        guess: what the model sees there, with its probability; None hides it (cold start, audit set).
+        guess: what the model sees there, with its probability: nothing, where empty; None hides it (cold start,
+            audit set).
         reason: why the image was chosen, in words that stand above it. They tell no purpose that people must not know.
         columns: what people sort tasks by (`uncertainty`, `confused_classes`, …).
     """
@@ -46,7 +47,7 @@ class Question:
     ask: Ask
     uri: str
     rank: int
-    guess: Region | None = None
+    guess: tuple[Region, ...] | None = None
     reason: str = ""
     columns: Mapping[str, str | float] = field(default_factory=dict)
 
@@ -70,11 +71,11 @@ def check_questions(questions: Sequence[Question], classes: Sequence[str]) -> No
             )
         if question.rank < 0:
             raise ValueError(f"item {ask.item_id}: a rank counts from 0, got {question.rank}")
-        if guess and (guess.kind != "image" or guess.label not in classes):
-            raise ValueError(
-                f"item {ask.item_id}: the guess must be one of {', '.join(classes)} for the whole image, "
-                f"got {guess.label!r} of kind {guess.kind!r}"
-            )
+        for region in guess or ():
+            if region.label not in classes:
+                raise ValueError(
+                    f"item {ask.item_id}: a guess must be one of {', '.join(classes)}, got {region.label!r}"
+                )
         for name, value in question.columns.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"item {ask.item_id}: column {name!r} is not a finite number")
@@ -134,7 +135,6 @@ class Pulled:
     Attributes:
         answers: all that stand on the tasks now.
         task_ids: the tasks that exist now, by ask.
-        n_drafts: answers begun and not submitted; they are not labels.
         doubles: further tasks of an ask: task id -> ask. Their answers count as well.
         copied: ids of tasks with an answer that nobody gave: a guess or another answer, copied in bulk; one for each.
         notes: for people, a line each: what stands in the project and is not used.
@@ -142,7 +142,6 @@ class Pulled:
 
     answers: Sequence[Answer]
     task_ids: Mapping[Ask, int]
-    n_drafts: int
     doubles: Mapping[int, Ask] = field(default_factory=dict)
     copied: Sequence[int] = ()
     notes: tuple[str, ...] = ()

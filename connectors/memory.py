@@ -30,7 +30,7 @@ NOW = partial(datetime.now, UTC)
 
 
 class MemoryTool(AnnotationTool):
-    """One project that asks for one class for each image, and people who answer by calling `answer` and `skip`.
+    """One project that asks for classes of each image, and people who answer by calling `answer` and `skip`.
 
     Args:
         classes: the answers that a person can give.
@@ -80,9 +80,7 @@ class MemoryTool(AnnotationTool):
     def pull(self, asked: Mapping[Ask, int]) -> Pulled:
         """See `AnnotationTool.pull`."""
         held = {ask: task_id for ask, task_id in asked.items() if task_id in self.tasks}
-        return Pulled(
-            answers=[answer for task_id in held.values() for answer in self._on(task_id)], task_ids=held, n_drafts=0
-        )
+        return Pulled(answers=[answer for task_id in held.values() for answer in self._on(task_id)], task_ids=held)
 
     def task_address(self, task_id: int) -> str:
         """See `AnnotationTool.task_address`."""
@@ -94,11 +92,12 @@ class MemoryTool(AnnotationTool):
         waiting = [question for task_id, question in self.tasks.items() if task_id not in answered]
         return sorted(waiting, key=lambda question: (-question.ask.round_number, question.rank))
 
-    def answer(self, ask: Ask, label: str, *, annotator: str = "somebody", seconds: float = 1.0) -> int:
-        """Answer as a person does; return the answer's id."""
-        if label not in self.classes:
-            raise AnnotationToolError(f"the page has no class {label!r}")
-        labelled = Annotation(ask.item_id, (Region("image", label),), annotator, seconds)
+    def answer(self, ask: Ask, *labels: str, annotator: str = "somebody", seconds: float = 1.0) -> int:
+        """Answer with labels of the whole image as a person does; return the answer's id."""
+        for label in labels:
+            if label not in self.classes:
+                raise AnnotationToolError(f"the page has no class {label!r}")
+        labelled = Annotation(ask.item_id, tuple(Region("image", label) for label in labels), annotator, seconds)
         return self._add(ask, "labelled", labelled, annotator, seconds)
 
     def skip(self, ask: Ask, *, annotator: str = "somebody", seconds: float = 1.0) -> int:

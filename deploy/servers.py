@@ -95,7 +95,7 @@ def up(
 
 
 def running(home: Path) -> Servers | None:
-    """The servers of `home`, or None unless all three answer; of an older version, without logins, none counts."""
+    """The servers of `home`, or None unless all three answer."""
     state = _State(home.resolve())
     servers = [state.get(name) for name in HEALTH]
     if not all(server and server.login and server.is_alive and _answers(server) for server in servers):

@@ -37,7 +37,7 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
         work.do(cross_validate, folder)
         work.do(train, folder)
         _, metrics = work.do(evaluate, folder)
-        if metrics is not None:
+        if metrics is not None and metrics.table is not None:
             work.do(draw_confusion, folder)
         work.do(review_labels, folder)
         work.do(track_model, folder)
@@ -47,7 +47,7 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
             with progress_bar(f"round {folder.number}: scoring", unit="images") as on_progress:
                 for shard in shards_of(candidates):
                     work.do(score_shard, folder, shard=shard, on_progress=on_progress)
-        batch = work.do(select, folder)
+        _, batch = work.do(select, folder)
         work.do(compare_with_half, folder)
     work.do(summarise, folder)
     warnings = warnings_of(folder)

@@ -8,7 +8,7 @@ that holds an id out of the campaign's folder: a name, or a path in another cont
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TypeVar
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
@@ -33,10 +33,12 @@ from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Crashed
 
-from flows.artefacts import CAMPAIGN_ID, CampaignId
+from flows.artefacts import CAMPAIGN_ID
 from flows.campaign import OpenCampaign
 from flows.folder import Campaign
+from flows.records import CampaignId
 
+T = TypeVar("T")
 FLOW = "labelcycle-round"
 GONE = "its process is gone"
 MISSED = "missed: a later one runs in its place"
@@ -112,7 +114,10 @@ def close_dead(client: SyncPrefectClient, tag: str, *, file: str, present: UUID 
     dead = [
         run
         for run in runs
-        if run.id != present and _is_of(run, tag, file) and _is_older(run.state, now - PATIENCE[run.state.type])
+        if run.id != present
+        and run.state is not None
+        and _is_of(run, tag, file)
+        and _is_older(run.state, now - PATIENCE[run.state.type])
     ]
     closed = [run for run in dead if _set(client.set_flow_run_state, run.id, Crashed(message=GONE))]
     alive = ({run.id for run in runs} - {run.id for run in closed}) | ({present} if present else set())
@@ -154,7 +159,7 @@ def _close_steps(client: SyncPrefectClient, runs: FlowRunFilter, *, before: date
             _set(client.set_task_run_state, step.id, Crashed(message=word))
 
 
-def _pages(read: Callable[..., list[Any]], **filters: Any) -> Iterator[Any]:
+def _pages(read: Callable[..., list[T]], **filters: object) -> Iterator[T]:
     """All that a reading finds, and not its first page only."""
     offset = 0
     while page := read(**filters, limit=PAGE, offset=offset):
@@ -168,11 +173,11 @@ def _is_of(run: FlowRun, tag: str, file: str) -> bool:
     return tag in tagged if tagged else run.parameters.get("campaign_file") == file
 
 
-def _is_older(state: State[Any], than: datetime) -> bool:
-    return bool(state.timestamp < than)
+def _is_older(state: State[object] | None, than: datetime) -> bool:
+    return state is not None and bool(state.timestamp < than)
 
 
-def _set(set_state: Callable[..., Any], run_id: UUID, state: State[Any]) -> bool:
+def _set(set_state: Callable[..., object], run_id: UUID, state: State[object]) -> bool:
     """Whether the server took the state; a run that was deleted meanwhile is no error."""
     try:
         set_state(run_id, state, force=True)

@@ -12,16 +12,18 @@ from connectors.images.reading import Reading
 from connectors.store import write_json
 from connectors.tracking import Tracker
 from deploy import servers
-from flows.artefacts import ANSWERS, CONFIG, PAGE, PIXEL_RANGES, POOL, PUSHED, WITHDRAWN, PixelRanges
+from flows.artefacts import ANSWERS, CONFIG, PAGE, PIXEL_RANGES, POOL, PUSHED, WITHDRAWN
 from flows.changes import claim, refuse_lost_classes
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings
 from flows.folder import Campaign, RoundFolder
 from flows.home import LAST_CAMPAIGN, home, settle_home
 from flows.home import VARIABLE as HOME_VARIABLE
 from flows.known_network import remember_network
+from flows.ledger import round_of_ledger
 from flows.local import reach_local_addresses_directly
 from flows.outlook import outlook
 from flows.progress import say
+from flows.records import PixelRanges
 from flows.step import Step, do
 from pipeline.labels.ledger import Ledger, RoundOfLedger, count_labels
 from pipeline.learning.settings import with_own_image_size
@@ -31,6 +33,7 @@ from pipeline.types import Split
 
 if TYPE_CHECKING:
     from flows.images import PoolImages
+    from pipeline.tasks.task_type import TaskType
 
 T = TypeVar("T")
 SPLITS: tuple[Split, ...] = ("pool", "audit")
@@ -136,7 +139,7 @@ class OpenCampaign:
         stamp = [_stamp(folder.path_of(artefact)) for artefact in (CONFIG, PUSHED, WITHDRAWN, ANSWERS)]
         known = self._rounds.get(folder.number)
         if known is None or known[0] != stamp:
-            known = self._rounds[folder.number] = (stamp, _round_of_ledger(folder))
+            known = self._rounds[folder.number] = (stamp, round_of_ledger(folder))
         return known[1]
 
     @property
@@ -146,11 +149,16 @@ class OpenCampaign:
         return Reading(ranges.ranges, self.settings.decode_memory_gb)
 
     @property
+    def task(self) -> "TaskType":
+        """What the networks decide, and people are asked for."""
+        return task_type(self.settings)
+
+    @property
     def images(self) -> "PoolImages":
         """The campaign's images."""
         from flows.images import PoolImages
 
-        return PoolImages(self.pool, self.settings.model, self.reading, self.settings.feature_cache_gb)
+        return PoolImages(self.pool, self.settings.model, self.task, self.reading, self.settings.feature_cache_gb)
 
     def reason_to_stop(self) -> str | None:
         """Why nothing more is to be asked for, by the stopping rules, the budget and the pool; None to go on."""
@@ -177,6 +185,7 @@ class OpenCampaign:
 
 
 GIVEN: dict[str, Callable[[OpenCampaign, RoundFolder], object]] = {
+    "task": lambda work, _: work.task,
     "settings": lambda work, _: work.settings,
     "pool": lambda work, _: work.pool,
     "ledger": lambda work, _: work.ledger,
@@ -202,24 +211,6 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return told.st_mtime_ns, told.st_ino, told.st_size
 
 
-def read_ledger(folder: Campaign, settings: CampaignSettings) -> Ledger:
-    """The ledger of a campaign's rounds, by the names that classes have now."""
-    return Ledger([_round_of_ledger(f) for f in folder.rounds()], settings.former_classes)
-
-
-def _round_of_ledger(folder: RoundFolder) -> RoundOfLedger:
-    pushed, config, answers, gone = folder.get(PUSHED), folder.get(CONFIG), folder.get(ANSWERS), folder.get(WITHDRAWN)
-    return RoundOfLedger(
-        number=folder.number,
-        tasks=pushed.of_asks(folder.number) if pushed else None,
-        address=pushed.address if pushed else "",
-        pushed_at=pushed.pushed_at if pushed else "",
-        answers=answers,
-        withdrawn=() if answers is None or gone is None else gone,
-        classes=config.classes if config else (),
-    )
-
-
 def standing_labels(pool: PoolTable, ledger: Ledger, settings: CampaignSettings) -> Labels:
     """The labels that stand on images that can be used; with `uri`, `split` and `group`.
 
@@ -227,7 +218,14 @@ def standing_labels(pool: PoolTable, ledger: Ledger, settings: CampaignSettings)
         CampaignChanged: some are of no class of the campaign.
     """
     refuse_lost_classes(count_labels(ledger.answers) + Counter(pool.given_labels().values()), settings)
-    return ledger.labels(pool, classes=settings.classes)
+    return ledger.labels(pool, task_type(settings), classes=settings.classes)
+
+
+def task_type(settings: CampaignSettings) -> "TaskType":
+    """What the networks of a campaign decide."""
+    from pipeline.tasks import TASKS  # loads torch
+
+    return TASKS[settings.task]
 
 
 def local_servers() -> servers.Servers:

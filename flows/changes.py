@@ -5,10 +5,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from connectors.store import flatten
-from flows.artefacts import CAMPAIGN, CONFIG, AnnotatorsPage, Plain, RoundConfig
+from flows.artefacts import CAMPAIGN, CONFIG
 from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings, resolved
 from flows.folder import Campaign, RoundFolder
+from flows.records import AnnotatorsPage, RoundConfig
 from pipeline.labels.ledger import count_labels
+from pipeline.settings import Plain
 from pipeline.types import Answer
 
 

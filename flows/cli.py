@@ -386,10 +386,11 @@ def _campaign_folder(campaign: Path | None) -> Path:
             raise StoreError(f"{last} is damaged; name a campaign: labelcycle status campaign.toml") from exc
     if campaign.is_dir():
         return campaign
+    from flows.artefacts import CAMPAIGN
     from flows.config import load_folder, load_settings
 
     folder = load_folder(campaign)
-    return folder if (folder / "campaign.json").exists() else load_settings(campaign).folder  # or what is wrong there
+    return folder if (folder / CAMPAIGN.name).exists() else load_settings(campaign).folder  # or what is wrong there
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from pipeline.names import checked_class, mistakable
 from pipeline.registries import look_up
 from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
-from pipeline.settings import MOST, Duration, Share, Size, is_held
+from pipeline.settings import MOST, Duration, Plain, Share, Size, is_held
 
 if TYPE_CHECKING:
     from connectors.image_folder.index import PoolSource
@@ -48,11 +48,12 @@ TYPOGRAPHIC_QUOTES = "“”„‟‘’‚«»"  # noqa: RUF001
 WEIGHTS_FILES = frozenset({".pt", ".pth", ".safetensors"})
 """Endings of the files that weights are in; no name of a hub ends so."""
 
+TASK = "classification"
 MOST_CLASSES = 1000
 LARGEST = 10_000_000
 """Bytes of a campaign file."""
 
-ANOTHER_CAMPAIGN = frozenset({"name", "audit_size", "group"})
+ANOTHER_CAMPAIGN = frozenset({"name", "task", "audit_size", "group"})
 """Settings that make another campaign once people have been asked: whose rounds these are, and what they are measured
 on. The classes are checked by what they mean: see `flows.changes.claim`. Every other setting may change between rounds,
 and each round records its own; images are known by their content, so that pool and folder may move."""
@@ -71,12 +72,21 @@ class ConfigError(ValueError):
     """The campaign file is wrong; the message says where and what is allowed."""
 
 
+def _check_task(value: str, info: ValidationInfo) -> str:
+    if value == TASK or is_held(info, "task", value):
+        return value
+    from pipeline.tasks import TASKS  # loads torch
+
+    look_up(TASKS, value, "task type")
+    return value
+
+
 def _check_strategy(value: str) -> str:
     look_up({name: row for name, row in STRATEGIES.items() if not row.is_check}, value, "query strategy")
     return value
 
 
-def _check_on_disk(value: Any) -> Any:
+def _check_on_disk(value: object) -> object:
     if "\0" in str(value):
         raise ValueError("must be a path, and no path holds a NUL character")
     if "://" in str(value):
@@ -122,7 +132,7 @@ ClassName = Annotated[str, AfterValidator(checked_class)]
 Name = Annotated[str, Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 LocalPath = Annotated[Path, BeforeValidator(_check_on_disk), AfterValidator(Path.expanduser)]
 Options = Annotated[
-    dict[str, Any],
+    dict[str, object],
     # As one value: what changed is said of all options together.
     PlainSerializer(lambda value: sorted(value.items()), when_used="json"),
 ]
@@ -148,6 +158,9 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         description="a folder of images, or a .csv or .parquet with uri and, if known, label and group"
     )
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
+    task: Annotated[str, AfterValidator(_check_task)] = Field(
+        TASK, description="task type: what the networks decide, and people are asked for"
+    )
     classes: tuple[ClassName, ...] = Field(min_length=2, description="what annotators choose from")
     renamed: Renamed = Field({}, description="what a class was called before = what it is called")
     folder: LocalPath = Field(
@@ -368,7 +381,7 @@ def _cause(text: str, told: str) -> str:
     return ""
 
 
-def _resolve_weights(model: Any, base: Path, path: Path, text: str) -> None:
+def _resolve_weights(model: object, base: Path, path: Path, text: str) -> None:
     """Let the weights of a network be a file beside the campaign file, if there is one."""
     if not isinstance(model, dict) or not isinstance(model.get("weights"), str):
         return
@@ -380,9 +393,11 @@ def _resolve_weights(model: Any, base: Path, path: Path, text: str) -> None:
         raise ConfigError(f"{path}, line {line}: model.weights: there is no file {model['weights']!r} in {base}")
 
 
-def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(values: Plain) -> Plain:
     """What need not be checked again, see `is_held`."""
-    return {"network": values["model"]["name"], "schedule": values["schedule"], "timezone": values["timezone"]}
+    model = values.get("model")
+    network = model.get("name") if isinstance(model, dict) else None
+    return {"network": network, **{name: values.get(name) for name in ("task", "schedule", "timezone")}}
 
 
 def _beside(base: Path, uri: str) -> str:
@@ -397,16 +412,21 @@ def images_root(pool: Path) -> Path:
     return pool if pool.is_dir() else pool.parent
 
 
-def resolved(settings: CampaignSettings) -> dict[str, Any]:
+def resolved(settings: CampaignSettings) -> Plain:
     """The settings as plain JSON values, for campaign.json and the tracker."""
     return settings.model_dump(mode="json")
 
 
-def unresolved(values: Mapping[str, Any]) -> CampaignSettings:
+def unresolved(values: Plain) -> CampaignSettings:
     """The settings that a campaign.json holds."""
     given = {name: value for name, value in values.items() if name != "format"}
-    pairs = {name: dict(given[name]) for name in ("renamed", "strategy_options")}
+    pairs = {name: _as_pairs(given.get(name)) for name in ("renamed", "strategy_options")}
     return CampaignSettings.model_validate({**given, **pairs}, context=_checked(given))
+
+
+def _as_pairs(written: object) -> dict[str, object]:
+    """A table that is written as pairs, so that its order is a part of the settings."""
+    return {str(pair[0]): pair[1] for pair in written if isinstance(pair, list)} if isinstance(written, list) else {}
 
 
 def present_names(renamed: Mapping[str, str]) -> dict[str, str]:

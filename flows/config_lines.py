@@ -3,7 +3,6 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -41,9 +40,10 @@ def _shortened(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _known_keys(model: Any, section: list[str]) -> list[str]:
+def _known_keys(model: type[BaseModel], section: list[str]) -> list[str]:
     for name in section:
-        model = model.model_fields[name].annotation
+        kind = model.model_fields[name].annotation
+        model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else model
     return sorted(model.model_fields)
 
 

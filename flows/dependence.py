@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from flows.artefacts import DEPENDENCE, Dependence
+from flows.artefacts import DEPENDENCE
 from flows.campaign import OpenCampaign
 from flows.config import images_root
 from flows.progress import progress_bar
+from flows.records import Dependence
 from pipeline.pool.table import group_counts
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ OUTSIDE = (
 class CommandGroup(TyperGroup):
     """Commands, all of which tell an error of any kind in one line; `--debug` shows the traceback too."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:
         """Run the command that was asked for."""
         try:
             return super().invoke(ctx)

@@ -5,14 +5,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connectors.store import StoreError, explain, explained, read_json, write_json
-from flows.artefacts import CAMPAIGN, POOL, PUSHED, PUSHING, ROUND, Artefact
+from flows.artefacts import CAMPAIGN, POOL, PUSHED, PUSHING, ROUND, AnyArtefact, Artefact
 
 T = TypeVar("T")
 ROUND_NAME = re.compile(r"\d{4,}")
@@ -29,11 +29,11 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def path_of(self, artefact: Artefact[Any]) -> Path:
+    def path_of(self, artefact: AnyArtefact) -> Path:
         """Where the artefact is, or will be."""
         return self.path / artefact.name
 
-    def has(self, artefact: Artefact[Any]) -> bool:
+    def has(self, artefact: AnyArtefact) -> bool:
         """Whether the artefact is there."""
         return self.path_of(artefact).exists()
 

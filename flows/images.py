@@ -15,6 +15,7 @@ from pipeline.learning.networks import CHUNK
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.networks.classifier import Classifier
 from pipeline.tables import PoolTable
+from pipeline.tasks.task_type import TaskType
 from pipeline.types import OnProgress
 
 
@@ -25,12 +26,14 @@ class PoolImages:
     Attributes:
         pool: knows where an image is now.
         model: the size and channels of what the networks take.
+        task: what the networks decide.
         reading: how the images are read.
         cache_gb: bound of the features that are kept on the disk.
     """
 
     pool: PoolTable
     model: ModelSettings
+    task: TaskType
     reading: Reading
     cache_gb: float
 
@@ -62,6 +65,6 @@ class PoolImages:
         """Decisions `(n, U, K, C)` and embeddings `(n, D)`, a part of the images at a time."""
         located = self.pool.located(items)
         yield from predictions(
-            networks, located, self.model, members, reading=self.reading, seed=seed, advance=on_progress
+            networks, located, self.model, members, task=self.task, reading=self.reading, seed=seed, advance=on_progress
         )
         shrink_features(self.cache_gb)

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from connectors.store import StoreError
-from flows.artefacts import KNOWN_NETWORK, KnownNetwork
+from flows.artefacts import KNOWN_NETWORK
 from flows.folder import Campaign
+from flows.records import KnownNetwork
 from pipeline.learning.settings import ModelSettings
 from pipeline.networks.sources import is_factory
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from flows.artefacts import METRICS, OUTLOOK, TRAINING, AuditMetrics, Look, Outlook, Training
+from flows.artefacts import METRICS, OUTLOOK, TRAINING
 from flows.config import CampaignSettings
 from flows.folder import RoundFolder
+from flows.records import AuditMetrics, Look, Outlook, Training
 from pipeline.evaluation.stopping import (
     MeasuredRound,
     forecast,
@@ -41,7 +42,7 @@ def _present_classes(training: Training, settings: CampaignSettings) -> list[str
 
 
 def _point(training: Training, metrics: AuditMetrics) -> MeasuredRound:
-    n_correct = round(metrics.accuracy * metrics.n)
+    n_correct = round(metrics.value * metrics.n)
     return MeasuredRound(n_trained_on=training.n_trained_on, n_correct=n_correct, n_audit=metrics.n)
 
 
@@ -70,7 +71,7 @@ def best_round(rounds: Sequence[RoundFolder]) -> RoundFolder | None:
     if not known:
         return None
     newest = sorted(known[-1][1].model.classes)
-    alike = [(metrics.accuracy_low, f.number, f) for f, of, metrics in known if sorted(of.model.classes) == newest]
+    alike = [(metrics.low, f.number, f) for f, of, metrics in known if sorted(of.model.classes) == newest]
     return max(alike, key=lambda one: one[:2])[2]
 
 

@@ -2,8 +2,9 @@
 
 from connectors.images.ranges import SAMPLED_PER_KIND, measure_ranges
 from connectors.images.reading import Range, Reading
-from flows.artefacts import PIXEL_RANGES, PixelRanges
+from flows.artefacts import PIXEL_RANGES
 from flows.folder import Folder
+from flows.records import PixelRanges
 from pipeline.tables import PoolTable
 
 

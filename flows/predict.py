@@ -13,7 +13,7 @@ from pipeline.learning.networks import CHUNK
 from pipeline.learning.predict import decide_on_features, decide_on_images, read_features
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.networks.classifier import Classifier
-from pipeline.tasks import TASK_TYPE
+from pipeline.tasks.task_type import TaskType
 
 SHARD = 4096
 """Candidates in one file of scores, and images whose features are in memory at a time."""
@@ -25,6 +25,7 @@ def predictions(
     settings: ModelSettings,
     members: MemberSettings | None = None,
     *,
+    task: TaskType,
     reading: Reading = WHOLE,
     seed: int = 0,
     advance: Callable[[int, int], None] | None = None,
@@ -35,6 +36,7 @@ def predictions(
 
     Args:
         items: item_id and uri.
+        task: what the networks decide.
         members: how each network becomes several members; None for one each.
         reading: how the images are read.
         seed: of the members' draws.
@@ -42,12 +44,12 @@ def predictions(
     """
     if read_features(models, members):
         for features in _features_in_shards(models[0], items, settings, reading=reading, advance=advance):
-            yield from decide_on_features(models, features, members, task=TASK_TYPE, seed=seed)
+            yield from decide_on_features(models, features, members, task=task, seed=seed)
         return
     uris, done = items["uri"].tolist(), 0
     size, channels = settings.image_size, settings.channels
     with closing(stream_images(uris, size=size, channels=channels, chunk=CHUNK, reading=reading)) as images:
-        for decisions, embeddings in decide_on_images(models, images, settings, members, task=TASK_TYPE, seed=seed):
+        for decisions, embeddings in decide_on_images(models, images, settings, members, task=task, seed=seed):
             yield decisions, embeddings
             done += len(decisions)
             if advance is not None:

@@ -50,7 +50,7 @@ def commands_page() -> str:
     """docs/commands.md: each command with its arguments and options, and the exit codes."""
     from flows.cli import app
 
-    commands: Mapping[str, Any] = cast(TyperGroup, get_command(app)).commands
+    commands = cast("Mapping[str, TyperCommand]", cast(TyperGroup, get_command(app)).commands)
     lines = [COMMANDS_HEAD, *(line for name, command in commands.items() for line in _command(name, command))]
     lines += ["## Exit codes", "", *_table(("code", "meaning"), [(str(n), what) for n, what in EXIT_CODES.items()])]
     return "\n".join(lines)

@@ -54,7 +54,8 @@ def write_labels(settings: CampaignSettings, out: Path) -> int:
     _check_out(out)
     columns = ["uri", "label", "split", "source", "n_answers", "agreement", "item_id"]
     work = OpenCampaign(settings, _begun(settings))
-    table = standing_labels(work.pool, work.ledger, settings).table[columns].sort_values("uri", ignore_index=True)
+    labels = standing_labels(work.pool, work.ledger, settings)
+    table = labels.table.assign(label=labels.words)[columns].sort_values("uri", ignore_index=True)
     _write(table, out)
     return len(table)
 

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 from connectors.image_folder.index import index_pool
-from flows.artefacts import ANSWERS, BATCH, CONFIG, NOT_USED, POOL, POOL_NOTES, PUSHED, PoolNotes
+from flows.artefacts import ANSWERS, BATCH, CONFIG, NOT_USED, POOL, POOL_NOTES, PUSHED
 from flows.campaign import OpenCampaign
 from flows.changes import begun_otherwise, clear_what_was_put_away, notes_of_changes, put_away, refuse_lost_classes
 from flows.dependence import look_for_dependence
@@ -12,6 +12,7 @@ from flows.folder import Campaign, RoundFolder
 from flows.outcome import RoundOutcome, awaiting, finished
 from flows.pixel_ranges import count_multipage, pages_text, range_text, settle_ranges
 from flows.progress import progress_bar, say
+from flows.records import PoolNotes
 from flows.step import in_task
 from flows.steps.collect import is_ready_to_close, look, notes_of
 from flows.steps.push import renew_page

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TextIO, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -33,6 +33,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow
 from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.server.schemas.schedules import CronSchedule  # so that we reckon as the server does
@@ -237,8 +238,8 @@ class Service:
         )
 
     async def _register(self) -> UUID:
-        schedule: Any = Cron(self.settings.schedule or "", timezone=self.zone.key)
-        flow: Any = run_round
+        schedule = Cron(self.settings.schedule or "", timezone=self.zone.key)
+        flow = cast("Flow[[str], object]", run_round)
         return await self.runner.aadd_flow(
             flow,
             name=self.settings.name,
@@ -378,7 +379,7 @@ class Service:
             self.screen.flush()
 
 
-def _outcome(state: State[Any]) -> str:
+def _outcome(state: State[object]) -> str:
     """The state of a run in words; the states that the rounds name themselves have a message that says it all."""
     if state.type is StateType.RUNNING:
         return "started"

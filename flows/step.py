@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from time import perf_counter
-from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
+from typing import Generic, TypeVar, cast, get_args, get_type_hints
 
-from flows.artefacts import ROUND_ARTEFACTS, SECONDS, Artefact
+from flows.artefacts import ROUND_ARTEFACTS, SECONDS, AnyArtefact
 from flows.folder import RoundFolder
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class Step(Generic[T]):
         is_anew: whether it runs in each run, done or not, and writes over what it wrote.
     """
 
-    def __init__(self, function: Callable[..., T], writes: tuple[Artefact[Any], ...], *, is_anew: bool) -> None:
+    def __init__(self, function: Callable[..., T], writes: tuple[AnyArtefact, ...], *, is_anew: bool) -> None:
         self.function, self.writes, self.is_anew = function, writes, is_anew
         self.name = function.__name__
 
@@ -74,7 +74,7 @@ class Step(Generic[T]):
         raise RuntimeError(f"step {self.name!r} reads {artefact.name}, which no step has written in {folder.path}")
 
 
-def step(*writes: Artefact[Any], anew: bool = False) -> Callable[[Callable[..., T]], Step[T]]:
+def step(*writes: AnyArtefact, anew: bool = False) -> Callable[[Callable[..., T]], Step[T]]:
     """Make a function a step that writes these artefacts: its result, or the values of the tuple that it returns."""
     return lambda function: Step(function, writes, is_anew=anew)
 
@@ -99,7 +99,7 @@ def is_in_flow() -> bool:
     return context is not None and context.FlowRunContext.get() is not None
 
 
-def log() -> logging.Logger | logging.LoggerAdapter[Any]:
+def log() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
     """The log of the run: Prefect keeps that of a flow run."""
     if not is_in_flow():
         return logging.getLogger("labelcycle")

@@ -5,16 +5,17 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from connectors.store import write_atomic, write_text
 from flows.artefacts import CAMPAIGN, POOL
-from flows.campaign import read_ledger
+from flows.campaign import task_type
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings, unresolved
 from flows.folder import Campaign
+from flows.ledger import read_ledger
 from pipeline.labels.answers import labelled_set
+from pipeline.tables import Labels
 
 
 def write_successor(file: Path, old: Path) -> list[str]:
@@ -96,11 +97,15 @@ def _labels_of(folder: Campaign, settings: CampaignSettings) -> tuple[pd.DataFra
     answers = read_ledger(folder, settings).answers
     given = pool[pool["label"].notna()]
     named = {region.label for answer in answers if answer.annotation for region in answer.annotation.regions}
-    labels = labelled_set(
-        answers,
-        prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),
-        classes=[*settings.classes, *named, *given["label"]],
+    standing = Labels(
+        labelled_set(
+            answers,
+            task_type(settings),
+            prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),
+            classes=[*settings.classes, *named, *given["label"]],
+        )
     )
+    labels = standing.table[["item_id"]].assign(label=standing.words)
     is_known = labels["label"].isin(list(settings.classes))
     is_used = labels["item_id"].isin(pool["item_id"])
     lost = labels.loc[~is_known & is_used, "label"].value_counts()
@@ -131,7 +136,7 @@ def _as_file(settings: CampaignSettings, name: str, manifest: Path, old: Path) -
     return f"# Begins with the labels of {old}; `labelcycle init` shows every setting.\n{_toml(values)}"
 
 
-def _toml(values: Mapping[str, Any], table: str = "") -> str:
+def _toml(values: Mapping[str, object], table: str = "") -> str:
     """Settings as lines of TOML; a table for each section."""
     sections = {key: value for key, value in values.items() if isinstance(value, dict) and key != "strategy_options"}
     lines = [f"{key} = {_value(value)}" for key, value in values.items() if key not in sections]
@@ -140,7 +145,7 @@ def _toml(values: Mapping[str, Any], table: str = "") -> str:
     return text + "".join(_toml(value, f"{table}.{key}".strip(".")) for key, value in sections.items())
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_value(inner)}" for key, inner in value.items()) + " }"
     if isinstance(value, list):

@@ -1,10 +1,11 @@
 """Steps as tasks of Prefect: named, logged, and tried again where an outside system did not answer."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 
 from connectors.annotation import AnnotationToolUnavailable
 from connectors.tracking import TrackerUnavailable
@@ -28,7 +29,7 @@ def as_task(name: str, run: Callable[[], T]) -> T:
     return make(run)()
 
 
-def is_worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
+def is_worth_a_retry(_task: object, _run: object, state: State[object]) -> bool:
     """Whether a failed task met an outside system that did not answer; nothing else is tried again."""
     try:
         state.result()

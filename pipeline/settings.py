@@ -5,12 +5,23 @@ from datetime import timedelta
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    ValidationInfo,
+)
 from pydantic_core import PydanticCustomError
 
 LOCAL = "local"
 """Stands for the server that `labelcycle up` started on this machine."""
 
+Plain = dict[str, JsonValue]
+"""Settings as JSON has them."""
 MOST = 10**9
 """Of anything that is counted; what is above it is a slip of the hand."""
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from pipeline.regions import regions_from_json, regions_in_words, regions_to_json
+
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
+
+    from pipeline.tasks.task_type import TaskType
+    from pipeline.types import Region
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,15 @@ class PoolTable(Rows):
 class Labels(Rows):
     """Labels that stand, a row for each image: see `labelled_set`; with uri, group and, of all sets together, split."""
 
-    @property
-    def labels(self) -> list[str]:
-        """The class of each image."""
-        labels: list[str] = self.table["label"].tolist()
-        return labels
+    @cached_property
+    def regions(self) -> list[tuple[Region, ...]]:
+        """What was found in each image."""
+        return [regions_from_json(text) for text in self.table["regions"]]
 
-    def counts(self) -> pd.Series[int]:
-        """How many images each class has."""
-        return self.table["label"].value_counts()
+    @property
+    def words(self) -> list[str]:
+        """The labels of each image, in words."""
+        return [regions_in_words(regions) for regions in self.regions]
 
     @property
     def n_paid(self) -> int:
@@ -91,9 +95,9 @@ class Labels(Rows):
 
         return group_codes(self.table["group"], self.table["item_id"])
 
-    def targets(self, classes: Sequence[str]) -> Tensor:
-        """Class index `(n,)` of each image."""
-        return class_indices(self.labels, classes)
+    def targets(self, task: TaskType, classes: Sequence[str]) -> Tensor:
+        """What the labels are to a network, `(n, ...)`."""
+        return task.targets(self.regions, classes)
 
     def of(self, split: str) -> Labels:
         """Those of one split."""
@@ -102,13 +106,19 @@ class Labels(Rows):
 
 @dataclass(frozen=True)
 class Predicted(Rows):
-    """What networks say of labelled images: out of fold `logits` with the `phase` they trained, or `probs`."""
+    """What networks predict on labelled images: `values`, and where it is out of fold the `phase` they trained."""
 
-    @property
-    def labels(self) -> list[str]:
-        """The class that each image is labelled with."""
-        labels: list[str] = self.table["label"].tolist()
-        return labels
+    @staticmethod
+    def made(labels: Labels, values: Tensor, *, phase: str = "", epochs: int | None = None) -> Predicted:
+        """A table of values `(n, U, C)` of all images of a labelled set, in its order."""
+        table = labels.table[["item_id"]].assign(phase=phase)
+        table = table if epochs is None else table.assign(epochs=epochs)
+        return Predicted(table.assign(values=[row.tolist() for row in values]))
+
+    @staticmethod
+    def none() -> Predicted:
+        """A table without rows."""
+        return Predicted(pd.DataFrame({"item_id": [], "values": []}))
 
     @property
     def phase(self) -> str | None:
@@ -121,14 +131,40 @@ class Predicted(Rows):
         return int(self.table["epochs"].iloc[0]) if "epochs" in self.table and len(self.table) else None
 
     @property
-    def logits(self) -> Tensor:
-        """`(n, C)`."""
-        return _stacked(self.table["logits"])
+    def values(self) -> Tensor:
+        """Logits or probabilities `(n, U, C)`, float32."""
+        import torch
 
-    @property
-    def probs(self) -> Tensor:
-        """`(n, C)`."""
-        return _stacked(self.table["probs"])
+        rows = [np.stack(row) for row in self.table["values"]]
+        return torch.from_numpy(np.stack(rows).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Guesses(Rows):
+    """What a round's model sees in the images that it asks for."""
+
+    @staticmethod
+    def made(item_ids: Sequence[str], guesses: Sequence[Sequence[Region]]) -> Guesses:
+        """A table of what is seen in each image."""
+        regions = [regions_to_json(guess) for guess in guesses]
+        return Guesses(pd.DataFrame({"item_id": pd.Series(item_ids, dtype="str"), "regions": regions}))
+
+    def by_item(self) -> dict[str, tuple[Region, ...]]:
+        """The regions in each image."""
+        return dict(zip(self.item_ids, map(regions_from_json, self.table["regions"]), strict=True))
+
+
+class BatchRow(NamedTuple):
+    """One image of a batch; what only a model tells is None without one."""
+
+    item_id: str
+    uri: str
+    rank: int
+    reason: str
+    why: str
+    confused_classes: str | None = None
+    uncertainty: float | None = None
+    novelty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,12 +176,11 @@ class BatchTable(Rows):
         """Why each image was chosen, with the numbers."""
         return self.table["reason"]
 
-
-def _stacked(column: pd.Series) -> Tensor:
-    import torch
-
-    rows: list[NDArray[np.float32]] = column.to_list()
-    return torch.from_numpy(np.stack(rows))
+    def rows(self, pool: PoolTable) -> list[BatchRow]:
+        """The images, with the places where the pool knows them now."""
+        there = pool.located(self.table).reindex(columns=BatchRow._fields).astype(object)
+        known = there.where(there.notna(), None)
+        return [BatchRow(*row) for row in known.itertuples(index=False, name=None)]
 
 
 def class_indices(names: Sequence[str], classes: Sequence[str]) -> Tensor:

@@ -246,20 +246,22 @@ class Metrics:
 
     Attributes:
         n: images measured on.
-        accuracy: share that is right; `accuracy_low` and `accuracy_high` are its 95 % Wilson interval.
-        balanced_accuracy: mean recall of the classes that occur.
-        nll: mean negative log-likelihood, nats.
-        ece: expected calibration error, 15 bins of equal width, in [0, 1].
-        recall: for each class that occurs.
-        confusion: `(C, C)` counts, row = true class, column = predicted.
+        headline: name of the measure that counts, a share: "accuracy" in classification.
+        value: of the headline; `low` and `high` are its 95 % interval.
+        nll: mean negative log-likelihood of the decisions whose answer is known, nats.
+        ece: expected calibration error of these, 15 bins of equal width, in [0, 1].
+        scalars: further measures by name.
+        by_class: of each measure the value of each class that occurs.
+        table: `(C, C)` counts, row = true class, column = predicted; None where there is no such table.
     """
 
     n: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    balanced_accuracy: float
+    headline: str
+    value: float
+    low: float
+    high: float
     nll: float
     ece: float
-    recall: Mapping[str, float] = field(default_factory=dict)
-    confusion: Sequence[Sequence[int]] = ()
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    by_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    table: Sequence[Sequence[int]] | None = None

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import uuid
@@ -171,3 +172,15 @@ def relay_to(target: str, misbehave) -> Iterator[str]:
 def relay():
     """Makes HTTP relays that misbehave: see `relay_to`."""
     return relay_to
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 kB, where the tests may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("no disk can be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)

@@ -97,12 +97,13 @@ def run_campaign(folder: Path, name: str, truth: dict[str, str]) -> list[dict[st
 
 def told_of(folder: RoundFolder) -> dict[str, Any]:
     """The batch in its order, the labels that were learnt, and how good the model is."""
-    batch, labelled = folder.read(BATCH).table, folder.read(LABELLED).table.sort_values("item_id")
+    batch, labels = folder.read(BATCH).table, folder.read(LABELLED)
+    labelled = labels.table.assign(label=labels.words).sort_values("item_id")
     metrics = folder.get(METRICS)
     return {
         "batch": hashed(batch.sort_values("rank")["item_id"].tolist()),
         "labelled": hashed(labelled[["item_id", "label"]].to_numpy().tolist()),
-        "metrics": metrics and {name: getattr(metrics, name) for name in ("accuracy", "nll", "ece")},
+        "metrics": metrics and {metrics.headline: metrics.value, "nll": metrics.nll, "ece": metrics.ece},
     }
 
 

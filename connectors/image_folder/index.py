@@ -147,7 +147,7 @@ def index_pool(
 
 
 def read_pool(path: Path) -> pd.DataFrame:
-    """A pool table from its file; columns that an older version did not write are missing values."""
+    """A pool table from its file."""
     return as_table(pd.read_parquet(path))
 
 

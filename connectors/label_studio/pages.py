@@ -143,13 +143,22 @@ def task_to_import(
     """
     why = f"Why this image: {question.reason}" if question.reason else ""
     data = {IMAGE: image, REASONS: why, "item_id": question.item_id, "round_number": question.ask.round_number}
-    prediction = {"model_version": version, "score": question.rank / n_ranks, "result": _guess(question.guess, names)}
+    prediction = {
+        "model_version": version,
+        "score": question.rank / n_ranks,
+        "result": _guess(question.guess or (), names),
+    }
     return {"data": data | {"reason": question.reason} | dict(question.columns), "predictions": [prediction]}
 
 
-def _guess(guess: Region | None, names: Mapping[str, str]) -> list[dict[str, Any]]:
-    if guess is None:
-        return []
-    score = {} if guess.score is None else {"score": guess.score}
-    choice = {"type": "choices", "value": {"choices": [names.get(guess.label, guess.label)]}}
-    return [{"from_name": CONTROL, "to_name": OBJECT, **choice, **score}]
+def _guess(guess: Sequence[Region], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "from_name": CONTROL,
+            "to_name": OBJECT,
+            "type": "choices",
+            "value": {"choices": [names.get(region.label, region.label)]},
+            **({} if region.score is None else {"score": region.score}),
+        }
+        for region in guess
+    ]

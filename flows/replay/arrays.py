@@ -14,9 +14,10 @@ from connectors.images.pixels import load_images
 from connectors.images.ranges import measure_ranges
 from connectors.images.reading import Reading
 from connectors.store import write_atomic
-from flows.artefacts import PIXEL_RANGES, PixelRanges
+from flows.artefacts import PIXEL_RANGES
 from flows.folder import Folder
 from flows.progress import progress_bar
+from flows.records import PixelRanges
 from flows.replay.folder import Replay, ReplaySettings
 from flows.replay.model import SMALL_SIDE
 from pipeline.learning.networks import CHUNK, frozen_body, new_model

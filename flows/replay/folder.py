@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,8 @@ from pipeline.pool.groups import group_codes
 from pipeline.selection.settings import SelectionSettings
 from pipeline.settings import Settings
 
+ReplayRow = dict[str, object]
+"""A round of a run: its measures, its seconds, and what it picked."""
 FULL_DATA = "full data"
 FEATURE_DROPOUT = 0.5
 """Where no network says how many of its features are dropped for the members of a linear head."""
@@ -169,7 +171,7 @@ class Replay:
             return 0 if self.path(job).exists() else 1
         return max(0, self.settings.rounds + 1 - len(self._rounds_of(job)))
 
-    def rounds_done(self, job: Job) -> list[dict[str, Any]]:
+    def rounds_done(self, job: Job) -> list[ReplayRow]:
         """The rounds of a run that can be gone on from: a last one that picked nothing is made again."""
         rows = self._rounds_of(job)
         return [row for row in rows if row["picks"] is not None]
@@ -184,7 +186,7 @@ class Replay:
         ]
         return pd.DataFrame(rows)
 
-    def _rounds_of(self, job: Job) -> list[dict[str, Any]]:
+    def _rounds_of(self, job: Job) -> list[ReplayRow]:
         path = self.path(job)
         if not path.exists():
             return []

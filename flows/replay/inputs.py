@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from operator import not_
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +15,10 @@ from connectors.image_folder.manifest import KNOWN as MANIFEST_COLUMNS
 from connectors.image_folder.manifest import forms_of, readings_in_words, unused_columns
 from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, trim
 from flows.artefacts import POOL
-from flows.campaign import read_ledger, standing_labels
+from flows.campaign import standing_labels
 from flows.config import CampaignSettings, ConfigError
 from flows.folder import Campaign
+from flows.ledger import read_ledger
 from pipeline.names import shorten
 from pipeline.pool.group_rules import check_rule, groups_of
 from pipeline.pool.reasons import PoolError
@@ -131,7 +131,8 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
     pool = folder.read(POOL) if folder.has(POOL) else PoolTable(_index(settings))
     pool = pool.renamed(settings.former_classes)
     ledger = read_ledger(folder, settings)
-    labels = standing_labels(pool, ledger, settings).table[["item_id", "label"]]
+    standing = standing_labels(pool, ledger, settings)
+    labels = standing.table[["item_id"]].assign(label=standing.words)
     table = pool.usable[["item_id", "uri", "split", "group"]].merge(labels, on="item_id")
     if table.empty:
         raise ReplayError(
@@ -244,7 +245,7 @@ def digest_of(rows: pd.DataFrame, features: NDArray[np.float32] | None) -> str:
     return hashed.hexdigest()
 
 
-def _matrix(table: pd.DataFrame) -> NDArray[Any]:
+def _matrix(table: pd.DataFrame) -> NDArray[np.generic]:
     if table.shape[1] == 1 and pd.api.types.is_object_dtype(table.iloc[:, 0]):
         return np.stack(table.iloc[:, 0].to_list())
     return table.to_numpy()

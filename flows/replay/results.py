@@ -9,8 +9,9 @@ from torch import Tensor
 from connectors.images.pixels import load_images
 from connectors.images.reading import Reading
 from connectors.store import read_json, write_json, write_table, write_text
-from flows.artefacts import PIXEL_RANGES, PixelRanges
+from flows.artefacts import PIXEL_RANGES
 from flows.folder import Folder
+from flows.records import PixelRanges
 from flows.replay.folder import FULL_DATA, Job, Replay
 from flows.replay.model import FEATURES
 from flows.reports.replay_page import ReplaySummary, report_page

@@ -6,7 +6,6 @@ A run is one file that grows by a row with each round, so one that was killed go
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +13,8 @@ import torch
 from torch import Tensor
 
 from connectors.store import write_json, write_table
-from flows.replay.folder import FULL_DATA, Job, Replay, ReplaySettings
+from flows.replay.folder import FULL_DATA, Job, Replay, ReplayRow, ReplaySettings
 from pipeline.evaluation.arms import parse_arm
-from pipeline.evaluation.metrics import evaluate
 from pipeline.evaluation.summary import SECONDS
 from pipeline.learning.lesson import Lesson
 from pipeline.learning.linear import LinearHead, draw_feature_masks
@@ -30,12 +28,12 @@ from pipeline.randomness import derive_seed, seeded_generator
 from pipeline.selection.ask import candidates_of, reads_model
 from pipeline.selection.batch import select_batch
 from pipeline.selection.settings import SelectionSettings
-from pipeline.tasks import TASK_TYPE
+from pipeline.tasks import classification
 from pipeline.types import Candidates
 
 Report = Callable[[str], None]
 Learnt = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""What was learnt: positions `(n,)` to probabilities `(n, K, C)` and embeddings `(n, D)`."""
+"""What was learnt: positions `(n,)` to decisions `(n, U, K, C)` and embeddings `(n, D)`."""
 
 
 def run(replay: Replay, job: Job, report: Report) -> None:
@@ -52,7 +50,7 @@ def run(replay: Replay, job: Job, report: Report) -> None:
     for round_number in range(len(rows), settings.rounds + 1):
         begun = time.perf_counter()
         learnt, measured = _learn(replay, labelled, split.test, seed=job.seed, round_number=round_number)
-        row = {
+        row: ReplayRow = {
             "round": round_number,
             "n_trained_on": len(labelled),
             **measured,
@@ -100,19 +98,14 @@ def _learn(
         )
         head = _with_members(plain, settings, replay.data.shape[1], seed=masks)
         learnt: Learnt = partial(_decide_linearly, replay, head)
-        probs = _decide_linearly(replay, plain, test)[0][:, 0]
+        decisions, _ = _decide_linearly(replay, plain, test)
     else:
         lesson = _lesson(replay, network, labelled, seed=seed)
         models = learn(lesson, network, settings.members, seed=seed, round_number=round_number)
         learnt = partial(_decide, replay, network, models, settings.members, masks)
-        probs = _decide(replay, network, models, None, masks, test)[0].mean(dim=1)
-    metrics = evaluate(probs, targets[test], classes=settings.classes)
-    return learnt, {
-        "accuracy": metrics.accuracy,
-        "nll": metrics.nll,
-        "ece": metrics.ece,
-        "balanced_accuracy": metrics.balanced_accuracy,
-    }
+        decisions, _ = _decide(replay, network, models, None, masks, test)
+    metrics = classification.measure(decisions.mean(dim=2), targets[test], settings.classes)
+    return learnt, {metrics.headline: metrics.value, "nll": metrics.nll, "ece": metrics.ece, **metrics.scalars}
 
 
 def _with_members(head: LinearHead, settings: ReplaySettings, n_features: int, *, seed: int) -> LinearHead:
@@ -125,7 +118,7 @@ def _with_members(head: LinearHead, settings: ReplaySettings, n_features: int, *
 
 def _decide_linearly(replay: Replay, head: LinearHead, rows: Tensor) -> tuple[Tensor, Tensor]:
     embeddings = replay.data[rows]
-    return head.decide(embeddings), embeddings
+    return head.decide(embeddings).unsqueeze(1), embeddings
 
 
 def _decide(
@@ -137,12 +130,12 @@ def _decide(
     rows: Tensor,
 ) -> tuple[Tensor, Tensor]:
     if read_features(models, members):
-        found = decide_on_features(models, replay.trunk_features[rows], members, task=TASK_TYPE, seed=seed)
+        found = decide_on_features(models, replay.trunk_features[rows], members, task=classification, seed=seed)
     else:
         images = (replay.data[part] for part in rows.split(CHUNK))
-        found = decide_on_images(models, images, network, members, task=TASK_TYPE, seed=seed)
+        found = decide_on_images(models, images, network, members, task=classification, seed=seed)
     decisions, embeddings = zip(*found, strict=True)
-    return torch.cat(decisions)[:, 0], torch.cat(embeddings)
+    return torch.cat(decisions), torch.cat(embeddings)
 
 
 def _lesson(replay: Replay, network: ModelSettings, labelled: Tensor, *, seed: int) -> Lesson:
@@ -151,7 +144,7 @@ def _lesson(replay: Replay, network: ModelSettings, labelled: Tensor, *, seed: i
     phase = phase_of(network, n_labels=len(labelled), n_classes=n_classes)
     body = frozen_body(network, n_classes=n_classes) if phase == "head" else None
     return Lesson(
-        TASK_TYPE,
+        classification,
         n_classes,
         phase,
         inputs=(replay.data if body is None else replay.trunk_features)[labelled],
@@ -177,13 +170,8 @@ def _candidates(replay: Replay, how: SelectionSettings, learnt: Learnt, labelled
     ids = np.array([f"{row:09d}" for row in rest.tolist()], dtype=np.str_)
     if not reads_model(how):
         return Candidates(ids=ids, scores=torch.zeros(len(ids)))
-
-    def decided(rows: Tensor) -> tuple[Tensor, Tensor]:
-        probs, embeddings = learnt(rows)
-        return probs.unsqueeze(1), embeddings
-
-    return candidates_of(ids, decided(rest), lambda: decided(labelled), replay.targets[labelled], how)
+    return candidates_of(ids, learnt(rest), lambda: learnt(labelled), replay.targets[labelled], how)
 
 
-def _typed(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def _typed(rows: Sequence[ReplayRow]) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys(SECONDS, "float64"))

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from rich.table import Table
 
@@ -13,6 +12,7 @@ from connectors.store import flatten
 from pipeline.evaluation.arms import CONTROL
 from pipeline.evaluation.comparison import Interval
 from pipeline.evaluation.summary import ClassBalance, Summary, evenness, ranked
+from pipeline.settings import Plain
 
 WIDTH, HEIGHT = 920, 400
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 44
@@ -38,7 +38,7 @@ class ReplaySummary(Summary):
     command: str
     notes: list[str]
     class_balance: ClassBalance
-    settings: dict[str, Any]
+    settings: Plain
 
 
 def report_page(summary: ReplaySummary) -> str:
@@ -212,7 +212,7 @@ def _class_balance(summary: ReplaySummary) -> dict[str, object]:
     }
 
 
-def _settings(settings: Mapping[str, Any]) -> dict[str, str]:
+def _settings(settings: Plain) -> dict[str, str]:
     """The settings as words, nested ones with a dot; what was left open is left out."""
     return {
         name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -18,10 +18,9 @@ from flows.artefacts import (
     STABILITY,
     SUSPICIOUS,
     TRAINING,
-    AuditMetrics,
-    Review,
 )
 from flows.folder import RoundFolder
+from flows.records import AuditMetrics, Review
 
 TRAINED = {"head": "Trained the head alone.", "all": "Trained the whole network."}
 ADDRESS_SIGNS = ":/?#[]@!$&'()*+,;=%~-._"
@@ -73,9 +72,9 @@ def notes_of_plan(folder: RoundFolder) -> tuple[str, ...]:
 
 
 def accuracy_text(metrics: AuditMetrics) -> str:
-    """Accuracy in percent with half the width of its interval, as in "91.5 ± 3.9 %"."""
-    half = (metrics.accuracy_high - metrics.accuracy_low) / 2
-    return f"{100 * metrics.accuracy:.1f} ± {100 * half:.1f} %"
+    """The headline in percent with half the width of its interval, as in "91.5 ± 3.9 %"."""
+    half = (metrics.high - metrics.low) / 2
+    return f"{100 * metrics.value:.1f} ± {100 * half:.1f} %"
 
 
 def n_labels_of(folder: RoundFolder) -> tuple[int, int, int]:
@@ -93,7 +92,7 @@ def round_sentence(folder: RoundFolder) -> str:
     if metrics is None:
         return f"No model yet. {paid}"
     return (
-        f"Audit accuracy **{accuracy_text(metrics)}** on {metrics.n} images, "
+        f"Audit {metrics.headline} **{accuracy_text(metrics)}** on {metrics.n} images, "
         f"NLL {metrics.nll:.3f}, ECE {metrics.ece:.3f}.{_clause_on_groups(folder)} {paid}"
     )
 

@@ -22,21 +22,18 @@ from flows.artefacts import (
     SECONDS,
     SUSPICIOUS,
     TRAINING,
-    AuditMetrics,
-    Look,
-    PixelRanges,
-    Plain,
 )
-from flows.campaign import read_ledger
 from flows.config import CampaignSettings, unresolved
 from flows.folder import Campaign, RoundFolder
+from flows.ledger import read_ledger
 from flows.outlook import outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text
+from flows.records import AuditMetrics, Look, PixelRanges
 from flows.reports.round_page import accuracy_text, n_labels_of, notes_of_plan, review_of, suspicious_rows
 from pipeline.evaluation.stopping import Forecast
 from pipeline.pool.notes import unused_lines
 from pipeline.pool.table import set_aside_counts
-from pipeline.settings import LOCAL
+from pipeline.settings import LOCAL, Plain
 
 STEPS = {
     "train": ("cross_validate", "train"),
@@ -65,9 +62,10 @@ class Headline:
     """How good the newest model is on the audit set."""
 
     round_number: int
-    audit_accuracy: float
-    audit_accuracy_low: float
-    audit_accuracy_high: float
+    headline: str
+    value: float
+    low: float
+    high: float
     nll: float
     ece: float
     n_audit: int
@@ -91,6 +89,11 @@ class Limit:
     now: float | None
     look: int | None = None
     level: float | None = None
+
+    def as_json(self) -> Plain:
+        """The limit as JSON has it; a rule without looks has neither `look` nor `level`."""
+        values: Plain = asdict(self)
+        return values if self.look is not None else {"limit": self.limit, "now": self.now}
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class CampaignStatus:
         values: Plain = TypeAdapter(CampaignStatus).dump_python(self, mode="json")
         if self.forecast is not None:
             values["forecast"] = asdict(self.forecast) | {"text": str(self.forecast)}
+        values["stops_when"] = {name: rule.as_json() for name, rule in self.stops_when.items()}
         return values
 
 
@@ -192,8 +196,8 @@ def awaited_labels(folder: RoundFolder) -> Awaiting | None:
 
 
 def _headline(round_number: int, metrics: AuditMetrics) -> Headline:
-    interval = metrics.accuracy, metrics.accuracy_low, metrics.accuracy_high
-    return Headline(round_number, *interval, nll=metrics.nll, ece=metrics.ece, n_audit=metrics.n)
+    interval = metrics.value, metrics.low, metrics.high
+    return Headline(round_number, metrics.headline, *interval, nll=metrics.nll, ece=metrics.ece, n_audit=metrics.n)
 
 
 def _suspicious(folder: RoundFolder) -> Suspicious | None:

@@ -7,23 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 from connectors.annotation import AnnotationTool, AnnotationToolError, AnswersUnusable, Asked, Progress, Pulled, Tended
 from connectors.tracking import Tracker
-from flows.artefacts import (
-    ANSWERS,
-    BATCH,
-    NOT_USED,
-    PROGRESS,
-    PUSHED,
-    ROUND,
-    WITHDRAWN,
-    AuditMetrics,
-    ClosedRound,
-    Pages,
-    Pushed,
-    SeenProgress,
-)
+from flows.artefacts import ANSWERS, BATCH, GUESSES, NOT_USED, PROGRESS, PUSHED, ROUND, WITHDRAWN
 from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings
 from flows.folder import RoundFolder
+from flows.records import AuditMetrics, ClosedRound, Pages, Pushed, SeenProgress
 from flows.step import step
 from flows.steps.push import model_version, questions_of
 from pipeline.labels.answers import current, reconcile
@@ -63,7 +51,12 @@ def look(
     folders = {folder.number: folder for folder in rounds if folder.number in out}
     name = settings.name
     asked = [
-        Asked(n, questions_of(f.read(BATCH), pool, settings, n), model_version(name, n), f.read(PUSHED).of_asks(n))
+        Asked(
+            n,
+            questions_of(f.read(BATCH), f.get(GUESSES), pool, settings, n),
+            model_version(name, n),
+            f.read(PUSHED).of_asks(n),
+        )
         for n, f in folders.items()
     ]
     tended = tool.tend(asked, asked=ledger.asked_tasks)

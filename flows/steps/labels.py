@@ -1,20 +1,23 @@
 """Which labels a round learns from and is measured on, which images it may ask for, and which labels look wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
+import torch
 
 from connectors.score_files import ItemList
-from flows.artefacts import AUDIT, CANDIDATES, LABELLED, REVIEW, SUSPICIOUS, Review, ReviewedSet
+from flows.artefacts import AUDIT, CANDIDATES, LABELLED, REVIEW, SUSPICIOUS
 from flows.campaign import standing_labels
 from flows.config import CampaignSettings
+from flows.records import Review, ReviewedSet
 from flows.step import step
 from pipeline.labels.ledger import Ledger
 from pipeline.labels.suspicious import FEWEST_RIGHT, LIKELY_WRONG, find_label_errors, share_right
 from pipeline.selection.batch import seeded_order
-from pipeline.tables import Labels, PoolTable, Predicted, class_indices
+from pipeline.tables import Labels, PoolTable, Predicted
+from pipeline.tasks.task_type import Answered, TaskType
 from pipeline.training.cross_fit import MIN_JUDGED, judged_out_of_fold
 
 SUSPICIOUS_COLUMNS = (
@@ -52,11 +55,13 @@ def list_candidates(
 @step(REVIEW, SUSPICIOUS)
 def review_labels(
     labelled: Labels,
+    audit: Labels,
     out_of_fold: Predicted,
     audit_predictions: Predicted,
     pool: PoolTable,
     ledger: Ledger,
     *,
+    task: TaskType,
     classes: Sequence[str],
 ) -> tuple[Review, pd.DataFrame]:
     """What the model thinks of the labels, and those that are probably wrong, the likeliest first.
@@ -64,12 +69,13 @@ def review_labels(
     Labels that were trained on are judged by the networks that have not seen them, those of the audit set by the
     round's own. Where the model knows too little no label is listed.
     """
-    judged = {LABELS: _judged(labelled, out_of_fold, classes), AUDIT_LABELS: _judged_audit(labelled, audit_predictions)}
+    judged = [
+        *_judged(labelled, out_of_fold, task, classes),
+        *_judged_audit(audit, audit_predictions, labelled, task, classes),
+    ]
     reviews, listed = [], [pd.DataFrame({name: [] for name in SUSPICIOUS_COLUMNS})]
-    for name, (table, probs) in judged.items():
-        if table.empty:
-            continue
-        review, suspects = _review(name, table, probs, classes)
+    for one in judged:
+        review, suspects = _review(one, task, classes)
         reviews.append(review)
         listed += [] if suspects.empty else [suspects]
     table = pd.concat(listed[1:] or listed).sort_values("wrong_probability", ascending=False, kind="stable")
@@ -80,35 +86,63 @@ def review_labels(
     return Review(tuple(reviews), review_text(reviews)), table[list(SUSPICIOUS_COLUMNS)]
 
 
-def _judged(labelled: Labels, found: Predicted, classes: Sequence[str]) -> tuple[pd.DataFrame, Tensor]:
-    """The labels that predictions out of fold tell something of, and these predictions, `(n, C)`."""
+class _Judged(NamedTuple):
+    """Labels that predictions tell something of: whose, of which images, and the decisions with their probabilities."""
+
+    what: str
+    item_ids: list[str]
+    answered: Answered
+
+
+def _judged(labelled: Labels, found: Predicted, task: TaskType, classes: Sequence[str]) -> Iterator[_Judged]:
+    """The labels that predictions out of fold tell something of."""
     if not len(found):
-        return found.table, class_indices([], classes).reshape(0, 1)
-    judged = judged_out_of_fold(class_indices(found.labels, classes), labelled.groups)
-    return found.table[judged.numpy()], found.logits[judged].softmax(dim=1)
+        return
+    answered = task.answered(found.values, labelled.targets(task, classes))
+    groups = None if labelled.groups is None else labelled.groups[answered.image]
+    known = judged_out_of_fold(answered.right, groups)
+    if known.any():
+        items = [labelled.item_ids[row] for row in answered.image[known].tolist()]
+        probs = answered.values[known].softmax(dim=1)
+        yield _Judged(LABELS, items, Answered(probs, *(part[known] for part in answered[1:])))
 
 
-def _judged_audit(labelled: Labels, found: Predicted) -> tuple[pd.DataFrame, Tensor]:
-    """The labels of the audit set whose class the networks know, and their predictions, `(n, C)`."""
-    known = Predicted(found.table[found.table["label"].map(labelled.counts()).fillna(0) >= MIN_JUDGED])
-    return known.table, known.probs if len(known) else class_indices([], ()).reshape(0, 1)
+def _judged_audit(
+    audit: Labels, found: Predicted, labelled: Labels, task: TaskType, classes: Sequence[str]
+) -> Iterator[_Judged]:
+    """The labels of the audit set whose class the networks know."""
+    if not len(found):
+        return
+    answered = task.answered(found.values, audit.targets(task, classes))
+    nothing = torch.zeros(len(labelled), *found.values.shape[1:])
+    learnt = task.answered(nothing, labelled.targets(task, classes)).right
+    known = learnt.bincount(minlength=nothing.shape[-1])[answered.right] >= MIN_JUDGED
+    if known.any():
+        items = [audit.item_ids[row] for row in answered.image[known].tolist()]
+        yield _Judged(AUDIT_LABELS, items, Answered(*(part[known] for part in answered)))
 
 
-def _review(what: str, table: pd.DataFrame, probs: Tensor, classes: Sequence[str]) -> tuple[ReviewedSet, pd.DataFrame]:
-    targets = class_indices(table["label"].tolist(), classes)
-    found, right = find_label_errors(probs, targets), share_right(probs, targets)
-    is_listed = (found.wrong_probability >= LIKELY_WRONG) & (right >= FEWEST_RIGHT)
-    suspects = table.iloc[found.positions[is_listed].numpy()][["item_id", "label"]].assign(
-        split="audit" if what == AUDIT_LABELS else "pool",
-        suggested=np.array(classes)[found.suggested[is_listed].numpy()],
-        given_probability=found.given_probability[is_listed].numpy(),
-        suggested_probability=found.suggested_probability[is_listed].numpy(),
-        wrong_probability=found.wrong_probability[is_listed].numpy(),
+def _review(one: _Judged, task: TaskType, classes: Sequence[str]) -> tuple[ReviewedSet, pd.DataFrame]:
+    probs, right, _, decision = one.answered
+    found, share = find_label_errors(probs, right), share_right(probs, right)
+    is_listed = (found.wrong_probability >= LIKELY_WRONG) & (share >= FEWEST_RIGHT)
+    rows = found.positions[is_listed]
+    asked, suggested = decision[rows].tolist(), found.suggested[is_listed].tolist()
+    suspects = pd.DataFrame(
+        {
+            "item_id": [one.item_ids[row] for row in rows.tolist()],
+            "split": "audit" if one.what == AUDIT_LABELS else "pool",
+            "label": [task.in_words(u, answer, classes) for u, answer in zip(asked, right[rows].tolist(), strict=True)],
+            "suggested": [task.in_words(u, answer, classes) for u, answer in zip(asked, suggested, strict=True)],
+            "given_probability": found.given_probability[is_listed].numpy(),
+            "suggested_probability": found.suggested_probability[is_listed].numpy(),
+            "wrong_probability": found.wrong_probability[is_listed].numpy(),
+        }
     )
     review = ReviewedSet(
-        what=what,
-        n=len(table),
-        share_right=right,
+        what=one.what,
+        n=len(one.item_ids),
+        share_right=share,
         n_contradicted=len(found.positions),
         n_contradicted_wrong=float(found.wrong_probability.sum()),
         n_listed=len(suspects),

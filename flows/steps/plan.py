@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from connectors.score_files import ItemList
-from flows.artefacts import CONFIG, OUTLOOK, PLAN, SECONDS, TRAINING, Outlook, Plan, RoundConfig
+from flows.artefacts import CONFIG, OUTLOOK, PLAN, SECONDS, TRAINING
 from flows.changes import changes_since_last
-from flows.config import CampaignSettings, resolved
+from flows.config import CampaignSettings, ConfigError, resolved
 from flows.folder import RoundFolder
 from flows.outlook import outlook
+from flows.records import Outlook, Plan, RoundConfig
 from flows.step import step
 from flows.steps.select import check_strategy
 from pipeline.learning.estimate import estimate_seconds
@@ -17,14 +18,19 @@ from pipeline.learning.networks import check_network, phase_of
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.networks.classifier import PHASES
 from pipeline.tables import Labels
-from pipeline.tasks import TASK_TYPE
+from pipeline.tasks.task_type import TaskType
 
 TRAINS = {"head": "the head alone", "all": "the whole network"}
 
 
 @step(CONFIG)
 def begin(
-    *, settings: CampaignSettings, earlier: Sequence[RoundFolder], budget_left: int, round_number: int
+    *,
+    task: TaskType,
+    settings: CampaignSettings,
+    earlier: Sequence[RoundFolder],
+    budget_left: int,
+    round_number: int,
 ) -> RoundConfig:
     """What a round is made with; its query size is what the budget leaves.
 
@@ -33,8 +39,9 @@ def begin(
     """
     changes = changes_since_last(earlier, settings)
     if round_number == 0 or changes:
+        check_members(settings, task)
         check_network(settings.model, settings.members, n_classes=len(settings.classes))
-        check_strategy(settings)
+        check_strategy(settings, task)
     return RoundConfig(
         round_number=round_number,
         begun_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -42,6 +49,16 @@ def begin(
         settings=resolved(settings),
         changes=changes,
     )
+
+
+def check_members(settings: CampaignSettings, task: TaskType) -> None:
+    """Raise ConfigError for what makes sense only where an image takes one decision."""
+    wanted = {"laplace": settings.members.laplace, "pseudo_labels": settings.model.pseudo_labels.threshold}
+    refused = [] if task.has_one_decision else [name for name, value in wanted.items() if value]
+    if refused:
+        raise ConfigError(
+            f"{refused[0]} needs one decision for each image, and task = {settings.task!r} takes several: leave it out"
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,7 @@ def plan(
     candidates: ItemList,
     *,
     earlier: Sequence[RoundFolder],
+    task: TaskType,
     model: ModelSettings,
     members: MemberSettings,
     classes: Sequence[str],
@@ -80,7 +98,7 @@ def plan(
         for phase in reversed(PHASES[: PHASES.index(wanted) + 1] if model.is_pretrained else [wanted]):
             if phase == "head":
                 break
-            minutes[phase] = estimate_seconds(model, members, phase, task=TASK_TYPE, **sizes) / 60
+            minutes[phase] = estimate_seconds(model, members, phase, task=task, **sizes) / 60
             if model.max_minutes is None or minutes[phase] <= model.max_minutes:
                 break
     text = _text(phase, wanted, minutes, model.max_minutes, round_number, last, is_dearer=is_dearer)

@@ -1,50 +1,51 @@
 """The batch as questions, and their push to the annotators."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from connectors.annotation import AnnotationTool, Question
-from flows.artefacts import PAGE, PUSHED, PUSHING, AnnotatorsPage, Pushed, Pushing
+from flows.artefacts import PAGE, PUSHED, PUSHING
 from flows.campaign import OpenCampaign
 from flows.changes import refuse_lost_classes, wanted_page
 from flows.config import CampaignSettings
+from flows.records import AnnotatorsPage, Pushed, Pushing
 from flows.step import step
 from pipeline.labels.ledger import Ledger, count_labels
 from pipeline.selection.reasons import purpose_of
-from pipeline.tables import BatchTable, PoolTable
+from pipeline.tables import BatchRow, BatchTable, Guesses, PoolTable
 from pipeline.types import Ask, Region
 
 
-def questions_of(batch: BatchTable, pool: PoolTable, settings: CampaignSettings, round_number: int) -> list[Question]:
+def questions_of(
+    batch: BatchTable, guesses: Guesses | None, pool: PoolTable, settings: CampaignSettings, round_number: int
+) -> list[Question]:
     """The batch as questions for the annotation tool; a cold start shows no guess."""
-    table = pool.located(batch.table)
-    for name in table.columns.intersection(["guess"]):  # of classes that may have changed when the push was broken off
-        present = table[name].replace(settings.former_classes)
-        table[name] = present.where(present.isin(settings.classes), "")
-    return [_question(row, round_number) for row in table.to_dict("records")]
+    seen = {} if guesses is None else {item_id: _present(each, settings) for item_id, each in guesses.by_item().items()}
+    return [_question(row, seen.get(row.item_id, ()), round_number) for row in batch.rows(pool)]
 
 
-def _question(row: Mapping[Hashable, object], round_number: int) -> Question:
+def _present(guess: Sequence[Region], settings: CampaignSettings) -> tuple[Region, ...]:
+    """A guess in the classes of now, which may have changed since a push was broken off."""
+    present = settings.former_classes
+    renamed = [replace(region, label=present.get(region.label, region.label)) for region in guess]
+    return tuple(region for region in renamed if region.label in settings.classes)
+
+
+def _question(row: BatchRow, guess: Sequence[Region], round_number: int) -> Question:
     columns: dict[str, str | float] = {}
-    guess = None
-    if row.get("guess"):
-        guess = Region(kind="image", label=str(row["guess"]), score=_number(row["guess_probability"]))
-        columns["confused_classes"] = str(row["confused_classes"])
-        columns |= {name: round(_number(row[name]), 4) for name in ("uncertainty", "novelty")}
+    if guess and row.confused_classes is not None:
+        columns["confused_classes"] = row.confused_classes
+    if guess and row.uncertainty is not None and row.novelty is not None:
+        columns |= {"uncertainty": round(row.uncertainty, 4), "novelty": round(row.novelty, 4)}
     return Question(
-        Ask(str(row["item_id"]), round_number, purpose_of(str(row["reason"]))),
-        uri=str(row["uri"]),
-        rank=int(_number(row["rank"])),
-        guess=guess,
-        reason=str(row["why"]),
+        Ask(row.item_id, round_number, purpose_of(row.reason)),
+        uri=row.uri,
+        rank=row.rank,
+        guess=tuple(guess) or None,
+        reason=row.why,
         columns=columns,
     )
-
-
-def _number(value: object) -> float:
-    if not isinstance(value, int | float):
-        raise TypeError(f"a batch holds {value!r} where a number was written")
-    return float(value)
 
 
 def model_version(name: str, round_number: int) -> str:
@@ -61,6 +62,7 @@ def begin_push() -> Pushing:
 @step(PUSHED)
 def push(
     batch: BatchTable,
+    guesses: Guesses | None,
     pool: PoolTable,
     ledger: Ledger,
     *,
@@ -71,7 +73,7 @@ def push(
 ) -> Pushed:
     """Make the batch exist in the annotation tool exactly once, prove it, and return which task is which item."""
     task_ids = tool.push(
-        questions_of(batch, pool, settings, round_number),
+        questions_of(batch, guesses, pool, settings, round_number),
         model_version=model_version(settings.name, round_number),
         asked=ledger.asked_tasks,
     )

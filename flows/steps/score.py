@@ -10,10 +10,11 @@ from torch import Tensor
 
 from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles, as_lists
-from flows.artefacts import LABELLED_EMBEDDINGS, Training
+from flows.artefacts import LABELLED_EMBEDDINGS
 from flows.config import CampaignSettings
 from flows.images import PoolImages
 from flows.predict import SHARD
+from flows.records import Training
 from flows.step import step
 from flows.steps.train import load_networks
 from pipeline.members.predict import first_half
@@ -52,17 +53,15 @@ def score_shard(
 
 def _score_chunk(chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, settings: CampaignSettings) -> pa.Table:
     scored = score_candidates(decisions, settings)
-    classes = np.array(settings.classes)
     columns = {
         "item_id": chunk["item_id"].to_numpy(),
         "score": scored.scores.numpy(),
         "entropy": scored.entropies.numpy(),
         **{name: values.numpy() for name, values in scored.parts.items()},
-        "guess": classes[scored.likeliest[:, 0].numpy()],
-        "guess_probability": scored.probabilities[:, 0].numpy(),
-        "runner_up": classes[scored.likeliest[:, 1].numpy()],
         "embedding": as_lists(embeddings.half()),
     }
+    if scored.likeliest is not None:
+        columns["guess"], columns["runner_up"] = np.array(settings.classes)[scored.likeliest.numpy()].T
     with_probs = "probs" in columns_read(settings)
     if with_probs:
         columns["probs"] = as_lists(probs_read(decisions, settings))

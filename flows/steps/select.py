@@ -7,31 +7,43 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles
-from flows.artefacts import BATCH, STABILITY, Outlook, RoundConfig, Stability
+from flows.artefacts import BATCH, GUESSES, STABILITY
 from flows.config import CampaignSettings, ConfigError
 from flows.images import PoolImages
+from flows.records import Outlook, RoundConfig, Stability, Training
 from flows.step import step
-from flows.steps.train import NothingToTrainOn
+from flows.steps.score import draws_seed
+from flows.steps.train import NothingToTrainOn, load_networks
 from pipeline.labels.ledger import Ledger
 from pipeline.randomness import derive_seed
-from pipeline.selection.ask import gather_candidates, select_seed_set, share_kept, try_strategy
+from pipeline.selection.ask import columns_read, gather_candidates, select_seed_set, share_kept, try_strategy
 from pipeline.selection.batch import select_batch
 from pipeline.selection.explain import batch_table, explain_batch
 from pipeline.selection.reasons import AUDIT_REASON, MEASURED_REASON, SEED_REASON
-from pipeline.tables import BatchTable, Labels, PoolTable, class_indices
+from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, class_indices
+from pipeline.tasks.task_type import TaskType
 from pipeline.types import Aim, Batch, Candidates
 
+OF_ONE_DECISION = frozenset({"probs", "guesses", "labelled_probs", "labelled_targets"})
+"""Columns of candidates that hold the one decision about each image."""
 EMBEDDING_SIDE = 16
 """For a cold start that is not random, an image is described by its pixels at this side, before any model exists."""
 
 
-def check_strategy(settings: CampaignSettings) -> None:
+def check_strategy(settings: CampaignSettings, task: TaskType) -> None:
     """Try the strategy's options on a few made-up candidates, before labels are paid for.
 
     Raises:
         ConfigError: naming what is wrong.
     """
+    reads = columns_read(settings) & OF_ONE_DECISION
+    if reads and not task.has_one_decision:
+        raise ConfigError(
+            f"strategy = {settings.strategy!r} reads {', '.join(sorted(reads))}, which need one decision for each "
+            f"image, and task = {settings.task!r} takes several: choose a strategy that reads scores or embeddings"
+        )
     try:
         try_strategy(settings, n_members=settings.members.n_members, n_classes=len(settings.classes))
     except (TypeError, ValueError) as exc:
@@ -43,35 +55,43 @@ def query_size_of(config: RoundConfig, outlook: Outlook) -> int:
     return config.query_size if outlook.stop is None else 0
 
 
-@step(BATCH)
+@step(GUESSES, BATCH)
 def select(
     config: RoundConfig,
     outlook: Outlook,
     labelled: Labels,
     candidates: ItemList,
+    training: Training,
+    networks: MemberFiles,
     scores: ScoreFiles,
     labelled_embeddings: LabelledEmbeddings,
     pool: PoolTable,
     ledger: Ledger,
     *,
+    images: PoolImages,
+    task: TaskType,
     settings: CampaignSettings,
     round_number: int,
-) -> BatchTable:
-    """Choose the batch among the scored candidates, and write down why each image was chosen."""
+) -> tuple[Guesses, BatchTable]:
+    """Choose the batch among the scored candidates; what the model sees in each image, and why it was chosen."""
     query_size = query_size_of(config, outlook)
     measured = ledger.may_be_asked(pool, split="audit", classes=settings.classes)["item_id"].tolist()[:query_size]
     again = batch_table(_checks(measured, MEASURED_REASON, round_number))
     if len(candidates) == 0 or query_size == len(measured):
-        return _located(again, pool)
-    scored = _read_candidates(scores, labelled_embeddings, labelled, settings)
+        return Guesses.made([], []), _located(again, pool)
+    scored = _read_candidates(scores, labelled_embeddings, labelled, settings, task)
     how = settings.of_size(query_size - len(measured))
     batch = select_batch(scored, how, round_number=round_number, seed=settings.seed)
+    models, seed = load_networks(training, networks, settings.model), draws_seed(settings, round_number)
+    chosen = _located(batch_table(batch), pool).table
+    decided = [decisions.mean(dim=2) for decisions, _ in images.predict(models, chosen, settings.members, seed=seed)]
+    guesses = Guesses.made(batch.ids, [seen for part in decided for seen in task.guess(part, settings.classes)])
     embeddings, n_classes = labelled_embeddings.embeddings, len(settings.classes)
-    table = explain_batch(batch, scores.rows(batch.ids), embeddings, n_classes=n_classes)
+    table = explain_batch(batch, scores.rows(batch.ids), guesses.by_item(), embeddings, n_classes=n_classes)
     if measured:
         table = pd.concat([again, table], ignore_index=True)
         table = table.assign(rank=np.arange(len(table)), guess=table["guess"].fillna(""))
-    return _located(table, pool)
+    return guesses, _located(table, pool)
 
 
 @step(STABILITY)
@@ -81,6 +101,7 @@ def compare_with_half(
     labelled_embeddings: LabelledEmbeddings,
     labelled: Labels,
     *,
+    task: TaskType,
     settings: CampaignSettings,
     round_number: int,
 ) -> Stability:
@@ -91,12 +112,18 @@ def compare_with_half(
     chosen = batch.table.loc[batch.reasons != MEASURED_REASON, "item_id"].tolist()
     if not chosen or not scores.has_column("score_half"):
         return Stability(None)
-    candidates = _read_candidates(scores, labelled_embeddings, labelled, settings, of="_half")
+    candidates = _read_candidates(scores, labelled_embeddings, labelled, settings, task, of="_half")
     return Stability(share_kept(chosen, candidates, settings, round_number=round_number, seed=settings.seed))
 
 
 def _read_candidates(
-    scores: ScoreFiles, embeddings: LabelledEmbeddings, labelled: Labels, settings: CampaignSettings, *, of: str = ""
+    scores: ScoreFiles,
+    embeddings: LabelledEmbeddings,
+    labelled: Labels,
+    settings: CampaignSettings,
+    task: TaskType,
+    *,
+    of: str = "",
 ) -> Candidates:
     """The scored candidates with those columns that choosing a batch reads.
 
@@ -110,7 +137,7 @@ def _read_candidates(
         "guesses": lambda: class_indices(scores.column("guess").to_pylist(), classes),
         "labelled_embeddings": lambda: embeddings.embeddings,
         "labelled_probs": lambda: embeddings.probs(len(classes)),
-        "labelled_targets": lambda: labelled.targets(classes),
+        "labelled_targets": lambda: labelled.targets(task, classes),
     }
     ids = np.array(scores.column("item_id").to_pylist(), dtype=np.str_)
     return gather_candidates(ids, torch.from_numpy(scores.column(f"score{of}").to_numpy().copy()), columns, settings)

@@ -21,18 +21,10 @@ from flows.artefacts import (
     PAGES,
     SUMMARY,
     SUSPICIOUS,
-    AuditMetrics,
-    Outlook,
-    Pages,
-    Registered,
-    Review,
-    RoundConfig,
-    Stability,
-    Summary,
-    Training,
 )
 from flows.folder import RoundFolder
 from flows.outlook import best_round
+from flows.records import AuditMetrics, Outlook, Pages, Registered, Review, RoundConfig, Stability, Summary, Training
 from flows.reports.confusion import confusion_picture, confusion_table
 from flows.step import step
 from pipeline.labels.answers import digest
@@ -42,8 +34,8 @@ from pipeline.tables import Labels, PoolTable
 
 KEPT = (BATCH, LABELLED, AUDIT, METRICS, SUSPICIOUS, CONFUSION_TABLE, CONFUSION_PICTURE)
 """Files of a round that the tracker keeps."""
-MOST_RECALLS = 50
-"""With more classes the recall of each is in `metrics.json` alone."""
+MOST_OF_CLASSES = 50
+"""With more classes the measures of each are in `metrics.json` alone."""
 
 
 @step(PAGES, anew=True)
@@ -106,7 +98,8 @@ def track_model(
 @step(CONFUSION_TABLE, CONFUSION_PICTURE)
 def draw_confusion(metrics: AuditMetrics, *, classes: Sequence[str]) -> tuple[pd.DataFrame, bytes]:
     """The confusion matrix on the audit set as a table and as a picture."""
-    return confusion_table(metrics.confusion, classes), confusion_picture(metrics.confusion, classes)
+    counts = metrics.table or ()
+    return confusion_table(counts, classes), confusion_picture(counts, classes)
 
 
 @step(SUMMARY)
@@ -142,10 +135,16 @@ def summarise(
 
 
 def _of_metrics(metrics: AuditMetrics) -> dict[str, float]:
-    scalars = {name: value for name, value in asdict(metrics).items() if isinstance(value, int | float) and name != "n"}
-    logged = {f"audit_{name}" if name.startswith("accuracy") else name: value for name, value in scalars.items()}
-    recalls = metrics.recall if len(metrics.recall) <= MOST_RECALLS else {}
-    return logged | {f"recall/{name}": value for name, value in recalls.items()}
+    headline = f"audit_{metrics.headline}"
+    logged: dict[str, float] = {
+        headline: metrics.value,
+        f"{headline}_low": metrics.low,
+        f"{headline}_high": metrics.high,
+    }
+    logged |= {name: getattr(metrics, name) for name in ("nll", "ece", "nll_uncalibrated", "ece_uncalibrated")}
+    few = {measure: values for measure, values in metrics.by_class.items() if len(values) <= MOST_OF_CLASSES}
+    of_classes = {f"{measure}/{name}": value for measure, values in few.items() for name, value in values.items()}
+    return logged | dict(metrics.scalars) | of_classes
 
 
 def _of_training(training: Training, model: ModelSettings) -> dict[str, float]:

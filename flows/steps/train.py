@@ -14,22 +14,12 @@ from connectors.images.reading import Reading
 from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList
 from connectors.tracking import Tracker
-from flows.artefacts import (
-    MEMBERS,
-    OUT_OF_FOLD,
-    TRAINING,
-    Member,
-    MembersFinding,
-    NetworkForm,
-    Pages,
-    Plan,
-    Training,
-    json_of,
-)
+from flows.artefacts import MEMBERS, OUT_OF_FOLD, TRAINING, json_of
 from flows.config import CampaignSettings
 from flows.folder import RoundFolder
 from flows.images import PoolImages
 from flows.progress import progress_bar
+from flows.records import Member, MembersFinding, NetworkForm, Pages, Plan, Training
 from flows.step import step
 from pipeline.labels.answers import digest
 from pipeline.learning.lesson import Lesson, OutOfFold, sample_pool
@@ -44,7 +34,7 @@ from pipeline.randomness import derive_seed
 from pipeline.selection.acquisition import entropy
 from pipeline.selection.pseudo_labels import choose_confident
 from pipeline.tables import Labels, Predicted, class_indices
-from pipeline.tasks import TASK_TYPE
+from pipeline.tasks.task_type import TaskType
 from pipeline.training.fit import TrainingError
 from pipeline.types import OnProgress
 
@@ -62,6 +52,7 @@ def cross_validate(
     plan: Plan,
     *,
     images: PoolImages,
+    task: TaskType,
     model: ModelSettings,
     members: MemberSettings,
     classes: Sequence[str],
@@ -69,21 +60,18 @@ def cross_validate(
     round_number: int,
 ) -> Predicted:
     """What networks predict on the labelled images that they have not seen; no row without weights."""
-    targets, groups = labelled.targets(classes), labelled.groups
-    phase = phase_to_cross(plan.phase, targets, model, task=TASK_TYPE, groups=groups)
+    targets, groups = labelled.targets(task, classes), labelled.groups
+    phase = phase_to_cross(plan.phase, targets, model, task=task, groups=groups)
     if phase is None:
-        return Predicted(pd.DataFrame({"item_id": [], "label": []}))
+        return Predicted.none()
     body = frozen_body(model, n_classes=len(classes)) if phase == "head" else None
     inputs = _inputs(images, body, labelled.table, round_number)
-    lesson = Lesson(TASK_TYPE, len(classes), phase, inputs, targets, body, groups=groups)
+    lesson = Lesson(task, len(classes), phase, inputs, targets, body, groups=groups)
     seed = derive_seed(seed, round_number, FOLDS)
     bar = nullcontext() if body is not None else progress_bar(f"round {round_number}: out of fold", unit="epochs")
     with bar as on_progress:  # heads take a moment
         crossed = predict_out_of_fold(lesson, model, seed=seed, bagging=members.bagging, on_progress=on_progress)
-    table = labelled.table[["item_id", "label"]].assign(phase=phase)
-    if crossed.epochs is not None:
-        table = table.assign(epochs=crossed.epochs)
-    return Predicted(table.assign(logits=list(crossed.logits.numpy())))
+    return Predicted.made(labelled, crossed.logits, phase=phase, epochs=crossed.epochs)
 
 
 def _inputs(images: PoolImages, body: Classifier | None, items: pd.DataFrame, round_number: int) -> Tensor:
@@ -104,6 +92,7 @@ def train(
     pages: Pages,
     *,
     images: PoolImages,
+    task: TaskType,
     reading: Reading,
     tracker: Tracker,
     earlier: Sequence[RoundFolder],
@@ -116,7 +105,7 @@ def train(
     how = settings.model.pseudo_labels
     threshold = how.threshold_in(round_number)
     form = network_form(settings, plan, reading)
-    lessons = _Lessons(labelled, plan, out_of_fold, candidates, images, earlier, settings, form, round_number)
+    lessons = _Lessons(labelled, plan, out_of_fold, candidates, images, task, earlier, settings, form, round_number)
     lesson: Callable[[], Lesson] = cache(partial(lessons.prepare, networks))
     n_sure = 0
     with tracker.monitor(pages.run_id):
@@ -169,6 +158,7 @@ class _Lessons:
     out_of_fold: Predicted
     candidates: ItemList
     images: PoolImages
+    task: TaskType
     earlier: Sequence[RoundFolder]
     settings: CampaignSettings
     form: NetworkForm
@@ -184,12 +174,12 @@ class _Lessons:
         elif not model.is_pretrained:
             sample = self._sample_pool()
         inputs = _inputs(self.images, body, self.labelled.table, self.round_number)
-        targets, groups = self.labelled.targets(classes), self.labelled.groups
-        lesson = Lesson(TASK_TYPE, len(classes), phase, inputs, targets, body, pool_sample=sample, groups=groups)
+        targets, groups = self.labelled.targets(self.task, classes), self.labelled.groups
+        lesson = Lesson(self.task, len(classes), phase, inputs, targets, body, pool_sample=sample, groups=groups)
         found = self.out_of_fold
         if not model.is_pretrained or found.phase is None:
             return lesson
-        return with_out_of_fold(lesson, OutOfFold(found.phase, found.logits, found.epochs))
+        return with_out_of_fold(lesson, OutOfFold(found.phase, found.values, found.epochs))
 
     def _sample_pool(self) -> Tensor:
         """Images of the round, labelled or not, drawn from its own files, so that a round that goes on draws alike."""

@@ -1,53 +1,13 @@
-"""How good a model is, with an interval, on images that nobody chose for being hard."""
+"""Measures of predictions, and intervals of shares."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pipeline.selection.acquisition import check_probs
-from pipeline.types import Metrics
-
 N_BINS = 15
 Z_95 = 1.959963984540054
 """97.5th percentile of the normal distribution."""
-
-
-def evaluate(probs: Tensor, targets: Tensor, *, classes: Sequence[str]) -> Metrics:
-    """Measure predictions against the truth.
-
-    Args:
-        probs: `(n, C)` class probabilities, n >= 1; the mean over the members where there are several.
-        targets: `(n,)` class indices.
-        classes: C names.
-    """
-    if len(probs) == 0:
-        raise ValueError("there are no images to measure on")
-    if probs.shape != (len(targets), len(classes)):
-        raise ValueError(f"probs must be (n, C) = {(len(targets), len(classes))}, got {tuple(probs.shape)}")
-    if targets.min() < 0 or targets.max() >= len(classes):
-        raise ValueError(f"targets must be in [0, {len(classes)}), got {targets.min()} to {targets.max()}")
-    probs, targets = check_probs(probs.cpu()), targets.cpu()
-    n = len(targets)
-    confusion = confusion_matrix(probs.argmax(dim=1), targets, n_classes=len(classes))
-    counts = confusion.sum(dim=1)
-    right = confusion.diagonal()
-    recall = {
-        name: hits / total for name, hits, total in zip(classes, right.tolist(), counts.tolist(), strict=True) if total
-    }
-    low, high = wilson_interval(int(right.sum()), n)
-    return Metrics(
-        n=n,
-        accuracy=int(right.sum()) / n,
-        accuracy_low=low,
-        accuracy_high=high,
-        balanced_accuracy=sum(recall.values()) / len(recall),
-        nll=negative_log_likelihood(probs, targets),
-        ece=calibration_error(probs, targets),
-        recall=recall,
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
-    )
 
 
 def confusion_matrix(predicted: Tensor, targets: Tensor, *, n_classes: int) -> Tensor:

@@ -6,15 +6,18 @@ The ledger is every record of an answer in the order in which it was collected; 
 import dataclasses
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from pipeline.regions import regions_from_json, regions_to_json
 from pipeline.types import Annotation, Answer, Ask, Region
+
+if TYPE_CHECKING:
+    from pipeline.tasks.task_type import TaskType
 
 COLUMNS = {
     "item_id": "str",
@@ -23,7 +26,7 @@ COLUMNS = {
     "round_number": "int64",
     "purpose": "str",
     "outcome": "str",
-    "label": "str",
+    "regions": "str",
     "annotator": "str",
     "updated_at": "str",
     "seconds": "Float64",
@@ -31,7 +34,7 @@ COLUMNS = {
 }
 LABELLED_COLUMNS = {
     "item_id": "str",
-    "label": "str",
+    "regions": "str",
     "n_answers": "int64",
     "agreement": "float64",
     "source": "str",
@@ -39,10 +42,10 @@ LABELLED_COLUMNS = {
 
 
 def answers_to_table(answers: Sequence[Answer]) -> pd.DataFrame:
-    """One row for each answer, in order; `label` and `seconds` are missing where the answer has none.
+    """One row for each answer, in order; `regions` (JSON) and `seconds` are missing where the answer has none.
 
     Raises:
-        ValueError: an answer does not fit the columns, which hold one label for the whole image.
+        ValueError: an answer does not fit the columns.
     """
     rows = [{name: _value(answer, name) for name in COLUMNS} for answer in answers]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
@@ -118,39 +121,43 @@ def current(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def labelled_set(
-    answers: Sequence[Answer], *, prelabelled: Mapping[str, str] | None = None, classes: Sequence[str]
+    answers: Sequence[Answer], task: "TaskType", *, prelabelled: Mapping[str, str] | None = None, classes: Sequence[str]
 ) -> pd.DataFrame:
     """The labels that the answers give, one row for each labelled item, sorted by `item_id`.
 
-    The label is that of most annotators; of labels with equally many votes, the one that was given first.
-    Skipped, empty and invalid answers do not vote.
+    What several annotators found becomes one by the consensus of the task type. Skipped, empty and invalid answers do
+    not vote.
 
     Args:
         answers: the ledger.
-        prelabelled: item id -> label from the manifest; an annotator's label wins over it.
+        prelabelled: item id -> label from the manifest; what annotators found wins over it.
         classes: labels that may occur.
 
     Returns:
-        `item_id`, `label`, `n_answers` (votes counted), `agreement` (share of the votes that is `label`, in
-        (0, 1]; missing for a label of the manifest, on which nobody voted) and `source` ("annotators" or
-        "manifest").
+        `item_id`, `regions` (JSON), `n_answers` (votes counted), `agreement` (of the annotators, in (0, 1]; missing for
+        a label of the manifest, on which nobody voted) and `source` ("annotators" or "manifest").
 
     Raises:
         ValueError: a label is not one of the classes.
     """
-    votes: dict[str, list[str]] = {}
+    votes: dict[str, list[tuple[Region, ...]]] = {}
     for answer in sorted(current(answers), key=_age):
-        if answer.outcome == "labelled":
-            votes.setdefault(answer.item_id, []).append(_label(answer))
+        if answer.annotation is not None:
+            votes.setdefault(answer.item_id, []).append(answer.annotation.regions)
+    given = {item_id: task.read_label(label) for item_id, label in (prelabelled or {}).items() if item_id not in votes}
+    agreed = {item_id: task.consensus(found) for item_id, found in votes.items()}
+    for item_id, regions in (given | {item_id: regions for item_id, (regions, _) in agreed.items()}).items():
+        unknown = [region.label for region in regions if region.label not in classes]
+        if unknown:
+            raise ValueError(f"item {item_id} has the label {unknown[0]!r}; the classes are {', '.join(classes)}")
     rows: list[tuple[str, str, int, float | None, str]] = [
-        (item_id, label, 0, None, "manifest") for item_id, label in (prelabelled or {}).items() if item_id not in votes
+        (item_id, regions_to_json(regions), 0, None, "manifest") for item_id, regions in given.items()
     ]
-    rows += [(item_id, *_consensus(labels), "annotators") for item_id, labels in votes.items()]
+    rows += [
+        (item_id, regions_to_json(regions), len(votes[item_id]), agreement, "annotators")
+        for item_id, (regions, agreement) in agreed.items()
+    ]
     table = pd.DataFrame(rows, columns=list(LABELLED_COLUMNS)).astype(LABELLED_COLUMNS)
-    unknown = table[~table["label"].isin(list(classes))]
-    if not unknown.empty:
-        item_id, label = unknown.iloc[0][["item_id", "label"]]
-        raise ValueError(f"item {item_id} has the label {label!r}; the classes are {', '.join(classes)}")
     return table.sort_values("item_id", ignore_index=True)
 
 
@@ -162,15 +169,9 @@ def set_aside(answers: Sequence[Answer]) -> frozenset[str]:
 
 
 def digest(labelled: pd.DataFrame) -> str:
-    """Hash of which item has which label, 32 hex digits; the order of the rows does not matter."""
-    pairs = sorted(zip(labelled["item_id"].tolist(), labelled["label"].tolist(), strict=True))
+    """Hash of which item has which regions, 32 hex digits; the order of the rows does not matter."""
+    pairs = sorted(zip(labelled["item_id"].tolist(), labelled["regions"].tolist(), strict=True))
     return hashlib.blake2b(json.dumps(pairs).encode(), digest_size=16).hexdigest()
-
-
-def _consensus(labels: list[str]) -> tuple[str, int, float]:
-    """Most frequent label, votes and agreement; of equals the first in `labels`."""
-    label, n_votes = Counter(labels).most_common(1)[0]
-    return label, len(labels), n_votes / len(labels)
 
 
 def _age(answer: Answer) -> tuple[datetime, int]:
@@ -179,26 +180,18 @@ def _age(answer: Answer) -> tuple[datetime, int]:
     return time if time.tzinfo else time.replace(tzinfo=UTC), answer.answer_id
 
 
-def _label(answer: Answer) -> str:
-    """The one label that a labelled answer gives to the whole image."""
-    regions = answer.annotation.regions if answer.annotation else ()
-    if len(regions) != 1 or regions[0].kind != "image":
-        raise ValueError(f"answer {answer.answer_id}: wanted one label for the whole image, got {regions}")
-    return regions[0].label
-
-
 def _value(answer: Answer, column: str) -> str | int | float | None:
-    if column == "label":
-        return _label(answer) if answer.annotation else None
+    if column == "regions":
+        return regions_to_json(answer.annotation.regions) if answer.annotation else None
     value: str | int | float | None = answer.ask.purpose if column == "purpose" else getattr(answer, column)
     return value
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
     fields = dict(row)
-    label = fields.pop("label")
+    regions = fields.pop("regions")
     fields["ask"] = Ask(*(fields.pop(name) for name in ("item_id", "round_number", "purpose")))
-    if label is not None:
-        regions = (Region("image", label),)
-        fields["annotation"] = Annotation(row["item_id"], regions, row["annotator"], row["seconds"])
+    if regions is not None:
+        found = regions_from_json(regions)
+        fields["annotation"] = Annotation(row["item_id"], found, row["annotator"], row["seconds"])
     return Answer(**fields)

@@ -7,12 +7,16 @@ from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from pipeline.labels.answers import current, labelled_set, set_aside, with_present_names
 from pipeline.tables import Labels, PoolTable
 from pipeline.types import Answer, Ask, Split
+
+if TYPE_CHECKING:
+    from pipeline.tasks.task_type import TaskType
 
 
 @dataclass(frozen=True)
@@ -129,14 +133,14 @@ class Ledger:
         """The rounds with tasks that are out, as far as is known."""
         return sorted({n for item_id, n in self.asked_items.items() if item_id not in self.answered_items})
 
-    def labels(self, pool: PoolTable, *, classes: Sequence[str]) -> Labels:
+    def labels(self, pool: PoolTable, task: "TaskType", *, classes: Sequence[str]) -> Labels:
         """The labels that stand, of people and of the manifest, on images that can be used: see `labelled_set`.
 
         Raises:
             ValueError: a label is not one of the classes.
         """
         usable = pool.usable
-        labels = labelled_set(self.answers, prelabelled=pool.given_labels(), classes=classes)
+        labels = labelled_set(self.answers, task, prelabelled=pool.given_labels(), classes=classes)
         return Labels(labels.merge(usable[["item_id", "uri", "split", "group"]], how="inner", validate="one_to_one"))
 
     def may_be_asked(self, pool: PoolTable, *, split: Split, classes: Collection[str]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ class OutOfFold:
 
     Attributes:
         phase: what these networks trained, a key of `PHASES`.
-        logits: `(m, C)` of the m labelled images, float32 on the CPU.
+        logits: `(m, U, C)` of the decisions about the m labelled images, float32 on the CPU.
         epochs: that each network was trained for, and that those of the round are to be; None for the settings' own.
     """
 
@@ -40,7 +40,7 @@ class Lesson:
         n_classes: C.
         phase: what is trained, a key of `PHASES`.
         inputs: images `(n, channels, S, S)`; or where only heads are trained what the trunk of `body` made of them.
-        targets: `(n,)` class indices.
+        targets: `(n, ...)` as the task has them.
         body: the network whose trunk all share; None where each has its own.
         out_of_fold: of the first m inputs, by networks of the same phase, to calibrate on; None to calibrate on what
             is held out.
@@ -64,7 +64,7 @@ class Lesson:
 
     @property
     def labels(self) -> Tensor:
-        """Targets `(m,)` of the first m inputs, those that are labels."""
+        """Targets `(m, ...)` of the first m inputs, those that are labels."""
         return self.targets[: self.n_labels]
 
     @property

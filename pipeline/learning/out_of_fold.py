@@ -37,7 +37,7 @@ def phase_to_cross(
 
     Args:
         phase: what the round trains.
-        targets: `(m,)` of the labels.
+        targets: `(m, ...)` of the labels.
         groups: of `Lesson`.
     """
     if not settings.is_pretrained or not can_cross(targets, groups):
@@ -63,10 +63,10 @@ def predict_out_of_fold(
         on_progress: called with (done, total) epochs of networks.
     """
     if lesson.body is None:
-        logits = _cross_networks(lesson, settings, seed=seed, bagging=bagging, on_progress=on_progress)
-        return OutOfFold(lesson.phase, logits)
+        outputs = _cross_networks(lesson, settings, seed=seed, bagging=bagging, on_progress=on_progress)
+        return OutOfFold(lesson.phase, lesson.task.logits(outputs))
     crossed = cross_heads(lesson.body, lesson.labelled_inputs, lesson, settings, seed=seed, bagging=bagging)
-    return OutOfFold(lesson.phase, crossed.logits, crossed.epochs)
+    return OutOfFold(lesson.phase, lesson.task.logits(crossed.logits), crossed.epochs)
 
 
 def with_out_of_fold(lesson: Lesson, crossed: OutOfFold | None) -> Lesson:
@@ -118,7 +118,7 @@ def _cross_networks(
     bagging: bool,
     on_progress: Callable[[int, int], None] | None,
 ) -> Tensor:
-    """Logits `(m, C)` of the labelled images, each by a network trained as a member is, without its fold."""
+    """Outputs `(m, ...)` on the labelled images, each by a network trained as a member is, without its fold."""
     images, targets, recipe = lesson.labelled_inputs, lesson.labels, settings.recipe
     generator = seeded_generator(seed, 0, "folds of networks")
     strata = lesson.task.strata(targets)

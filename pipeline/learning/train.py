@@ -38,8 +38,8 @@ class Trained:
         fit: how the training went.
         findings: what is wrong with it.
         calibration: None where there were no images to calibrate on.
-        unseen_logits: `(m, C)` of the lesson's labels by networks that have not seen them, which the posterior's width
-            is chosen by; None where there are none.
+        unseen_logits: `(m, U, C)` of the lesson's labels by networks that have not seen them, which the posterior's
+            width is chosen by; None where there are none.
     """
 
     model: Classifier
@@ -111,19 +111,20 @@ def train_network(
         bootstrap=members.bagging,
         on_epoch=on_epoch,
     )
-    logits = compute_in_parts(model, model.read if lesson.reads_features else model, lesson.inputs)
-    held_out = outcome.held_out
+    task, held_out = lesson.task, outcome.held_out
+    logits = task.logits(compute_in_parts(model, model.read if lesson.reads_features else model, lesson.inputs))
     unseen = (logits[held_out], lesson.targets[held_out]) if crossed is None else (crossed, lesson.labels)
+    seen, judged = task.answered(logits[outcome.train], lesson.targets[outcome.train]), task.answered(*unseen)
     findings = diagnose(
         outcome.history,
-        logits=logits[outcome.train],
-        targets=lesson.targets[outcome.train],
-        held_out_logits=unseen[0],
-        held_out_targets=unseen[1],
+        logits=seen.values,
+        targets=seen.right,
+        held_out_logits=judged.values,
+        held_out_targets=judged.right,
         generator=torch.Generator().manual_seed(seed),
     )
     moved = compare_batch_norm(before, model, smallest_batch=min(len(outcome.train), settings.batch_size))
-    calibration = calibrate(*unseen) if len(unseen[1]) else None
+    calibration = calibrate(judged.values, judged.right) if len(judged.right) else None
     if calibration is not None:
         model.temperature.fill_(calibration.temperature)
     if members.laplace:
@@ -178,7 +179,7 @@ def _hold_out(lesson: Lesson, *, seed: int) -> Tensor:
 
 def _can_judge(lesson: Lesson) -> bool:
     """Whether predictions out of fold of some labels would say something of them."""
-    judged = judged_out_of_fold(lesson.labels, lesson.groups)
+    judged = judged_out_of_fold(lesson.task.strata(lesson.labels), lesson.groups)
     return bool(judged.any()) and can_cross(lesson.labels, lesson.groups)
 
 
@@ -189,7 +190,7 @@ def _judge_trunk(model: Classifier, lesson: Lesson, settings: ModelSettings, *, 
     features = compute_in_parts(model, model.features, lesson.labelled_inputs)
     crossed = cross_heads(learner, features, lesson, settings, seed=seed, bagging=bagging)
     model.train_only(lesson.phase)  # of the trunk that both have
-    return crossed.logits
+    return lesson.task.logits(crossed.logits)
 
 
 def _add_posterior(model: Classifier, lesson: Lesson, logits: Tensor | None) -> None:
@@ -202,5 +203,5 @@ def _add_posterior(model: Classifier, lesson: Lesson, logits: Tensor | None) -> 
         model.posterior = fit_posterior(model, compute_in_parts(model, embed, lesson.inputs))
         return
     embeddings = compute_in_parts(model, embed, lesson.labelled_inputs)
-    judged = judged_out_of_fold(lesson.labels, lesson.groups)
-    model.posterior = fit_posterior(model, embeddings, logits=logits, targets=lesson.labels, judged=judged)
+    judged = judged_out_of_fold(lesson.labels, lesson.groups)  # one decision an image: else there is no such posterior
+    model.posterior = fit_posterior(model, embeddings, logits=logits[:, 0], targets=lesson.labels, judged=judged)

@@ -251,7 +251,9 @@ def _see(
 def _decide(task: TaskType, logits: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """Decisions `(n, U, K, C)` of logits `(n, M, S, C, ...)`, and embeddings `(n, D)` of `(n, D, ...)`."""
     n, n_networks, n_members = logits.shape[:3]
-    decisions = task.decisions(logits.flatten(0, 2)).unflatten(0, (n, n_networks * n_members)).transpose(1, 2)
+    decisions = (
+        task.logits(logits.flatten(0, 2)).softmax(dim=-1).unflatten(0, (n, n_networks * n_members)).transpose(1, 2)
+    )
     return decisions, embeddings if embeddings.ndim == 2 else embeddings.flatten(2).mean(dim=2)
 
 

@@ -29,15 +29,14 @@ class Scored:
         scores: `(n,)` of the acquisition function.
         entropies: `(n,)` of the mean prediction, in nats.
         parts: "aleatoric" and "epistemic", `(n,)` each, in nats; none of a single member.
-        likeliest: `(n, 2)` int64, the class that the mean predicts and the runner-up.
-        probabilities: `(n, 2)` of both.
+        likeliest: `(n, 2)` int64, the class that the mean predicts and the runner-up; None where an image takes more
+            than one decision.
     """
 
     scores: Tensor
     entropies: Tensor
     parts: Mapping[str, Tensor]
-    likeliest: Tensor
-    probabilities: Tensor
+    likeliest: Tensor | None
 
 
 def columns_read(how: SelectionSettings) -> frozenset[str]:
@@ -54,14 +53,13 @@ def score_candidates(decisions: Tensor, how: SelectionSettings) -> Scored:
     """Return the scores and guesses of candidates; any split of these into shards gives the same.
 
     Args:
-        decisions: `(n, 1, K, C)` class probabilities by K members.
+        decisions: `(n, U, K, C)` class probabilities by K members.
     """
     parts = ("aleatoric", "epistemic") if decisions.shape[2] > 1 else ()
     scores = score_columns(decisions, {how.acquisition, "entropy", *parts}, reduce="mean")
-    top = decisions[:, 0].mean(dim=1).topk(2)
-    return Scored(
-        scores[how.acquisition], scores["entropy"], {name: scores[name] for name in parts}, top.indices, top.values
-    )
+    is_one = decisions.shape[1] == 1
+    likeliest = decisions[:, 0].mean(dim=1).topk(2).indices if is_one else None
+    return Scored(scores[how.acquisition], scores["entropy"], {name: scores[name] for name in parts}, likeliest)
 
 
 def probs_read(decisions: Tensor, how: SelectionSettings) -> Tensor:

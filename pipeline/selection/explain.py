@@ -1,14 +1,15 @@
 """What people read of a batch: why each image was chosen, and what the model thinks of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from pipeline.regions import regions_in_words
 from pipeline.selection.geometry.distances import novelty
-from pipeline.types import Aim, Batch
+from pipeline.types import Aim, Batch, Region
 
 SURE = 0.9
 """A guess of this probability is not called unsure."""
@@ -28,7 +29,9 @@ def why(aim: Aim, guess: str = "", runner_up: str = "", probability: float = 0.0
     >>> why("unsure", "cat", "dog", 0.4)
     'the model is unsure between cat and dog'
     """
-    if aim == "unsure" and guess and probability >= SURE:
+    if aim == "unsure" and not guess:
+        return "the model is unsure of it"
+    if aim == "unsure" and probability >= SURE:
         return f"to see whether it is {guess}, as the model says"
     return WORDS[aim].format(guess=guess, runner_up=runner_up)
 
@@ -46,27 +49,36 @@ def batch_table(batch: Batch) -> pd.DataFrame:
     )
 
 
-def explain_batch(batch: Batch, scored: pd.DataFrame, labelled_embeddings: Tensor, *, n_classes: int) -> pd.DataFrame:
+def explain_batch(
+    batch: Batch,
+    scored: pd.DataFrame,
+    guesses: Mapping[str, Sequence[Region]],
+    labelled_embeddings: Tensor,
+    *,
+    n_classes: int,
+) -> pd.DataFrame:
     """Return `batch_table` with what the model thinks of each image.
 
-    Added are guess, guess_probability, uncertainty (the entropy as a share of the largest there can be),
-    confused_classes, novelty (see `distances.novelty`) and, of several members, aleatoric and epistemic.
+    Added are uncertainty (the entropy as a share of the largest there can be), novelty (see `distances.novelty`), of
+    several members aleatoric and epistemic, and where an image takes one decision confused_classes.
 
     Args:
-        scored: by item_id: guess, guess_probability, runner_up, entropy, embedding and perhaps both parts.
+        scored: by item_id: entropy, embedding, perhaps both parts, and of one decision guess and runner_up.
+        guesses: what the model sees in each image.
         labelled_embeddings: `(M, D)`.
         n_classes: C.
     """
     scored = scored.loc[list(batch.ids)]
     table = batch_table(batch)
-    for name in ("guess", "guess_probability"):
-        table[name] = scored[name].to_numpy()
+    table["guess"] = [regions_in_words(guesses[item_id]) for item_id in batch.ids]
     table["uncertainty"] = scored["entropy"].to_numpy() / np.log(n_classes)
     for part in scored.columns.intersection(["aleatoric", "epistemic"]):
         table[part] = scored[part].to_numpy()
-    table["confused_classes"] = (scored["guess"] + " / " + scored["runner_up"]).to_numpy()
-    seen = zip(batch.aims, scored["guess"], scored["runner_up"], scored["guess_probability"], strict=True)
-    table["why"] = [why(aim, *guesses) for aim, *guesses in seen]
+    if "runner_up" in scored:
+        table["confused_classes"] = (scored["guess"] + " / " + scored["runner_up"]).to_numpy()
+        sure = [max((region.score or 0.0 for region in guesses[item_id]), default=0.0) for item_id in batch.ids]
+        seen = zip(batch.aims, scored["guess"], scored["runner_up"], sure, strict=True)
+        table["why"] = [why(aim, *of_guess) for aim, *of_guess in seen]
     embeddings = torch.from_numpy(np.stack(scored["embedding"].to_list()))
     table["novelty"] = novelty(embeddings, labelled_embeddings).numpy()
     return table

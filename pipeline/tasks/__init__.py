@@ -1,7 +1,7 @@
-"""Task types: one module each."""
+"""Task types: what a network decides about an image, one module each."""
 
 from pipeline.tasks import classification
 from pipeline.tasks.task_type import TaskType
 
-TASK_TYPE: TaskType = classification
-"""What the networks of a campaign decide: the only one there is today."""
+TASKS: dict[str, TaskType] = {"classification": classification}
+"""By the name that the campaign file gives."""

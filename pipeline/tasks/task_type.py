@@ -1,15 +1,59 @@
-"""What `fit`, the members and the rules of learning ask of a task type."""
+"""What labelcycle asks of a task type: what people are asked for, how networks learn it, how good they are at it."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from pipeline.types import Metrics, Region, RegionKind
+
+
+class AskFor(NamedTuple):
+    """What people are asked for: regions of a kind, and whether an image may have several."""
+
+    kind: RegionKind
+    several: bool
+
+
+class Answered(NamedTuple):
+    """Decisions whose answer is known.
+
+    Attributes:
+        values: `(m, C)` of each decision, whatever they are: logits or probabilities.
+        right: `(m,)` index of the right class.
+        image: `(m,)` index of the image that a decision is about.
+        decision: `(m,)` which of the image's U decisions it is.
+    """
+
+    values: Tensor
+    right: Tensor
+    image: Tensor
+    decision: Tensor
+
 
 class TaskType(Protocol):
-    """What a task type knows; a module with these functions is one.
+    """What a task type knows; a module with these names is one.
 
-    Logits and targets have the images as their first axis and any form beyond it: only the task reads them.
+    Outputs and targets have the images as their first axis and any form beyond it: only the task reads them. A network
+    makes U decisions about an image, each between C classes.
     """
+
+    asks: AskFor
+    has_one_decision: bool
+    """Whether U = 1: what reads the probabilities of an image's one decision is refused elsewhere."""
+
+    def read_label(self, text: str) -> tuple[Region, ...]:
+        """The regions that a label in a manifest means."""
+
+    def consensus(self, given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], float]:
+        """What several people found in an image, at least one, and how far they agree, in (0, 1].
+
+        Args:
+            given: regions of each person, oldest first.
+        """
+
+    def targets(self, labels: Sequence[Sequence[Region]], classes: Sequence[str]) -> Tensor:
+        """`(n, ...)`, what the regions of n images are to a network."""
 
     def check_targets(self, targets: Tensor, n: int, n_classes: int) -> None:
         """Raise ValueError unless these can be the targets of n images, n >= 1."""
@@ -21,12 +65,24 @@ class TaskType(Protocol):
         """`(C,)` float64, how often each class is the right answer of a decision."""
 
     def loss(
-        self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+        self, outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
     ) -> Tensor:
         """Scalar to minimise, nats; `class_weights` is `(C,)`, `label_smoothing` a share of probability."""
 
-    def decisions(self, logits: Tensor) -> Tensor:
-        """Class probabilities `(n, U, C)` of the U decisions of each image."""
+    def logits(self, outputs: Tensor) -> Tensor:
+        """`(n, U, C)`: the softmax over the last axis gives the probabilities of each decision."""
 
-    def metrics(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def answered(self, values: Tensor, targets: Tensor) -> Answered:
+        """The decisions, of `(n, U, C)`, whose right answer the targets tell."""
+
+    def in_words(self, decision: int, answer: int, classes: Sequence[str]) -> str:
+        """What an answer to one of an image's decisions means."""
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What to show for each epoch: scalars, each a mean over the images."""
+
+    def measure(self, probs: Tensor, targets: Tensor, classes: Sequence[str]) -> Metrics:
+        """How good predictions `(n, U, C)` are, n >= 1; the mean over the members where there are several."""
+
+    def guess(self, probs: Tensor, classes: Sequence[str]) -> list[tuple[Region, ...]]:
+        """What a model sees in each of n images, with its probability, from `(n, U, C)`."""

@@ -61,8 +61,8 @@ class AnnotationContract:
             ({"ask": Ask("1.1", 1, "query")}, "item 1.1 is in the batch twice"),
             ({"ask": Ask("1.0", 2, "query")}, "belongs to round 1, not 2|belongs to round 2, not 1"),
             ({"rank": -1}, "rank counts from 0"),
-            ({"guess": Region("image", "owl")}, "one of cat, .* got 'owl'"),
-            ({"guess": Region("box", "cat", (0.0, 0.0, 1.0, 1.0))}, "for the whole image"),
+            ({"guess": (Region("image", "owl"),)}, "one of cat, .* got 'owl'"),
+            ({"guess": (Region("box", "cat", (0.0, 0.0, 1.0, 1.0)),)}, "for the whole image"),
             ({"columns": {"uncertainty": float("nan")}}, "not a finite number"),
         ],
     )
@@ -161,7 +161,7 @@ def batch(
             ask(f"{number}.{rank}", number=number, purpose=purpose),
             people.uris[rank % len(people.uris)],
             rank,
-            Region("image", guess, score=0.5) if guess else None,
+            (Region("image", guess, score=0.5),) if guess else None,
             reason="many images are like it",
             columns={"uncertainty": 0.5},
         )

@@ -16,7 +16,7 @@ from connectors.feature_store import shrink, usage
 from connectors.frozen_features import cached_features, open_cache
 from connectors.images.pixels import load_images
 from connectors.images.reading import Range
-from pipeline.networks.classifier import build_model
+from pipeline.networks.build import build_model
 from pipeline.networks.features import BATCH, extract
 from pipeline.pool.reasons import PoolError
 
@@ -57,7 +57,7 @@ import sys
 from pathlib import Path
 import torch
 from connectors import frozen_features as features
-from pipeline.networks.classifier import build_model
+from pipeline.networks.build import build_model
 
 features.CHUNK_BYTES = 1  # one batch in each append
 folder, images = Path(sys.argv[1]), sorted(Path(sys.argv[2]).iterdir())

@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import shutil
 import signal
@@ -11,10 +10,8 @@ import pandas as pd
 import pytest
 
 from connectors.store import (
-    Campaign,
-    CampaignBusy,
-    CampaignChanged,
     StoreError,
+    check_format,
     explain,
     read_json,
     write_atomic,
@@ -51,7 +48,7 @@ write_atomic(Path(sys.argv[1]) / "rounds" / "0000" / "batch.parquet", slowly)
     assert process.stdout.readline() == b"writing\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not Campaign(tmp_path).round(0).has("batch.parquet")
+    assert not (tmp_path / "rounds" / "0000" / "batch.parquet").exists()
 
 
 def test_not_a_number_is_refused(tmp_path):
@@ -62,48 +59,6 @@ def test_not_a_number_is_refused(tmp_path):
 def test_table_comes_back_as_it_was(tmp_path):
     table = pd.DataFrame({"item_id": ["a", "b"], "score": [0.5, None]})
     pd.testing.assert_frame_equal(pd.read_parquet(write_table(tmp_path / "t.parquet", table)), table)
-
-
-def test_rounds_are_in_order_of_number(tmp_path):
-    campaign = Campaign(tmp_path)
-    for number in (10_000, 9_999, 2):
-        write_json(campaign.round(number) / "config.json", {})
-    assert [folder.number for folder in campaign.rounds()] == [2, 9_999, 10_000]
-
-
-def test_changed_setting_is_written_unless_it_is_fixed(tmp_path):
-    campaign = Campaign(tmp_path)
-    before = {"name": "pets", "budget": 10, "model": {"name": "a", "device": "cpu"}}
-    campaign.claim(before, fixed={"name", "model.name"})
-    campaign.claim(before | {"budget": 20}, fixed={"name", "model.name"})
-    assert read_json(tmp_path / "campaign.json")["budget"] == 20
-    with pytest.raises(CampaignChanged, match=r"model.name: 'a' -> 'b'; name: 'pets' -> 'cars'") as caught:
-        campaign.claim({"name": "cars", "model": {"name": "b"}}, fixed={"name", "model.name"})
-    assert caught.value.settings == ["model.name", "name"]
-    assert read_json(tmp_path / "campaign.json")["budget"] == 20
-    campaign.claim({"name": "cars", "model": {"name": "b"}})
-    assert read_json(tmp_path / "campaign.json") == {"format": 1, "name": "cars", "model": {"name": "b"}}
-
-
-def test_second_process_is_told_who_works_on_the_campaign(tmp_path):
-    code = """
-import sys
-from pathlib import Path
-from connectors.store import Campaign
-with Campaign(Path(sys.argv[1])).lock():
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout.readline() == b"locked\n"
-    with pytest.raises(CampaignBusy, match=f"process {process.pid}"), Campaign(tmp_path).lock():
-        pass
-    process.kill()
-    process.communicate()
-    with Campaign(tmp_path).lock():
-        assert json.loads((tmp_path / "campaign.lock.json").read_text()) == {"pid": os.getpid()}
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
@@ -149,18 +104,6 @@ def test_writers_of_all_kinds_say_that_the_disk_takes_no_more(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 64 kB, where the tests may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("no disk can be mounted here")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
 @pytest.mark.skipif(shutil.which("mount") is None, reason="there is no program `mount` on this machine")
 def test_full_and_read_only_disks_are_named_and_nothing_is_lost(small_disk):
     old = write_json(small_disk / "a.json", {"a": 1})
@@ -176,8 +119,6 @@ def test_full_and_read_only_disks_are_named_and_nothing_is_lost(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(StoreError, match="the disk can only be read, not written to: name a folder on another one"):
         write_json(old, {"a": 2})
-    with pytest.raises(StoreError, match="can only be read"), Campaign(small_disk / "campaign").lock():
-        pass
     assert read_json(old) == {"a": 1}
 
 
@@ -222,8 +163,6 @@ def test_path_that_is_in_the_way_is_told(tmp_path):
         write_json(tmp_path / "file" / "a.json", {})
     with pytest.raises(StoreError, match="a folder is there, and must be a file"):
         write_json(tmp_path / "folder", {})
-    with pytest.raises(StoreError, match="must be a folder"), Campaign(tmp_path / "file").lock():
-        pass
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\x00", '{"a": 1'])
@@ -248,35 +187,10 @@ def test_damaged_json_is_told_by_name(tmp_path, text):
         ({"format": "1"}, "the format '1'"),
     ],
 )
-def test_folder_of_another_format_is_refused_with_what_was_found_and_what_to_do(tmp_path, held, found):
-    written = write_json(tmp_path / "campaign.json", held).read_bytes()
+def test_another_format_is_refused_with_what_was_found_and_what_to_do(tmp_path, held, found):
     told = (
         rf"campaign\.json has {found}, and this version of labelcycle reads the format 1: begin a new folder, or use "
         "the version that made this one$"
     )
     with pytest.raises(StoreError, match=told):
-        Campaign(tmp_path).check_ours()
-    assert (tmp_path / "campaign.json").read_bytes() == written
-
-
-@pytest.mark.parametrize("name", ["pool.parquet", "rounds"])
-def test_folder_in_which_something_would_be_written_over_is_refused(tmp_path, name):
-    (tmp_path / "notes.txt").touch()
-    Campaign(tmp_path).check_ours()
-    (tmp_path / name).mkdir()
-    with pytest.raises(StoreError, match=rf"holds {name} and no campaign\.json"):
-        Campaign(tmp_path).check_ours()
-    write_json(tmp_path / "campaign.json", {"format": 1})
-    Campaign(tmp_path).check_ours()
-    with pytest.raises(StoreError, match="must be a folder for the campaign, and is a file"):
-        Campaign(tmp_path / "campaign.json").check_ours()
-
-
-def test_damaged_file_of_a_round_is_found_by_name(tmp_path):
-    campaign = Campaign(tmp_path)
-    write_json(campaign.round(0) / "config.json", {})
-    table = write_table(campaign.round(0) / "batch.parquet", pd.DataFrame({"a": [1]}))
-    campaign.check_files()
-    table.write_bytes(table.read_bytes()[:-10])
-    with pytest.raises(StoreError, match=r"batch\.parquet is damaged: "):
-        campaign.check_files()
+        check_format(tmp_path / "campaign.json", held)

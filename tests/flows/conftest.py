@@ -15,10 +15,11 @@ from PIL import Image
 
 from connectors.image_folder.index import index_pool
 from connectors.memory import MemoryTool, MemoryTracker
-from flows.artefacts import POOL, PUSHED, Pushed
+from flows.artefacts import POOL, PUSHED
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
 from flows.folder import Campaign, RoundFolder
+from flows.records import Pushed
 from flows.steps.labels import gather_labels, list_candidates
 from flows.steps.plan import begin
 from flows.steps.track import start_tracking
@@ -179,7 +180,8 @@ def ready_round(work: OpenCampaign, number: int = 1) -> RoundFolder:
     if number > 0 and not first.has(PUSHED):
         audit = work.pool.table.query("split == 'audit'")["item_id"]
         pushed_at = "2026-11-01T12:00:00+00:00"
-        first.write(PUSHED, Pushed(pushed_at, address="", tasks={item_id: n for n, item_id in enumerate(audit)}))
+        tasks = {item_id: n for n, item_id in enumerate(audit)}
+        first.write(PUSHED, Pushed(pushed_at, address="", tasks=tasks, purposes=dict.fromkeys(tasks, "audit")))
     folder = work.folder.round(number)
     work.do(begin, folder)
     work.do(gather_labels, folder)

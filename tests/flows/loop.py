@@ -1,6 +1,7 @@
 """A whole campaign in memory: plain functions for steps, an annotation tool and a tracker in this process."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,11 @@ class Loop:
             self.tool.answer(question.ask, truth(question.uri), annotator="ann")
         return [question.item_id for question in served]
 
+    def skip(self, item_ids: Iterable[str]) -> None:
+        """Skip the tasks that ask for these items."""
+        for ask in [question.ask for question in self.tool.served() if question.item_id in set(item_ids)]:
+            self.tool.skip(ask)
+
     def edit(self, item_id: str, label: str) -> None:
         """Change the answer to an item, as a person does who thinks again."""
         given = next(answer for answer in self.tool.answers.values() if answer.item_id == item_id)
@@ -114,9 +120,7 @@ class Loop:
     def known(self, number: int) -> dict[str, str]:
         """The labels that a round was trained or measured on."""
         both = [self.folder.round(number).read(artefact) for artefact in (LABELLED, AUDIT)]
-        return {
-            item_id: label for labels in both for item_id, label in zip(labels.item_ids, labels.labels, strict=True)
-        }
+        return {item_id: label for labels in both for item_id, label in zip(labels.item_ids, labels.words, strict=True)}
 
 
 def truth(uri: str) -> str:

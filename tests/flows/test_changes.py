@@ -1,35 +1,65 @@
 """A campaign that changes its mind between rounds, or in the middle of one."""
 
-import dataclasses
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from flows.ledger import known_answers, outstanding_tasks
-from flows.steps.ask import MEASURED, compare_with_half, renew_page, select, select_first
-from flows.steps.learn import cross_validate, is_best, member_weights, plan, train, trained_models
 
 from connectors.annotation import Pulled
 from connectors.escaping import markdown
-from connectors.mlflow.loader import TRUNK
-from connectors.store import Campaign, CampaignChanged, RoundFolder, read_json, write_json, write_table
+from flows.artefacts import (
+    ANSWERS,
+    BATCH,
+    CAMPAIGN,
+    CANDIDATES,
+    CONFIG,
+    GUESSES,
+    LABELLED,
+    MEMBERS,
+    METRICS,
+    PAGE,
+    PLAN,
+    STABILITY,
+    TRAINING,
+)
 from flows.campaign import OpenCampaign, open_campaign
 from flows.changes import (
+    CampaignChanged,
     begun_otherwise,
     changes_since_last,
     clear_what_was_put_away,
-    keep_page,
     notes_of_changes,
+    wanted_page,
 )
 from flows.config import resolved
+from flows.folder import Campaign
+from flows.outlook import best_round
+from flows.records import Plan
 from flows.replay.inputs import read_campaign_labels
 from flows.reports.round_page import round_markdown
-from flows.round import begin, begin_anew, notes_of_round, refresh_pool
+from flows.round import begin_anew, notes_of_first, refresh_pool
+from flows.steps.plan import begin, look_ahead, plan
+from flows.steps.push import questions_of, renew_page
 from flows.steps.score import embed_labelled, score_shard
-from pipeline.labels.answers import answers_to_table
-from pipeline.types import Annotation, Answer, Ask, Region
+from flows.steps.select import MEASURED_REASON, compare_with_half, select, select_first
+from flows.steps.train import cross_validate, train
+from pipeline.tables import BatchTable, Guesses
+from pipeline.tasks import TASKS, classification
+from pipeline.types import Ask, Region
 from tests.flows.conftest import CLASSES, TINY, ready_round
+from tests.flows.rounds import (
+    answer,
+    begin_to_push,
+    close_round,
+    config_of,
+    metrics_of,
+    networks_of,
+    push_tasks,
+    train_round,
+    training_of,
+    with_settings,
+)
 
 PETS = """\
 name = "pets"
@@ -56,23 +86,6 @@ folder = "campaign"
 {renamed}
 """
 SECTIONS = ("extra", "model", "members", "label_studio", "mlflow", "renamed")
-
-
-def answer(item_id: str, label: str | None, *, number: int = 0, answer_id: int = 1) -> Answer:
-    given = Annotation(item_id, (Region("image", label),), "ann") if label else None
-    outcome = "labelled" if label else "skipped"
-    asked = Ask(item_id, number, "seed")
-    return Answer(asked, answer_id, answer_id, outcome, "ann", "2026-01-01T00:00:00+00:00", given)
-
-
-def close_round(folder: RoundFolder, answers, settings, *, asked=None) -> None:
-    """A round whose batch is out and whose answers are in."""
-    write_json(folder / "config.json", {"settings": resolved(settings), "changes": []})
-    tasks = {a.item_id: 1 for a in answers} if asked is None else asked
-    write_json(folder / "pushed.json", {"tasks": tasks, "purposes": dict.fromkeys(tasks, "seed")})
-    write_json(folder / "withdrawn.json", [])
-    write_table(folder / "annotations.parquet", answers_to_table(answers))
-    write_json(folder / "round.json", {})
 
 
 @pytest.fixture
@@ -118,11 +131,13 @@ def asked(pets, tmp_path) -> Campaign:
 )
 def test_how_a_campaign_is_run_may_change_between_rounds(pets, asked, sections):
     work = open_campaign(pets(**sections))
-    assert read_json(asked.path / "campaign.json") == {"format": 1, **resolved(work.settings)}
+    assert asked.read(CAMPAIGN) == resolved(work.settings)
 
 
 def test_pool_and_budget_may_change_too(pets, asked):
-    open_campaign(pets(('pool = "images"', 'pool = "elsewhere"'), ("budget = 100", "budget = 70")))
+    work = open_campaign(pets(('pool = "images"', 'pool = "elsewhere"'), ("budget = 100", "budget = 70")))
+    assert asked.read(CAMPAIGN) == resolved(work.settings)
+    assert asked.read(CAMPAIGN)["budget"] == 70
 
 
 @pytest.mark.parametrize(
@@ -135,13 +150,29 @@ def test_pool_and_budget_may_change_too(pets, asked):
     ],
 )
 def test_what_makes_another_campaign_is_refused_with_how_its_labels_are_taken_along(pets, asked, before, after, told):
-    written = read_json(asked.path / "campaign.json")
+    written = asked.read(CAMPAIGN)
     path = pets((before, after))
     with pytest.raises(CampaignChanged) as caught:
         open_campaign(path)
     assert told in str(caught.value)
     assert f"labelcycle init NEW.toml --from {path}" in str(caught.value)
-    assert read_json(asked.path / "campaign.json") == written
+    assert asked.read(CAMPAIGN) == written
+
+
+def test_all_settings_that_make_another_campaign_are_named_together_and_nothing_is_written(pets, asked):
+    path = pets(
+        ('name = "pets"', 'name = "cars"'), ("audit_size = 20", "audit_size = 2"), ("budget = 100", "budget = 90")
+    )
+    with pytest.raises(CampaignChanged, match="audit_size: 20 -> 2; name: 'pets' -> 'cars'") as caught:
+        open_campaign(path)
+    assert caught.value.settings == ["audit_size", "name"]
+    assert asked.read(CAMPAIGN)["budget"] == 100
+
+
+def test_another_task_makes_another_campaign(pets, asked, monkeypatch):
+    monkeypatch.setitem(TASKS, "counting", classification)
+    with pytest.raises(CampaignChanged, match="task: 'classification' -> 'counting'"):
+        open_campaign(pets(extra='task = "counting"'))
 
 
 def test_what_a_killed_run_left_of_a_round_that_was_put_away_is_cleared(asked):
@@ -157,9 +188,11 @@ def test_what_a_killed_run_left_of_a_round_that_was_put_away_is_cleared(asked):
     [('name = "pets"', 'name = "cars"'), ("audit_size = 20", "audit_size = 2"), ('["cat", "dog"]', '["a", "b", "c"]')],
 )
 def test_nothing_is_frozen_before_the_first_batch_is_out(pets, change):
-    folder = open_campaign(pets()).folder
-    write_json(folder.round(0) / "config.json", {})
-    assert open_campaign(pets(change)).folder.path == folder.path
+    work = open_campaign(pets())
+    work.folder.round(0).write(CONFIG, config_of(work.settings))
+    changed = open_campaign(pets(change))
+    assert changed.folder.path == work.folder.path
+    assert work.folder.read(CAMPAIGN) == resolved(changed.settings) != resolved(work.settings)
 
 
 @pytest.mark.parametrize(
@@ -175,16 +208,12 @@ def test_nothing_is_frozen_before_the_first_batch_is_out(pets, change):
 )
 def test_classes_may_come_change_places_be_renamed_and_be_merged(pets, asked, classes, renamed):
     work = open_campaign(pets(('["cat", "dog"]', classes), renamed=renamed))
-    labels = {a.item_id: a.annotation.regions[0].label for a in known(work) if a.annotation}
+    labels = {a.item_id: a.annotation.regions[0].label for a in work.ledger.answers if a.annotation}
     assert labels == {name: work.settings.former_classes.get(old, old) for name, old in (("a", "cat"), ("b", "dog"))}
     assert set(labels.values()) <= set(work.settings.classes)
-    kept = pd.read_parquet(asked.round(0) / "annotations.parquet")["label"].dropna().tolist()
-    assert kept == ["cat", "dog"], "the record of what people said stays"
-    assert work.labels_used() == 2
-
-
-def known(work):
-    return known_answers(work.folder, work.settings.former_classes)
+    said = [region.label for a in asked.round(0).read(ANSWERS) if a.annotation for region in a.annotation.regions]
+    assert said == ["cat", "dog"], "the record of what people said stays"
+    assert work.ledger.n_labels_paid == 2
 
 
 def test_class_without_labels_may_go(pets, asked):
@@ -218,7 +247,7 @@ def test_round_that_nobody_has_seen_begins_anew_with_what_it_is_made_of(make_wor
     folder = ready_round(make_work())
     work = make_work(**changed)
     assert begun_otherwise(folder, work.settings) == is_anew
-    begin_anew.fn(folder, work)
+    begin_anew(folder, work)
     assert folder.path.exists() != is_anew
     names = {path.name for path in (work.folder.path / "rounds").iterdir()}
     assert names == ({"0000"} if is_anew else {"0000", "0001"})
@@ -226,29 +255,26 @@ def test_round_that_nobody_has_seen_begins_anew_with_what_it_is_made_of(make_wor
 
 def test_round_that_is_out_ends_as_it_began(make_work):
     folder = ready_round(make_work())
-    write_json(folder / "pushing.json", {})
+    begin_to_push(folder)
     work = make_work(model="dropout = 0.25\n")
-    begin_anew.fn(folder, work)
-    assert folder.has("labelled.parquet")
-    assert notes_of_changes(folder, work.settings) == ("from round 2 on: model.dropout: 0.5 -> 0.25",)
+    begin_anew(folder, work)
+    assert folder.has(LABELLED)
+    assert notes_of_changes(folder.read(CONFIG), work.settings) == ("from round 2 on: model.dropout: 0.5 -> 0.25",)
 
 
 def test_members_that_were_trained_otherwise_are_not_mixed_with_others(make_work, training_is_killed):
     work = make_work()
     folder = ready_round(work)
+    work.do(plan, folder)
+    work.do(cross_validate, folder)
     with training_is_killed(after=1):
-        train.fn(folder, work, "run")
-    assert (folder / "members" / "member-0.pt").exists()
+        work.do(train, folder)
+    assert (folder.read(MEMBERS).path / "member-0.pt").exists()
     changed = make_work(network=TINY)
-    begin_anew.fn(folder, changed)
-    folder = ready_round(changed)
-    cross_validate.fn(folder, changed)
-    train.fn(folder, changed, "run")
-    fresh = make_work(network=TINY, name="fresh")
-    other = ready_round(fresh)
-    cross_validate.fn(other, fresh)
-    train.fn(other, fresh, "run")
-    for one, two in zip(member_weights(folder), member_weights(other), strict=True):
+    begin_anew(folder, changed)
+    folders = [train_round(changed), train_round(make_work(network=TINY, name="fresh"))]
+    trained = [each.read(MEMBERS).files(each.read(TRAINING).weights) for each in folders]
+    for one, two in zip(*trained, strict=True):
         a, b = (torch.load(path, weights_only=True) for path in (one, two))
         assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -263,38 +289,39 @@ def test_killed_while_a_round_is_put_away_leaves_nothing_of_it(make_work, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
-            begin_anew.fn(folder, work)
-    assert folder.has("config.json")
-    assert folder.has("labelled.parquet")
-    begin_anew.fn(folder, work)
+            begin_anew(folder, work)
+    assert folder.has(CONFIG)
+    assert folder.has(LABELLED)
+    begin_anew(folder, work)
     assert not folder.path.exists()
 
 
 def test_first_round_that_begins_anew_draws_its_audit_set_anew(make_work):
-    begin.fn(make_work().folder.round(0), make_work())
     work = make_work()
-    changed = dataclasses.replace(work, settings=work.settings.model_copy(update={"audit_size": 4, "seed": 3}))
-    changed.__dict__["tracker"] = work.tracker
-    refresh_pool.fn(changed)
-    assert (changed.pool["split"] == "audit").sum() == 4
+    work.do(begin, work.folder.round(0))
+    changed = with_settings(work, audit_size=4, seed=3)
+    refresh_pool(changed)
+    assert (changed.pool.table["split"] == "audit").sum() == 4
     assert not changed.folder.rounds(), "the round has begun with another audit set"
-    begin.fn(changed.folder.round(0), changed)
-    write_json(changed.folder.round(0) / "pushing.json", {})
-    later = dataclasses.replace(work, settings=changed.settings.model_copy(update={"audit_size": 5}))
-    refresh_pool.fn(later)
-    assert (later.pool["split"] == "audit").sum() == 4, "people may have been asked for it"
+    changed.do(begin, changed.folder.round(0))
+    begin_to_push(changed.folder.round(0))
+    later = with_settings(changed, audit_size=5)
+    refresh_pool(later)
+    assert (later.pool.table["split"] == "audit").sum() == 4, "people may have been asked for it"
 
 
 def test_changes_are_told_with_the_round_that_is_made_with_them(make_work):
     folder = ready_round(make_work())
-    write_json(folder / "pushed.json", {"tasks": {}, "address": "http://labels"})
+    push_tasks(folder, {}, "http://labels")
     work = make_work(members="mc_dropout = 2", extra='acquisition = "entropy"')
     lines = ["acquisition: margin -> entropy", "members.mc_dropout: 0 -> 2"]
-    assert notes_of_changes(folder, work.settings) == tuple(f"from round 2 on: {line}" for line in lines)
+    assert notes_of_changes(folder.read(CONFIG), work.settings) == tuple(f"from round 2 on: {line}" for line in lines)
     following = ready_round(work, 2)
-    assert changes_since_last(following, work.folder, work.settings) == lines
-    assert read_json(following / "config.json")["changes"] == lines
-    assert notes_of_changes(following, work.settings) == tuple(f"changed since round 1: {line}" for line in lines)
+    assert changes_since_last([work.folder.round(0), folder], work.settings) == lines
+    assert following.read(CONFIG).changes == lines
+    assert notes_of_changes(following.read(CONFIG), work.settings) == tuple(
+        f"changed since round 1: {line}" for line in lines
+    )
     page = round_markdown(following, "stripes")
     assert f"Changed since the round before: {markdown('members.mc_dropout: 0 -> 2')}" in page
 
@@ -302,15 +329,15 @@ def test_changes_are_told_with_the_round_that_is_made_with_them(make_work):
 def test_changes_that_count_at_once_are_not_said_to_wait(make_work):
     folder = ready_round(make_work())
     work = make_work(extra='close_at = 0.5\nschedule = "0 9 * * *"\nmin_gain = 0.1')
-    changed = dataclasses.replace(work, settings=work.settings.model_copy(update={"query_size": 7, "budget": 99}))
-    assert notes_of_changes(folder, changed.settings) == ("from round 2 on: query_size: 5 -> 7",)
+    changed = with_settings(work, query_size=7, budget=99)
+    assert notes_of_changes(folder.read(CONFIG), changed.settings) == ("from round 2 on: query_size: 5 -> 7",)
 
 
 def test_first_round_says_what_comes_before_a_model_and_that_there_are_fewer_images_than_labels(make_work):
     work = make_work()
     folder = ready_round(work, number=0)
-    select_first.fn(folder, work)
-    assert notes_of_round(folder, work) == (
+    work.do(select_first, folder)
+    assert notes_of_first(folder, work) == (
         "the first 16 labels come before there is a model: 6 of the audit set, which measures it, and 10 to learn "
         "from; then 5 labels in each round",
         "budget = 100 is more than the 60 images that there are",
@@ -324,78 +351,93 @@ def make_renamed(make_work, **options) -> OpenCampaign:
     return make_work(classes=["sinister", *CLASSES[1:]], renamed='left = "sinister"', **options)
 
 
+def unlabelled(work: OpenCampaign, split="pool") -> list[str]:
+    """What may be asked for."""
+    return work.ledger.may_be_asked(work.pool, split=split, classes=work.settings.classes)["item_id"].tolist()
+
+
 def test_labels_of_people_and_of_the_manifest_go_by_the_new_name(make_work):
     work = make_work()
-    item = work.may_be_asked(split="pool")["item_id"][0]
+    item = unlabelled(work)[0]
     close_round(work.folder.round(0), [answer(item, "left")], work.settings)
     before = ready_round(work)
     renamed = make_renamed(make_work)
     folder = ready_round(renamed, 2)
-    tables = [pd.read_parquet(f / "labelled.parquet").set_index("item_id") for f in (before, folder)]
-    assert len(tables[0]) == 25
-    assert tables[1]["label"].tolist() == tables[0]["label"].replace({"left": "sinister"}).tolist()
-    assert tables[1].loc[item, "source"] == "annotators"
+    labels = [f.read(LABELLED) for f in (before, folder)]
+    assert len(labels[0]) == 25
+    assert labels[1].item_ids == labels[0].item_ids
+    assert labels[1].words == [{"left": "sinister"}.get(name, name) for name in labels[0].words]
+    assert labels[1].table.set_index("item_id").loc[item, "source"] == "annotators"
 
 
 def test_manifest_may_give_the_old_name_and_the_new_one_of_one_class(make_work, striped_images):
     renamed = make_renamed(make_work)
-    assert set(renamed.pool["label"].dropna()) == {"sinister", "middle", "right"}
-    write_table(renamed.folder.pool, make_work().pool)
+    assert set(renamed.pool.given_labels().values()) == {"sinister", "middle", "right"}
+    assert set(make_work().pool.given_labels().values()) == set(CLASSES)
+    assert set(renamed.pool.given_labels().values()) == {"sinister", "middle", "right"}, "read anew"
     renamed = OpenCampaign(renamed.settings, renamed.folder)
-    assert set(renamed.pool["label"].dropna()) == {"sinister", "middle", "right"}
+    assert set(renamed.pool.given_labels().values()) == {"sinister", "middle", "right"}
 
 
 def test_image_that_nobody_could_label_is_asked_for_again_once_there_is_a_new_class(make_work):
     work = make_work()
-    first, second, *_ = work.may_be_asked(split="pool")["item_id"]
-    measured, *_ = work.may_be_asked(split="audit")["item_id"]
+    first, second, *_ = unlabelled(work)
+    measured, *_ = unlabelled(work, "audit")
     answers = [answer(item, None, answer_id=n) for n, item in enumerate((first, measured))]
     close_round(work.folder.round(0), [*answers, answer(second, "left", answer_id=9)], work.settings)
     close_round(work.folder.round(1), [], work.settings)
 
     def may_be_asked(one):
-        return {*one.may_be_asked(split="pool")["item_id"], *one.may_be_asked(split="audit")["item_id"]}
+        return {*unlabelled(one), *unlabelled(one, "audit")}
 
     assert not {first, second, measured} & may_be_asked(work)
     assert not {first, second, measured} & may_be_asked(make_renamed(make_work)), "people could choose each class"
     wider = make_work(classes=[*CLASSES, "beyond"])
     assert {first, second, measured} & may_be_asked(wider) == {first, measured}
-    assert outstanding_tasks(wider.folder) == 0
+    assert wider.ledger.n_outstanding == 0
     close_round(wider.folder.round(2), [], wider.settings, asked={first: 7, measured: 8})
     assert not {first, measured} & may_be_asked(wider), "once"
-    assert outstanding_tasks(wider.folder) == 2
-
-
-def trained(work, number):
-    folder = ready_round(work, number)
-    cross_validate.fn(folder, work)
-    train.fn(folder, work, "run")
-    return folder
+    assert wider.ledger.n_outstanding == 2
 
 
 def test_audit_set_is_asked_for_first_where_it_has_no_label(make_work):
     work = make_work()
-    audit = work.may_be_asked(split="audit")["item_id"].tolist()
+    audit = unlabelled(work, "audit")
     answers = [answer(item, None if n < 2 else "left", answer_id=n) for n, item in enumerate(audit)]
     close_round(work.folder.round(0), answers, work.settings)
     work = make_work(classes=[*CLASSES, "beyond"], members="mc_dropout = 4")
-    folder = trained(work, 1)
-    models = trained_models(folder, work)
-    embed_labelled.fn(folder, work, models)
-    rows = work.located(pd.read_parquet(folder / "candidates.parquet"))
-    score_shard.fn(folder, work, models, rows, shard=0, count=lambda _done, _total: None)
-    select.fn(folder, work, query_size=5)
-    batch = pd.read_parquet(folder / "batch.parquet")
+    folder = train_round(work)
+    work.do(embed_labelled, folder)
+    work.do(score_shard, folder, shard=0, on_progress=lambda _done, _total: None)
+    work.do(look_ahead, folder)
+    guesses, chosen = work.do(select, folder)
+    batch = chosen.table
+    assert len(folder.read(CANDIDATES)) > 3
     assert batch["item_id"].tolist()[:2] == sorted(audit[:2])
-    assert (batch["reason"] == MEASURED).tolist() == [True] * 2 + [False] * 3
+    assert (batch["reason"] == MEASURED_REASON).tolist() == [True] * 2 + [False] * 3
     assert batch["rank"].tolist() == [0, 1, 2, 3, 4]
-    questions = questions_of(folder, work)
+    assert folder.read(GUESSES).item_ids == guesses.item_ids == batch["item_id"].tolist()[2:]
+    questions = questions_of(folder.read(BATCH), guesses, work.pool, work.settings, 1)
     assert [question.ask.purpose for question in questions] == ["audit"] * 2 + ["query"] * 3
-    assert [question.guess is None for question in questions] == [True] * 2 + [False] * 3, (
-        "a guess would sway who measures"
-    )
-    compare_with_half.fn(folder, work)
-    assert 0 <= read_json(folder / "stability.json")["batch_kept_with_half_the_members"] <= 1
+    has_guess = [question.guess is not None for question in questions]
+    assert has_guess == [False] * 2 + [True] * 3, "a guess would sway who measures"
+    work.do(compare_with_half, folder)
+    assert 0 <= folder.read(STABILITY).batch_kept_with_half_the_members <= 1
+
+
+def test_guess_of_a_push_that_was_broken_off_goes_by_the_names_that_classes_have_now(make_work):
+    work = make_renamed(make_work)
+    ids = unlabelled(work)[:3]
+    numbers = {"uncertainty": 0.5, "novelty": 0.25, "reason": "margin", "why": "the model is unsure of it"}
+    rows = [{"item_id": item_id, "uri": "", "rank": rank} | numbers for rank, item_id in enumerate(ids)]
+    guesses = Guesses.made(ids, [(Region("image", name, score=0.5),) for name in ("left", "middle", "gone")])
+    questions = questions_of(BatchTable(pd.DataFrame(rows)), guesses, work.pool, work.settings, 1)
+    assert [question.guess for question in questions] == [
+        (Region("image", "sinister", score=0.5),),
+        (Region("image", "middle", score=0.5),),
+        None,
+    ]
+    assert [set(question.columns) for question in questions] == [{"uncertainty", "novelty"}] * 2 + [set()]
 
 
 @pytest.mark.parametrize(
@@ -413,12 +455,11 @@ def test_audit_set_is_asked_for_first_where_it_has_no_label(make_work):
 def test_round_that_starts_from_the_last_one_takes_what_fits(make_work, monkeypatch, options, begins_near):
     start = 'start = "previous"\nmax_epochs = 1\nbatch_size = 8\n'
     network = 'name = "small_cnn"\naugmentation = "none"\n'
-    trained(make_work(network=network, model=start, ensemble=1), 1)
+    train_round(make_work(network=network, model=start, ensemble=1))
     taken = []
     monkeypatch.setattr("pipeline.learning.train.shrink_and_perturb", lambda _model, previous: taken.append(previous))
     work = make_work(**{"network": network, "ensemble": 1} | options | {"model": start + options.get("model", "")})
-    folder = trained(work, 2)
-    [model] = trained_models(folder, work)
+    [model] = networks_of(work, train_round(work, 2))
     assert model.n_classes == len(work.settings.classes)
     if begins_near == "nothing":
         assert taken == []
@@ -429,23 +470,25 @@ def test_round_that_starts_from_the_last_one_takes_what_fits(make_work, monkeypa
 
 def test_weights_of_other_classes_are_taken_but_for_the_last_layer(make_work):
     start = 'start = "previous"\n'
-    trained(make_work(model=start, ensemble=1), 1)
+    train_round(make_work(model=start, ensemble=1))
     work = make_work(model=start, ensemble=1, classes=[*CLASSES, "beyond"])
-    [model] = trained_models(trained(work, 2), work)
+    [model] = networks_of(work, train_round(work, 2))
     assert model.n_classes == 4
 
 
 def test_champion_knows_the_classes_of_the_campaign(make_work):
     work = make_work()
-    for number, (low, classes) in enumerate([(0.9, CLASSES), (0.5, [*CLASSES, "beyond"]), (0.4, CLASSES)], start=1):
-        write_json(work.folder.round(number) / "metrics.json", {"accuracy_low": low})
-        write_json(work.folder.round(number) / "training.json", {"model": {"classes": list(classes)}})
-    assert [is_best(work.folder.round(number), work) for number in (1, 2, 3)] == [True, True, False]
+    best = []
+    for number, (right, classes) in enumerate([(190, CLASSES), (120, [*CLASSES, "beyond"]), (80, CLASSES)], start=1):
+        work.folder.round(number).write(METRICS, metrics_of(right))
+        work.folder.round(number).write(TRAINING, training_of(20, classes))
+        best.append(best_round(work.folder.rounds()).number)
+    assert best == [1, 2, 1]
 
 
 def test_replay_of_a_campaign_goes_by_the_names_that_classes_have_now(make_work):
     work = make_work()
-    item, other, *_ = work.may_be_asked(split="pool")["item_id"]
+    item, other, *_ = unlabelled(work)
     close_round(work.folder.round(0), [answer(item, "left"), answer(other, "right", answer_id=2)], work.settings)
     labels, _ = read_campaign_labels(make_renamed(make_work).settings)
     assert set(labels["label"]) == {"sinister", "middle", "right"}
@@ -456,7 +499,7 @@ def test_replay_of_a_campaign_goes_by_the_names_that_classes_have_now(make_work)
 def test_class_of_answers_that_no_round_has_collected_stays_on_the_page(pets, monkeypatch, renamed):
     work = open_campaign(pets(('["cat", "dog"]', '["cat", "dog", "bird"]')))
     close_round(work.folder.round(0), [answer("a", "cat")], work.settings)
-    keep_page(work.folder, work.settings)
+    work.folder.write(PAGE, wanted_page(work.settings))
     standing, prepared = Pulled([answer("b", "bird")], {Ask("b", 0, "seed"): 1}, 0), []
     work = open_campaign(pets(renamed=renamed))
 
@@ -490,8 +533,7 @@ def test_class_of_answers_that_no_round_has_collected_stays_on_the_page(pets, mo
 
 def planned(work, number=1):
     folder = ready_round(work, number)
-    plan.fn(folder, work)
-    return folder, read_json(folder / "plan.json")
+    return folder, work.do(plan, folder)
 
 
 AUTO = "all_from = 8\nmax_epochs = 2\n"
@@ -502,45 +544,43 @@ AUTO = "all_from = 8\nmax_epochs = 2\n"
 def test_round_that_would_take_too_long_trains_less_and_says_so(make_work, train_what):
     model = f'{AUTO}train = "{train_what}"\nmax_minutes = 1e-9\n'
     folder, told = planned(work := make_work(network=TINY, model=model))
-    assert (told["phase"], told["wanted"]) == ("head", "all")
-    assert list(told["minutes"]) == ["all"]
-    assert min(told["minutes"].values()) >= 0
-    assert "labels enough to train the whole network, which would take about" in told["text"]
-    assert told["text"].endswith("max_minutes = 1e-09 leaves the head alone")
-    cross_validate.fn(folder, work)
-    train.fn(folder, work, "run")
-    record = read_json(folder / "training.json")
-    assert record["phase"] == record["model"]["phase"] == "head"
-    assert record["plan"] == told
-    assert (folder / "members" / TRUNK).exists()
-    assert len(trained_models(folder, work)) == 2
+    assert (told.phase, told.wanted) == ("head", "all")
+    assert list(told.minutes) == ["all"]
+    assert min(told.minutes.values()) >= 0
+    assert "labels enough to train the whole network, which would take about" in told.text
+    assert told.text.endswith("max_minutes = 1e-09 leaves the head alone")
+    assert folder.read(PLAN) == told
+    work.do(cross_validate, folder)
+    work.do(train, folder)
+    record = folder.read(TRAINING)
+    assert record.phase == record.model.phase == "head"
+    assert record.plan == told
+    assert folder.read(MEMBERS).trunk is not None
+    assert len(networks_of(work, folder)) == 2
 
 
 def test_round_within_its_minutes_trains_what_its_labels_are_worth(make_work):
     folder, told = planned(make_work(network=TINY, model=f"{AUTO}max_minutes = 1e6\n"))
-    assert (told["phase"], list(told["minutes"])) == ("all", ["all"])
-    assert "trains the whole network, which takes about" in told["text"]
-    assert f"round {folder.number}" in told["text"]
+    assert (told.phase, list(told.minutes)) == ("all", ["all"])
+    assert "trains the whole network, which takes about" in told.text
+    assert f"round {folder.number}" in told.text
 
 
 def test_estimate_is_made_when_training_becomes_dearer_and_not_again(make_work):
     heads = make_work(network=TINY)
-    assert planned(heads)[1] == {"phase": "head", "wanted": "head", "minutes": {}, "max_minutes": None, "text": None}
-    cross_validate.fn(heads.folder.round(1), heads)
-    train.fn(heads.folder.round(1), heads, "run")
+    assert train_round(heads).read(PLAN) == Plan("head", "head", {}, max_minutes=None, text=None)
     work = make_work(network=TINY, model=AUTO)
-    folder, told = planned(work, 2)
-    assert list(told["minutes"]) == ["all"]
-    assert "the last round took 0" in told["text"]
-    assert told["text"].endswith("max_minutes in [model] would set a limit")
+    folder = train_round(work, 2)
+    told = folder.read(PLAN)
+    assert list(told.minutes) == ["all"]
+    assert "the last round took 0" in told.text
+    assert told.text.endswith("max_minutes in [model] would set a limit")
     assert "Round 2 trains the whole network" in round_markdown(folder, "stripes")
-    cross_validate.fn(folder, work)
-    train.fn(folder, work, "run")
-    assert planned(work, 3)[1]["text"] is None
+    assert planned(work, 3)[1].text is None
 
 
 def test_network_without_weights_has_nothing_cheaper_to_train(make_work):
     _, told = planned(make_work(model="max_minutes = 1e-9\n"))
-    assert told["phase"] == "all"
-    assert "without pretrained weights nothing less can be trained" in told["text"]
-    assert planned(make_work(name="other"))[1]["minutes"] == {}, "nothing is measured that nobody asked for"
+    assert told.phase == "all"
+    assert "without pretrained weights nothing less can be trained" in told.text
+    assert planned(make_work(name="other"))[1].minutes == {}, "nothing is measured that nobody asked for"

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from connectors.store import Campaign, write_json
+from flows.artefacts import CAMPAIGN, PROGRESS, PUSHED
 from flows.campaign import open_campaign
 from flows.cli import app
-from flows.config import ConfigError
+from flows.config import CampaignSettings, ConfigError, resolved
+from flows.folder import Campaign
+from flows.records import Pushed, SeenProgress
 
 
 @pytest.fixture
@@ -61,25 +63,24 @@ def test_status_without_a_campaign_says_what_to_name(command):
 
 def test_status_reads_the_folder_alone(command, tmp_path):
     folder = Campaign(tmp_path / "campaign")
-    settings = {
-        "format": 1,
-        "name": "pets",
-        "pool": "images",
-        "classes": ["cat", "dog"],
-        "renamed": [],
-        "target_accuracy": None,
-        "min_gain": None,
-        "budget": 10,
-        "query_size": 4,
-        "label_studio": {"url": "https://labels.example.org"},
-        "mlflow": {"uri": "sqlite:///mlflow.db"},
-    }
-    write_json(folder.path / "campaign.json", settings)
+    settings = CampaignSettings(
+        name="pets",
+        pool="images",
+        folder=folder.path,
+        classes=["cat", "dog"],
+        budget=10,
+        audit_size=2,
+        seed_set_size=2,
+        query_size=4,
+        label_studio={"url": "https://labels.example.org"},
+        mlflow={"uri": "sqlite:///mlflow.db"},
+    )
+    folder.write(CAMPAIGN, resolved(settings))
     tasks = {f"item{number}": number for number in range(4)}
-    pushed = {"pushed_at": "2026-01-01T00:00:00+00:00", "address": "https://labels.example.org/1", "tasks": tasks}
-    write_json(folder.round(0) / "pushed.json", pushed)
-    progress = {"n_tasks": 4, "n_labelled": 3, "n_set_aside": 0, "seen_at": "2026-01-02T00:00:00+00:00"}
-    write_json(folder.round(0) / "progress.json", progress)
+    pushed = Pushed("2026-01-01T00:00:00+00:00", "https://labels.example.org/1", tasks, dict.fromkeys(tasks, "seed"))
+    folder.round(0).write(PUSHED, pushed)
+    seen = SeenProgress(n_tasks=4, n_labelled=3, n_set_aside=0, seen_at="2026-01-02T00:00:00+00:00")
+    folder.round(0).write(PROGRESS, seen)
     exit_code, output = command("status", str(folder.path), "--json")
     state = json.loads(output)
     assert exit_code == 0

@@ -4,9 +4,12 @@ import pandas as pd
 import pytest
 
 from connectors.annotation import AnnotationToolError, AnswersUnusable, Progress, Pulled, Tended
-from connectors.store import read_json, write_json, write_table
+from flows.artefacts import ANSWERS, BATCH, NOT_USED, PROGRESS, PUSHED
+from flows.campaign import OpenCampaign
 from flows.steps.collect import collect, look, may_close, notes_of
+from pipeline.tables import BatchTable
 from pipeline.types import Annotation, Answer, Ask, Region
+from tests.flows.rounds import push_tasks
 
 DAY = timedelta(days=1)
 
@@ -15,7 +18,7 @@ class Held:
     """An annotation tool with answers to the tasks 100, 101, … of round 0."""
 
     def __init__(self, work, *outcomes, copied=0):
-        self.items = work.pool["item_id"].tolist()[: len(outcomes) + copied]
+        self.items = work.pool.item_ids[: len(outcomes) + copied]
         self.asks = [Ask(item_id, 0, "seed") for item_id in self.items]
         task_ids = {ask: 100 + place for place, ask in enumerate(self.asks)}
         answers = [self.answer(place, outcome) for place, outcome in enumerate(outcomes)]
@@ -46,22 +49,13 @@ def asked(make_work):
 
     def ask(*outcomes, copied=0, extra=""):
         work = make_work(extra)
-        tool = work.__dict__["tool"] = Held(work, *outcomes, copied=copied)
+        tool = Held(work, *outcomes, copied=copied)
+        work = OpenCampaign(work.settings, work.folder, tool=tool, tracker=work.tracker)
         folder = work.folder.round(0)
-        pool = work.pool.set_index("item_id")
-        batch = pd.DataFrame({"item_id": tool.items, "uri": pool.loc[tool.items, "uri"].tolist()})
-        batch = batch.assign(reason="seed set", why="drawn at random")
-        write_table(folder / "batch.parquet", batch.assign(rank=range(len(batch))))
-        pushed_at = "2026-01-01T00:00:00+00:00"
-        write_json(
-            folder / "pushed.json",
-            {
-                "pushed_at": pushed_at,
-                "address": "http://ls",
-                "tasks": {ask.item_id: task_id for ask, task_id in tool.pulled.task_ids.items()},
-                "purposes": {ask.item_id: ask.purpose for ask in tool.asks},
-            },
-        )
+        batch = pd.DataFrame({"item_id": tool.items, "uri": work.pool.uris.loc[tool.items].tolist()})
+        batch = batch.assign(reason="seed set", why="drawn at random", rank=range(len(batch)))
+        folder.write(BATCH, BatchTable(batch))
+        push_tasks(folder, {ask.item_id: task_id for ask, task_id in tool.pulled.task_ids.items()}, "http://ls")
         return work, folder
 
     return ask
@@ -69,22 +63,22 @@ def asked(make_work):
 
 def test_answers_that_are_not_used_are_told_with_the_reason_and_an_address(asked):
     work, folder = asked("labelled", "labelled", "labelled", "invalid", "empty", "invalid", "skipped", copied=1)
-    collect.fn(folder, work)
-    unused, copied = read_json(folder / "not_used.json")
+    work.do(collect, folder)
+    unused, copied = folder.read(NOT_USED)
     assert unused == (
         "3 of 7 answers are not used: 2 'owl' is not a class of this campaign (http://ls/projects/1/data?task=103); "
         "1 submitted without a class (http://ls/projects/1/data?task=104)"
     )
     assert copied.startswith("1 answers are copies of the model's guesses")
     assert "data?task=107" in copied
-    assert len(pd.read_parquet(folder / "annotations.parquet")) == 7
+    assert len(folder.read(ANSWERS)) == 7
 
 
 def test_nothing_is_told_where_every_answer_is_used_or_skipped(asked):
     work, folder = asked("labelled", "skipped", "skipped")
-    collect.fn(folder, work)
-    assert read_json(folder / "not_used.json") == []
-    assert notes_of(work.tool.pulled, work.tool.pulled.answers, work) == []
+    work.do(collect, folder)
+    assert folder.read(NOT_USED) == []
+    assert notes_of(work.tool.pulled, work.tool.pulled.answers, work.tool) == []
 
 
 @pytest.mark.parametrize(
@@ -103,12 +97,13 @@ def test_nothing_is_told_where_every_answer_is_used_or_skipped(asked):
 def test_too_many_unused_answers_stop_before_anything_is_written(asked, outcomes, copied, extra, stops):
     work, folder = asked(*outcomes, copied=copied, extra=extra)
     if not stops:
-        collect.fn(folder, work)
-        assert folder.has("annotations.parquet")
+        work.do(collect, folder)
+        assert folder.has(ANSWERS)
         return
     with pytest.raises(AnswersUnusable, match=r"nothing was collected.*data\?task=.*or raise max_unused"):
-        collect.fn(folder, work)
-    assert not folder.has("annotations.parquet")
+        work.do(collect, folder)
+    assert not folder.has(ANSWERS)
+    assert not folder.has(NOT_USED)
 
 
 def test_a_double_that_was_answered_is_the_task_of_its_item_from_then_on(asked):
@@ -116,18 +111,19 @@ def test_a_double_that_was_answered_is_the_task_of_its_item_from_then_on(asked):
     first, second = work.tool.asks
     task_ids = {first: 100, second: 555}
     work.tool.tended = Tended(Progress(2, 1, 0), task_ids, work.tool.pulled)
-    look.fn(folder, work)
+    work.do(look, folder)
     assert work.tool.seen == [0]
-    pushed = read_json(folder / "pushed.json")
-    assert (pushed["tasks"], pushed["address"]) == ({first.item_id: 100, second.item_id: 555}, "http://ls")
-    assert read_json(folder / "progress.json")["n_labelled"] == 1
+    pushed = folder.read(PUSHED)
+    assert (pushed.tasks, pushed.address) == ({first.item_id: 100, second.item_id: 555}, "http://ls")
+    assert pushed.of_asks(0) == task_ids == work.ledger.asked_tasks
+    assert folder.read(PROGRESS).n_labelled == 1
 
 
 def test_tasks_that_are_all_gone_are_an_accident(asked):
     work, folder = asked("labelled")
     work.tool.tended = Tended(Progress(0, 0, 0), work.tool.pulled.task_ids, work.tool.pulled)
     with pytest.raises(AnnotationToolError, match="are gone from project"):
-        look.fn(folder, work)
+        work.do(look, folder)
 
 
 @pytest.mark.parametrize(

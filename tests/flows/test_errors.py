@@ -12,12 +12,14 @@ import typer
 from typer.testing import CliRunner
 
 from connectors.annotation import AnnotationToolError, AnnotationToolUnavailable, AuthenticationFailed
-from connectors.store import CampaignBusy, CampaignChanged, StoreError, write_json
+from connectors.store import StoreError, write_json
 from connectors.tracking import TrackerError, TrackerUnavailable
 from deploy.logins import ServerError
 from flows import cli
+from flows.changes import CampaignChanged
 from flows.config import ConfigError
-from flows.errors import KNOWN, CommandGroup, explain_error
+from flows.errors import KNOWN, OUTSIDE, CommandGroup, explain_error
+from flows.folder import CampaignBusy
 from pipeline.networks.errors import ModelError
 from pipeline.pool.reasons import PoolError
 from pipeline.training.fit import TrainingError
@@ -92,8 +94,10 @@ def test_debug_shows_where_an_error_came_from(monkeypatch, arguments, variable):
 
 
 def test_every_known_error_is_where_the_table_says():
-    for module, name, _ in KNOWN:
-        assert issubclass(getattr(import_module(module), name), Exception)
+    for module, name, *_ in (*KNOWN, *OUTSIDE):
+        kind = getattr(import_module(module), name)
+        assert issubclass(kind, Exception)
+        assert kind.__module__ == module or module == "httpx", "else it may not be loaded where the error is"
 
 
 def test_wrong_usage_and_exits_stay_what_they_are():

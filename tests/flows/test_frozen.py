@@ -1,23 +1,12 @@
 """Rounds that train heads on a frozen trunk, from its cached features; and members that are drawn."""
 
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import torch
-from flows.steps.learn import (
-    at_temperature_one,
-    class_indices,
-    cross_validate,
-    frozen_trunk,
-    measure,
-    member_weights,
-    review_labels,
-    train,
-    trained_models,
-)
 from typer.testing import CliRunner
 
 from connectors import frozen_features
@@ -26,16 +15,39 @@ from connectors.feature_store import usage
 from connectors.frozen_features import open_cache
 from connectors.images.pixels import load_images
 from connectors.mlflow.loader import load_members
-from connectors.store import read_json, write_json
 from flows import predict as predict_module
+from flows.artefacts import (
+    AUDIT,
+    BATCH,
+    CAMPAIGN,
+    CANDIDATES,
+    LABELLED,
+    LABELLED_EMBEDDINGS,
+    MEMBERS,
+    METRICS,
+    OUT_OF_FOLD,
+    PUSHED,
+    REVIEW,
+    SCORES,
+    STABILITY,
+    SUMMARY,
+    SUSPICIOUS,
+    TRAINING,
+)
 from flows.cache import features_folder, features_of
 from flows.cli import app
+from flows.config import resolved
 from flows.predict import predictions
-from flows.reports.round_page import campaign_status, round_markdown, warnings_of
-from flows.round import summarise
+from flows.records import Pushed, Stability
+from flows.reports.round_page import round_markdown, warnings_of
+from flows.reports.status import campaign_status
 from flows.steps import score
-from flows.steps.score import embed_labelled, read_candidates, score_shard
-from flows.steps.select import compare_with_half, select
+from flows.steps.evaluate import at_temperature_one, evaluate
+from flows.steps.labels import review_labels
+from flows.steps.plan import plan
+from flows.steps.select import _read_candidates
+from flows.steps.track import summarise
+from flows.steps.train import cross_validate, train
 from pipeline.evaluation.metrics import negative_log_likelihood
 from pipeline.learning import out_of_fold
 from pipeline.learning import train as learning
@@ -48,45 +60,61 @@ from pipeline.pool.reasons import PoolError
 from pipeline.randomness import derive_seed
 from pipeline.selection.acquisition import ACQUISITIONS
 from pipeline.selection.batch import select_batch
+from pipeline.tables import BatchTable, Labels, class_indices
 from pipeline.tasks import classification
 from pipeline.training.calibration import calibrate
 from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round
+from tests.flows.rounds import (
+    candidates_of,
+    change_labels,
+    learn,
+    networks_of,
+    score_candidates,
+    select_batch_of,
+    weight_files,
+)
 
 EVERYTHING = "all_from = 8\nmax_epochs = 2\n"
 """Eight labels for each class train all of the network."""
 
 
-def trained_round(work, number=1, *, relabel=None):
-    """A round whose members are trained; `relabel` changes the labels that they learn from."""
+def trained_round(work, number=1, *, relabel=None, n_audit=0, n_wrong=0):
+    """A round whose members are trained; `relabel` changes the labels that they learn from.
+
+    Args:
+        n_audit: labels of the audit set, of which the first are wrong: see `label_audit`.
+    """
     folder = ready_round(work, number)
     if relabel is not None:
-        labelled = pd.read_parquet(folder / "labelled.parquet")
-        labelled.assign(label=relabel(labelled["label"])).to_parquet(folder / "labelled.parquet", index=False)
-    cross_validate.fn(folder, work)
-    train.fn(folder, work, "run")
-    review_labels.fn(folder, work)
+        change_labels(folder, lambda table: table.assign(label=relabel(table["label"])))
+    if n_audit:
+        label_audit(folder, n=n_audit, wrong=n_wrong)
+    learn(work, folder)
+    work.do(evaluate, folder)
+    work.do(review_labels, folder)
     return folder
 
 
 def scored_round(work):
-    folder = trained_round(work)
-    models = trained_models(folder, work)
-    embed_labelled.fn(folder, work, models)
-    rows = work.located(pd.read_parquet(folder / "candidates.parquet"))
-    score_shard.fn(folder, work, models, rows, shard=0, count=lambda _done, _total: None)
-    return folder
+    return score_candidates(work, trained_round(work))
+
+
+def read_candidates(folder, settings, *, of=""):
+    """What choosing a batch reads of the scores."""
+    scores, embeddings = folder.read(SCORES), folder.read(LABELLED_EMBEDDINGS)
+    return _read_candidates(scores, embeddings, folder.read(LABELLED), settings, of=of)
 
 
 def images_of(work, table):
-    return load_images(work.located(table)["uri"].tolist(), size=12, channels=1)
+    return load_images(work.pool.located(table)["uri"].tolist(), size=12, channels=1)
 
 
 def label_audit(folder, *, n=6, wrong=0):
     """Candidates whose class is known by their name become the audit set, the first ones with a wrong label."""
-    audit = pd.read_parquet(folder / "candidates.parquet").head(n)
+    audit = candidates_of(folder).head(n)
     places = audit["uri"].str[-6:-4].astype(int) % 3
     audit = audit.assign(label=np.array(CLASSES)[(places + (np.arange(n) < wrong)) % 3], source="annotators")
-    audit.to_parquet(folder / "audit.parquet", index=False)
+    folder.write(AUDIT, Labels(audit.assign(group=None)))
     return audit
 
 
@@ -97,15 +125,15 @@ def mean_probs(models, images):
 def test_few_labels_train_heads_on_one_trunk_that_is_written_once(make_work):
     work = make_work(network=TINY)
     folder = trained_round(work)
-    record = read_json(folder / "training.json")
-    assert record["phase"] == "head", "there are 8 labels for each class"
-    assert record["preprocessing"]["image_size"] == 12
-    files = {path.name for path in (folder / "members").iterdir()}
+    record = folder.read(TRAINING)
+    assert record.phase == "head", "there are 8 labels for each class"
+    assert record.preprocessing["image_size"] == 12
+    files = {path.name for path in folder.read(MEMBERS).path.iterdir()}
     assert files == {"trunk.pt", "member-0.pt", "member-0.json", "member-1.pt", "member-1.json"}
-    states = [torch.load(path, weights_only=True) for path in member_weights(folder)]
+    states = [torch.load(path, weights_only=True) for path in weight_files(folder)]
     assert not any(name.startswith("trunk.") for state in states for name in state)
     assert not torch.equal(states[0]["tail.1.weight"], states[1]["tail.1.weight"])
-    models = trained_models(folder, work)
+    models = networks_of(work, folder)
     assert models[0].trunk is models[1].trunk
     pretrained = frozen_body(work.settings.model, n_classes=3).trunk.state_dict()
     assert all(torch.equal(values, pretrained[name]) for name, values in models[0].trunk.state_dict().items())
@@ -116,10 +144,9 @@ def test_heads_learn_from_every_label(make_work, monkeypatch):
     watch(monkeypatch, learning, "fit", told)
     work = make_work(network=TINY, model="all_from = 1000\nmax_epochs = 1\n")
     folder = ready_round(work)
-    labelled = pd.read_parquet(folder / "labelled.parquet")
-    pd.concat([labelled] * 20).to_parquet(folder / "labelled.parquet", index=False)
-    cross_validate.fn(folder, work)
-    train.fn(folder, work, "run")
+    labelled = folder.read(LABELLED).table
+    change_labels(folder, lambda table: pd.concat([table] * 20))
+    learn(work, folder)
     assert [(how["from_features"], fit.train.tolist(), fit.held_out.tolist()) for _, how, fit in told] == [
         (True, list(range(20 * len(labelled))), [])
     ] * 2
@@ -137,22 +164,20 @@ def test_phase_follows_the_labels_for_each_class(make_work):
 def test_more_labels_train_the_trunk_of_each_member(make_work):
     work = make_work(network=TINY, model=EVERYTHING.replace("max_epochs = 2", ""))
     folder = trained_round(work)
-    assert read_json(folder / "training.json")["phase"] == "all"
-    assert frozen_trunk(folder) is None
-    models = trained_models(folder, work)
+    assert folder.read(TRAINING).phase == "all"
+    assert folder.read(MEMBERS).trunk is None
+    models = networks_of(work, folder)
     assert not torch.equal(models[0].trunk[0].weight, models[1].trunk[0].weight)
-    calibrations = [member["calibration"] for member in read_json(folder / "training.json")["members"]]
-    assert [how["n"] for how in calibrations] == [24, 24]
+    calibrations = [member.calibration for member in folder.read(TRAINING).members]
+    assert [how.n for how in calibrations] == [24, 24]
 
 
 def crossed_round(work, *, n_copies):
     """A round on so many copies of each label; returns its folder and the table of what was said out of fold."""
     folder = ready_round(work)
-    labelled = pd.read_parquet(folder / "labelled.parquet")
-    pd.concat([labelled] * n_copies).to_parquet(folder / "labelled.parquet", index=False)
-    cross_validate.fn(folder, work)
-    train.fn(folder, work, "run")
-    return folder, pd.read_parquet(folder / "out_of_fold.parquet")
+    change_labels(folder, lambda table: pd.concat([table] * n_copies))
+    learn(work, folder)
+    return folder, folder.read(OUT_OF_FOLD).table
 
 
 @pytest.mark.parametrize("bagging", ["false", "true"])
@@ -166,10 +191,10 @@ def test_few_labels_calibrate_networks_by_others_that_are_trained_alike_without_
     folder, table = crossed_round(work, n_copies=1)
     assert table["phase"].unique().tolist() == ["all"]
     logits = torch.from_numpy(np.stack(table["logits"].to_list()))
-    labelled = pd.read_parquet(folder / "labelled.parquet")
+    labelled = folder.read(LABELLED).table
     images, targets = images_of(work, labelled), class_indices(labelled["label"].tolist(), CLASSES)
-    [member] = read_json(folder / "training.json")["members"]
-    assert member["calibration"]["temperature"] == calibrate(logits, targets).temperature
+    [member] = folder.read(TRAINING).members
+    assert member.calibration.temperature == calibrate(logits, targets).temperature
     [((_, seen, _, recipe), as_member, outcome)] = trained
     assert len(crossed) == 3
     assert len(seen) == 24
@@ -194,18 +219,18 @@ def test_networks_with_labels_to_spare_are_calibrated_on_those_and_judged_by_hea
     folder, table = crossed_round(make_work(network=TINY, model=EVERYTHING, ensemble=1), n_copies=20)
     assert table["phase"].unique().tolist() == ["head"]
     assert len(table) == 480
-    training = read_json(folder / "training.json")
-    assert training["phase"] == "all"
-    assert training["members"][0]["calibration"]["n"] == 48
+    training = folder.read(TRAINING)
+    assert training.phase == "all"
+    assert training.members[0].calibration.n == 48
 
 
 def test_network_without_weights_lists_no_labels(make_work):
     work = make_work()
     folder = trained_round(work)
-    assert pq.read_metadata(folder / "out_of_fold.parquet").num_rows == 0
-    assert pq.read_metadata(folder / "suspicious_labels.parquet").num_rows == 0
-    summarise.fn(folder, work)
-    assert "n_suspicious_labels" not in read_json(folder / "summary.json")["metrics"], "nobody looked"
+    assert len(folder.read(OUT_OF_FOLD)) == 0
+    assert len(folder.read(SUSPICIOUS)) == 0
+    work.do(summarise, folder)
+    assert "n_suspicious_labels" not in folder.read(SUMMARY).metrics, "nobody looked"
 
 
 @pytest.mark.parametrize("n_of_class", [(8, 8, 1), (8, 1, 1), (2, 1, 1)])
@@ -213,29 +238,25 @@ def test_network_without_weights_lists_no_labels(make_work):
 def test_images_nearly_alone_in_their_class_set_the_temperature_but_judge_no_label(make_work, n_of_class, members):
     work = make_work(network=TINY, members=members)
     folder = ready_round(work)
-    labelled = pd.read_parquet(folder / "labelled.parquet")
     kept = dict(zip(CLASSES, n_of_class, strict=True))
-    few = labelled[labelled.groupby("label").cumcount() < labelled["label"].map(kept)]
-    few.to_parquet(folder / "labelled.parquet", index=False)
-    cross_validate.fn(folder, work)
-    train.fn(folder, work, "run")
-    review_labels.fn(folder, work)
-    assert pq.read_metadata(folder / "out_of_fold.parquet").num_rows == len(few)
-    for member in read_json(folder / "training.json")["members"]:
-        assert member["calibration"]["n"] == len(few)
-    listed = pd.read_parquet(folder / "suspicious_labels.parquet")
+    few = change_labels(folder, lambda table: table[table.groupby("label").cumcount() < table["label"].map(kept)])
+    learn(work, folder)
+    work.do(evaluate, folder)
+    work.do(review_labels, folder)
+    assert len(folder.read(OUT_OF_FOLD)) == len(few)
+    for member in folder.read(TRAINING).members:
+        assert member.calibration.n == len(few)
+    listed = folder.read(SUSPICIOUS)
     assert not listed["label"].isin([name for name, n in kept.items() if n < 5]).any()
-    assert (trained_models(folder, work)[0].posterior is not None) == bool(members)
+    assert (networks_of(work, folder)[0].posterior is not None) == bool(members)
 
 
 def with_guesses(work, n_copies=20):
     """A round on so many copies of each label, and twelve guesses of the model."""
     folder = ready_round(work)
-    labelled = pd.read_parquet(folder / "labelled.parquet")
-    pd.concat([labelled] * n_copies).to_parquet(folder / "labelled.parquet", index=False)
-    cross_validate.fn(folder, work)
-    train.fn(folder, work, "run")
-    assert read_json(folder / "training.json")["n_pseudo_labels"] == 12
+    change_labels(folder, lambda table: pd.concat([table] * n_copies))
+    learn(work, folder)
+    assert folder.read(TRAINING).n_pseudo_labels == 12
     return folder
 
 
@@ -264,8 +285,8 @@ def test_guesses_of_the_model_judge_nothing(make_work, monkeypatch, network):
     assert len(targets) == 480 + 12
     assert len(outcome.held_out) == 48
     assert outcome.held_out.max() < 480, "guesses come after the labels"
-    [member] = read_json(folder / "training.json")["members"]
-    assert member["calibration"]["n"] == 48
+    [member] = folder.read(TRAINING).members
+    assert member.calibration.n == 48
     (_, features, judged, recipe), how, _ = crossed[-1]
     assert len(features) == len(judged) == 480
     assert how["bootstrap"], "as the member itself"
@@ -281,8 +302,8 @@ def test_training_goes_to_its_end_unless_patience_ends_it(make_work, network):
     lengths = []
     for number, patience in enumerate(("", "patience = 2\n")):
         folder = trained_round(make_work(network=network, model=still + patience, ensemble=1, name=f"c{number}"))
-        [member] = read_json(folder / "training.json")["members"]
-        lengths.append(len(member["epochs"]))
+        [member] = folder.read(TRAINING).members
+        lengths.append(len(member.epochs))
     assert lengths[0] == 12
     assert lengths[1] < 12
 
@@ -290,38 +311,39 @@ def test_training_goes_to_its_end_unless_patience_ends_it(make_work, network):
 def test_heads_are_calibrated_on_what_they_have_not_seen(make_work):
     work = make_work(network=TINY)
     folder = trained_round(work)
-    table = pd.read_parquet(folder / "out_of_fold.parquet")
-    assert table["item_id"].tolist() == pd.read_parquet(folder / "labelled.parquet")["item_id"].tolist()
+    table = folder.read(OUT_OF_FOLD).table
+    assert table["item_id"].tolist() == folder.read(LABELLED).table["item_id"].tolist()
     logits = torch.from_numpy(np.stack(table["logits"].to_list()))
     wanted = calibrate(logits, class_indices(table["label"].tolist(), CLASSES))
-    members = read_json(folder / "training.json")["members"]
-    assert [member["calibration"]["temperature"] for member in members] == [wanted.temperature] * 2
-    assert {len(member["epochs"]) for member in members} == {table["epochs"][0]}
-    models = trained_models(folder, work)
+    members = folder.read(TRAINING).members
+    assert [member.calibration.temperature for member in members] == [wanted.temperature] * 2
+    assert {len(member.epochs) for member in members} == {table["epochs"][0]}
+    models = networks_of(work, folder)
     assert [float(model.temperature) for model in models] == pytest.approx([wanted.temperature] * 2)
-    summarise.fn(folder, work)
-    assert read_json(folder / "summary.json")["metrics"]["temperature"] == pytest.approx(wanted.temperature)
+    work.do(summarise, folder)
+    assert folder.read(SUMMARY).metrics["temperature"] == pytest.approx(wanted.temperature)
 
 
 @pytest.mark.parametrize("network", [TINY, TINY + EVERYTHING])
 def test_audit_set_tells_what_the_temperatures_changed(make_work, network):
     work = make_work(network=network)
-    folder = trained_round(work)
-    models = trained_models(folder, work)
+    folder = ready_round(work)
+    learn(work, folder)
+    models = networks_of(work, folder)
     for index, model in enumerate(models):
         model.temperature.fill_(2.0 + index)
-        torch.save(model.state_dict(), member_weights(folder)[index])
+        torch.save(model.state_dict(), weight_files(folder)[index])
     audit = label_audit(folder)
-    measure.fn(folder, work)
-    targets, metrics = class_indices(audit["label"].tolist(), CLASSES), read_json(folder / "metrics.json")
-    assert metrics["nll"] == pytest.approx(
+    work.do(evaluate, folder)
+    targets, metrics = class_indices(audit["label"].tolist(), CLASSES), folder.read(METRICS)
+    assert metrics.nll == pytest.approx(
         negative_log_likelihood(mean_probs(models, images_of(work, audit)), targets), rel=1e-2
     )
     for model in models:
         model.temperature.fill_(1.0)
     plain = negative_log_likelihood(mean_probs(models, images_of(work, audit)), targets)
-    assert metrics["nll_uncalibrated"] == pytest.approx(plain, rel=1e-2)
-    assert abs(metrics["nll_uncalibrated"] - metrics["nll"]) > 0.01
+    assert metrics.nll_uncalibrated == pytest.approx(plain, rel=1e-2)
+    assert abs(metrics.nll_uncalibrated - metrics.nll) > 0.01
 
 
 def test_temperature_comes_out_of_probabilities_as_it_went_in():
@@ -339,39 +361,40 @@ def test_labels_that_are_wrong_are_listed_with_file_task_and_estimate(make_work,
 
     work = make_work(network=TINY, model=f'train = "{phase}"\nmax_epochs = 60\nlearning_rate = 5e-3\n')
     folder = trained_round(work, relabel=swap_two)
-    assert read_json(folder / "training.json")["phase"] == phase
-    labelled = pd.read_parquet(folder / "labelled.parquet")
-    truth = work.pool.set_index("item_id")["label"].loc[labelled["item_id"]].to_numpy()
+    assert folder.read(TRAINING).phase == phase
+    labelled = folder.read(LABELLED).table
+    truth = work.pool.table.set_index("item_id")["label"].loc[labelled["item_id"]].to_numpy()
     wrong = dict(zip(labelled["item_id"], truth, strict=True))
     wrong = {item: wrong[item] for item in labelled["item_id"][labelled["label"].to_numpy() != truth]}
     assert len(wrong) == 2
     tasks = {item: number for number, item in enumerate(wrong, start=7)}
-    write_json(work.folder.round(0) / "pushed.json", {"address": "https://labels/projects/3/data", "tasks": tasks})
-    (folder / "suspicious_labels.parquet").unlink()
-    review_labels.fn(folder, work)
-    listed = pd.read_parquet(folder / "suspicious_labels.parquet")
+    pushed_at = "2026-11-01T12:00:00+00:00"
+    work.folder.round(0).write(PUSHED, Pushed(pushed_at, "https://labels/projects/3/data", tasks))
+    folder.path_of(SUSPICIOUS).unlink()
+    work.do(review_labels, folder)
+    listed = folder.read(SUSPICIOUS)
     assert dict(zip(listed["item_id"], listed["suggested"], strict=True)) == wrong
     assert (listed["suggested_probability"] > listed["given_probability"]).all()
     assert (listed["wrong_probability"] >= 0.5).all()
     assert listed["task"].tolist() == [
         f"https://labels/projects/3/data?task={tasks[item]}" for item in listed["item_id"]
     ]
-    assert listed["uri"].tolist() == work.pool.set_index("item_id")["uri"].loc[listed["item_id"]].tolist()
+    assert listed["uri"].tolist() == work.pool.table.set_index("item_id")["uri"].loc[listed["item_id"]].tolist()
     assert set(listed["split"]) == {"pool"}
-    summarise.fn(folder, work)
-    logged = read_json(folder / "summary.json")["metrics"]
+    work.do(summarise, folder)
+    logged = folder.read(SUMMARY).metrics
     assert logged["n_suspicious_labels"] == 2
     assert logged["n_suspicious_labels_wrong"] == pytest.approx(listed["wrong_probability"].sum())
-    write_json(work.folder.path / "campaign.json", {**STATUS, "classes": list(CLASSES)})
-    seen = campaign_status(work.folder, tmp_path)["suspicious"]
-    assert (seen["count"], seen["text"]) == (2, "2 labels look wrong, about 2 of them are")
+    work.folder.write(CAMPAIGN, resolved(work.settings))
+    seen = campaign_status(work.folder, tmp_path).suspicious
+    assert (seen.count, seen.text) == (2, "2 labels look wrong, about 2 of them are")
     shown = CliRunner().invoke(app, ["status", str(work.folder.path)], env={"COLUMNS": "200"}).output
     assert "Labels: 2 labels look wrong, about 2 of them are" in shown
     first = listed.iloc[0]
     assert f"{first['uri']}: {first['label']}, rather {first['suggested']} (wrong with" in shown
     assert first["task"] in shown
-    write_json(folder / "pushed.json", {"address": "https://labels", "tasks": {}})
-    pd.DataFrame({"item_id": []}).to_parquet(folder / "batch.parquet")
+    folder.write(PUSHED, Pushed(pushed_at, "https://labels", {}))
+    folder.write(BATCH, BatchTable(pd.DataFrame({"item_id": []})))
     page = round_markdown(folder, "stripes")
     assert "2 labels look wrong, about 2 of them are." in page
     assert f"| {markdown(first['uri'])} | {first['label']} | {first['suggested']} |" in page
@@ -379,69 +402,53 @@ def test_labels_that_are_wrong_are_listed_with_file_task_and_estimate(make_work,
 
 def test_wrong_label_of_the_audit_set_is_listed_as_one(make_work):
     work = make_work(network=TINY, model='train = "head"\nmax_epochs = 60\nlearning_rate = 5e-3\n')
-    folder = trained_round(work)
-    audit = label_audit(folder, n=24, wrong=1)
-    measure.fn(folder, work)
-    (folder / "suspicious_labels.parquet").unlink()
-    review_labels.fn(folder, work)
-    listed = pd.read_parquet(folder / "suspicious_labels.parquet")
+    folder = trained_round(work, n_audit=24, n_wrong=1)
+    audit, listed = folder.read(AUDIT).table, folder.read(SUSPICIOUS)
     assert listed[["item_id", "split", "label"]].to_numpy().tolist() == [
         [audit["item_id"].iloc[0], "audit", audit["label"].iloc[0]]
     ]
-    assert read_json(folder / "review.json")["text"] == "1 label looks wrong, it probably is (1 in the audit set)"
+    assert folder.read(REVIEW).text == "1 label looks wrong, it probably is (1 in the audit set)"
 
 
 def test_model_that_knows_little_lists_no_label_and_says_why(make_work):
     work = make_work(network=TINY, model="learning_rate = 1e-9\nmax_epochs = 1\n")
     folder = trained_round(work)
-    assert pq.read_metadata(folder / "suspicious_labels.parquet").num_rows == 0
-    told = read_json(folder / "review.json")["text"]
-    right = read_json(folder / "review.json")["sets"][0]["share_right"]
+    assert len(folder.read(SUSPICIOUS)) == 0
+    told = folder.read(REVIEW).text
+    right = folder.read(REVIEW).sets[0].share_right
     assert right < 0.6
     assert told.startswith(f"no labels are listed as wrong: the model is right on {100 * right:.0f} % of those that it")
     assert "below 60 % no list is worth reading" in told
-
-
-STATUS = {
-    "format": 1,
-    "pool": "images",
-    **{"name": "stripes", "renamed": [], "budget": 9, "query_size": 4, "target_accuracy": None, "min_gain": None},
-    **{"label_studio": {"url": "local"}, "mlflow": {"uri": "sqlite:///m.db"}},
-}
 
 
 @pytest.mark.parametrize("n_labels", [1, 2])
 def test_one_label_and_two_train_a_head(make_work, n_labels):
     work = make_work(network=TINY)
     folder = ready_round(work)
-    labelled = pd.read_parquet(folder / "labelled.parquet")
-    labelled.head(n_labels).to_parquet(folder / "labelled.parquet", index=False)
-    cross_validate.fn(folder, work)
-    assert pq.read_metadata(folder / "out_of_fold.parquet").num_rows == (0 if n_labels == 1 else 2)
-    train.fn(folder, work, "run")
-    review_labels.fn(folder, work)
-    measure.fn(folder, work)
+    change_labels(folder, lambda table: table.head(n_labels))
+    learn(work, folder)
+    assert len(folder.read(OUT_OF_FOLD)) == (0 if n_labels == 1 else 2)
+    work.do(evaluate, folder)
+    work.do(review_labels, folder)
 
 
 def test_one_label_and_guesses_make_heads_with_a_posterior(make_work):
     guesses = "\n[model.pseudo_labels]\nthreshold = 2.0\nmax_count = 7\n"
     work = make_work(network=TINY, model=guesses, members="laplace = 2")
     folder = ready_round(work)
-    labelled = pd.read_parquet(folder / "labelled.parquet")
-    labelled.head(1).to_parquet(folder / "labelled.parquet", index=False)
-    cross_validate.fn(folder, work)
-    train.fn(folder, work, "run")
-    assert read_json(folder / "training.json")["n_pseudo_labels"] == 1
-    assert all(model.posterior is not None for model in trained_models(folder, work))
+    change_labels(folder, lambda table: table.head(1))
+    learn(work, folder)
+    assert folder.read(TRAINING).n_pseudo_labels == 1
+    assert all(model.posterior is not None for model in networks_of(work, folder))
 
 
 def test_networks_come_back_with_what_was_frozen(make_work):
     network = TINY.replace("tiny_network", "two_stages") + 'train = "head"\nmax_epochs = 1\n'
     work = make_work(network=network, members="mc_dropout = 2", ensemble=1)
     folder = trained_round(work)
-    trunk = frozen_trunk(folder)
-    loaded_by_mlflow = load_members(read_json(folder / "training.json")["model"], member_weights(folder), trunk=trunk)
-    for [model] in (trained_models(folder, work), loaded_by_mlflow):
+    trunk = folder.read(MEMBERS).trunk
+    loaded_by_mlflow = load_members(asdict(folder.read(TRAINING).model), weight_files(folder), trunk=trunk)
+    for [model] in (networks_of(work, folder), loaded_by_mlflow):
         assert model.frozen == ("trunk",)
         assert list(stochastic_layers(model)) == ["tail.0"], "the trunk dropped nothing in training"
 
@@ -450,12 +457,13 @@ def test_killed_training_of_heads_goes_on_to_the_same_members(make_work, trainin
     whole = trained_round(make_work(network=TINY, name="whole"))
     work = make_work(network=TINY, name="killed")
     folder = ready_round(work)
-    cross_validate.fn(folder, work)
+    work.do(plan, folder)
+    work.do(cross_validate, folder)
     with training_is_killed(after=1):
-        train.fn(folder, work, "run")
-    train.fn(folder, work, "run")
-    assert read_json(folder / "training.json") == read_json(whole / "training.json")
-    for one, other in zip(member_weights(folder), member_weights(whole), strict=True):
+        work.do(train, folder)
+    work.do(train, folder)
+    assert folder.read(TRAINING) == whole.read(TRAINING)
+    for one, other in zip(weight_files(folder), weight_files(whole), strict=True):
         one, other = (torch.load(path, weights_only=True) for path in (one, other))
         assert all(torch.equal(one[name], other[name]) for name in other)
 
@@ -463,12 +471,10 @@ def test_killed_training_of_heads_goes_on_to_the_same_members(make_work, trainin
 def test_pseudo_labels_are_learned_from_as_features_too(make_work):
     work = make_work(network=TINY, model="\n[model.pseudo_labels]\nthreshold = 2.0\nmax_count = 7\n")
     folder = trained_round(work)
-    record = read_json(folder / "training.json")
-    assert (record["n_pseudo_labels"], record["phase"]) == (7, "head")
-    assert {member["calibration"]["n"] for member in record["members"]} == {record["n_trained_on"]}, (
-        "guesses judge nothing"
-    )
-    assert not (folder / "members" / "before-pseudo-labels").exists()
+    record = folder.read(TRAINING)
+    assert (record.n_pseudo_labels, record.phase) == (7, "head")
+    assert {member.calibration.n for member in record.members} == {record.n_trained_on}, "guesses judge nothing"
+    assert not (folder.read(MEMBERS).path / "before-pseudo-labels").exists()
 
 
 def test_network_starts_between_the_last_round_and_its_pretrained_weights(make_work):
@@ -477,7 +483,7 @@ def test_network_starts_between_the_last_round_and_its_pretrained_weights(make_w
     first, second = trained_round(work, 1), trained_round(work, 2)
     how, seed = work.settings.model, derive_seed(work.settings.seed, 2, "member-0")
     fresh = new_model(how, n_classes=3, seed=seed)
-    before, after = (trained_models(folder, work)[0] for folder in (first, second))
+    before, after = (networks_of(work, folder)[0] for folder in (first, second))
     for name, values in after.named_parameters():
         wanted = 0.6 * before.get_parameter(name) + 0.4 * fresh.get_parameter(name)
         assert torch.allclose(values, wanted, atol=1e-6), name
@@ -486,25 +492,25 @@ def test_network_starts_between_the_last_round_and_its_pretrained_weights(make_w
 def test_scores_from_cached_features_are_those_of_the_images(make_work):
     work = make_work('strategy = "batch_bald"\nacquisition = "bald"', network=TINY)
     folder = scored_round(work)
-    candidates = pd.read_parquet(folder / "candidates.parquet")
+    candidates = candidates_of(folder)
     decisions, embeddings = predict_members(
-        trained_models(folder, work), images_of(work, candidates), task=classification, seed=0
+        networks_of(work, folder), images_of(work, candidates), task=classification, seed=0
     )
     read = read_candidates(folder, work.settings)
     assert torch.allclose(read.probs, decisions[:, 0], atol=2e-3), "features are rounded to float16"
     assert torch.allclose(read.scores, ACQUISITIONS["bald"](decisions[:, 0]), atol=2e-3)
-    written = torch.from_numpy(np.stack(pd.read_parquet(folder / "scores" / "part-00000.parquet")["embedding"]))
+    written = folder.read(SCORES).lists("embedding")
     assert torch.allclose(written.float(), embeddings, atol=5e-3)
 
 
 def test_image_is_computed_once_in_the_life_of_a_trunk(make_work):
     work = make_work(network=TINY)
     folder = scored_round(work)
-    models = trained_models(folder, work)
+    models = networks_of(work, folder)
     body = frozen_body(work.settings.model, n_classes=3)
     cache = open_cache(features_folder(), body, image_size=12)
     assert len(cache) == 60 - 6, "all but the audit set, which was not measured"
-    nowhere = pd.read_parquet(folder / "candidates.parquet").assign(uri="/nowhere.png")
+    nowhere = candidates_of(folder).assign(uri="/nowhere.png")
     assert len(features_of(body, nowhere, work.settings.model)) == len(nowhere)
     assert sum(len(decisions) for decisions, _ in predictions(models, nowhere, work.settings.model)) == len(nowhere)
     shutil.rmtree(features_folder())
@@ -516,7 +522,7 @@ def test_image_is_computed_once_in_the_life_of_a_trunk(make_work):
 def test_pool_is_predicted_in_parts_that_make_one(make_work, monkeypatch):
     work = make_work(network=TINY, members="mc_dropout = 3\nlaplace = 2")
     folder = trained_round(work)
-    models, items = trained_models(folder, work), work.located(pd.read_parquet(folder / "candidates.parquet"))
+    models, items = networks_of(work, folder), work.pool.located(candidates_of(folder))
     told, done, keys = [], [], []
     how = {"members": work.settings.members, "seed": 5}
 
@@ -543,16 +549,12 @@ def test_pool_is_predicted_in_parts_that_make_one(make_work, monkeypatch):
 def test_cache_stays_in_its_bound_while_a_pool_is_scored(make_work, monkeypatch):
     work = make_work("feature_cache_gb = 0.000012", network=TINY)
     folder = trained_round(work)
-    held = []
-
-    def count(*what, **how):
-        score_shard.fn(*what, **how)
-        held.append(sum(one.n_bytes for one in usage(features_folder())))
-
-    monkeypatch.setattr(score, "embed_labelled", embed_labelled.fn)
-    monkeypatch.setattr(score, "score_shard", count)
     monkeypatch.setattr(score, "SHARD", 10)
-    score.score_pool(folder, work)
+    held = []
+    work.do(score.embed_labelled, folder)
+    for shard in score.shards_of(folder.read(CANDIDATES)):
+        work.do(score.score_shard, folder, shard=shard, on_progress=lambda _done, _total: None)
+        held.append(sum(one.n_bytes for one in usage(features_folder())))
     assert len(held) == 3
     one_shard = min(held) - 12_000
     assert max(held[1:]) < 12_000 + 2 * max(one_shard, 6_000), "no more than the bound and a shard"
@@ -563,25 +565,23 @@ def test_cache_stays_in_its_bound_while_a_pool_is_scored(make_work, monkeypatch)
 def test_batch_of_half_the_draws_is_that_of_half_the_members(make_work, strategy):
     work = make_work(f'strategy = "{strategy}"\nrandom_slice = 0.0', network=TINY, members="mc_dropout = 6")
     folder = scored_round(work)
-    select.fn(folder, work, query_size=8)
-    compare_with_half.fn(folder, work)
-    models, candidates = trained_models(folder, work), pd.read_parquet(folder / "candidates.parquet")
+    batch = set(select_batch_of(work, folder, 8).item_ids)
+    models, candidates = networks_of(work, folder), candidates_of(folder)
     seed = derive_seed(work.settings.seed, folder.number, "mc_dropout")
-    parts = predictions(models, work.located(candidates), work.settings.model, work.settings.members, seed=seed)
+    parts = predictions(models, work.pool.located(candidates), work.settings.model, work.settings.members, seed=seed)
     halved = first_half(torch.cat([decisions for decisions, _ in parts]), 2)[:, 0]
     assert halved.shape[1] == 6
-    read = read_candidates(folder, work.settings, half=True)
+    read = read_candidates(folder, work.settings, of="_half")
     assert torch.allclose(read.scores, ACQUISITIONS["margin"](halved), atol=1e-6)
     if strategy == "badge":
         assert torch.allclose(read.probs[:, 0], halved.mean(dim=1), atol=1e-6)
     if strategy == "drop_query":
         assert torch.allclose(read.probs, halved, atol=1e-6)
     half = select_batch(read, work.settings.of_size(8), round_number=folder.number, seed=work.settings.seed)
-    batch = pd.read_parquet(folder / "batch.parquet")["item_id"]
-    share = read_json(folder / "stability.json")["batch_kept_with_half_the_members"]
-    assert share == len(set(batch) & set(half.ids)) / 8
-    summarise.fn(folder, work)
-    assert read_json(folder / "summary.json")["metrics"]["batch_kept_with_half_the_members"] == share
+    share = folder.read(STABILITY).batch_kept_with_half_the_members
+    assert share == len(batch & set(half.ids)) / 8
+    work.do(summarise, folder)
+    assert folder.read(SUMMARY).metrics["batch_kept_with_half_the_members"] == share
     assert any("half the draws" in warning for warning in warnings_of(folder)) == (share < 0.8)
 
 
@@ -598,11 +598,10 @@ def test_one_member_is_no_half_of_anything(make_work, members):
     if members:
         work = make_work('strategy = "drop_query"', network=TINY, members=members, ensemble=1)
     folder = scored_round(work)
-    select.fn(folder, work, query_size=4)
-    compare_with_half.fn(folder, work)
-    assert read_json(folder / "stability.json") == {"batch_kept_with_half_the_members": None}
-    summarise.fn(folder, work)
-    assert "batch_kept_with_half_the_members" not in read_json(folder / "summary.json")["metrics"]
+    select_batch_of(work, folder, 4)
+    assert folder.read(STABILITY) == Stability(None)
+    work.do(summarise, folder)
+    assert "batch_kept_with_half_the_members" not in folder.read(SUMMARY).metrics
 
 
 @pytest.mark.parametrize("network", [TINY, TINY + EVERYTHING])
@@ -611,10 +610,10 @@ def test_every_kind_of_members_goes_through_a_round(make_work, network):
     members = "swag = 2\nlaplace = 2\nmc_dropout = 2\nbagging = true\n" + ("views = 2" if EVERYTHING in network else "")
     work = make_work('strategy = "drop_query"', network=network, members=members)
     folder = scored_round(work)
-    files = [path.name for path in member_weights(folder)]
+    files = [path.name for path in weight_files(folder)]
     assert files == [f"member-{member}-swag-{draw:02d}.pt" for member in (0, 1) for draw in (0, 1)]
-    assert (folder / "members" / "member-0.pt").exists(), "the next round may start from it"
-    models = trained_models(folder, work)
+    assert (folder.read(MEMBERS).path / "member-0.pt").exists(), "the next round may start from it"
+    models = networks_of(work, folder)
     assert all(model.posterior is not None for model in models)
     assert not torch.equal(models[0].tail[1].weight, models[1].tail[1].weight)
     n_members = work.settings.members.n_members
@@ -622,22 +621,19 @@ def test_every_kind_of_members_goes_through_a_round(make_work, network):
     probs = read_candidates(folder, work.settings).probs
     assert probs.shape[1:] == (n_members, 3)
     assert len({tuple(row) for row in probs[0].tolist()}) == n_members, "each says something of its own"
-    measure.fn(folder, work)
-    select.fn(folder, work, query_size=4)
-    compare_with_half.fn(folder, work)
+    work.do(evaluate, folder)
+    select_batch_of(work, folder, 4)
 
 
 def test_training_that_learns_nothing_is_told_on_the_page(make_work):
     work = make_work(network=TINY, model="learning_rate = 1e-9\nmax_epochs = 2\n")
-    folder = trained_round(work)
-    [finding] = read_json(folder / "training.json")["findings"]
-    assert finding["members"] == ["member-0", "member-1"]
-    label_audit(folder)
-    measure.fn(folder, work)
-    summarise.fn(folder, work)
-    pd.DataFrame({"item_id": []}).to_parquet(folder / "batch.parquet")
+    folder = trained_round(work, n_audit=6)
+    [finding] = folder.read(TRAINING).findings
+    assert finding.members == ("member-0", "member-1")
+    work.do(summarise, folder)
+    folder.write(BATCH, BatchTable(pd.DataFrame({"item_id": []})))
     [warning] = warnings_of(folder)
-    assert warning.startswith(f"{finding['name']} (member-0, member-1): ")
+    assert warning.startswith(f"{finding.name} (member-0, member-1): ")
     page = round_markdown(folder, "stripes")
     assert f"**Warning:** {markdown(warning)}" in page
     assert "Trained the head alone. Without the temperatures NLL would be" in page
@@ -656,7 +652,7 @@ def test_mc_dropout_needs_dropout_in_every_phase(make_work):
 def test_cache_is_shown_shrunk_and_cleared(make_work, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     folder = scored_round(make_work(network=TINY))
-    assert folder.has("scores/part-00000.parquet")
+    assert len(folder.read(SCORES).parts) == 1
 
     def cache(*options):
         result = CliRunner().invoke(app, ["cache", *options])

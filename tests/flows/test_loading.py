@@ -40,7 +40,9 @@ def test_command_and_settings_load_nothing_that_takes_seconds(module):
 @pytest.fixture
 def waiting(make_loop):
     """A campaign that has learnt once and waits for labels; a schedule and a strategy of others are in its file."""
-    loop = make_loop('schedule = "0 7 * * *"\ntimezone = "Europe/Berlin"\nacquisition = "bald"', budget=30)
+    loop = make_loop(
+        'task = "classification"\nschedule = "0 7 * * *"\ntimezone = "Europe/Berlin"\nacquisition = "bald"', budget=30
+    )
     loop.run()
     loop.label()
     assert "round 1 asks for" in loop.run()

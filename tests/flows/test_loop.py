@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from connectors.memory import MemoryTracker
+from flows import round as loop_module
 from flows.artefacts import AUDIT, BATCH, LABELLED, METRICS
 from flows.folder import Campaign, RoundFolder
 from tests.flows.loop import Loop
@@ -21,12 +22,12 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def _index_only_once(monkeypatch):
     """A hundred runs look at forty images that stay as they are: that alone would take half of the time."""
-    index = round.index_pool
+    index = loop_module.index_pool
 
     def index_once(place, known, **how):
         return index(place, known, **how) if known is None else known
 
-    monkeypatch.setattr(round, "index_pool", index_once)
+    monkeypatch.setattr(loop_module, "index_pool", index_once)
 
 
 def came_to(folder: RoundFolder) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def came_to(folder: RoundFolder) -> dict[str, Any]:
     }
     for name, artefact in {"labelled": LABELLED, "audit": AUDIT}.items():
         labels = folder.read(artefact)
-        told[name] = dict(zip(labels.item_ids, labels.labels, strict=True))
+        told[name] = dict(zip(labels.item_ids, labels.words, strict=True))
     return told | {"metrics": folder.get(METRICS)}
 
 

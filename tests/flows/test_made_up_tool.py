@@ -2,11 +2,12 @@
 
 import pandas as pd
 import pytest
-from flows.ledger import asked_tasks
 from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
 
 from connectors.memory import MemoryTracker
+from flows.artefacts import ANSWERS
+from flows.campaign import OpenCampaign
 from flows.round import work_on
 from tests.connectors.made_up_tool import FolderTool
 from tests.flows.conftest import CLASSES
@@ -21,7 +22,7 @@ def prefect():
 def test_three_rounds_are_asked_and_answered_in_it(make_work, tmp_path, prefect):
     work = make_work("close_at = 0.6\nrandom_slice = 0.9\n")
     tool = FolderTool(tmp_path / "project", CLASSES)
-    work.__dict__.update(tool=tool, tracker=MemoryTracker())
+    work = OpenCampaign(work.settings, work.folder, tool=tool, tracker=MemoryTracker())
     run = flow(work_on, name="made-up", persist_result=False, validate_parameters=False)
     for number in range(3):
         outcome = run(work)
@@ -29,9 +30,9 @@ def test_three_rounds_are_asked_and_answered_in_it(make_work, tmp_path, prefect)
         for place, task_id in enumerate(tool.served()):
             tool.answer(task_id, CLASSES[place % 3] if place % 5 else None)
     assert (run(work).round_number, len(work.folder.rounds())) == (3, 4)
-    answers = pd.concat([pd.read_parquet(folder / "annotations.parquet") for folder in work.folder.rounds()[:3]])
+    answers = pd.concat([pd.read_parquet(folder.path_of(ANSWERS)) for folder in work.folder.rounds()[:3]])
     assert set(answers["outcome"]) == {"labelled", "skipped"}
     assert set(answers["purpose"]) >= {"seed", "audit", "control"}
-    asked = asked_tasks(work.folder)
+    asked = work.ledger.asked_tasks
     assert set(asked.values()) >= set(answers["task_id"])
     assert len(answers) == len({(ask.item_id, ask.round_number) for ask in asked if ask.round_number < 3})

@@ -6,29 +6,35 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from flows.steps.ask import _pixels
-from flows.steps.learn import _inputs, _sample_pool, gather_labels, measure, train
 from PIL import Image
 from typer.testing import CliRunner
 
 from connectors.images.pixels import load_images
 from connectors.images.ranges import measure_ranges
 from connectors.images.reading import Range, Reading
-from connectors.store import Campaign, read_json, write_json, write_table
+from connectors.memory import MemoryTool, MemoryTracker
+from connectors.store import read_json
+from flows.artefacts import AUDIT, CAMPAIGN, CANDIDATES, LABELLED, METRICS, PIXEL_RANGES
 from flows.cache import features_of
 from flows.campaign import OpenCampaign
 from flows.cli import app
 from flows.config import ConfigError, load_settings, resolved
-from flows.pixel_ranges import FILE, read_ranges, settle_ranges
+from flows.folder import Campaign, Folder
+from flows.pixel_ranges import settle_ranges
 from flows.predict import predictions
+from flows.records import PixelRanges
 from flows.replay.command import replay_strategies
 from flows.replay.inputs import ReplayError
 from flows.replay.options import Options
 from flows.round import notes_on_pages, refresh_pool, settle_pixel_ranges
-from flows.steps.score import list_candidates
+from flows.steps.evaluate import evaluate
+from flows.steps.plan import plan as plan_of
+from flows.steps.train import _inputs, _Lessons, cross_validate, network_form
 from pipeline.learning.networks import frozen_body
 from pipeline.networks.features import extract
-from tests.flows.conftest import PLAIN, TINY, Untracked
+from pipeline.tables import Labels, PoolTable
+from tests.flows.conftest import PLAIN, TINY, ready_round
+from tests.flows.rounds import learn
 
 TOML = """\
 name = "bars"
@@ -78,86 +84,79 @@ def open_work(images, tmp_path):
         file = images / "campaign.toml"
         file.write_text(TOML.format(pool=pool, folder=tmp_path / "campaign", extra=extra, model=model))
         settings = load_settings(file)
-        work = OpenCampaign(settings, Campaign(settings.folder))
-        work.__dict__["tracker"] = Untracked()
-        work.folder.claim(resolved(settings))
-        refresh_pool.fn(work)
+        tool, tracker = MemoryTool(settings.classes), MemoryTracker()
+        work = OpenCampaign(settings, Campaign(settings.folder), tool=tool, tracker=tracker)
+        work.folder.write(CAMPAIGN, resolved(settings))
+        refresh_pool(work)
         return work
 
     return open_one
 
 
-def ready(work):
-    folder = work.folder.round(1)
-    gather_labels.fn(folder, work)
-    list_candidates.fn(folder, work)
-    return folder
-
-
 class TestRanges:
     def test_are_told_when_they_are_made_and_never_again(self, open_work):
         work = open_work()
-        (note,) = settle_pixel_ranges.fn(work)
+        (note,) = settle_pixel_ranges(work)
         (known,) = work.reading.ranges
         assert note == (
             f"Pixels of 16-bit grey: {known.low:g} to {known.high:g} become black to white, by 40 images; this stays "
             "so in all rounds"
         )
-        assert settle_pixel_ranges.fn(work) == ()
+        assert settle_pixel_ranges(work) == ()
         assert work.reading == Reading((known,), 2.0)
 
     def test_stay_as_they_are_whatever_comes_later(self, open_work, images):
         work = open_work(pool=".")
-        settle_pixel_ranges.fn(work)
-        written = (work.folder.path / FILE).read_bytes()
+        settle_pixel_ranges(work)
+        written = work.folder.path_of(PIXEL_RANGES).read_bytes()
         for number in range(400):
             Image.fromarray(np.full((8, 8), 60_000 - number, np.uint16)).save(images / f"late-{number}.png")
-        refresh_pool.fn(work)
+        refresh_pool(work)
         assert len(work.pool) > 400
-        assert settle_pixel_ranges.fn(work) == ()
-        assert (work.folder.path / FILE).read_bytes() == written
+        assert settle_pixel_ranges(work) == ()
+        assert work.folder.path_of(PIXEL_RANGES).read_bytes() == written
 
     def test_of_a_kind_that_comes_later_are_added(self, open_work, images):
         work = open_work(pool=".")
-        settle_pixel_ranges.fn(work)
+        settle_pixel_ranges(work)
         before = work.reading.ranges
         Image.fromarray(np.random.default_rng(0).normal(290, 5, (64, 64)).astype(np.float32)).save(images / "x.tif")
-        refresh_pool.fn(work)
-        (note,) = settle_pixel_ranges.fn(work)
+        refresh_pool(work)
+        (note,) = settle_pixel_ranges(work)
         assert note.startswith("Pixels of 32-bit float: 2")
         assert work.reading.ranges[:1] == before
         assert [one.kind for one in work.reading.ranges] == ["16-bit grey", "32-bit float"]
 
     def test_are_none_for_a_pool_of_8_bits(self, make_work):
         work = make_work()
-        assert settle_pixel_ranges.fn(work) == ()
-        assert read_json(work.folder.path / FILE) == {"ranges": []}
+        assert settle_pixel_ranges(work) == ()
+        assert read_json(work.folder.path_of(PIXEL_RANGES)) == {"ranges": []}
         assert work.reading == Reading()
 
     def test_are_the_same_whatever_the_files_are_called(self, open_work, images, tmp_path):
         work = open_work(pool=".")
-        (one,) = settle_ranges(tmp_path / "one", work.pool, memory_gb=1)
+        (one,) = settle_ranges(Folder(tmp_path / "one"), work.pool, memory_gb=1)
         for path in images.glob("*.png"):
             path.rename(images / f"{99 - int(path.stem)}.png")
-        refresh_pool.fn(work)
-        assert settle_ranges(tmp_path / "other", work.pool, memory_gb=1) == (one,)
+        refresh_pool(work)
+        assert settle_ranges(Folder(tmp_path / "other"), work.pool, memory_gb=1) == (one,)
 
     @pytest.mark.parametrize("number", [5, 17])
     def test_come_from_the_pool_before_the_audit_set(self, open_work, tmp_path, monkeypatch, number):
         monkeypatch.setattr("flows.pixel_ranges.SAMPLED_PER_KIND", 1)
-        pool = open_work().pool
+        pool = open_work().pool.table
         alone = pool["uri"].str.endswith(f"{number:02d}.png")
         pool["split"] = np.where(alone, "pool", "audit")
-        found = settle_ranges(tmp_path / "one", pool, memory_gb=1)
+        found = settle_ranges(Folder(tmp_path / "one"), PoolTable(pool), memory_gb=1)
         assert found == measure_ranges(pool.loc[alone, "uri"].tolist())
 
     def test_and_pages_are_shown_by_status(self, open_work, images):
         frames = [Image.new("L", (16, 16), 9 * number) for number in range(4)]
         frames[0].save(images / "a.gif", save_all=True, append_images=frames[1:])
         work = open_work(pool=".")
-        settle_pixel_ranges.fn(work)
+        settle_pixel_ranges(work)
         (known,) = work.reading.ranges
-        assert notes_on_pages(work) == ("1 file holds several pages or frames: the first is used",)
+        assert notes_on_pages(work.pool) == ("1 file holds several pages or frames: the first is used",)
         shown = CliRunner().invoke(app, ["status", str(work.folder.path)])
         assert shown.exit_code == 0, shown.output
         assert (
@@ -180,53 +179,55 @@ class TestReachAllThatReadsImages:
 
     def test_training_and_its_sample_of_the_pool(self, open_work):
         work = open_work()
-        settle_pixel_ranges.fn(work)
-        folder = ready(work)
-        labelled = pd.read_parquet(folder / "labelled.parquet")
-        assert torch.equal(_inputs(folder, None, labelled, work), self.wanted(work, labelled))
-        assert _sample_pool(folder, work, labelled).float().std() > 50
+        settle_pixel_ranges(work)
+        folder = ready_round(work)
+        labelled, plan = folder.read(LABELLED), work.do(plan_of, folder)
+        assert torch.equal(_inputs(work.images, None, labelled.table, 1), self.wanted(work, labelled.table))
+        form = network_form(work.settings, plan, work.reading)
+        found, candidates = work.do(cross_validate, folder), folder.read(CANDIDATES)
+        lessons = _Lessons(labelled, plan, found, candidates, work.images, [], work.settings, form, 1)
+        assert lessons._sample_pool().float().std() > 50
 
     def test_frozen_features_and_what_is_kept_of_them(self, open_work):
         work = open_work(model=TINY)
         body = frozen_body(work.settings.model, n_classes=2)
-        items = work.pool[["item_id", "uri"]]
+        items = work.pool.table[["item_id", "uri"]]
         blind = features_of(body, items, work.settings.model, reading=work.reading)
-        settle_pixel_ranges.fn(work)
+        settle_pixel_ranges(work)
         found = features_of(body, items, work.settings.model, reading=work.reading)
         assert torch.equal(found, extract(body, self.wanted(work, items), device=body.mean.device))
         assert not torch.equal(found, blind), "what was kept without a range is not taken"
 
     def test_scoring(self, open_work):
         work = open_work(model=TINY)
-        settle_pixel_ranges.fn(work)
+        settle_pixel_ranges(work)
         body = frozen_body(work.settings.model, n_classes=2)
         body.train_only("all")
-        items = work.pool[["item_id", "uri"]].head(9)
+        items = work.pool.table[["item_id", "uri"]].head(9)
         ((_, embeddings),) = predictions([body], items, work.settings.model, reading=work.reading)
         with torch.no_grad():
             torch.testing.assert_close(embeddings, body.eval().embed(self.wanted(work, items)))
 
     def test_the_cold_start(self, open_work):
         work = open_work()
-        settle_pixel_ranges.fn(work)
-        items = work.pool.head(5)
+        settle_pixel_ranges(work)
+        items = work.pool.table.head(5)
         wanted = self.wanted(work, items, size=16, channels=3)
-        assert torch.equal(_pixels(items["uri"].tolist(), work.reading), wanted.flatten(1).half() / 255)
+        assert torch.equal(work.images.small(items, 16), wanted.flatten(1).half() / 255)
 
     def test_the_audit_and_the_description_of_the_saved_model(self, open_work):
         model = PLAIN.replace("max_epochs = 2", "max_epochs = 12\nlearning_rate = 1e-2")
         work = open_work(model=model)
-        settle_pixel_ranges.fn(work)
-        folder = ready(work)
-        audit = work.pool[work.pool["split"] == "audit"]
+        settle_pixel_ranges(work)
+        folder = ready_round(work)
+        audit = work.pool.table.query("split == 'audit'")
         labels = ["across" if int(uri[-6:-4]) % 2 == 0 else "down" for uri in audit["uri"]]
-        write_table(folder / "audit.parquet", audit[["item_id", "uri"]].assign(label=labels))
-        train.fn(folder, work, "run")
-        (known,) = work.reading.ranges
-        told = read_json(folder / "training.json")["model"]["pixel_ranges"]
-        assert [Range(**one) for one in told] == [known]
-        measure.fn(folder, work)
-        assert read_json(folder / "metrics.json")["accuracy"] == 1.0
+        folder.write(AUDIT, Labels(audit[["item_id", "uri"]].assign(label=labels)))
+        training = learn(work, folder)
+        assert training.model.pixel_ranges == work.reading.ranges
+        assert len(work.reading.ranges) == 1
+        work.do(evaluate, folder)
+        assert folder.read(METRICS).accuracy == 1.0
 
 
 class TestReplay:
@@ -240,7 +241,7 @@ class TestReplay:
         replay_strategies(self.options(images, tmp_path))
         curves = pd.read_parquet(tmp_path / "out" / "curves.parquet")
         assert curves["accuracy"].iloc[-1] == 1.0
-        (known,) = read_ranges(tmp_path / "out")
+        (known,) = Folder(tmp_path / "out").read(PIXEL_RANGES).ranges
         assert (known.kind, known.n_images) == ("16-bit grey", 40)
 
     def test_says_which_file_is_no_image(self, images, tmp_path):
@@ -257,6 +258,8 @@ def test_a_limit_on_memory_must_be_above_nothing(open_work):
 
 def test_ranges_survive_being_written(tmp_path):
     ranges = (Range("32-bit float", -1.5, 2.25, 3), Range("16-bit grey", 0.0, 65535.0, 300))
-    write_json(tmp_path / FILE, {"ranges": [vars(one) for one in ranges]})
-    assert read_ranges(tmp_path) == ranges
-    assert read_ranges(tmp_path / "nowhere") == ()
+    folder = Folder(tmp_path)
+    folder.write(PIXEL_RANGES, PixelRanges(ranges))
+    assert folder.read(PIXEL_RANGES).ranges == ranges
+    assert read_json(tmp_path / "pixel_ranges.json") == {"ranges": [vars(one) for one in ranges]}
+    assert Folder(tmp_path / "nowhere").get(PIXEL_RANGES) is None

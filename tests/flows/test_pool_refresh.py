@@ -1,19 +1,18 @@
 """A run takes the manifest as it is now, and says what is new in the pool and what is wrong with it."""
 
-import dataclasses
-
 import pandas as pd
 import pytest
-from flows.steps.learn import gather_labels
 
-from connectors.store import CampaignChanged, write_json, write_table
+from flows.artefacts import CONFIG, LABELLED, POOL
 from flows.campaign import OpenCampaign
-from flows.config import resolved
-from flows.reports.round_page import campaign_status
-from flows.round import begin, refresh_pool, tell_of_pool
-from pipeline.labels.answers import answers_to_table
+from flows.changes import CampaignChanged, claim
+from flows.reports.status import campaign_status
+from flows.round import refresh_pool, tell_of_pool
+from flows.steps.labels import gather_labels
+from flows.steps.plan import begin
 from pipeline.pool.reasons import PoolError
 from pipeline.types import Annotation, Answer, Ask, Region
+from tests.flows.rounds import begin_to_push, collect_answers, push_tasks, with_settings
 
 
 @pytest.fixture
@@ -28,27 +27,27 @@ def manifest(striped_images):
 @pytest.fixture
 def work(make_work) -> OpenCampaign:
     made = make_work()
-    made.folder.pool.unlink()  # so that the first run makes it
+    made.folder.path_of(POOL).unlink()  # so that the first run makes it
     return made
 
 
 def begun(work):
     """The campaign once people have been asked."""
     run(work)
-    write_json(work.folder.round(0) / "pushed.json", {"tasks": {}, "address": ""})
+    push_tasks(work.folder.round(0), {})
 
 
 def run(work):
     """What a run says of the pool."""
-    refresh_pool.fn(work)
-    return tell_of_pool(work.folder)
+    refresh_pool(work)
+    return tell_of_pool(work)
 
 
 def trained_on(work, number):
     folder = work.folder.round(number)
-    gather_labels.fn(folder, work)
-    table = pd.read_parquet(folder / "labelled.parquet")
-    return {uri[-6:]: label for uri, label in zip(table["uri"], table["label"], strict=True)}
+    work.do(gather_labels, folder)
+    labels = folder.read(LABELLED)
+    return {uri[-6:]: label for uri, label in zip(labels.table["uri"], labels.words, strict=True)}
 
 
 def test_label_that_was_blanked_or_changed_in_the_manifest_is_not_trained_on(work, manifest):
@@ -64,7 +63,7 @@ def test_label_that_was_blanked_or_changed_in_the_manifest_is_not_trained_on(wor
 
 def test_image_whose_row_was_removed_leaves_the_pool_with_its_answer_until_the_row_is_back(work, manifest):
     run(work)
-    pool = work.pool
+    pool = work.pool.table
     item_id = pool.loc[(pool["split"] == "pool") & pool["label"].isna(), "item_id"].iloc[0]
     name = pool.set_index("item_id").loc[item_id, "uri"][-6:]
     annotation = Annotation(item_id, (Region("image", "left"),), "ann", 2.0)
@@ -78,9 +77,8 @@ def test_image_whose_row_was_removed_leaves_the_pool_with_its_answer_until_the_r
         seconds=2.0,
         updated_at="2026-01-01T00:00:00+00:00",
     )
-    write_json(work.folder.round(0) / "pushed.json", {"tasks": {item_id: 1}, "address": ""})
-    write_table(work.folder.round(0) / "annotations.parquet", answers_to_table([answer]))
-    write_json(work.folder.round(0) / "withdrawn.json", [])
+    push_tasks(work.folder.round(0), {item_id: 1})
+    collect_answers(work.folder.round(0), [answer])
     assert trained_on(work, 0)[name] == "left"
     manifest(lambda t: t[t["uri"] != name])
     assert run(work) == (
@@ -88,8 +86,9 @@ def test_image_whose_row_was_removed_leaves_the_pool_with_its_answer_until_the_r
         f"1 no longer in the manifest: such as {work.settings.pool.parent / name}",
     )
     assert name not in trained_on(work, 1)
-    assert item_id not in set(work.may_be_asked(split="pool")["item_id"])
-    assert work.labels_used() == 1, "a person was paid for it"
+    left = work.ledger.may_be_asked(work.pool, split="pool", classes=work.settings.classes)
+    assert item_id not in set(left["item_id"])
+    assert work.ledger.n_labels_paid == 1, "a person was paid for it"
     assert run(work) == ()
     manifest(lambda t: pd.concat([t, pd.DataFrame([{"uri": name}])]))
     assert run(work)[0].startswith("the pool has 60 images: 1 image used again")
@@ -98,14 +97,14 @@ def test_image_whose_row_was_removed_leaves_the_pool_with_its_answer_until_the_r
 
 def test_manifest_that_lost_most_of_its_rows_or_cannot_be_read_changes_nothing(work, manifest, striped_images):
     begun(work)
-    before = work.folder.pool.read_bytes()
+    before = work.folder.path_of(POOL).read_bytes()
     manifest(lambda t: t.head(20))
     with pytest.raises(PoolError, match="40 of the 60 images of the last run cannot be used any more"):
         run(work)
     (striped_images / "images.csv").write_bytes(b"")
     with pytest.raises(PoolError, match="needs a column uri, has no columns: the file is empty"):
         run(work)
-    assert work.folder.pool.read_bytes() == before
+    assert work.folder.path_of(POOL).read_bytes() == before
 
 
 def test_what_is_wrong_is_said_each_run_and_what_is_new_once(work, manifest, striped_images):
@@ -120,36 +119,36 @@ def test_what_is_wrong_is_said_each_run_and_what_is_new_once(work, manifest, str
     assert [line.partition(" (")[0] for line in first if wrong in line] == [wrong]
     assert any(line.startswith("1 no longer in the manifest") for line in first)
     assert [line.partition(" (")[0] for line in again] == [wrong]
-    work.folder.claim(resolved(work.settings))
-    (told,) = [line for line in campaign_status(work.folder, striped_images)["pool_notes"] if "cannot be read" in line]
+    claim(work.folder, work.settings, striped_images / "campaign.toml")
+    (told,) = [line for line in campaign_status(work.folder, striped_images).pool_notes if "cannot be read" in line]
     assert told.startswith(wrong)
 
 
 def test_news_that_no_run_could_tell_waits_for_the_next(work, manifest):
     run(work)
     manifest(lambda t: t.assign(label=t["label"].mask(t["uri"] == "00.png")))
-    refresh_pool.fn(work)  # and then a server is away
-    refresh_pool.fn(work)
-    assert tell_of_pool(work.folder) == ("labels of the manifest: 1 withdrawn",)
+    refresh_pool(work)  # and then a server is away
+    refresh_pool(work)
+    assert tell_of_pool(work) == ("labels of the manifest: 1 withdrawn",)
 
 
 def test_round_that_nobody_saw_begins_anew_when_the_manifest_gives_it_other_labels(work, manifest):
     run(work)
-    begin.fn(work.folder.round(0), work)
+    work.do(begin, work.folder.round(0))
     run(work)
-    assert work.folder.round(0).has("config.json"), "nothing has changed"
+    assert work.folder.round(0).has(CONFIG), "nothing has changed"
     manifest(lambda t: t.assign(label=t["label"].mask(t["uri"] == "00.png")))
     run(work)
     assert not work.folder.rounds()
-    begin.fn(work.folder.round(0), work)
-    write_json(work.folder.round(0) / "pushing.json", {})
+    work.do(begin, work.folder.round(0))
+    begin_to_push(work.folder.round(0))
     manifest(lambda t: t.assign(label=t["label"].mask(t["uri"] == "01.png")))
     run(work)
-    assert work.folder.round(0).has("config.json"), "people may have seen it"
+    assert work.folder.round(0).has(CONFIG), "people may have seen it"
 
 
 def test_labels_that_the_pool_keeps_of_a_class_that_is_gone_are_refused_at_once(work, manifest, striped_images):
     begun(work)
-    settings = work.settings.model_copy(update={"classes": ("left", "middle"), "pool": striped_images})
+    changed = with_settings(work, classes=("left", "middle"), pool=striped_images)
     with pytest.raises(CampaignChanged, match="8 of 'right'"):
-        refresh_pool.fn(dataclasses.replace(work, settings=settings))
+        refresh_pool(changed)

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from flows.artefacts import ANSWERS, POOL
-from flows.campaign import read_ledger
 from flows.config import load_settings
+from flows.ledger import read_ledger
 from flows.reports.status import campaign_status, rounds_table
 
 

@@ -1,6 +1,7 @@
 """What people read of a round, whatever classes and servers are called."""
 
 import csv
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,9 +10,14 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from connectors.escaping import from_csv_cell, visible
-from connectors.store import Campaign, RoundFolder, write_json
-from flows.reports.round_page import round_markdown, write_confusion_matrix
+from flows.artefacts import BATCH, CONFUSION_PICTURE, CONFUSION_TABLE, PUSHED
+from flows.folder import Campaign, RoundFolder
+from flows.records import Pushed
+from flows.reports.round_page import round_markdown
+from flows.steps.track import draw_confusion
 from pipeline.selection.explain import why
+from pipeline.tables import BatchTable
+from tests.flows.rounds import metrics_of
 from tests.hostile import CLASSES, NAMES, TEXTS, Words, shown
 
 
@@ -24,13 +30,15 @@ def test_confusion_matrix_is_drawn_and_written_for_classes_of_any_name(folder):
     classes = (*CLASSES[::6], "$x_1$", "$1", "{x}_", "\\", "=cmd()", "-1", "🫨", "قط", "L" * 200)
     n = len(classes)
     counts = [[int(row == column) for column in range(n)] for row in range(n)]
-    write_confusion_matrix(folder, {"confusion": counts}, classes)
-    with (folder / "confusion_matrix.csv").open(encoding="utf-8", newline="") as file:
+    table, picture = draw_confusion.function(replace(metrics_of(), confusion=counts), classes=classes)
+    folder.write(CONFUSION_TABLE, table)
+    folder.write(CONFUSION_PICTURE, picture)
+    with (folder.path / "confusion_matrix.csv").open(encoding="utf-8", newline="") as file:
         head, *rows = csv.reader(file)
     assert tuple(from_csv_cell(cell) for cell in head[1:]) == classes
     assert tuple(from_csv_cell(row[0]) for row in rows) == classes
     assert not any(cell.startswith(("=", "+", "-", "@", "\uff1d")) for line in (head, *rows) for cell in line)
-    with Image.open(folder / "confusion_matrix.png") as picture:
+    with Image.open(folder.path / "confusion_matrix.png") as picture:
         assert min(picture.size) > 800
 
 
@@ -39,11 +47,11 @@ def test_confusion_matrix_is_drawn_and_written_for_classes_of_any_name(folder):
 def test_page_of_a_round_shows_guesses_and_addresses_as_they_are(tmp_path_factory, guess, path):
     folder = Campaign(tmp_path_factory.mktemp("campaign")).round(1)
     address = f"http://127.0.0.1:8080/{path}"
-    folder.path.mkdir(parents=True)
     guess = guess.encode("utf-8", "replace").decode()
     row = {"rank": 0, "item_id": "abc", "reason": "numbers", "guess": guess, "why": why("unsure", guess, guess)}
-    pd.DataFrame([row]).to_parquet(folder / "batch.parquet")
-    write_json(folder / "pushed.json", {"address": address.encode("utf-8", "replace").decode(), "tasks": {"abc": 1}})
+    folder.write(BATCH, BatchTable(pd.DataFrame([row])))
+    address = address.encode("utf-8", "replace").decode()
+    folder.write(PUSHED, Pushed("2026-11-01T12:00:00+00:00", address, {"abc": 1}))
     page = Words(MarkdownIt("gfm-like", {"linkify": False}).render(round_markdown(folder, "pets")))
     assert page.tags.count("table") == 2
     assert page.tags.count("tr") == 2 + 1

@@ -5,12 +5,26 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from connectors.store import CampaignChanged, write_json, write_table
 from flows import results
-from flows.config import ConfigError
+from flows.artefacts import CAMPAIGN, METRICS, POOL, TRAINING
+from flows.changes import CampaignChanged
+from flows.config import ConfigError, resolved
 from flows.results import predict_files, write_labels
-from flows.steps import learn
+from pipeline.tables import PoolTable
 from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round
+from tests.flows.rounds import learn, metrics_of, training_of
+
+
+@pytest.fixture
+def make_work(make_work):
+    """A campaign that has claimed its folder."""
+
+    def make(**options):
+        work = make_work(**options)
+        work.folder.write(CAMPAIGN, resolved(work.settings))
+        return work
+
+    return make
 
 
 @pytest.fixture
@@ -19,9 +33,7 @@ def trained(make_work):
 
     def make(**options):
         work = make_work(**options)
-        folder = ready_round(work, 0)
-        learn.cross_validate.fn(folder, work)
-        learn.train.fn(folder, work, "no run")
+        learn(work, ready_round(work, 0))
         return work
 
     return make
@@ -74,8 +86,8 @@ def test_the_best_measured_round_predicts_unless_another_is_asked_for(trained, s
     work = trained()
     later = work.folder.round(1)
     for folder, low in ((work.folder.round(0), 0.8), (later, 0.7)):
-        write_json(folder / "metrics.json", {"accuracy_low": low})
-    write_json(later / "training.json", {"model": {"classes": list(CLASSES)}, "members": []})
+        folder.write(METRICS, metrics_of(low=low))
+    later.write(TRAINING, training_of())
     assert predict_files(work.settings, strangers, tmp_path / "said.csv").round_number == 0
     with pytest.raises(ConfigError, match="round 7 has no model; these have: 0, 1"):
         predict_files(work.settings, strangers, tmp_path / "others.csv", round_number=7)
@@ -142,8 +154,8 @@ def test_labels_of_a_class_that_is_gone_are_told_with_the_way_out(make_work, tmp
 
 def test_label_of_a_row_that_left_with_its_class_stops_nothing(make_work, tmp_path):
     work = make_work()
-    pool = work.pool
-    pool["set_aside_reason"] = pool["set_aside_reason"].mask(pool["label"] == "right", "no longer in the manifest")
-    write_table(work.folder.pool, pool)
+    pool = work.pool.table
+    reasons = pool["set_aside_reason"].mask(pool["label"] == "right", "no longer in the manifest")
+    work.folder.write(POOL, PoolTable(pool.assign(set_aside_reason=reasons)))
     fewer = work.settings.model_copy(update={"classes": ("left", "middle")})
     assert write_labels(fewer, tmp_path / "labels.csv") == 16

@@ -2,16 +2,17 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from flows.steps.ask import select
-from flows.steps.learn import train
 
+from flows.artefacts import LABELLED, LABELLED_EMBEDDINGS, MEMBERS, SCORES, TRAINING
 from flows.predict import predictions
-from flows.steps.score import embed_labelled, read_candidates, score_shard
+from flows.steps import score as scoring
+from flows.steps.select import _read_candidates
 from pipeline.learning.networks import new_model
 from pipeline.networks.classifier import Classifier
 from pipeline.selection.acquisition import ACQUISITIONS, score_all
 from pipeline.selection.strategies.rows import STRATEGIES, Strategy
 from tests.flows.conftest import CLASSES, ready_round
+from tests.flows.rounds import candidates_of, change_labels, learn, score_candidates, select_batch_of, training_of
 
 
 @pytest.fixture
@@ -21,28 +22,39 @@ def models(make_work) -> list[Classifier]:
     return [new_model(settings.model, n_classes=len(CLASSES), seed=seed).eval() for seed in (0, 1)]
 
 
-def score(work, models, *, number=1):
-    """Score the candidates in two shards."""
-    folder = ready_round(work, number)
-    embed_labelled.fn(folder, work, models)
-    candidates = pd.read_parquet(folder / "candidates.parquet")
-    for shard, rows in enumerate((candidates.iloc[:20], candidates.iloc[20:])):
-        score_shard.fn(folder, work, models, rows, shard=shard, count=lambda _done, _total: None)
-    return folder
+@pytest.fixture(autouse=True)
+def _two_shards(monkeypatch):
+    monkeypatch.setattr(scoring, "SHARD", 20)
+
+
+def score(work, models):
+    """Score the candidates by networks that nobody trained."""
+    folder = ready_round(work)
+    networks = folder.read(MEMBERS)
+    names = [networks.save(model, f"member-{n}.pt", with_trunk=True) for n, model in enumerate(models)]
+    folder.write(TRAINING, training_of(weights=names, phase="all"))
+    return score_candidates(work, folder)
+
+
+def read_candidates(folder, settings):
+    """What choosing a batch reads of the scores."""
+    return _read_candidates(folder.read(SCORES), folder.read(LABELLED_EMBEDDINGS), folder.read(LABELLED), settings)
 
 
 def expected(work, models, table):
     """What the members say of the images of a table, computed at once."""
-    parts = list(predictions(models, work.located(table), work.settings.model))
+    parts = list(predictions(models, work.pool.located(table), work.settings.model))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def test_scores_and_both_parts_of_the_doubt_are_those_of_the_members(make_work, models):
     work = make_work('strategy = "power"\nacquisition = "margin"')
     folder = score(work, models)
-    candidates = pd.read_parquet(folder / "candidates.parquet")
+    candidates = candidates_of(folder)
     decisions, _ = expected(work, models, candidates)
-    table = pd.concat(pd.read_parquet(path) for path in sorted((folder / "scores").glob("*.parquet")))
+    parts = [pd.read_parquet(path) for path in folder.read(SCORES).parts]
+    assert [len(part) for part in parts] == [20, 10]
+    table = pd.concat(parts)
     doubt = score_all(decisions[:, 0], ["entropy", "aleatoric", "epistemic"])
     assert table["item_id"].tolist() == candidates["item_id"].tolist()
     for name, values in {
@@ -58,7 +70,7 @@ def test_scores_and_both_parts_of_the_doubt_are_those_of_the_members(make_work, 
 
 def test_one_member_has_no_parts_of_doubt(make_work, models):
     folder = score(make_work(), models[:1])
-    assert "epistemic" not in pq.read_schema(folder / "scores" / "part-00000.parquet").names
+    assert "epistemic" not in pq.read_schema(folder.read(SCORES).part(0)).names
 
 
 def test_strategy_gets_every_column_that_it_reads(make_work, models, monkeypatch):
@@ -69,8 +81,8 @@ def test_strategy_gets_every_column_that_it_reads(make_work, models, monkeypatch
     work = make_work('strategy = "reads_all"')
     folder = score(work, models)
     read = read_candidates(folder, work.settings)
-    labelled = pd.read_parquet(folder / "labelled.parquet")
-    decisions, embeddings = expected(work, models, pd.read_parquet(folder / "candidates.parquet"))
+    labelled = folder.read(LABELLED).table
+    decisions, embeddings = expected(work, models, candidates_of(folder))
     of_labelled, embedded = expected(work, models, labelled)
     assert torch.allclose(read.probs[:, 0], decisions[:, 0].mean(dim=1), atol=1e-6), "none compares the members"
     assert torch.equal(read.guesses, decisions[:, 0].mean(dim=1).argmax(dim=1))
@@ -83,14 +95,11 @@ def test_strategy_gets_every_column_that_it_reads(make_work, models, monkeypatch
 def test_balanced_batch_asks_for_the_guessed_class_with_the_fewest_labels(make_work, models):
     work = make_work("balance_classes = true\nrandom_slice = 0.0")
     folder = ready_round(work)
-    train.fn(folder, work, "run")
-    labelled = pd.read_parquet(folder / "labelled.parquet")
-    few = labelled[(labelled["label"] != "middle") | (labelled.groupby("label").cumcount() < 2)]
-    few.to_parquet(folder / "labelled.parquet", index=False)
-    from flows.steps.learn import trained_models
-
-    score(work, trained_models(folder, work))
-    select.fn(folder, work, query_size=5)
-    batch = pd.read_parquet(folder / "batch.parquet")
+    learn(work, folder)
+    change_labels(
+        folder,
+        lambda table: table[(table["label"] != "middle") | (table.groupby("label").cumcount() < 2)],
+    )
+    batch = select_batch_of(work, score_candidates(work, folder), 5).table
     assert batch["guess"].tolist() == ["middle"] * 5
     assert {"aleatoric", "epistemic"} <= set(batch)

@@ -8,9 +8,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from connectors.store import Campaign, CampaignBusy
 from flows.config import ConfigError
 from flows.flow import SERVED_FILE, check_is_served
+from flows.folder import Campaign, CampaignBusy
 from flows.serve import _one_line, next_time, only_server_of, output_to
 
 TELL = """

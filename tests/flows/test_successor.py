@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from flows.ledger import known_answers
-from flows.steps.learn import gather_labels
 from typer.testing import CliRunner
 
 from connectors.image_folder.index import index_pool
-from connectors.store import write_json, write_table
+from flows.artefacts import CONFIG
+from flows.changes import claim
 from flows.cli import app
-from flows.config import load_settings, resolved
-from tests.flows.test_changes import answer, close_round
+from flows.config import load_settings
+from flows.steps.labels import gather_labels
+from pipeline.tables import PoolTable
+from tests.flows.rounds import answer, close_round, config_of, push_tasks
 
 
 def init(*arguments) -> tuple[int, str]:
@@ -26,9 +27,9 @@ def old(make_work):
     """A campaign with 24 labels of its manifest, one of them corrected, and two of its audit set; one is skipped."""
     work = make_work('strategy = "power"\nstrategy_options = { beta = 2.0 }\nclose_after = "3d"')
     settings = work.settings
-    work.folder.claim(resolved(settings))
-    audit = work.may_be_asked(split="audit")["item_id"].tolist()
-    given = work.pool.query("label == 'left'")["item_id"].tolist()
+    claim(work.folder, settings, Path("campaign.toml"))
+    audit = work.ledger.may_be_asked(work.pool, split="audit", classes=settings.classes)["item_id"].tolist()
+    given = work.pool.table.query("label == 'left'")["item_id"].tolist()
     answers = [(audit[0], "left"), (audit[1], "right"), (audit[2], None), (given[0], "middle")]
     close_round(work.folder.round(0), [answer(*pair, answer_id=n) for n, pair in enumerate(answers)], settings)
     return work
@@ -44,9 +45,8 @@ def below(old, striped_images):
 
 
 def labels_of(work):
-    gather_labels.fn(folder := work.folder.round(1), work)
-    tables = [pd.read_parquet(folder / f"{name}.parquet") for name in ("labelled", "audit")]
-    return pd.concat(tables).set_index("item_id")["label"].to_dict()
+    gathered = work.do(gather_labels, work.folder.round(1))
+    return {item_id: name for labels in gathered for item_id, name in zip(labels.item_ids, labels.words, strict=True)}
 
 
 @pytest.mark.parametrize("source", ["file", "folder"])
@@ -128,14 +128,14 @@ def test_campaign_that_has_not_begun_has_nothing_to_take_along(tmp_path, monkeyp
 
 
 def test_groups_are_taken_along_and_what_is_left_out_is_said(old, below):
-    pool = old.pool
-    pool["group"] = "film" + (pool["uri"].str[-6:-4].astype(int) // 6).astype(str)
-    lost = known_answers(old.folder)[0].item_id
-    pool["set_aside_reason"] = pool["set_aside_reason"].mask(pool["item_id"] == lost, "cannot be read: gone")
-    write_table(old.folder.pool, pool)
+    pool = old.pool.table
+    group = "film" + (pool["uri"].str[-6:-4].astype(int) // 6).astype(str)
+    is_lost = pool["item_id"] == old.ledger.answers[0].item_id
+    reasons = pool["set_aside_reason"].mask(is_lost, "cannot be read: gone")
+    old.keep_pool(PoolTable(pool.assign(group=group, set_aside_reason=reasons)))
     folder = old.folder.round(1)
-    write_json(folder / "config.json", {"settings": {}})
-    write_json(folder / "pushed.json", {"tasks": {}})
+    folder.write(CONFIG, config_of(old.settings, 1))
+    push_tasks(folder, {})
     exit_code, output = init(below / "again.toml", "--from", below / "campaign.toml")
     assert exit_code == 0, output
     assert "1 labels of images that cannot be used are left out" in output

@@ -27,16 +27,16 @@ def class_counts(targets, n_classes):
     return targets.flatten().bincount(minlength=n_classes).double()
 
 
-def loss(logits, targets, class_weights=None, label_smoothing=0.0):
-    return functional.cross_entropy(logits, targets, weight=class_weights, label_smoothing=label_smoothing)
+def loss(outputs, targets, class_weights=None, label_smoothing=0.0):
+    return functional.cross_entropy(outputs, targets, weight=class_weights, label_smoothing=label_smoothing)
 
 
-def decisions(logits):
-    return logits.softmax(dim=1).flatten(2).transpose(1, 2)
+def logits(outputs):
+    return outputs.flatten(2).transpose(1, 2)
 
 
-def metrics(logits, targets):
-    return {"accuracy": (logits.argmax(dim=1) == targets).float().mean()}
+def metrics(outputs, targets):
+    return {"accuracy": (outputs.argmax(dim=1) == targets).float().mean()}
 
 
 def dense_model(*, n_classes, image_size, seed=0):

@@ -12,23 +12,27 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-from flows.ledger import asked_tasks
 from PIL import Image
 
 from connectors.annotation import Pulled
 from connectors.label_studio.client import LabelStudio
 from connectors.label_studio.person import Labelled, SimulatedAnnotator
-from connectors.store import Campaign, read_json
 from deploy.servers import Servers
+from flows.artefacts import BATCH, POOL, PUSHED, Artefact
+from flows.folder import Campaign, RoundFolder
+from pipeline.tables import Labels
 from tests.conftest import LOGIN_VARIABLES
 
 N_IMAGES = 80
 CLASSES = tuple("0123456789")
 PRELOADED = [
     "flows.cli",
-    "flows.round",
+    "flows.flow",
+    "flows.advance",
+    "flows.tasks",
+    "prefect.artifacts",
+    "connectors.label_studio.client",
     "connectors.mlflow.tracker",
     "torch._dynamo",  # the first optimiser loads it, which takes seconds
     "matplotlib.backends.backend_agg",
@@ -58,6 +62,12 @@ ensemble = 2
 [label_studio]
 url = "{label_studio}"
 """
+
+
+def words_of(folder: RoundFolder, labels: Artefact[Labels]) -> dict[str, str]:
+    """The label of each item of a labelled set."""
+    read = folder.read(labels)
+    return dict(zip(read.item_ids, read.words, strict=True))
 
 
 @dataclass(frozen=True)
@@ -111,12 +121,12 @@ class TestCampaign:
 
     def labels(self) -> dict[str, str]:
         """The right label of each item."""
-        pool = pd.read_parquet(self.folder.pool)
+        pool = self.folder.read(POOL).table
         return {item_id: self.truth[Path(uri).name] for item_id, uri in zip(pool["item_id"], pool["uri"], strict=True)}
 
     def uris(self) -> dict[str, str]:
         """Where the image of each item is."""
-        pool = pd.read_parquet(self.folder.pool)
+        pool = self.folder.read(POOL).table
         return dict(zip(pool["item_id"], pool["uri"], strict=True))
 
     def annotator(self, **options: float) -> SimulatedAnnotator:
@@ -140,18 +150,18 @@ class TestCampaign:
 
     def pull(self, *numbers: int) -> Pulled:
         """What stands in Label Studio on the tasks of these rounds."""
-        asked = asked_tasks(self.folder)
-        return self.tool().pull({ask: task_id for ask, task_id in asked.items() if ask.round_number in numbers})
+        asked = [self.folder.round(number).read(PUSHED).of_asks(number) for number in numbers]
+        return self.tool().pull({ask: task_id for each in asked for ask, task_id in each.items()})
 
     def batch(self, number: int) -> list[str]:
-        return pd.read_parquet(self.folder.round(number) / "batch.parquet")["item_id"].tolist()
+        return self.folder.round(number).read(BATCH).table["item_id"].tolist()
 
     def pulled_tasks(self, *numbers: int) -> dict[str, int]:
         """Item id -> task id, as Label Studio holds them."""
         return {ask.item_id: task_id for ask, task_id in self.pull(*numbers).task_ids.items()}
 
     def tasks(self, number: int) -> dict[str, int]:
-        return read_json(self.folder.round(number) / "pushed.json")["tasks"]
+        return self.folder.round(number).read(PUSHED).tasks
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 
 from connectors.annotation import Question
 from connectors.label_studio.client import LabelStudio
-from connectors.store import read_json
+from flows.artefacts import ANSWERS, BATCH, LABELLED, PUSHED
 from pipeline.types import Ask, Region
+from tests.system.conftest import words_of
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -48,8 +49,8 @@ def test_person_labels_the_most_wanted_images_and_the_next_round_learns_from_the
     campaign.run()
     campaign.label(17)  # the other five have lower task ids than round 1, and are less wanted
     campaign.run()
-    address = read_json(campaign.folder.round(1) / "pushed.json")["address"]
-    batch = pd.read_parquet(campaign.folder.round(1) / "batch.parquet").set_index("rank")
+    address = campaign.folder.round(1).read(PUSHED).address
+    batch = campaign.folder.round(1).read(BATCH).table.set_index("rank")
     tasks = campaign.tasks(1)
 
     log_in(page, address, campaign.servers)
@@ -74,13 +75,13 @@ def test_person_labels_the_most_wanted_images_and_the_next_round_learns_from_the
 
     campaign.label()
     campaign.run()
-    answers = pd.read_parquet(campaign.folder.round(1) / "annotations.parquet").set_index("item_id")
-    labelled = pd.read_parquet(campaign.folder.round(2) / "labelled.parquet").set_index("item_id")
+    answers = pd.read_parquet(campaign.folder.round(1).path_of(ANSWERS)).set_index("item_id")
+    labelled = words_of(campaign.folder.round(2), LABELLED)
     for rank, label in ((0, disagreed), (1, batch.loc[1, "guess"])):
         item_id = batch.loc[rank, "item_id"]
         assert answers.loc[item_id, "annotator"] == campaign.servers.email
         assert answers.loc[item_id, "seconds"] > 0
-        assert labelled.loc[item_id, "label"] == label
+        assert labelled[item_id] == label
 
 
 def test_person_sees_a_picture_that_browsers_do_not_show_by_themselves(make_campaign, page):
@@ -89,7 +90,7 @@ def test_person_sees_a_picture_that_browsers_do_not_show_by_themselves(make_camp
         with Image.open(path) as picture:
             picture.save(path, format="TIFF")
     campaign.run()
-    log_in(page, read_json(campaign.folder.round(0) / "pushed.json")["address"], campaign.servers)
+    log_in(page, campaign.folder.round(0).read(PUSHED).address, campaign.servers)
     with page.expect_response(is_next_task) as served:
         page.get_by_role("button", name="Label All Tasks").click()
     close_instructions(page)

@@ -3,10 +3,10 @@
 import json
 
 import httpx
-import pandas as pd
 from mlflow import MlflowClient
 
-from connectors.store import read_json
+from flows.artefacts import ANSWERS, AUDIT, CANDIDATES, LABELLED, METRICS
+from tests.system.conftest import words_of
 
 
 def test_campaign_runs_from_the_first_label_to_the_spent_budget(make_campaign):
@@ -27,18 +27,16 @@ def test_campaign_runs_from_the_first_label_to_the_spent_budget(make_campaign):
     assert "finished after round 3" in campaign.run()
 
     truth = campaign.labels()
-    last = pd.read_parquet(campaign.folder.round(3) / "labelled.parquet")
-    audit = pd.read_parquet(campaign.folder.round(3) / "audit.parquet")
+    last, audit = words_of(campaign.folder.round(3), LABELLED), words_of(campaign.folder.round(3), AUDIT)
     assert len(labelled) == len(set(labelled)) == 38
-    assert {*last["item_id"], *audit["item_id"]} == set(labelled)
-    assert not {*last["item_id"]} & {*audit["item_id"]}
-    for table in (last, audit):
-        assert table["label"].tolist() == [truth[item_id] for item_id in table["item_id"]]
+    assert last.keys() | audit.keys() == set(labelled)
+    assert not last.keys() & audit.keys()
+    assert all(truth[item_id] == word for item_id, word in (last | audit).items())
     for number in (1, 2):
-        candidates = set(pd.read_parquet(campaign.folder.round(number) / "candidates.parquet")["item_id"])
-        known = set(pd.read_parquet(campaign.folder.round(number) / "labelled.parquet")["item_id"])
+        candidates = set(campaign.folder.round(number).read(CANDIDATES).table["item_id"])
+        known = set(campaign.folder.round(number).read(LABELLED).item_ids)
         assert set(campaign.batch(number)) <= candidates
-        assert not candidates & (known | set(audit["item_id"]))
+        assert not candidates & (known | audit.keys())
         assert len(candidates) + len(known) + len(audit) == 80
 
     check_status(campaign)
@@ -50,12 +48,12 @@ def test_campaign_runs_from_the_first_label_to_the_spent_budget(make_campaign):
 def check_status(campaign):
     shown = campaign.fresh_command("status")
     state = json.loads(campaign.command("status", str(campaign.file), "--json"))
-    metrics = read_json(campaign.folder.round(3) / "metrics.json")
+    metrics = campaign.folder.round(3).read(METRICS)
     assert state["rounds_closed"] == 4
     assert state["awaiting"] is None
     assert (state["n_labels_paid"], state["budget_left"]) == (38, 0)
-    assert state["metrics"]["audit_accuracy"] == metrics["accuracy"]
-    assert state["metrics"]["audit_accuracy_low"] <= metrics["accuracy"] <= state["metrics"]["audit_accuracy_high"]
+    assert state["metrics"]["value"] == metrics.value
+    assert state["metrics"]["low"] <= metrics.value <= state["metrics"]["high"]
     assert state["urls"]["mlflow"].startswith(f"{campaign.servers.mlflow_url}/#/experiments/")
     assert state["urls"]["label_studio"] in shown.replace("\n", "")
 
@@ -71,15 +69,15 @@ def check_mlflow(campaign):
     experiment = client.get_experiment_by_name(campaign.name)
     runs = {run.data.tags.get("labelcycle.round"): run for run in client.search_runs([experiment.experiment_id])}
     assert {"0", "1", "2", "3"} <= runs.keys()
-    metrics = read_json(campaign.folder.round(3) / "metrics.json")
+    metrics = campaign.folder.round(3).read(METRICS)
     history = client.get_metric_history(runs["3"].info.run_id, "audit_accuracy")
-    assert [(point.step, point.value) for point in history] == [(38, metrics["accuracy"])]
+    assert [(point.step, point.value) for point in history] == [(38, metrics.value)]
     assert runs["3"].info.status == "FINISHED"
     assert runs["3"].data.params["strategy"] == "auto"
     assert runs["3"].data.tags["device"]
     artifacts = {file.path for file in client.list_artifacts(runs["3"].info.run_id)}
     assert {"batch.parquet", "confusion_matrix.png", "confusion_matrix.csv"} <= artifacts
-    best = max((1, 2, 3), key=lambda n: (read_json(campaign.folder.round(n) / "metrics.json")["accuracy"], n))
+    best = max((1, 2, 3), key=lambda n: (campaign.folder.round(n).read(METRICS).value, n))
     champion = client.get_model_version_by_alias(campaign.name, "champion")
     assert champion.run_id == runs[str(best)].info.run_id
     parent = next(run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == campaign.name)
@@ -134,7 +132,7 @@ def test_campaign_goes_on_where_guesses_were_lost_the_pool_moved_and_answers_can
         told = campaign.run(expect=1)
         assert "9 of 22 new answers cannot be used, more than max_unused = 0.4 allows" in told
         assert f"/data?task={held.answers[0].task_id}" in told
-        assert not campaign.folder.round(0).has("annotations.parquet")
+        assert not campaign.folder.round(0).has(ANSWERS)
         right = [part | {"value": {"choices": [campaign.labels()[held.answers[0].item_id]]}} for part in odd]
         client.patch(f"/api/annotations/{held.answers[0].answer_id}/", json={"result": right}).raise_for_status()
     told = campaign.run()

@@ -7,8 +7,9 @@ import pandas as pd
 from mlflow import MlflowClient
 
 from connectors.label_studio.person import SimulatedAnnotator
-from connectors.store import read_json
+from flows.artefacts import ANSWERS, AUDIT, BATCH, LABELLED, METRICS, MODEL, POOL
 from flows.outlook import best_round
+from tests.system.conftest import words_of
 
 
 def change(campaign, *replacements: tuple[str, str]) -> None:
@@ -45,8 +46,7 @@ def skip(campaign, number: int, item_ids: set[str]) -> None:
 
 
 def known_labels(campaign, number: int) -> dict[str, str]:
-    tables = [pd.read_parquet(campaign.folder.round(number) / f"{name}.parquet") for name in ("labelled", "audit")]
-    return pd.concat(tables).set_index("item_id")["label"].to_dict()
+    return words_of(campaign.folder.round(number), LABELLED) | words_of(campaign.folder.round(number), AUDIT)
 
 
 def test_classes_are_renamed_and_added_while_people_label_and_no_answer_is_lost(make_campaign):
@@ -56,7 +56,7 @@ def test_classes_are_renamed_and_added_while_people_label_and_no_answer_is_lost(
     campaign.run()
     truth, batch = campaign.labels(), set(campaign.batch(0))
     nines = {item_id for item_id in batch if truth[item_id] == "9"}
-    audit = set(pd.read_parquet(campaign.folder.pool).query("split == 'audit'")["item_id"])
+    audit = set(campaign.folder.read(POOL).table.query("split == 'audit'")["item_id"])
     assert nines & audit, "the audit set has a digit that people cannot name"
     skip(campaign, 0, nines)
     half = campaign.label(8).item_ids
@@ -78,19 +78,19 @@ def test_classes_are_renamed_and_added_while_people_label_and_no_answer_is_lost(
     assert labels == {item_id: names[item_id] for item_id in batch - nines}
     assert {*half} <= labels.keys()
     assert "seven" in labels.values()
-    again = pd.read_parquet(campaign.folder.round(1) / "batch.parquet")
+    again = campaign.folder.round(1).read(BATCH).table
     assert set(again["item_id"][: len(nines & audit)]) == nines & audit, "what measures the new class comes first"
 
     campaign.label()
     campaign.run()
-    measured = pd.read_parquet(campaign.folder.round(2) / "audit.parquet").set_index("item_id")["label"]
-    assert measured.to_dict() == {item_id: names[item_id] for item_id in audit}, "the audit set is whole"
-    ledger = pd.concat(pd.read_parquet(campaign.folder.round(n) / "annotations.parquet") for n in (0, 1))
+    measured = words_of(campaign.folder.round(2), AUDIT)
+    assert measured == {item_id: names[item_id] for item_id in audit}, "the audit set is whole"
+    ledger = pd.concat(pd.read_parquet(campaign.folder.round(n).path_of(ANSWERS)) for n in (0, 1))
     assert not ledger.duplicated(["item_id", "answer_id"]).any(), "no answer was taken for a new one"
     client = MlflowClient(campaign.servers.mlflow_url)
     champion = client.get_model_version_by_alias(campaign.name, "champion")
-    assert champion.run_id in {read_json(campaign.folder.round(n) / "model.json")["run_id"] for n in (1, 2)}
-    run = client.get_run(read_json(campaign.folder.round(1) / "model.json")["run_id"])
+    assert champion.run_id in {campaign.folder.round(n).read(MODEL).run_id for n in (1, 2)}
+    run = client.get_run(campaign.folder.round(1).read(MODEL).run_id)
     assert "renamed: none -> 7 = seven" in run.data.tags["changes"]
 
     change(campaign, (classes, json.dumps([*"012345689"])), (renamed, ""))
@@ -118,7 +118,7 @@ def test_addresses_change_while_a_round_is_out(make_campaign):
     runs = client.search_runs([experiment.experiment_id], "tags.`labelcycle.kind` = 'round'")
     metrics = {run.data.tags["labelcycle.round"]: run.data.metrics for run in runs}
     assert metrics.keys() == {"1", "2"}
-    assert metrics["1"]["audit_accuracy"] == read_json(campaign.folder.round(1) / "metrics.json")["accuracy"]
-    best = str(best_round(campaign.folder).number)
+    assert metrics["1"]["audit_accuracy"] == campaign.folder.round(1).read(METRICS).value
+    best = str(best_round(campaign.folder.rounds()).number)
     run_id = next(run.info.run_id for run in runs if run.data.tags["labelcycle.round"] == best)
     assert client.get_model_version_by_alias(campaign.name, "champion").run_id == run_id

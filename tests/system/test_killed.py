@@ -8,7 +8,7 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
-from connectors.store import read_json
+from flows.artefacts import METRICS, ROUND
 
 FIRST = ("pool.parquet", "batch.parquet", "pushed.json")
 CLOSING = ("annotations.parquet", "round.json")
@@ -63,8 +63,8 @@ def test_killed_campaign_asks_for_the_same_images_and_loses_no_label(make_campai
     assert killed.pulled_tasks(0, 1) == killed.tasks(0) | killed.tasks(1)
     assert n_tasks(killed) == len(killed.tasks(0)) + len(killed.tasks(1)), "no task twice"
     for campaign in (undisturbed, killed):
-        assert read_json(campaign.folder.round(0) / "round.json")["outcomes"] == {"labelled": len(labelled)}
-    metrics = [read_json(c.folder.round(1) / "metrics.json") for c in (undisturbed, killed)]
+        assert campaign.folder.round(0).read(ROUND).outcomes == {"labelled": len(labelled)}
+    metrics = [c.folder.round(1).read(METRICS) for c in (undisturbed, killed)]
     assert metrics[0] == metrics[1]
     check_one_run_for_each_round(killed)
 

@@ -15,12 +15,16 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from connectors.escaping import from_csv_cell, prefect_key
 from connectors.memory import MemoryTool, MemoryTracker
-from connectors.store import Campaign, read_json
+from connectors.store import read_json
+from flows.artefacts import ANSWERS, AUDIT, CONFUSION_TABLE, LABELLED, POOL, SECONDS
 from flows.campaign import OpenCampaign
 from flows.config import load_settings
+from flows.folder import Campaign
+from flows.publish import publish
 from flows.reports.round_page import round_markdown
-from flows.round import publish, work_on
+from flows.round import work_on
 from tests.hostile import CLASSES, HIDDEN, NAMES
+from tests.system.conftest import words_of
 
 FILE = """\
 name = "hostile_names"
@@ -69,9 +73,8 @@ def test_every_label_comes_back_under_its_name_and_every_file_can_be_read(tmp_pa
     file = tmp_path / "campaign.toml"
     file.write_text(FILE.format(classes=json.dumps(CLASSES, ensure_ascii=False)), encoding="utf-8")
     settings = load_settings(file)
-    work = OpenCampaign(settings, Campaign(settings.folder))
     tool, tracker = MemoryTool(settings.classes), MemoryTracker()
-    work.__dict__.update(tool=tool, tracker=tracker)
+    work = OpenCampaign(settings, Campaign(settings.folder), tool=tool, tracker=tracker)
     given: dict[str, str] = {}
 
     for number in range(2):
@@ -84,25 +87,24 @@ def test_every_label_comes_back_under_its_name_and_every_file_can_be_read(tmp_pa
     work_on(work)
 
     folder = work.folder.round(2)
-    flow(publish, persist_result=False, validate_parameters=False)(folder, work)
+    flow(publish, persist_result=False, validate_parameters=False)(folder, settings.name)
     wanted = {"artifacts": {"key": {"any_": [prefect_key("hostile_names-round-0002")]}}}
     login = tuple(servers.prefect_login.split(":"))
     pages = httpx.post(f"{servers.prefect_api_url}/artifacts/latest/filter", json=wanted, timeout=30, auth=login)
     assert [page["data"] for page in pages.json()] == [round_markdown(folder, settings.name)]
-    assert len(pd.read_parquet(work.folder.pool).dropna(subset="item_id")) == n_images
-    labels = pd.concat([pd.read_parquet(folder / name) for name in ("labelled.parquet", "audit.parquet")])
-    assert dict(zip(labels["item_id"], labels["label"], strict=True)) == given
-    annotators = pd.concat([pd.read_parquet(f / "annotations.parquet") for f in work.folder.rounds()[:2]])["annotator"]
+    assert len(work.folder.read(POOL).table.dropna(subset="item_id")) == n_images
+    assert words_of(folder, LABELLED) | words_of(folder, AUDIT) == given
+    annotators = pd.concat([pd.read_parquet(f.path_of(ANSWERS)) for f in work.folder.rounds()[:2]])["annotator"]
     assert set(annotators) <= set(NAMES)
     assert len(set(annotators)) > 80
     for path in settings.folder.rglob("*.json"):
         read_json(path)
     for path in settings.folder.rglob("*.parquet"):
         pd.read_parquet(path)
-    with (folder / "confusion_matrix.csv").open(encoding="utf-8", newline="") as table:
+    with folder.path_of(CONFUSION_TABLE).open(encoding="utf-8", newline="") as table:
         assert tuple(from_csv_cell(cell) for cell in next(csv.reader(table))[1:]) == CLASSES
     told = tracker.runs["round-2"]
     assert {"confusion_matrix.csv", "confusion_matrix.png", "batch.parquet"} <= told.artifacts.keys()
     rendered = MarkdownIt("gfm-like", {"linkify": False}).render(round_markdown(folder, settings.name))
-    assert rendered.count("<tr>") == 1 + 10 + 1 + len(read_json(folder / "seconds.json"))
+    assert rendered.count("<tr>") == 1 + 10 + 1 + len(folder.read(SECONDS))
     assert all(question.reason and not question.reason.startswith("auto") for question in tool.tasks.values())

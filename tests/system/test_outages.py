@@ -3,6 +3,8 @@
 import pandas as pd
 import pytest
 
+from flows.artefacts import ANSWERS, PUSHED
+
 
 def run_impatiently(file: str) -> None:
     """Run a round with short waits between attempts."""
@@ -40,7 +42,7 @@ def test_label_studio_that_goes_away_at_any_step_is_told_and_the_next_run_goes_o
     campaign = outage.campaign
     for cut in ("GET /api/projects", "POST", "import"):
         check_outage(outage, fork, cut)
-        assert not campaign.folder.round(0).has("pushed.json")
+        assert not campaign.folder.round(0).has(PUSHED)
     outage.cut = ""
     assert fork(run_impatiently, str(campaign.file)) == (0, "")
     pulled = campaign.pull(0)
@@ -49,10 +51,10 @@ def test_label_studio_that_goes_away_at_any_step_is_told_and_the_next_run_goes_o
 
     labelled = campaign.label().item_ids
     check_outage(outage, fork, "fields=all")
-    assert not campaign.folder.round(0).has("annotations.parquet")
+    assert not campaign.folder.round(0).has(ANSWERS)
     outage.cut = ""
     assert fork(run_impatiently, str(campaign.file)) == (0, "")
-    collected = pd.read_parquet(campaign.folder.round(0) / "annotations.parquet")
+    collected = pd.read_parquet(campaign.folder.round(0).path_of(ANSWERS))
     assert sorted(collected["item_id"]) == sorted(labelled)
 
 

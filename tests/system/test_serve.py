@@ -19,9 +19,10 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Pending, Running, Scheduled
 
-from connectors.store import Campaign
 from flows import books
+from flows.artefacts import PUSHED
 from flows.books import GONE, MISSED, STOPPED, campaign_tag, close_dead
+from flows.folder import Campaign
 
 REPOSITORY = Path(__file__).parent.parent.parent
 NEVER = 'schedule = "0 0 1 1 *"'
@@ -238,7 +239,7 @@ def run_with_books_that_refuse(file: str) -> None:
 def test_books_that_cannot_be_put_right_stop_no_round(make_campaign, fork):
     campaign = make_campaign()
     assert fork(run_with_books_that_refuse, str(campaign.file)) == (0, "")
-    assert campaign.folder.round(0).has("pushed.json")
+    assert campaign.folder.round(0).has(PUSHED)
 
 
 def test_only_dead_runs_of_this_very_campaign_are_closed(prefect, tmp_path, monkeypatch):

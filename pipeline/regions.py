@@ -1,0 +1,41 @@
+"""Regions as text: JSON for tables, words for people."""
+
+import json
+from collections.abc import Sequence
+
+from pipeline.types import Region
+
+
+def regions_to_json(regions: Sequence[Region]) -> str:
+    """The regions as JSON, in their order; an empty list is what somebody found who found nothing.
+
+    >>> regions_to_json([Region("image", "cat")])
+    '[{"kind": "image", "label": "cat"}]'
+    """
+    return json.dumps([_values(region) for region in regions], ensure_ascii=False)
+
+
+def regions_from_json(text: str) -> tuple[Region, ...]:
+    """The regions that `regions_to_json` wrote."""
+    return tuple(
+        Region(one["kind"], one["label"], tuple(one["geometry"]) if "geometry" in one else None, one.get("score"))
+        for one in json.loads(text)
+    )
+
+
+def regions_in_words(regions: Sequence[Region]) -> str:
+    """The labels of the regions, one after another.
+
+    >>> regions_in_words([Region("image", "cat")])
+    'cat'
+    """
+    return "; ".join(region.label for region in regions)
+
+
+def _values(region: Region) -> dict[str, object]:
+    values: dict[str, object] = {"kind": region.kind, "label": region.label}
+    if region.geometry is not None:
+        values["geometry"] = list(region.geometry)
+    if region.score is not None:
+        values["score"] = region.score
+    return values
