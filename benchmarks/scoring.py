@@ -118,7 +118,8 @@ def cases() -> list[Case]:
         ),
         Case(
             name="round",
-            work="a round on cached features, besides servers and files: cross-fit, train 5 heads, score, select 100",
+            work="from the last answer to the next batch on cached features, besides servers and files: "
+            "cross-fit, train 5 heads, score, select 100",
             inputs=partial(make_round, 10_000),
             small=partial(make_round, 200),
             ours=Contender("ours", whole_round),
