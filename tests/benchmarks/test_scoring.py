@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import peers, scoring
+from benchmarks import peers, photos, scoring
 from pipeline.selection.acquisition import margin
 
 
@@ -22,7 +22,7 @@ def test_crops_are_the_same_each_time_and_have_the_class_of_their_place(tmp_path
     crops = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        uris, targets = scoring.write_crops(folder, 60)
+        uris, targets = photos.write_crops(folder, 60)
         crops.append((targets.tolist(), [Path(uri).read_bytes() for uri in uris]))
     assert crops[0] == crops[1]
     with Image.open(uris[0]) as crop:
