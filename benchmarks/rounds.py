@@ -66,7 +66,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Done:
-    """What a round asks for, and the seconds of each part: train, score, select."""
+    """What a round asks for, and the seconds of its parts: train, which includes the cross-fit, score, select."""
 
     batch: Batch
     seconds: dict[str, float]
