@@ -136,7 +136,7 @@ def _print(name: str, runs: Sequence[Mapping[str, Any]], settings: ModelSettings
         at = [row for row in runs if row["n_labels"] == n]
         by_phase = {phase: [row for row in at if row["phase"] == phase] for phase in phases}
         accuracies = {phase: [100 * row["accuracy"] for row in rows] for phase, rows in by_phase.items()}
-        chosen = phase_of(settings, n_labels=n, n_classes=N_CLASSES)
+        chosen = phase_of(settings, n_trained_on=n, n_classes=N_CLASSES)
         seconds = [f"{sum(row['seconds'] for row in rows) / len(rows):.1f}" for rows in by_phase.values()]
         cells = [in_words(mean_interval(values)) for values in accuracies.values()]
         table.add_row(str(n), *cells, chosen, _behind(accuracies, chosen), *seconds)

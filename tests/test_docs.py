@@ -5,6 +5,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typer.main import get_command
 from flows import errors
 from flows.cli import app
 from flows.config import CampaignSettings, load_settings
+from flows.reports.status import CampaignStatus
 from pipeline.selection.strategies.rows import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +165,12 @@ def test_every_exit_code_has_a_row():
     page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_") and name != "EXIT_CODES"}
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == {0} | codes
+
+
+def test_every_key_of_the_status_has_a_row():
+    page = (ROOT / "docs" / "reference" / "status.md").read_text(encoding="utf-8")
+    rows = "".join(re.findall(r"^\| (`[^|]+)\|", page, re.MULTILINE))
+    assert re.findall(r"`(\w+)`", rows) == [field.name for field in fields(CampaignStatus)]
 
 
 def test_every_package_that_is_needed_has_a_reason():

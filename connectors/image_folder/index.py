@@ -25,6 +25,7 @@ from pipeline.pool.merge import merge, refuse_waste
 from pipeline.pool.notes import item_notes
 from pipeline.pool.reasons import NOT_NAMED, PASSED_OVER, TOO_LARGE, UNREAD, PoolError
 from pipeline.pool.table import as_table, is_in, typed
+from pipeline.types import OnProgress
 
 MAX_BYTES = 2 * 1024**3
 """Of a file; a larger one would take minutes to read, and is refused by its size."""
@@ -84,7 +85,7 @@ def index_pool(
     seed: int,
     reading: Reading = WHOLE,
     was_asked: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Pool table of all images of `source`, with those of an earlier table.
@@ -116,7 +117,7 @@ def index_pool(
         reading: the memory that decoding may take.
         was_asked: people were asked for images of the earlier table. Until then it only spares reading files again:
             the audit set is drawn anew, and images outside of `source` are forgotten.
-        progress: called with the files done and all files.
+        on_progress: called with (done, total) files.
         tell: called with each line that people should read: what was read otherwise than written, passed over, or
             is there twice.
 
@@ -133,7 +134,7 @@ def index_pool(
     listed = _with_groups(_list_source(source, tell), source)
     if not was_asked:
         earlier = typed(earlier[is_in(earlier["uri"], listed["uri"])].assign(split=None, label=None, group=None))
-    seen = _read_contents(_with_items_elsewhere(listed, earlier, source), earlier, reading, progress)
+    seen = _read_contents(_with_items_elsewhere(listed, earlier, source), earlier, reading, on_progress)
     if was_asked:
         check_groups(seen, earlier, name, rule=source.group)
     table = merge(seen, earlier, is_manifest=not source.is_folder)
@@ -233,7 +234,7 @@ def _pass_over(file: File) -> File:
 
 
 def _read_contents(
-    files: pd.DataFrame, earlier: pd.DataFrame, reading: Reading, progress: Callable[[int, int], None] | None
+    files: pd.DataFrame, earlier: pd.DataFrame, reading: Reading, on_progress: OnProgress | None
 ) -> pd.DataFrame:
     """`files` with `item_id`, `width`, `height`, reason; read only what the earlier table does not know."""
     unchanged = ["uri", "size_bytes", "modified_ns"]
@@ -244,15 +245,15 @@ def _read_contents(
     unread = seen["item_id"].isna() & seen["set_aside_reason"].isna()
     n_before = len(seen) - int(unread.sum())
 
-    def report(n_read: int) -> None:
-        if progress is not None:
-            progress(n_before + n_read, len(seen))
+    def count(n_read: int, _n_unread: int) -> None:
+        if on_progress is not None:
+            on_progress(n_before + n_read, len(seen))
 
     items = earlier.dropna(subset=["item_id"]).set_index("item_id")
     ids = frozenset(items.index)
-    report(0)
+    count(0, len(seen) - n_before)
     with without_pillow_warnings():
-        contents = map_in_threads(lambda uri: _examine(uri, ids, reading), seen.loc[unread, "uri"].tolist(), report)
+        contents = map_in_threads(lambda uri: _examine(uri, ids, reading), seen.loc[unread, "uri"].tolist(), count)
     read = _frame(contents, _Content).set_index(seen.index[unread])
     for name in _Content._fields:
         seen[name] = seen[name].fillna(read[name])

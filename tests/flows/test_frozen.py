@@ -156,11 +156,11 @@ def test_heads_learn_from_every_label(make_work, monkeypatch):
 
 def test_phase_follows_the_labels_for_each_class(make_work):
     how = make_work(network=TINY).settings.model
-    phases = [phase_of(how, n_labels=n, n_classes=3) for n in (1, 149, 150)]
+    phases = [phase_of(how, n_trained_on=n, n_classes=3) for n in (1, 149, 150)]
     assert phases == ["head", "head", "all"]
-    assert phase_of(how.model_copy(update={"train": "all"}), n_labels=3, n_classes=3) == "all"
+    assert phase_of(how.model_copy(update={"train": "all"}), n_trained_on=3, n_classes=3) == "all"
     drawn = how.model_copy(update={"start": "scratch"})
-    assert phase_of(drawn, n_labels=3, n_classes=3) == "all", "there are no features to keep"
+    assert phase_of(drawn, n_trained_on=3, n_classes=3) == "all", "there are no features to keep"
 
 
 def test_more_labels_train_the_trunk_of_each_member(make_work):
@@ -542,7 +542,7 @@ def test_pool_is_predicted_in_parts_that_make_one(make_work, monkeypatch):
     monkeypatch.setattr(predict_module, "SHARD", 20)
     monkeypatch.setattr("pipeline.learning.predict.MAX_PROBABILITIES", 12 * 3 * 8)
     frozen_features._key.cache_clear()
-    sizes, again, embedded = predict(advance=lambda done_now, total: done.append((done_now, total)))
+    sizes, again, embedded = predict(on_progress=lambda done_now, total: done.append((done_now, total)))
     assert sizes == [8, 8, 4, 8, 2]
     assert torch.allclose(again, decisions, atol=1e-6)
     assert torch.equal(embedded, embeddings)

@@ -11,7 +11,7 @@ OF_LEARNING = ("torch", "torchvision", "mlflow", "matplotlib", "sklearn", "scipy
 IDLE_RUN = """\
 import pickle, sys
 from pathlib import Path
-from flows.campaign import open_campaign
+from flows.campaign import (open_campaign)
 from flows.round import work_on
 file, kept = map(Path, sys.argv[1:])
 tool, tracker = pickle.loads(kept.read_bytes())

@@ -65,8 +65,8 @@ def test_guesses_are_no_labels():
 
 @pytest.mark.parametrize(("n_labels", "phase"), [(1, "head"), (29, "head"), (30, "all")])
 def test_what_is_trained_follows_the_labels_of_each_class(n_labels, phase):
-    assert phase_of(PRETRAINED, n_labels=n_labels, n_classes=3) == phase
-    assert phase_of(DRAWN, n_labels=n_labels, n_classes=3) == "all", "there are no features to keep"
+    assert phase_of(PRETRAINED, n_trained_on=n_labels, n_classes=3) == phase
+    assert phase_of(DRAWN, n_trained_on=n_labels, n_classes=3) == "all", "there are no features to keep"
 
 
 def test_a_recipe_has_what_the_settings_have():
