@@ -72,6 +72,8 @@ def check_questions(questions: Sequence[Question], classes: Sequence[str]) -> No
         if question.rank < 0:
             raise ValueError(f"item {ask.item_id}: a rank counts from 0, got {question.rank}")
         for region in guess or ():
+            if region.kind != "image":
+                raise ValueError(f"item {ask.item_id}: a guess must be for the whole image, got a {region.kind}")
             if region.label not in classes:
                 raise ValueError(
                     f"item {ask.item_id}: a guess must be one of {', '.join(classes)}, got {region.label!r}"
@@ -135,7 +137,6 @@ class Pulled:
     Attributes:
         answers: all that stand on the tasks now.
         task_ids: the tasks that exist now, by ask.
-        n_drafts: answers begun and not submitted; they are not labels.
         doubles: further tasks of an ask: task id -> ask. Their answers count as well.
         copied: ids of tasks with an answer that nobody gave: a guess or another answer, copied in bulk; one for each.
         notes: for people, a line each: what stands in the project and is not used.
@@ -143,7 +144,6 @@ class Pulled:
 
     answers: Sequence[Answer]
     task_ids: Mapping[Ask, int]
-    n_drafts: int
     doubles: Mapping[int, Ask] = field(default_factory=dict)
     copied: Sequence[int] = ()
     notes: tuple[str, ...] = ()

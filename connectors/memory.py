@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -25,6 +26,7 @@ from pipeline.names import checked_classes
 from pipeline.types import Annotation, Answer, Ask, Outcome, Region
 
 T = TypeVar("T")
+NOW = partial(datetime.now, UTC)
 
 
 class MemoryTool(AnnotationTool):
@@ -35,7 +37,7 @@ class MemoryTool(AnnotationTool):
         clock: tells the time of an answer.
     """
 
-    def __init__(self, classes: Sequence[str], *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(self, classes: Sequence[str], *, clock: Callable[[], datetime] = NOW) -> None:
         self.classes = checked_classes(classes)
         self.tasks: dict[int, Question] = {}
         self.answers: dict[int, Answer] = {}
@@ -78,9 +80,7 @@ class MemoryTool(AnnotationTool):
     def pull(self, asked: Mapping[Ask, int]) -> Pulled:
         """See `AnnotationTool.pull`."""
         held = {ask: task_id for ask, task_id in asked.items() if task_id in self.tasks}
-        return Pulled(
-            answers=[answer for task_id in held.values() for answer in self._on(task_id)], task_ids=held, n_drafts=0
-        )
+        return Pulled(answers=[answer for task_id in held.values() for answer in self._on(task_id)], task_ids=held)
 
     def task_address(self, task_id: int) -> str:
         """See `AnnotationTool.task_address`."""

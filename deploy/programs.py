@@ -29,7 +29,7 @@ class Server:
     Attributes:
         pid: together with `created`, in seconds since 1970, it names one process; None after a stop.
         document_root: Label Studio serves images from folders below this one, not from this one itself.
-        login: tells the password that it was started with from others; older versions started some without.
+        login: tells the password that it was started with from others.
     """
 
     name: str

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import filelock
-import httpx
 import psutil
 
 from deploy import logins, programs
@@ -94,7 +95,7 @@ def up(
 
 
 def running(home: Path) -> Servers | None:
-    """The servers of `home`, or None unless all three answer; of an older version, without logins, none counts."""
+    """The servers of `home`, or None unless all three answer."""
     state = _State(home.resolve())
     servers = [state.get(name) for name in HEALTH]
     if not all(server and server.login and server.is_alive and _answers(server) for server in servers):
@@ -127,6 +128,8 @@ def personal_token(local: Servers) -> str:
     Raises:
         ServerError: if the login is refused, or another program answers in the server's place.
     """
+    import httpx  # for sessions; commands that ask whether the servers answer do without
+
     url = local.label_studio_url
     server = _State(local.home).get("label-studio")
     if server is None or server.url != url or not server.is_listening:
@@ -308,10 +311,15 @@ def _stop(state: _State, name: str) -> bool:
 def _answers(server: Server) -> bool:
     if not server.is_listening:
         return False
+    place = urlsplit(server.url)
+    connection = HTTPConnection(place.hostname or "", place.port, timeout=5)
     try:
-        return httpx.get(server.url + HEALTH[server.name], timeout=5, trust_env=False).is_success
-    except httpx.HTTPError:
+        connection.request("GET", HEALTH[server.name])
+        return connection.getresponse().status < 300
+    except (OSError, HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def _log_end(state: _State, server: Server) -> str:

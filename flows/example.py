@@ -13,9 +13,10 @@ EXAMPLE = """\
 name = "my-campaign"             # lower case; names the Label Studio project and the MLflow experiment
 pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label and group
 # follow_links = false           # use images that symbolic links bring in from outside the pool
+# task = "classification"        # what networks decide, and people are asked for: one class for each image
 classes = ["cat", "dog"]         # what annotators choose from; one may be added at any time, and renamed: see [renamed]
 
-# Every setting may change between rounds, but for name, audit_size and group; to change these,
+# Every setting may change between rounds, but for name, task, audit_size and group; to change these,
 # begin another campaign with all labels of this one: `labelcycle init NEW.toml --from OLD.toml`
 
 budget = 1000                    # labels you will pay for in all, the audit set included

@@ -10,9 +10,10 @@ import pandas as pd
 
 from connectors.store import write_atomic, write_text
 from flows.artefacts import CAMPAIGN, POOL
-from flows.campaign import read_ledger, task_type
+from flows.campaign import task_type
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings, unresolved
 from flows.folder import Campaign
+from flows.ledger import read_ledger
 from pipeline.labels.answers import labelled_set
 from pipeline.tables import Labels
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline.labels.regions import regions_from_json, regions_in_words, regions_to_json
+from pipeline.regions import regions_from_json, regions_in_words, regions_to_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -55,7 +55,7 @@ def commands(lines: Iterable[str]) -> Iterator[tuple[str, Any, list[str]]]:
     for line in lines:
         words = shlex.split(line, comments=True) if line.startswith("labelcycle ") else []
         given = list(dropwhile(lambda word: word.startswith("-"), words[1:]))
-        if given:
+        if given and given[0] != "COMMAND":
             assert given[0] in COMMANDS, f"{line}: there is no command {given[0]}"
             yield line, COMMANDS[given[0]], given[1:]
 

@@ -19,6 +19,7 @@ from connectors.images.decode import open_image, reason_of, without_pillow_warni
 from connectors.images.examine import examine
 from connectors.images.reading import WHOLE, Reading
 from connectors.images.threads import map_in_threads
+from pipeline.pool.audit import check_groups, draw_audit, hold_out_of_audit
 from pipeline.pool.group_rules import groups_of
 from pipeline.pool.merge import merge, refuse_waste
 from pipeline.pool.notes import item_notes
@@ -128,12 +129,6 @@ def index_pool(
             used, `audit_size` leaves nothing for the pool or cannot be drawn in whole groups, or the groups are not
             those that it was drawn by.
     """
-    from pipeline.pool.audit import (  # draws with torch, which takes a second to load: nobody else needs it here
-        check_groups,
-        draw_audit,
-        hold_out_of_audit,
-    )
-
     tell, name = tell or (lambda _line: None), str(source.path)
     earlier = as_table(pd.DataFrame(known))
     listed = _with_groups(_list_source(source, tell), source)
@@ -153,7 +148,7 @@ def index_pool(
 
 
 def read_pool(path: Path) -> pd.DataFrame:
-    """A pool table from its file; columns that an older version did not write are missing values."""
+    """A pool table from its file."""
     return as_table(pd.read_parquet(path))
 
 

@@ -166,7 +166,7 @@ class LabelStudio(AnnotationTool):
     def pull(self, asked: Mapping[Ask, int]) -> Pulled:
         """Read what stands on all tasks of these asks; see `AnnotationTool.pull`."""
         if not asked:
-            return Pulled(answers=[], task_ids={}, n_drafts=0)
+            return Pulled(answers=[], task_ids={})
         held = {task.id: task for task in self._tasks.between(0)}
         return self._standing(held, sort(held, asked, self._tasks), emails=self._emails())
 
@@ -206,7 +206,6 @@ class LabelStudio(AnnotationTool):
         return Pulled(
             answers=answers,
             task_ids={ask: task_id for task_id, ask in which.own.items()},
-            n_drafts=sum(len(held[task_id].drafts) for task_id in which.ours),
             doubles=which.doubles,
             copied=copied,
             notes=tuple(notes),

@@ -17,7 +17,7 @@ from connectors.label_studio.pages import CONTROL
 from pipeline.types import Annotation, Answer, Ask, Outcome, Region
 
 READ_FIELDS = (
-    "id,data,annotations,predictions,drafts,result,was_cancelled,completed_by,lead_time,updated_at,"
+    "id,data,annotations,predictions,result,was_cancelled,completed_by,lead_time,updated_at,"
     "parent_prediction,parent_annotation,score,model_version"
 )
 YEARS = range(2000, 2101)
@@ -93,7 +93,6 @@ class HeldTask(_Read):
     data: Annotated[dict[str, Any], BeforeValidator(_dict_or_none)] = {}
     annotations: Annotated[list[Any], BeforeValidator(_list_or_none)] = []
     predictions: Annotated[list[HeldGuess], BeforeValidator(lambda value: _guesses(value))] = []
-    drafts: Annotated[list[Any], BeforeValidator(_list_or_none)] = []
 
     @property
     def is_answered(self) -> bool:

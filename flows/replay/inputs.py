@@ -15,9 +15,10 @@ from connectors.image_folder.manifest import KNOWN as MANIFEST_COLUMNS
 from connectors.image_folder.manifest import forms_of, readings_in_words, unused_columns
 from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, trim
 from flows.artefacts import POOL
-from flows.campaign import read_ledger, standing_labels
+from flows.campaign import standing_labels
 from flows.config import CampaignSettings, ConfigError
 from flows.folder import Campaign
+from flows.ledger import read_ledger
 from pipeline.names import shorten
 from pipeline.pool.group_rules import check_rule, groups_of
 from pipeline.pool.reasons import PoolError

@@ -23,9 +23,9 @@ from flows.artefacts import (
     SUSPICIOUS,
     TRAINING,
 )
-from flows.campaign import read_ledger
 from flows.config import CampaignSettings, unresolved
 from flows.folder import Campaign, RoundFolder
+from flows.ledger import read_ledger
 from flows.outlook import outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text
 from flows.records import AuditMetrics, Look, PixelRanges

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipeline.labels.regions import regions_from_json, regions_to_json
+from pipeline.regions import regions_from_json, regions_to_json
 from pipeline.types import Annotation, Answer, Ask, Region
 
 if TYPE_CHECKING:

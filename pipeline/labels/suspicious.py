@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.selection.acquisition import check_probs
+from pipeline.probabilities import check_probs
 
 FEWEST_RIGHT = 0.6
 """Share of labels that a model has to get right for a list to be worth reading. Between .4 and .6, with 3 % of the

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pipeline.probabilities import at_least_float32
 from pipeline.registries import look_up
 
 CPU_VALUES = 2**18
@@ -19,30 +20,6 @@ CPU_VALUES = 2**18
 
 GPU_VALUES = 2**26
 """Probabilities handled at a time on a GPU, which is slow on little work; with what is made of them under 1 GB."""
-
-
-def check_probs(probs: Tensor) -> Tensor:
-    """Return `probs` ready to be scored, or say which row is no probability distribution.
-
-    Logits are refused and never turned into probabilities: only the caller knows which of the two they are.
-
-    Args:
-        probs: `(..., K, C)`; each row of C values is finite, not negative and sums to 1, within 1e-4 or
-            within two machine epsilons of a type that is coarser than that.
-
-    Returns:
-        `probs`; float16 and bfloat16 come back as float32.
-    """
-    if not probs.is_floating_point():
-        raise TypeError(f"probs must be of a floating-point type, got {probs.dtype}")
-    if probs.ndim < 2 or probs.shape[-2] < 1 or probs.shape[-1] < 2:
-        raise ValueError(f"probs must be (..., K, C) with K >= 1 members and C >= 2 classes, got {tuple(probs.shape)}")
-    tolerance = max(1e-4, 2 * torch.finfo(probs.dtype).eps)
-    probs = _at_least_float32(probs)
-    off = (probs.sum(dim=-1) - 1).abs()
-    if probs.numel() and not (off.max() <= tolerance and probs.min() >= 0):  # NaN fails both comparisons
-        _refuse_first_bad_row(probs, ~(off <= tolerance), tolerance)
-    return probs
 
 
 def entropy(probs: Tensor) -> Tensor:
@@ -161,7 +138,7 @@ def score_all(probs: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
     rows = probs.reshape(-1, *probs.shape[-2:])
     values = CPU_VALUES if probs.device.type == "cpu" else GPU_VALUES
     for chunk in rows.split(max(1, values // probs.shape[-2:].numel())):
-        scores = _Scores(_at_least_float32(chunk))
+        scores = _Scores(at_least_float32(chunk))
         for name, part in parts.items():
             part.append(getattr(scores, name))
     return {name: torch.cat(part).reshape(probs.shape[:-2]) for name, part in parts.items()}
@@ -232,27 +209,10 @@ def _score(probs: Tensor, name: str) -> Tensor:
     return score_all(probs, [name])[name]
 
 
-def _at_least_float32(probs: Tensor) -> Tensor:
-    return probs.float() if probs.dtype in (torch.float16, torch.bfloat16) else probs
-
-
 def _entropy(probs: Tensor, *, over: tuple[int, ...] = (-1,)) -> Tensor:
     """Return the entropy over the last axis, or the sum of the entropies over the last two; 0 log 0 is 0."""
     logs = probs.clamp_min(torch.finfo(probs.dtype).tiny).log_()  # six times as fast as torch.xlogy
     return logs.mul_(probs).sum(dim=over).neg_()
-
-
-def _refuse_first_bad_row(probs: Tensor, off: Tensor, tolerance: float) -> None:
-    row = tuple((off | (probs < 0).any(dim=-1)).nonzero()[0].tolist())
-    values = probs[row]
-    if not values.isfinite().all():
-        raise ValueError(f"probs: row {row} is not finite")
-    if values.min() < 0:
-        raise ValueError(f"probs: row {row} has a negative value, {values.min():.6g}")
-    raise ValueError(
-        f"probs: row {row} must sum to 1 within {tolerance:.1g} and sums to {values.sum():.6g}; "
-        "logits must be turned into probabilities first"
-    )
 
 
 ACQUISITIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pipeline.labels.regions import regions_in_words
+from pipeline.regions import regions_in_words
 from pipeline.selection.geometry.distances import novelty
 from pipeline.types import Aim, Batch, Region
 

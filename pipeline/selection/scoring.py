@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
+from pipeline.probabilities import check_probs
 from pipeline.registries import look_up
-from pipeline.selection.acquisition import check_probs, score_all
+from pipeline.selection.acquisition import score_all
 
 
 def score_images(decisions: Tensor, acquisition: str, *, reduce: str) -> Tensor:

@@ -13,7 +13,7 @@ from pipeline.evaluation.metrics import (
     negative_log_likelihood,
     wilson_interval,
 )
-from pipeline.selection.acquisition import check_probs
+from pipeline.probabilities import check_probs
 from pipeline.tasks.task_type import Answered, AskFor
 from pipeline.types import Metrics, Region
 

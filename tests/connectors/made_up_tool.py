@@ -58,7 +58,7 @@ class FolderTool(AnnotationTool):
         there = set(self._held().values())
         held = {ask: task_id for ask, task_id in asked.items() if task_id in there}
         answers = [answer for ask, task_id in held.items() for answer in self._answers(ask, task_id)]
-        return Pulled(answers, held, n_drafts=0)
+        return Pulled(answers, held)
 
     def task_address(self, task_id: int) -> str:
         return (self.folder / f"task-{task_id}.json").as_uri()

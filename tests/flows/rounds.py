@@ -1,11 +1,25 @@
-"""Rounds of campaigns as records: some that nothing was computed for, some that trained."""
+"""Rounds of campaigns: records that nobody computed, and the steps up to a model and a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from flows.artefacts import ANSWERS, BATCH, CONFIG, MEMBERS, PUSHED, PUSHING, ROUND, TRAINING, WITHDRAWN
+from flows.artefacts import (
+    ANSWERS,
+    BATCH,
+    CANDIDATES,
+    CONFIG,
+    LABELLED,
+    MEMBERS,
+    PUSHED,
+    PUSHING,
+    ROUND,
+    TRAINING,
+    WITHDRAWN,
+)
 from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings, resolved
 from flows.folder import RoundFolder
@@ -13,6 +27,7 @@ from flows.records import (
     AuditMetrics,
     ClosedRound,
     Look,
+    Member,
     NetworkForm,
     Outlook,
     Plan,
@@ -21,11 +36,13 @@ from flows.records import (
     RoundConfig,
     Training,
 )
-from flows.steps.plan import plan
+from flows.steps.plan import look_ahead, plan
+from flows.steps.score import embed_labelled, score_shard, shards_of
+from flows.steps.select import compare_with_half, select
 from flows.steps.train import cross_validate, load_networks, train
 from pipeline.evaluation.metrics import wilson_interval
 from pipeline.networks.classifier import Classifier
-from pipeline.tables import BatchTable
+from pipeline.tables import BatchTable, Labels
 from pipeline.types import Annotation, Answer, Ask, Region
 from tests.flows.conftest import CLASSES, ready_round
 
@@ -43,31 +60,37 @@ def config_of(settings: CampaignSettings, number: int = 0, *, query_size: int | 
     return RoundConfig(number, THEN, query_size=size, settings=resolved(settings), changes=[])
 
 
-def metrics_of(n_correct: int, n: int = 200) -> AuditMetrics:
+def metrics_of(n_correct: int = 180, n: int = 200, **changed: Any) -> AuditMetrics:
+    """Metrics of a model that nobody measured."""
     low, high = wilson_interval(n_correct, n)
-    return AuditMetrics(
+    metrics = AuditMetrics(
         n=n,
-        accuracy=n_correct / n,
-        accuracy_low=low,
-        accuracy_high=high,
-        balanced_accuracy=0.5,
+        headline="accuracy",
+        value=n_correct / n,
+        low=low,
+        high=high,
         nll=0.3,
         ece=0.05,
-        confusion=[[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        scalars={"balanced_accuracy": 0.5},
+        by_class={"recall": {"left": 0.5}},
+        table=[[1, 0, 0], [0, 1, 0], [0, 0, 1]],
         nll_uncalibrated=0.4,
         ece_uncalibrated=0.06,
     )
+    return replace(metrics, **changed)
 
 
-def training_of(n_trained_on: int, classes: Sequence[str] = CLASSES) -> Training:
-    """The record of a round that trained, without its networks."""
+def training_of(
+    n_trained_on: int = 24, classes: Sequence[str] = CLASSES, *, weights: Sequence[str] = (), phase: str = "head"
+) -> Training:
+    """The record of a training that never was, of networks in these files."""
     form = NetworkForm(
         name="small_cnn",
         image_size=12,
         channels=1,
         dropout=0.5,
         head="linear",
-        phase="head",
+        phase=phase,
         n_classes=len(classes),
         classes=list(classes),
     )
@@ -77,11 +100,11 @@ def training_of(n_trained_on: int, classes: Sequence[str] = CLASSES) -> Training
         labelled_digest="",
         n_pseudo_labels=0,
         pseudo_label_threshold=0.0,
-        phase="head",
-        plan=Plan("head", "head", {}, max_minutes=None, text=None),
+        phase=phase,
+        plan=Plan(phase, phase, {}, max_minutes=None, text=None),
         preprocessing={},
         findings=(),
-        members=(),
+        members=tuple(Member(name, 0, (name,), [], 0, (), None, {}) for name in weights),
         model=form,
     )
 
@@ -133,14 +156,54 @@ def ask_nothing(folder: RoundFolder) -> None:
     folder.write(BATCH, BatchTable(pd.DataFrame({"item_id": [], "reason": []})))
 
 
+def change_labels(folder: RoundFolder, change: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+    """Change the labels that a round learns from, and return them."""
+    table = change(folder.read(LABELLED).table)
+    folder.write(LABELLED, Labels(table))
+    return table
+
+
+def learn(work: OpenCampaign, folder: RoundFolder) -> Training:
+    """Train the members of a round whose labels and candidates are gathered."""
+    work.do(plan, folder)
+    work.do(cross_validate, folder)
+    return work.do(train, folder)
+
+
 def train_round(work: OpenCampaign, number: int = 1) -> RoundFolder:
     """A round that has its networks."""
     folder = ready_round(work, number)
-    for step in (plan, cross_validate, train):
-        work.do(step, folder)
+    learn(work, folder)
     return folder
 
 
 def networks_of(work: OpenCampaign, folder: RoundFolder) -> Sequence[Classifier]:
-    """What a round trained."""
+    """The networks of a round."""
     return load_networks(folder.read(TRAINING), folder.read(MEMBERS), work.settings.model)
+
+
+def weight_files(folder: RoundFolder) -> list[Path]:
+    """The files of the networks of a round."""
+    return folder.read(MEMBERS).files(folder.read(TRAINING).weights)
+
+
+def candidates_of(folder: RoundFolder) -> pd.DataFrame:
+    """What a round chooses from: item_id, uri."""
+    return folder.read(CANDIDATES).table
+
+
+def score_candidates(work: OpenCampaign, folder: RoundFolder) -> RoundFolder:
+    """Score the candidates of a round, shard by shard."""
+    work.do(embed_labelled, folder)
+    for shard in shards_of(folder.read(CANDIDATES)):
+        work.do(score_shard, folder, shard=shard, on_progress=lambda _done, _total: None)
+    return folder
+
+
+def select_batch_of(work: OpenCampaign, folder: RoundFolder, n: int) -> BatchTable:
+    """Choose so many images, and compare the batch with that of half the members."""
+    folder.write(CONFIG, replace(folder.read(CONFIG), query_size=n))
+    work.do(look_ahead, folder)
+    _, batch = work.do(select, folder)
+    work.do(compare_with_half, folder)
+    return batch

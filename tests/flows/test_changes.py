@@ -8,12 +8,14 @@ import torch
 
 from connectors.annotation import Pulled
 from connectors.escaping import markdown
+from flows.advance import notes_of_first
 from flows.artefacts import (
     ANSWERS,
     BATCH,
     CAMPAIGN,
     CANDIDATES,
     CONFIG,
+    GUESSES,
     LABELLED,
     MEMBERS,
     METRICS,
@@ -37,13 +39,15 @@ from flows.outlook import best_round
 from flows.records import Plan
 from flows.replay.inputs import read_campaign_labels
 from flows.reports.round_page import round_markdown
-from flows.round import begin_anew, notes_of_first, refresh_pool
+from flows.round import begin_anew, refresh_pool
 from flows.steps.plan import begin, look_ahead, plan
 from flows.steps.push import questions_of, renew_page
 from flows.steps.score import embed_labelled, score_shard
 from flows.steps.select import MEASURED_REASON, compare_with_half, select, select_first
 from flows.steps.train import cross_validate, train
-from pipeline.types import Ask
+from pipeline.tables import BatchTable, Guesses
+from pipeline.tasks import TASKS, classification
+from pipeline.types import Ask, Region
 from tests.flows.conftest import CLASSES, TINY, ready_round
 from tests.flows.rounds import (
     answer,
@@ -166,6 +170,12 @@ def test_all_settings_that_make_another_campaign_are_named_together_and_nothing_
     assert asked.read(CAMPAIGN)["budget"] == 100
 
 
+def test_another_task_makes_another_campaign(pets, asked, monkeypatch):
+    monkeypatch.setitem(TASKS, "counting", classification)
+    with pytest.raises(CampaignChanged, match="task: 'classification' -> 'counting'"):
+        open_campaign(pets(extra='task = "counting"'))
+
+
 def test_what_a_killed_run_left_of_a_round_that_was_put_away_is_cleared(asked):
     left = asked.path / "rounds" / "0001.put-away"
     left.mkdir()
@@ -202,8 +212,8 @@ def test_classes_may_come_change_places_be_renamed_and_be_merged(pets, asked, cl
     labels = {a.item_id: a.annotation.regions[0].label for a in work.ledger.answers if a.annotation}
     assert labels == {name: work.settings.former_classes.get(old, old) for name, old in (("a", "cat"), ("b", "dog"))}
     assert set(labels.values()) <= set(work.settings.classes)
-    kept = pd.read_parquet(asked.round(0).path_of(ANSWERS))["label"].dropna().tolist()
-    assert kept == ["cat", "dog"], "the record of what people said stays"
+    said = [region.label for a in asked.round(0).read(ANSWERS) if a.annotation for region in a.annotation.regions]
+    assert said == ["cat", "dog"], "the record of what people said stays"
     assert work.ledger.n_labels_paid == 2
 
 
@@ -354,10 +364,11 @@ def test_labels_of_people_and_of_the_manifest_go_by_the_new_name(make_work):
     before = ready_round(work)
     renamed = make_renamed(make_work)
     folder = ready_round(renamed, 2)
-    tables = [f.read(LABELLED).table.set_index("item_id") for f in (before, folder)]
-    assert len(tables[0]) == 25
-    assert tables[1]["label"].tolist() == tables[0]["label"].replace({"left": "sinister"}).tolist()
-    assert tables[1].loc[item, "source"] == "annotators"
+    labels = [f.read(LABELLED) for f in (before, folder)]
+    assert len(labels[0]) == 25
+    assert labels[1].item_ids == labels[0].item_ids
+    assert labels[1].words == [{"left": "sinister"}.get(name, name) for name in labels[0].words]
+    assert labels[1].table.set_index("item_id").loc[item, "source"] == "annotators"
 
 
 def test_manifest_may_give_the_old_name_and_the_new_one_of_one_class(make_work, striped_images):
@@ -400,17 +411,34 @@ def test_audit_set_is_asked_for_first_where_it_has_no_label(make_work):
     work.do(embed_labelled, folder)
     work.do(score_shard, folder, shard=0, on_progress=lambda _done, _total: None)
     work.do(look_ahead, folder)
-    batch = work.do(select, folder).table
+    guesses, chosen = work.do(select, folder)
+    batch = chosen.table
     assert len(folder.read(CANDIDATES)) > 3
     assert batch["item_id"].tolist()[:2] == sorted(audit[:2])
     assert (batch["reason"] == MEASURED_REASON).tolist() == [True] * 2 + [False] * 3
     assert batch["rank"].tolist() == [0, 1, 2, 3, 4]
-    questions = questions_of(folder.read(BATCH), work.pool, work.settings, 1)
+    assert folder.read(GUESSES).item_ids == guesses.item_ids == batch["item_id"].tolist()[2:]
+    questions = questions_of(folder.read(BATCH), guesses, work.pool, work.settings, 1)
     assert [question.ask.purpose for question in questions] == ["audit"] * 2 + ["query"] * 3
     has_guess = [question.guess is not None for question in questions]
     assert has_guess == [False] * 2 + [True] * 3, "a guess would sway who measures"
     work.do(compare_with_half, folder)
     assert 0 <= folder.read(STABILITY).batch_kept_with_half_the_members <= 1
+
+
+def test_guess_of_a_push_that_was_broken_off_goes_by_the_names_that_classes_have_now(make_work):
+    work = make_renamed(make_work)
+    ids = unlabelled(work)[:3]
+    numbers = {"uncertainty": 0.5, "novelty": 0.25, "reason": "margin", "why": "the model is unsure of it"}
+    rows = [{"item_id": item_id, "uri": "", "rank": rank} | numbers for rank, item_id in enumerate(ids)]
+    guesses = Guesses.made(ids, [(Region("image", name, score=0.5),) for name in ("left", "middle", "gone")])
+    questions = questions_of(BatchTable(pd.DataFrame(rows)), guesses, work.pool, work.settings, 1)
+    assert [question.guess for question in questions] == [
+        (Region("image", "sinister", score=0.5),),
+        (Region("image", "middle", score=0.5),),
+        None,
+    ]
+    assert [set(question.columns) for question in questions] == [{"uncertainty", "novelty"}] * 2 + [set()]
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,7 @@ def test_missing_file_says_how_to_get_one(tmp_path):
         (("audit_size = 20", 'audit_size = 20\ntimezone = ""'), 6, "not the name of a time zone"),
         (("audit_size = 20", "audit_size = 20\ntimezone = 1"), 6, "timezone: Input should be a valid string"),
         (("audit_size = 20", 'audit_size = 20\nstrategy = "topk"'), 6, "did you mean 'top_k'"),
+        (("audit_size = 20", 'audit_size = 20\ntask = "clasification"'), 6, "did you mean 'classification'"),
         (("audit_size = 20", 'audit_size = 20\nacquisition = "entropie"'), 6, "did you mean 'entropy'"),
         (("audit_size = 20", 'audit_size = 20\nstrategy = "anti"'), 6, "strategy: unknown query strategy 'anti'"),
         (("audit_size = 20", "audit_size = 20\nsub_pool = 0"), 6, "sub_pool: Input should be greater"),

@@ -14,9 +14,9 @@ from pipeline.learning.lesson import Lesson
 from pipeline.learning.networks import frozen_body
 from pipeline.networks.features import extract
 from pipeline.tables import class_indices
-from pipeline.tasks import TASK_TYPE
+from pipeline.tasks import classification
 from tests.flows.conftest import PLAIN, TINY, ready_round
-from tests.flows.learnt import candidates_of, learn, networks_of, weight_files
+from tests.flows.rounds import candidates_of, networks_of, train_round, weight_files
 
 PSEUDO = "\n[model.pseudo_labels]\nthreshold = 2.0\ndecay = 0.5\nmax_count = 12\n"
 
@@ -27,12 +27,6 @@ def weights(folder):
 
 def are_same(some, others):
     return all(torch.equal(a[name], b[name]) for a, b in zip(some, others, strict=True) for name in a)
-
-
-def trained_round(work, number=1):
-    folder = ready_round(work, number)
-    learn(work, folder)
-    return folder
 
 
 def planned_round(work):
@@ -50,9 +44,9 @@ def pseudo_metrics(folder, work):
 
 
 def test_pseudo_labels_change_the_training_and_leave_only_a_count(make_work):
-    plain = trained_round(make_work(name="plain"))
+    plain = train_round(make_work(name="plain"))
     work = make_work(model=PSEUDO, name="pseudo")
-    folder = trained_round(work)
+    folder = train_round(work)
     work.do(evaluate, folder)
     record = folder.read(TRAINING)
     assert (record.n_pseudo_labels, record.pseudo_label_threshold) == (12, 1.5)
@@ -87,7 +81,7 @@ def test_pseudo_labels_change_the_training_and_leave_only_a_count(make_work):
 
 def test_networks_are_standardised_by_the_pool_whatever_is_labelled(make_work):
     work = make_work()
-    record = trained_round(work).read(TRAINING)
+    record = train_round(work).read(TRAINING)
     pool = work.pool.table.query("split == 'pool'")
     images = load_images(pool["uri"].tolist(), size=12, channels=1) / 255
     assert len(pool) > record.n_trained_on
@@ -106,8 +100,8 @@ def test_members_are_told_the_labels_and_what_the_model_guesses(make_work, monke
 
     monkeypatch.setattr(learning, "fit", watch)
     work = make_work(model=PSEUDO + "\n")
-    folder = trained_round(work)
-    labels = [work.settings.classes.index(label) for label in folder.read(LABELLED).table["label"]]
+    folder = train_round(work)
+    labels = [work.settings.classes.index(label) for label in folder.read(LABELLED).words]
     assert told[:2] == [labels, labels], "first on labels alone"
     assert [len(targets) for targets in told[2:]] == [36, 36]
     assert all(targets[:24] == labels for targets in told[2:])
@@ -115,12 +109,12 @@ def test_members_are_told_the_labels_and_what_the_model_guesses(make_work, monke
 
 def test_there_are_never_more_pseudo_labels_than_labels(make_work):
     model = PSEUDO.replace("max_count = 12", "max_count = 1000")
-    assert trained_round(make_work(model=model)).read(TRAINING).n_pseudo_labels == 24
+    assert train_round(make_work(model=model)).read(TRAINING).n_pseudo_labels == 24
 
 
 def test_threshold_that_has_decayed_away_trains_on_labels_alone(make_work):
-    folder = trained_round(make_work(model=PSEUDO, name="pseudo"), number=4)
-    plain = trained_round(make_work(name="plain"), number=4)
+    folder = train_round(make_work(model=PSEUDO, name="pseudo"), number=4)
+    plain = train_round(make_work(name="plain"), number=4)
     record = folder.read(TRAINING)
     assert (record.n_pseudo_labels, record.pseudo_label_threshold) == (0, 0.0)
     assert are_same(weights(folder), weights(plain))
@@ -129,7 +123,7 @@ def test_threshold_that_has_decayed_away_trains_on_labels_alone(make_work):
 @pytest.mark.parametrize("network", [PLAIN, TINY])
 def test_model_that_is_sure_of_nothing_trains_on_labels_alone(make_work, network):
     work = make_work(network=network, model="learning_rate = 1e-9\n" + PSEUDO.replace("2.0", "0.5001"))
-    folder = trained_round(work)
+    folder = train_round(work)
     record = folder.read(TRAINING)
     assert (record.n_pseudo_labels, record.pseudo_label_threshold > 0) == (0, True)
     assert len(networks_of(work, folder)) == 2
@@ -137,7 +131,7 @@ def test_model_that_is_sure_of_nothing_trains_on_labels_alone(make_work, network
 
 @pytest.mark.parametrize("n_fits", [1, 3])
 def test_killed_training_goes_on_to_the_same_members(make_work, training_is_killed, n_fits):
-    whole = trained_round(make_work(model=PSEUDO, name="whole"))
+    whole = train_round(make_work(model=PSEUDO, name="whole"))
     work = make_work(model=PSEUDO, name="killed")
     folder = planned_round(work)
     with training_is_killed(after=n_fits):
@@ -151,7 +145,7 @@ def test_killed_training_goes_on_to_the_same_members(make_work, training_is_kill
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_run_killed_while_it_clears_up_after_pseudo_labels_keeps_its_record(make_work, monkeypatch, moment):
     work = make_work(model=PSEUDO)
-    folder = trained_round(work)
+    folder = train_round(work)
     rmtree = shutil.rmtree
 
     def killed(path, **how):
@@ -176,13 +170,13 @@ def test_run_killed_while_it_clears_up_after_pseudo_labels_keeps_its_record(make
 @pytest.mark.parametrize("members", ["", "swag = 2\nlaplace = 2\nbagging = true"])
 def test_labels_in_memory_make_the_networks_of_the_round_that_has_them_in_files(make_work, model, members):
     work = make_work(network=TINY, model=model, members=members)
-    folder = trained_round(work)
-    labelled, settings = work.pool.located(folder.read(LABELLED).table), work.settings
-    targets = class_indices(labelled["label"].tolist(), settings.classes)
-    images = load_images(labelled["uri"].tolist(), size=12, channels=1)
+    folder = train_round(work)
+    labelled, settings = folder.read(LABELLED), work.settings
+    targets = class_indices(labelled.words, settings.classes)
+    images = load_images(work.pool.located(labelled.table)["uri"].tolist(), size=12, channels=1)
     body = None if model else frozen_body(settings.model, n_classes=3)
     inputs = images if body is None else extract(body, images, device=body.mean.device)
-    lesson = Lesson(TASK_TYPE, 3, "head" if body else "all", inputs, targets, body)
+    lesson = Lesson(classification, 3, "head" if body else "all", inputs, targets, body)
     networks = learning.learn(lesson, settings.model, settings.members, seed=settings.seed, round_number=folder.number)
     written = networks_of(work, folder)
     assert len(networks) == len(written) == settings.members.n_networks

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from flows.artefacts import CAMPAIGN, CONFIG, METRICS, OUTLOOK, PUSHED, TRAINING
@@ -8,11 +10,12 @@ from flows.records import Pushed
 from flows.reports.round_page import round_markdown
 from flows.reports.status import Limit, campaign_status, status_lines, stopping_text
 from flows.round import is_finished
-from flows.steps.plan import look_ahead
+from flows.steps.plan import check_members, look_ahead
 from flows.steps.select import check_strategy, query_size_of, select_first
 from flows.steps.track import summarise
 from pipeline.evaluation.stopping import MeasuredRound, forecast, level_of_look, surely_reached
 from pipeline.selection.strategies.rows import STRATEGIES
+from pipeline.tasks import classification
 from tests.flows.conftest import CLASSES, ready_round
 from tests.flows.rounds import answer, ask_nothing, close_round, config_of, metrics_of, outlook_of, training_of
 
@@ -204,11 +207,33 @@ def test_seed_set_can_be_chosen_without_a_model(make_work, cold_start):
 
 @pytest.mark.parametrize("strategy", sorted(name for name, row in STRATEGIES.items() if not row.is_check))
 def test_every_strategy_passes_the_trial_before_the_first_label(make_work, strategy):
-    check_strategy(make_work(f'strategy = "{strategy}"').settings)
+    check_strategy(make_work(f'strategy = "{strategy}"').settings, classification)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "columns"), [("badge", "probs"), ("falcun", "probs"), ("uherding", None), ("top_k", None)]
+)
+def test_strategy_that_reads_one_decision_is_refused_where_an_image_takes_several(make_work, strategy, columns):
+    settings = make_work(f'strategy = "{strategy}"').settings
+    several = SimpleNamespace(has_one_decision=False)
+    if columns is None:
+        check_strategy(settings, several)
+    else:
+        with pytest.raises(ConfigError, match=f"strategy = '{strategy}' reads {columns}, which need one decision"):
+            check_strategy(settings, several)
+
+
+@pytest.mark.parametrize("settings", ["laplace", "pseudo_labels"])
+def test_what_needs_one_decision_is_refused_where_an_image_takes_several(make_work, settings):
+    pseudo = "[model.pseudo_labels]\nthreshold = 0.1\n"
+    work = make_work(members="laplace = 2") if settings == "laplace" else make_work(model=pseudo)
+    check_members(work.settings, classification)
+    with pytest.raises(ConfigError, match=f"{settings} needs one decision for each image"):
+        check_members(work.settings, SimpleNamespace(has_one_decision=False))
 
 
 def test_option_that_a_strategy_refuses_is_found_before_anything_is_asked(make_work):
     work = make_work('strategy = "power"\nstrategy_options = { beta = -1.0 }')
     with pytest.raises(ConfigError, match="beta must be above 0"):
-        check_strategy(work.settings)
-    check_strategy(make_work('strategy = "power"\nstrategy_options = { beta = 4.0 }').settings)
+        check_strategy(work.settings, work.task)
+    check_strategy(make_work('strategy = "power"\nstrategy_options = { beta = 4.0 }').settings, work.task)

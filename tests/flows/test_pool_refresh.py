@@ -46,8 +46,8 @@ def run(work):
 def trained_on(work, number):
     folder = work.folder.round(number)
     work.do(gather_labels, folder)
-    table = folder.read(LABELLED).table
-    return {uri[-6:]: label for uri, label in zip(table["uri"], table["label"], strict=True)}
+    labels = folder.read(LABELLED)
+    return {uri[-6:]: label for uri, label in zip(labels.table["uri"], labels.words, strict=True)}
 
 
 def test_label_that_was_blanked_or_changed_in_the_manifest_is_not_trained_on(work, manifest):

@@ -12,7 +12,7 @@ from flows.config import ConfigError, resolved
 from flows.results import predict_files, write_labels
 from pipeline.tables import PoolTable
 from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round
-from tests.flows.learnt import learn, metrics_of, training_of
+from tests.flows.rounds import learn, metrics_of, training_of
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_the_best_measured_round_predicts_unless_another_is_asked_for(trained, s
     later = work.folder.round(1)
     for folder, low in ((work.folder.round(0), 0.8), (later, 0.7)):
         folder.write(METRICS, metrics_of(low=low))
-    later.write(TRAINING, training_of(work))
+    later.write(TRAINING, training_of())
     assert predict_files(work.settings, strangers, tmp_path / "said.csv").round_number == 0
     with pytest.raises(ConfigError, match="round 7 has no model; these have: 0, 1"):
         predict_files(work.settings, strangers, tmp_path / "others.csv", round_number=7)

@@ -2,14 +2,14 @@
 
 import time
 
-import pandas as pd
 import pytest
 
 from connectors.annotation import AnnotationToolError
-from flows.artefacts import BATCH, CAMPAIGN, POOL, TRAINING
+from flows.artefacts import ANSWERS, BATCH, CAMPAIGN, POOL, TRAINING
 from flows.changes import CampaignChanged
 from flows.folder import CampaignBusy
 from pipeline.networks.backbones import ModelError
+from pipeline.types import Region
 from tests.flows.loop import CLASSES
 
 
@@ -63,8 +63,8 @@ def test_campaign_survives_skips_edits_and_deletions(make_loop):
     loop.run()
     assert loop.known(2)[edited] == other
     assert deleted not in loop.known(2), "a withdrawn label is not learned from"
-    first = pd.read_parquet(loop.folder.round(0).path / "annotations.parquet").set_index("item_id")
-    assert first.loc[edited, "label"] == before, "the record of round 0 stays as it was"
+    [first] = [answer.annotation for answer in loop.folder.round(0).read(ANSWERS) if answer.item_id == edited]
+    assert first.regions == (Region("image", before),), "the record of round 0 stays as it was"
 
 
 def test_budget_is_raised_while_a_round_is_out(make_loop):
@@ -140,7 +140,7 @@ def test_image_that_vanished_costs_neither_the_campaign_nor_its_label(make_loop,
     image.rename(tmp_path / "away")
     loop.run()
     assert seed not in loop.known(1)
-    assert seed in set(pd.read_parquet(loop.folder.round(0).path / "annotations.parquet")["item_id"])
+    assert seed in {answer.item_id for answer in loop.folder.round(0).read(ANSWERS)}
 
 
 def test_training_changes_between_rounds_and_a_round_that_nobody_saw_begins_anew(make_loop, monkeypatch):

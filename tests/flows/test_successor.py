@@ -46,7 +46,7 @@ def below(old, striped_images):
 
 def labels_of(work):
     gathered = work.do(gather_labels, work.folder.round(1))
-    return pd.concat([labels.table for labels in gathered]).set_index("item_id")["label"].to_dict()
+    return {item_id: name for labels in gathered for item_id, name in zip(labels.item_ids, labels.words, strict=True)}
 
 
 @pytest.mark.parametrize("source", ["file", "folder"])

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.probabilities import check_probs
 from pipeline.selection.acquisition import (
     ACQUISITIONS,
     CPU_VALUES,
     bald,
-    check_probs,
     entropy,
     margin,
     score_all,

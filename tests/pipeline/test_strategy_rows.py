@@ -11,7 +11,7 @@ from flows.cli import app
 from flows.config import CampaignSettings
 from flows.example import EXAMPLE
 from pipeline.selection.acquisition import ACQUISITIONS
-from pipeline.selection.strategies.page import WORDS, strategies_page
+from pipeline.selection.page import WORDS, strategies_page
 from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.types import Candidates
 
@@ -41,7 +41,7 @@ def test_the_help_of_a_replay_names_every_strategy_and_no_other(monkeypatch):
 
 def test_the_page_of_strategies_is_what_the_rows_give():
     page = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
-    assert page == strategies_page(), "write it again: python -m pipeline.selection.strategies.page"
+    assert page == strategies_page(), "write it again: python -m pipeline.selection.page"
 
 
 @pytest.mark.parametrize("name", [*STRATEGIES, *ACQUISITIONS])

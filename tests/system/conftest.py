@@ -19,8 +19,9 @@ from connectors.annotation import Pulled
 from connectors.label_studio.client import LabelStudio
 from connectors.label_studio.person import Labelled, SimulatedAnnotator
 from deploy.servers import Servers
-from flows.artefacts import BATCH, POOL, PUSHED
-from flows.folder import Campaign
+from flows.artefacts import BATCH, POOL, PUSHED, Artefact
+from flows.folder import Campaign, RoundFolder
+from pipeline.tables import Labels
 from tests.conftest import LOGIN_VARIABLES
 
 N_IMAGES = 80
@@ -28,6 +29,7 @@ CLASSES = tuple("0123456789")
 PRELOADED = [
     "flows.cli",
     "flows.flow",
+    "flows.advance",
     "flows.tasks",
     "prefect.artifacts",
     "connectors.label_studio.client",
@@ -60,6 +62,12 @@ ensemble = 2
 [label_studio]
 url = "{label_studio}"
 """
+
+
+def words_of(folder: RoundFolder, labels: Artefact[Labels]) -> dict[str, str]:
+    """The label of each item of a labelled set."""
+    read = folder.read(labels)
+    return dict(zip(read.item_ids, read.words, strict=True))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from connectors.annotation import Question
 from connectors.label_studio.client import LabelStudio
 from flows.artefacts import ANSWERS, BATCH, LABELLED, PUSHED
 from pipeline.types import Ask, Region
+from tests.system.conftest import words_of
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -75,12 +76,12 @@ def test_person_labels_the_most_wanted_images_and_the_next_round_learns_from_the
     campaign.label()
     campaign.run()
     answers = pd.read_parquet(campaign.folder.round(1).path_of(ANSWERS)).set_index("item_id")
-    labelled = campaign.folder.round(2).read(LABELLED).table.set_index("item_id")
+    labelled = words_of(campaign.folder.round(2), LABELLED)
     for rank, label in ((0, disagreed), (1, batch.loc[1, "guess"])):
         item_id = batch.loc[rank, "item_id"]
         assert answers.loc[item_id, "annotator"] == campaign.servers.email
         assert answers.loc[item_id, "seconds"] > 0
-        assert labelled.loc[item_id, "label"] == label
+        assert labelled[item_id] == label
 
 
 def test_person_sees_a_picture_that_browsers_do_not_show_by_themselves(make_campaign, page):

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from connectors.label_studio.person import SimulatedAnnotator
 from flows.artefacts import ANSWERS, AUDIT, BATCH, LABELLED, METRICS, MODEL, POOL
 from flows.outlook import best_round
+from tests.system.conftest import words_of
 
 
 def change(campaign, *replacements: tuple[str, str]) -> None:
@@ -45,8 +46,7 @@ def skip(campaign, number: int, item_ids: set[str]) -> None:
 
 
 def known_labels(campaign, number: int) -> dict[str, str]:
-    tables = [campaign.folder.round(number).read(labels).table for labels in (LABELLED, AUDIT)]
-    return pd.concat(tables).set_index("item_id")["label"].to_dict()
+    return words_of(campaign.folder.round(number), LABELLED) | words_of(campaign.folder.round(number), AUDIT)
 
 
 def test_classes_are_renamed_and_added_while_people_label_and_no_answer_is_lost(make_campaign):
@@ -83,8 +83,8 @@ def test_classes_are_renamed_and_added_while_people_label_and_no_answer_is_lost(
 
     campaign.label()
     campaign.run()
-    measured = campaign.folder.round(2).read(AUDIT).table.set_index("item_id")["label"]
-    assert measured.to_dict() == {item_id: names[item_id] for item_id in audit}, "the audit set is whole"
+    measured = words_of(campaign.folder.round(2), AUDIT)
+    assert measured == {item_id: names[item_id] for item_id in audit}, "the audit set is whole"
     ledger = pd.concat(pd.read_parquet(campaign.folder.round(n).path_of(ANSWERS)) for n in (0, 1))
     assert not ledger.duplicated(["item_id", "answer_id"]).any(), "no answer was taken for a new one"
     client = MlflowClient(campaign.servers.mlflow_url)
@@ -118,7 +118,7 @@ def test_addresses_change_while_a_round_is_out(make_campaign):
     runs = client.search_runs([experiment.experiment_id], "tags.`labelcycle.kind` = 'round'")
     metrics = {run.data.tags["labelcycle.round"]: run.data.metrics for run in runs}
     assert metrics.keys() == {"1", "2"}
-    assert metrics["1"]["audit_accuracy"] == campaign.folder.round(1).read(METRICS).accuracy
+    assert metrics["1"]["audit_accuracy"] == campaign.folder.round(1).read(METRICS).value
     best = str(best_round(campaign.folder.rounds()).number)
     run_id = next(run.info.run_id for run in runs if run.data.tags["labelcycle.round"] == best)
     assert client.get_model_version_by_alias(campaign.name, "champion").run_id == run_id

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pipeline.selection.acquisition import ACQUISITIONS
-from pipeline.selection.strategies import STRATEGIES
+from pipeline.selection.strategies.rows import STRATEGIES
 
 
 def test_summary_and_page_hold_what_came_out(replayed):

@@ -12,13 +12,13 @@ import pandas as pd
 import psutil
 import pytest
 
-from connectors.images.pixels import PoolError
-from connectors.store import CampaignChanged
+from flows.changes import CampaignChanged
 from flows.replay.claim import claim
 from flows.replay.command import replay_strategies
+from flows.replay.folder import Replay
 from flows.replay.inputs import ReplayError, read_labels
 from flows.replay.options import resolve
-from flows.replay.runs import Replay
+from pipeline.pool.reasons import PoolError
 from tests.flows.replay.conftest import options_of, same
 
 

@@ -8,16 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from connectors.image_folder.index import index_pool, usable
-from connectors.store import Campaign, write_table
+from connectors.image_folder.index import index_pool
+from flows.artefacts import ANSWERS, POOL
 from flows.config import load_settings
+from flows.folder import Campaign
 from flows.replay.command import replay_strategies
+from flows.replay.folder import Replay
 from flows.replay.inputs import ReplayError, read_features, read_labels
 from flows.replay.options import Options
-from flows.replay.runs import Replay
-from pipeline.labels.ledger import answers_to_table
-from pipeline.types import Annotation, Answer, Region
+from pipeline.tables import PoolTable
 from tests.flows.replay.conftest import N, options_of, options_of_images
+from tests.flows.rounds import answer
 
 
 @pytest.mark.parametrize(
@@ -122,24 +123,16 @@ def begin_campaign(digits, folder, *, splits):
         f'audit_size = 60\nquery_size = 15\nfolder = "{folder / "campaign"}"\n'
     )
     settings = load_settings(folder / "campaign.toml")
-    pool = index_pool(settings.pool, None, audit_size=60, seed=0, classes=settings.classes)
-    write_table(Campaign(settings.folder).pool, pool)
-    asked = pd.concat([usable(pool).query("split == @split").head(n) for split, n in splits.items()])
+    pool = PoolTable(index_pool(settings.pool_source, None, audit_size=60, seed=0))
+    campaign = Campaign(settings.folder)
+    campaign.write(POOL, pool)
+    asked = pd.concat([pool.usable.query("split == @split").head(n) for split, n in splits.items()])
     truth = pd.read_csv(digits / "labels.csv", dtype=str).set_index("file")["label"]
     answers = [
-        Answer(
-            item_id=row.item_id,
-            task_id=number,
-            answer_id=number,
-            round_number=0,
-            outcome="labelled",
-            annotator="ann",
-            updated_at="2026-01-01T00:00:00+00:00",
-            annotation=Annotation(row.item_id, (Region("image", truth[Path(row.uri).name]),), "ann"),
-        )
+        answer(row.item_id, truth[Path(row.uri).name], answer_id=number)
         for number, row in enumerate(asked.itertuples())
     ]
-    write_table(Campaign(settings.folder).round(0) / "annotations.parquet", answers_to_table(answers))
+    campaign.round(0).write(ANSWERS, answers)
     options = {"model": "pixels", "image_size": 8, "seeds": 1, "rounds": 2, "start": 20, "workers": 1}
     return Options(out=folder / "out", campaign=folder / "campaign.toml", **options)
 

@@ -9,7 +9,8 @@ import pytest
 from flows.replay.command import replay_strategies
 from flows.replay.inputs import ReplayError
 from flows.replay.options import Options, command_of
-from pipeline.selection.strategies import select_batch
+from pipeline.selection.batch import select_batch
+from pipeline.selection.settings import SelectionSettings
 from tests.flows.replay.conftest import options_of
 
 
@@ -116,18 +117,26 @@ def test_campaign_gives_images_labels_classes_and_its_strategy(digits, tmp_path,
     )
     told = {}
 
-    def watch(candidates, strategy, *, query_size, round_number, seed, **how):
-        told[strategy] = how
-        return select_batch(candidates, strategy, query_size=query_size, round_number=round_number, seed=seed, **how)
+    def watch(candidates, how, *, round_number, seed):
+        told[how.strategy] = how
+        return select_batch(candidates, how, round_number=round_number, seed=seed)
 
     monkeypatch.setattr("flows.replay.runs.select_batch", watch)
     summary = replay_strategies(options)
     assert list(summary["strategies"]) == ["random", "power:entropy"]
     settings = summary["settings"]
     assert [settings[name] for name in ("query_size", "start", "sub_pool", "seeds")] == [15, 25, 90, [3, 4]]
-    own = {"prefilter": 4.0, "class_balanced": True, "random_slice": 0.2, "beta": 2.5}
+    own = SelectionSettings(
+        strategy="power",
+        acquisition="entropy",
+        query_size=15,
+        strategy_options={"beta": 2.5},
+        prefilter=4.0,
+        balance_classes=True,
+        random_slice=0.2,
+    )
     assert told["power"] == own
-    assert told["random"] == {}, "the control asks as always"
+    assert told["random"] == SelectionSettings(strategy="random", query_size=15), "the control asks as always"
     assert "partly picked" not in summary["verdict"], "no model had a hand in the manifest's labels"
     n_items = sum(summary["class_balance"]["data"])
     assert 200 < n_items <= 250, "the labelled ones, and of equal images one"
@@ -138,4 +147,5 @@ def test_campaign_gives_images_labels_classes_and_its_strategy(digits, tmp_path,
     settings = replay_strategies(chosen)["settings"]
     assert [settings[name] for name in ("start", "sub_pool", "seeds")] == [20, 50, [0]]
     assert told["power"] == own, "under whatever name it is asked for"
-    assert told["top_k"] == {}, "only the campaign's own arm asks as the campaign does"
+    plain = SelectionSettings(strategy="top_k", query_size=15)
+    assert told["top_k"] == plain, "only the campaign's own arm asks as the campaign does"

@@ -5,16 +5,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from flows.networks import share_frozen_trunk
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from flows.replay.command import replay_strategies
+from flows.replay.folder import Replay
 from flows.replay.inputs import ReplayError
 from flows.replay.options import Options
-from flows.replay.runs import Replay, _predict_network, _train_networks
-from pipeline.selection.strategies import select_batch
+from flows.replay.runs import _decide, _lesson
+from pipeline.learning.predict import share_frozen_trunk
+from pipeline.learning.train import learn
+from pipeline.selection.batch import select_batch
 from tests.flows.replay.conftest import N, curves_of, options_of
 
 
@@ -142,7 +144,7 @@ def test_network_is_trained_anew_and_its_members_disagree(digits, tmp_path):
 
 
 def test_frozen_network_gives_the_features(digits, tmp_path):
-    from pipeline.networks.classifier import build_model
+    from pipeline.networks.build import build_model
 
     torch.manual_seed(0)
     model = build_model("torchvision:resnet18", n_classes=1000, image_size=32, channels=3, seed=0).trunk
@@ -167,13 +169,20 @@ def test_frozen_network_gives_the_features(digits, tmp_path):
     assert np.load(options.out / "features.npy").shape == (60, 512)
 
 
+def learn_from(replay, labelled):
+    """The networks of a replay that learn from the labelled positions."""
+    settings = replay.settings
+    lesson = _lesson(replay, settings.network, labelled, seed=0)
+    return learn(lesson, settings.network, settings.members, seed=0, round_number=0)
+
+
 @pytest.mark.parametrize("members", ["mc_dropout = 3", "swag = 2\nlaplace = 2"])
 def test_heads_of_a_pretrained_network_are_members_too(digits, tmp_path, members):
     pd.read_csv(digits / "labels.csv", dtype=str).iloc[:60].to_csv(tmp_path / "few.csv", index=False)
     (tmp_path / "campaign.toml").write_text(
         f'name = "digits"\npool = "images"\nclasses = {[str(n) for n in range(10)]}\nbudget = 100\naudit_size = 20\n'
         '[model]\nname = "tests.flows.tiny:tiny_network"\nweights = "factory"\nimage_size = 8\nchannels = 1\n'
-        f"max_epochs = 2\nlast_stage_from = 3\n[members]\nensemble = 2\n{members}\n"
+        f"max_epochs = 2\nall_from = 3\n[members]\nensemble = 2\n{members}\n"
     )
     options = Options(
         out=tmp_path / "out",
@@ -193,17 +202,18 @@ def test_heads_of_a_pretrained_network_are_members_too(digits, tmp_path, members
     summary = replay_strategies(options)
     assert summary["settings"]["network"]["train"] == "auto", "and that is the head, with a label for each class"
     replay = Replay(options.out)
-    with_trunk = _train_networks(replay, torch.arange(40), seed=0, round_number=0)
+    with_trunk = learn_from(replay, torch.arange(40))
     assert not share_frozen_trunk(with_trunk), "there are four labels for each class"
-    assert _predict_network(replay, with_trunk, replay.settings.members, 0, torch.arange(3))[0].isfinite().all()
+    network, own = replay.settings.network, replay.settings.members
+    assert _decide(replay, network, with_trunk, own, 0, torch.arange(3))[0].isfinite().all()
     assert all(float(model.temperature) != 1 for model in with_trunk), "from networks without a third of the labels"
     (options.out / "images.npy").rename(tmp_path / "images.npy")  # heads read features alone
     replay = Replay(options.out)
-    models = _train_networks(replay, torch.arange(20), seed=0, round_number=0)
-    probs, embeddings = _predict_network(replay, models, None, 0, torch.arange(60))
+    models = learn_from(replay, torch.arange(20))
+    decisions, embeddings = _decide(replay, network, models, None, 0, torch.arange(60))
     images = torch.from_numpy(np.load(tmp_path / "images.npy"))
     with torch.no_grad():
-        torch.testing.assert_close(probs[:, 0], models[0](images).softmax(dim=1), rtol=0, atol=1e-3)
+        torch.testing.assert_close(decisions[:, 0, 0], models[0](images).softmax(dim=1), rtol=0, atol=1e-3)
     torch.testing.assert_close(embeddings, models[0].embed(images), rtol=1e-2, atol=1e-2)
     assert len(models) == (2 if "mc" in members else 4)
     assert all(model.trunk is models[0].trunk for model in models)

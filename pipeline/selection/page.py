@@ -1,4 +1,4 @@
-"""docs/strategies.md, written from the rows: `python -m pipeline.selection.strategies.page > docs/strategies.md`."""
+"""docs/strategies.md, written from the rows: `python -m pipeline.selection.page > docs/strategies.md`."""
 
 import inspect
 import re
@@ -23,7 +23,7 @@ WORDS = {
 HEAD = """\
 # Query strategies and acquisition functions
 
-This page is written from the code: `python -m pipeline.selection.strategies.page > docs/strategies.md`.
+This page is written from the code: `python -m pipeline.selection.page > docs/strategies.md`.
 
 A **query strategy** chooses the batch among the candidates: `strategy = "auto"` in the campaign file. It reads only
 what the table names, and scoring computes nothing else. Options go into `strategy_options`. A sub-pool is the number of
