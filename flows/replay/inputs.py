@@ -39,7 +39,7 @@ PICKED = (
 
 
 class ReplayError(ConfigError):
-    """What the replay was asked for cannot be done; the message says what to change."""
+    """The replay cannot be done as asked; the message has what to change."""
 
 
 def read_labels(
@@ -51,7 +51,7 @@ def read_labels(
 ) -> pd.DataFrame:
     """`file`, `label`, `uri`, `is_test` and `group` of a labels file, in its order.
 
-    A column `split` may say which images are only tested on, "test"; the others are "pool". A column `group` may name
+    A column `split` may mark images that are only tested on, "test"; the others are "pool". A column `group` may name
     the images that depend on each other; it is empty for one that is on its own. Without `images` the files
     need not be there.
 

@@ -271,7 +271,7 @@ def _move(images: Tensor, device: torch.device) -> Tensor:
 
 
 def _change(augment: Augmentation, seed: int, images: Tensor) -> Tensor:
-    """Change every image in the way that the seed says, the same for all of them."""
+    """Change every image in the same way, drawn by the seed."""
     with seeded(seed, torch.device("cpu")):
         changed: Tensor = torch.vmap(lambda image: augment(image[None])[0], randomness="same")(images)
     return changed

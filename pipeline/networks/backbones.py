@@ -27,7 +27,7 @@ TUPLES_IN_TRAINING = ("googlenet", "inception_v3")
 class Preprocessing:
     """What weights expect of an image: its side in pixels, and mean and std of each channel as fractions of 1.
 
-    The usual ones of ImageNet, where nothing says otherwise.
+    By default the usual ones of ImageNet.
     """
 
     image_size: int = USUAL_IMAGE_SIZE
@@ -82,7 +82,7 @@ def check_network_name(name: str, *, own: Iterable[str] = ()) -> None:
 
 
 def trained_image_size(name: str, weights: str | None) -> int:
-    """Side in pixels of the images that the weights were trained at, 224 where there are none or nothing says so."""
+    """Side in pixels of the images that the weights were trained at, 224 where there are none or no size is known."""
     if weights is None:
         return Preprocessing().image_size
     if name.startswith(TORCHVISION):

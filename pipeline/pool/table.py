@@ -6,7 +6,7 @@ One row is one image (an item) or one file that holds no usable image:
 |---|---|
 | `item_id` | hash of the file's bytes; missing where the file holds no image that can be decoded |
 | `uri` | absolute path; a file that changed has a row for each content it had |
-| `width`, `height` | pixels, turned upright as EXIF says; missing without an item |
+| `width`, `height` | pixels, turned upright by EXIF; missing without an item |
 | `split` | "pool" or "audit" |
 | `set_aside_reason` | why the row is not used; missing where it is |
 | `size_bytes`, `modified_ns` | of the file when it was read; missing where it was not |

@@ -152,7 +152,7 @@ def _draw_from_the_rest(order: Tensor, chosen: Tensor, n_draws: int, generator: 
 def _batch(
     candidates: Candidates, strategy: str, chosen: Tensor, told: list[Told], drawn: Tensor, round_number: int
 ) -> Batch:
-    """Spread what was drawn evenly through what was chosen, and say why each is there."""
+    """Spread the drawn images evenly through the chosen ones, with a reason for each."""
     size = len(chosen) + len(drawn)
     is_drawn = torch.zeros(size, dtype=torch.bool)
     is_drawn[((torch.arange(len(drawn)) + 0.5) * size / max(len(drawn), 1)).long()] = True
