@@ -74,7 +74,7 @@ def run(replay: Replay, job: Job, on_model: OnModel) -> None:
             }
             labelled = torch.cat([labelled, picks])
         rows.append(row)
-        write_table(replay.path(job), _typed(rows))
+        write_table(replay.run_path(job), _typed(rows))
         on_model(job.name)
 
 
@@ -82,7 +82,7 @@ def _run_full_data(replay: Replay, seed: int) -> None:
     split = replay.split(seed)
     everything = torch.cat([split.start, split.rest])
     _, measured = _learn(replay, everything, split.test, seed=seed, round_number=0)
-    write_json(replay.path(Job(FULL_DATA, seed)), {"n_trained_on": len(everything), **measured})
+    write_json(replay.run_path(Job(FULL_DATA, seed)), {"n_trained_on": len(everything), **measured})
 
 
 def _learn(
