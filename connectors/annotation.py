@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.types import Answer, Ask, Region
+from pipeline.types import ONE_CLASS, Answer, Ask, AskFor, Region
 
 
 class AnnotationToolError(Exception):
@@ -57,7 +57,7 @@ class Question:
         return self.ask.item_id
 
 
-def check_questions(questions: Sequence[Question], classes: Sequence[str]) -> None:
+def check_questions(questions: Sequence[Question], classes: Sequence[str], asks: AskFor = ONE_CLASS) -> None:
     """Raise ValueError for a batch that an annotation tool would take and then show wrongly, or in the wrong order."""
     seen: set[str] = set()
     for question in questions:
@@ -71,14 +71,24 @@ def check_questions(questions: Sequence[Question], classes: Sequence[str]) -> No
             )
         if question.rank < 0:
             raise ValueError(f"item {ask.item_id}: a rank counts from 0, got {question.rank}")
-        for region in guess or ():
-            if region.label not in classes:
-                raise ValueError(
-                    f"item {ask.item_id}: a guess must be one of {', '.join(classes)}, got {region.label!r}"
-                )
+        _check_guess(ask.item_id, guess or (), classes, asks)
         for name, value in question.columns.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"item {ask.item_id}: column {name!r} is not a finite number")
+
+
+def _check_guess(item_id: str, guess: Sequence[Region], classes: Sequence[str], asks: AskFor) -> None:
+    for region in guess:
+        if region.kind != asks.kind:
+            wanted = "for the whole image" if asks.kind == "image" else f"a {asks.kind}"
+            raise ValueError(f"item {item_id}: a guess must be {wanted}, got a region of kind {region.kind!r}")
+        if region.label not in classes:
+            raise ValueError(f"item {item_id}: a guess must be one of {', '.join(classes)}, got {region.label!r}")
+    labels = [region.label for region in guess]
+    if len(guess) > 1 and not asks.several:
+        raise ValueError(f"item {item_id}: a guess must be one label, got {', '.join(labels)}")
+    if asks.kind == "image" and len(set(labels)) != len(labels):
+        raise ValueError(f"item {item_id}: a guess has a label twice: {', '.join(labels)}")
 
 
 @dataclass(frozen=True, slots=True)
