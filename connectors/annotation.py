@@ -84,11 +84,21 @@ def _check_guess(item_id: str, guess: Sequence[Region], classes: Sequence[str], 
             raise ValueError(f"item {item_id}: a guess must be {wanted}, got a region of kind {region.kind!r}")
         if region.label not in classes:
             raise ValueError(f"item {item_id}: a guess must be one of {', '.join(classes)}, got {region.label!r}")
+        if region.kind == "polygon" and _crosses_itself(region):
+            raise ValueError(f"item {item_id}: a guess is a polygon that crosses itself, of {region.label!r}")
     labels = [region.label for region in guess]
     if len(guess) > 1 and not asks.several:
         raise ValueError(f"item {item_id}: a guess must be one label, got {', '.join(labels)}")
     if asks.kind == "image" and len(set(labels)) != len(labels):
         raise ValueError(f"item {item_id}: a guess has a label twice: {', '.join(labels)}")
+
+
+def _crosses_itself(polygon: Region) -> bool:
+    import numpy as np
+
+    from pipeline.polygons import crosses_itself
+
+    return crosses_itself(np.reshape(polygon.geometry or (), (-1, 2)))
 
 
 @dataclass(frozen=True, slots=True)

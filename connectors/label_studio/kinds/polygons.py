@@ -11,6 +11,8 @@ from pipeline.polygons import area, crosses_itself
 from pipeline.types import Region
 
 MOST_CORNERS = 10_000
+NO_AREA = 1e-12
+"""Of the image: what rounding makes of corners in one line."""
 
 
 def _write(region: Region) -> dict[str, Any]:
@@ -32,11 +34,13 @@ def _read(label: str, value: Mapping[str, Any], type_: str, size: Size | None) -
     if value.get("closed") is False:
         raise LeftOut("is not closed: click on its first corner")
     corners = corners.clip(0.0, 1.0)
-    corners = corners[(corners != np.roll(corners, 1, axis=0)).any(axis=1)]
-    if len(corners) < 3 or area(corners) == 0:
+    corners = corners[(corners != np.roll(corners, -1, axis=0)).any(axis=1)]
+    if len(corners) < 3:
         raise LeftOut("is outside of the image, or has no size")
     if crosses_itself(corners):
         raise LeftOut("crosses itself: draw two")
+    if area(corners) < NO_AREA:
+        raise LeftOut("is outside of the image, or has no size")
     if size and area(corners * np.array(size)) < 1:
         raise LeftOut("is smaller than a pixel")
     return Region("polygon", label, tuple(corners.flatten().tolist()))
