@@ -14,7 +14,8 @@ from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 from connectors.annotation import Question
 from connectors.label_studio.client import LabelStudio
 from flows.artefacts import ANSWERS, BATCH, LABELLED, PUSHED
-from pipeline.types import Ask, Region
+from pipeline.masks import mask_from_png, mask_to_png
+from pipeline.types import Ask, AskFor, Region
 from tests.system.conftest import words_of
 
 CHROMIUM = shutil.which("chromium")
@@ -149,6 +150,116 @@ def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_
     assert given == {question.item_id: label for question, label in zip(questions, chosen, strict=True)}
 
 
+def test_boxes_are_seen_drawn_and_deleted_and_come_back_within_a_pixel(space, servers, page):
+    image = space.images_root / "scene.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(300, 400, 3), dtype=np.uint8)).save(image)
+    tool = LabelStudio(
+        url=space.url,
+        token=space.token,
+        project=space.project,
+        classes=["$1", "dog"],
+        images_root=space.images_root,
+        asks=AskFor("box", several=True),
+    )
+    address = tool.prepare()
+    kept, wrong = (0.125, 0.1, 0.375, 0.4), (0.6, 0.5, 0.9, 0.9)
+    guess = (Region("box", "$1", kept, 0.75), Region("box", "dog", wrong, 0.5))
+    questions = [Question(Ask(f"item {rank}", 0, "query"), str(image), rank, guess) for rank in range(3)]
+    task_ids = tool.push(questions, model_version="m", asked={})
+
+    log_in(page, address, servers)
+    with page.expect_response(is_next_task):
+        page.get_by_role("button", name="Label All Tasks").click()
+    close_instructions(page)
+    shown = page.get_by_alt_text("image", exact=True)
+    expect(shown).to_have_js_property("naturalWidth", 400)
+    expect(regions_of(page)).to_have_count(2)
+    told = [text.replace("\u2060", "").split() for text in regions_of(page).all_inner_texts()]
+    assert told == [["1", "$1", "0.75"], ["2", "dog", "0.50"]]
+
+    click_in(page, shown, 0.75, 0.7)
+    page.keyboard.press("Backspace")
+    expect(regions_of(page)).to_have_count(1)
+    drawn = (0.5, 0.25, 0.75, 0.4)
+    page.keyboard.press("1")
+    drag_in(page, shown, *drawn)
+    expect(regions_of(page)).to_have_count(2)
+    submit(page)
+
+    expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_ids[questions[1].ask]))
+    expect(regions_of(page)).to_have_count(2)
+    expect(shown).to_have_js_property("naturalWidth", 400)
+    page.keyboard.press("0")
+    expect(page.locator(".lsf-choices").get_by_role("checkbox", checked=True)).to_have_count(1)
+    for n_left, place in ((1, (0.25, 0.25)), (0, (0.75, 0.7))):
+        click_in(page, shown, *place)
+        page.keyboard.press("Backspace")
+        expect(regions_of(page)).to_have_count(n_left)
+    submit(page)
+
+    expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_ids[questions[2].ask]))
+    expect(regions_of(page)).to_have_count(2)
+    submit(page)
+
+    answers = {answer.item_id: answer for answer in tool.pull(task_ids).answers}
+    first, second = answers["item 0"].annotation.regions
+    assert (first.label, second.label, first.geometry) == ("$1", "$1", pytest.approx(kept))
+    assert np.abs(np.subtract(second.geometry, drawn) * (400, 300, 400, 300)).max() < 1
+    assert answers["item 1"].annotation.regions == ()
+    assert [region.score for region in answers["item 2"].annotation.regions] == [None, None]
+
+
+def test_masks_are_seen_painted_over_and_come_back_of_the_size_of_the_image(space, servers, page):
+    image = space.images_root / "scene.png"
+    Image.fromarray(np.random.default_rng(0).integers(200, 256, size=(300, 400, 3), dtype=np.uint8)).save(image)
+    tool = LabelStudio(
+        url=space.url,
+        token=space.token,
+        project=space.project,
+        classes=["cat", "dog"],
+        images_root=space.images_root,
+        asks=AskFor("mask", several=True),
+    )
+    address = tool.prepare()
+    disc = np.hypot(*np.mgrid[-80:220, -100:300]) < 60
+    guess = (
+        Region("mask", "cat", mask=mask_to_png(disc), score=0.75),
+        Region("mask", "dog", mask=mask_to_png(disc[::-1, ::-1])),
+    )
+    questions = [Question(Ask(f"item {rank}", 0, "query"), str(image), rank, guess) for rank in range(2)]
+    task_ids = tool.push(questions, model_version="m", asked={})
+
+    log_in(page, address, servers)
+    with page.expect_response(is_next_task):
+        page.get_by_role("button", name="Label All Tasks").click()
+    close_instructions(page)
+    shown = page.get_by_alt_text("image", exact=True)
+    expect(shown).to_have_js_property("naturalWidth", 400)
+    expect(regions_of(page)).to_have_count(2)
+    page.screenshot(path="/tmp/masks1.png")
+    page.keyboard.press("2")
+    drag_in(page, shown, 0.1, 0.8, 0.3, 0.8)
+    expect(regions_of(page)).to_have_count(3)
+    page.screenshot(path="/tmp/masks2.png")
+    submit(page)
+
+    expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_ids[questions[1].ask]))
+    expect(regions_of(page)).to_have_count(2)
+    submit(page)
+
+    answers = {answer.item_id: answer for answer in tool.pull(task_ids).answers}
+    kept = [(region.label, region.mask) for region in guess]
+    assert [(region.label, region.mask) for region in answers["item 1"].annotation.regions] == kept
+    *first, painted = answers["item 0"].annotation.regions
+    assert [(region.label, region.mask) for region in first] == kept
+    ys, xs = mask_from_png(painted.mask).nonzero()
+    print(painted.label, xs.min(), xs.max(), ys.min(), ys.max(), len(xs))
+    assert painted.label == "dog"
+    assert abs((ys.min() + ys.max()) / 2 - 240) < 1.5
+    assert abs((xs.min() + xs.max()) / 2 - 80) < 1.5
+    assert mask_from_png(painted.mask).shape == (300, 400)
+
+
 def test_pages_of_prefect_show_the_round(make_campaign, page):
     campaign = make_campaign()
     campaign.run()
@@ -192,6 +303,35 @@ def check_task(page: Page, served: Response, tasks: dict[str, int], wanted: pd.S
     assert content(image) == Path(wanted["uri"]).read_bytes()
     expect(ticked(page)).to_have_attribute("name", wanted["guess"])
     expect(page.get_by_role("heading").filter(has_text=f"Why this image: {wanted['why']}")).to_be_in_viewport()
+
+
+def regions_of(page: Page) -> Locator:
+    """The regions of the task, as the panel beside it lists them."""
+    return page.locator(".lsf-outliner-item")
+
+
+def click_in(page: Page, image: Locator, x: float, y: float) -> None:
+    """Click at a place of an image, in shares of its width and height."""
+    page.mouse.click(*at(image, x, y))
+
+
+def drag_in(page: Page, image: Locator, left: float, upper: float, right: float, lower: float) -> None:
+    """Drag from corner to corner."""
+    page.mouse.move(*at(image, left, upper))
+    page.mouse.down()
+    page.mouse.move(*at(image, right, lower), steps=5)
+    page.mouse.up()
+
+
+def at(image: Locator, x: float, y: float) -> tuple[float, float]:
+    box = image.bounding_box()
+    return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+
+def submit(page: Page) -> None:
+    """Submit, and wait until the next task is there."""
+    with page.expect_response(lambda answer: answer.request.method == "POST" and "/annotations" in answer.url):
+        page.keyboard.press("Control+Enter")
 
 
 def content(image: Locator) -> bytes:
