@@ -236,11 +236,9 @@ def test_masks_are_seen_painted_over_and_come_back_of_the_size_of_the_image(spac
     shown = page.get_by_alt_text("image", exact=True)
     expect(shown).to_have_js_property("naturalWidth", 400)
     expect(regions_of(page)).to_have_count(2)
-    page.screenshot(path="/tmp/masks1.png")
     page.keyboard.press("2")
     drag_in(page, shown, 0.1, 0.8, 0.3, 0.8)
     expect(regions_of(page)).to_have_count(3)
-    page.screenshot(path="/tmp/masks2.png")
     submit(page)
 
     expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_ids[questions[1].ask]))
@@ -253,7 +251,6 @@ def test_masks_are_seen_painted_over_and_come_back_of_the_size_of_the_image(spac
     *first, painted = answers["item 0"].annotation.regions
     assert [(region.label, region.mask) for region in first] == kept
     ys, xs = mask_from_png(painted.mask).nonzero()
-    print(painted.label, xs.min(), xs.max(), ys.min(), ys.max(), len(xs))
     assert painted.label == "dog"
     assert abs((ys.min() + ys.max()) / 2 - 240) < 1.5
     assert abs((xs.min() + xs.max()) / 2 - 80) < 1.5
