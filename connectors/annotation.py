@@ -78,12 +78,14 @@ def check_questions(questions: Sequence[Question], classes: Sequence[str], asks:
 
 
 def _check_guess(item_id: str, guess: Sequence[Region], classes: Sequence[str], asks: AskFor) -> None:
+    wanted = "for the whole image" if asks.kind == "image" else f"for a {asks.kind}"
     for region in guess:
         if region.kind != asks.kind:
-            wanted = "for the whole image" if asks.kind == "image" else f"a {asks.kind}"
             raise ValueError(f"item {item_id}: a guess must be {wanted}, got a region of kind {region.kind!r}")
         if region.label not in classes:
-            raise ValueError(f"item {item_id}: a guess must be one of {', '.join(classes)}, got {region.label!r}")
+            raise ValueError(
+                f"item {item_id}: a guess must be one of {', '.join(classes)} {wanted}, got {region.label!r}"
+            )
         if region.kind == "polygon" and _crosses_itself(region):
             raise ValueError(f"item {item_id}: a guess is a polygon that crosses itself, of {region.label!r}")
     labels = [region.label for region in guess]

@@ -1480,6 +1480,27 @@ class TestKinds:
         [task] = tasks_of(api, space)
         assert (task["data"]["width"], task["data"]["height"]) == (40, 60)
 
+    @pytest.mark.parametrize("kind", ["image", "box"])
+    def test_regions_of_classes_that_were_renamed_and_merged_have_the_new_names(self, asking, api, space, kind):
+        tool, task_ids = asking(kind, None, None)
+        for item_id, label in (("1.0", "dog"), ("1.1", "cat")):
+            region = replace(KINDS[kind][0], label=label)
+            annotate(api, task_ids[item_id], *kind_of(AskFor(kind, True)).write([region], {}))
+        merged = {"dog": "hound", "cat": "hound"}
+        now = connect(space, asks=AskFor(kind, True), classes=("hound", "fox"), renamed=merged, former_classes=CLASSES)
+        now.prepare()
+        control = project_of(api, space)["parsed_label_config"]["label"]
+        assert {name: each["value"] for name, each in control["labels_attrs"].items()} == {
+            "cat": "hound",
+            "fox": "fox",
+            "dog": "dog",
+        }
+        found = [answer.annotation.regions[0].label for answer in now.pull(recorded(tool, 1)).answers]
+        assert found == ["hound", "hound"]
+        PUSHED[space.project].clear()
+        push(now, [question("2.0", space.uris[0], 2, guess=(replace(KINDS[kind][0], label="hound"),))])
+        assert "cat" in json.dumps([each for each in results_of(api, space).values() if each != [[]]])
+
     def test_what_only_other_programs_can_write_is_told(self, asking, api, space):
         tool, task_ids = asking("box", *[None] * 4)
         [drawn] = kind_of(AskFor("box", True)).write(KINDS["box"], {})

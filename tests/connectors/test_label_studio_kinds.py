@@ -441,8 +441,8 @@ class TestChecks:
         ("asks", "guess", "complaint"),
         [
             (ONE_CLASS, SAMPLES[BOX], "must be for the whole image, got a region of kind 'box'"),
-            (BOX, SAMPLES[SEVERAL], "must be a box, got a region of kind 'image'"),
-            (BOX, [Region("box", "owl", (0.0, 0.0, 1.0, 1.0))], "must be one of cat, dog, got 'owl'"),
+            (BOX, SAMPLES[SEVERAL], "must be for a box, got a region of kind 'image'"),
+            (BOX, [Region("box", "owl", (0.0, 0.0, 1.0, 1.0))], "must be one of cat, dog for a box, got 'owl'"),
             (ONE_CLASS, [Region("image", "cat"), Region("image", "dog")], "must be one label, got cat, dog"),
             (SEVERAL, [Region("image", "cat"), Region("image", "cat")], "has a label twice"),
             (
