@@ -150,55 +150,52 @@ def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_
     assert given == {question.item_id: label for question, label in zip(questions, chosen, strict=True)}
 
 
-def test_boxes_are_seen_drawn_and_deleted_and_come_back_within_a_pixel(space, servers, page):
-    image = space.images_root / "scene.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(300, 400, 3), dtype=np.uint8)).save(image)
-    tool = LabelStudio(
-        url=space.url,
-        token=space.token,
-        project=space.project,
-        classes=["$1", "dog"],
-        images_root=space.images_root,
-        asks=AskFor("box", several=True),
-    )
-    address = tool.prepare()
-    kept, wrong = (0.125, 0.1, 0.375, 0.4), (0.6, 0.5, 0.9, 0.9)
-    guess = (Region("box", "$1", kept, 0.75), Region("box", "dog", wrong, 0.5))
-    questions = [Question(Ask(f"item {rank}", 0, "query"), str(image), rank, guess) for rank in range(3)]
-    task_ids = tool.push(questions, model_version="m", asked={})
+@pytest.fixture
+def scene(space, servers, page):
+    """Ask for several regions in the same image again and again, and open the first task; return tool and task ids."""
 
-    log_in(page, address, servers)
-    with page.expect_response(is_next_task):
-        page.get_by_role("button", name="Label All Tasks").click()
-    close_instructions(page)
-    shown = page.get_by_alt_text("image", exact=True)
-    expect(shown).to_have_js_property("naturalWidth", 400)
-    expect(regions_of(page)).to_have_count(2)
+    def ask(n: int, classes: list[str], *guess: Region) -> tuple[LabelStudio, dict[Ask, int]]:
+        image = space.images_root / "scene.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(300, 400, 3), dtype=np.uint8)).save(image)
+        settings = {"url": space.url, "token": space.token, "project": space.project, "images_root": space.images_root}
+        tool = LabelStudio(**settings, classes=classes, asks=AskFor(guess[0].kind, several=True))
+        address = tool.prepare()
+        questions = [Question(Ask(f"item {rank}", 0, "query"), str(image), rank, guess) for rank in range(n)]
+        task_ids = tool.push(questions, model_version="m", asked={})
+        log_in(page, address, servers)
+        with page.expect_response(is_next_task):
+            page.get_by_role("button", name="Label All Tasks").click()
+        close_instructions(page)
+        check_scene(page, task_ids[questions[0].ask], len(guess))
+        return tool, task_ids
+
+    return ask
+
+
+def test_boxes_are_seen_drawn_and_deleted_and_come_back_within_a_pixel(scene, page):
+    kept, wrong = (0.125, 0.1, 0.375, 0.4), (0.6, 0.5, 0.9, 0.9)
+    tool, task_ids = scene(3, ["$1", "dog"], Region("box", "$1", kept, 0.75), Region("box", "dog", wrong, 0.5))
     told = [text.replace("\u2060", "").split() for text in regions_of(page).all_inner_texts()]
     assert told == [["1", "$1", "0.75"], ["2", "dog", "0.50"]]
-
-    click_in(page, shown, 0.75, 0.7)
+    click_in(page, 0.75, 0.7)
     page.keyboard.press("Backspace")
     expect(regions_of(page)).to_have_count(1)
     drawn = (0.5, 0.25, 0.75, 0.4)
     page.keyboard.press("1")
-    drag_in(page, shown, *drawn)
+    drag_in(page, *drawn)
     expect(regions_of(page)).to_have_count(2)
     submit(page)
 
-    expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_ids[questions[1].ask]))
-    expect(regions_of(page)).to_have_count(2)
-    expect(shown).to_have_js_property("naturalWidth", 400)
+    check_scene(page, task_ids[Ask("item 1", 0, "query")], 2)
     page.keyboard.press("0")
     expect(page.locator(".lsf-choices").get_by_role("checkbox", checked=True)).to_have_count(1)
     for n_left, place in ((1, (0.25, 0.25)), (0, (0.75, 0.7))):
-        click_in(page, shown, *place)
+        click_in(page, *place)
         page.keyboard.press("Backspace")
         expect(regions_of(page)).to_have_count(n_left)
     submit(page)
 
-    expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_ids[questions[2].ask]))
-    expect(regions_of(page)).to_have_count(2)
+    check_scene(page, task_ids[Ask("item 2", 0, "query")], 2)
     submit(page)
 
     answers = {answer.item_id: answer for answer in tool.pull(task_ids).answers}
@@ -209,52 +206,27 @@ def test_boxes_are_seen_drawn_and_deleted_and_come_back_within_a_pixel(space, se
     assert [region.score for region in answers["item 2"].annotation.regions] == [None, None]
 
 
-def test_masks_are_seen_painted_over_and_come_back_of_the_size_of_the_image(space, servers, page):
-    image = space.images_root / "scene.png"
-    Image.fromarray(np.random.default_rng(0).integers(200, 256, size=(300, 400, 3), dtype=np.uint8)).save(image)
-    tool = LabelStudio(
-        url=space.url,
-        token=space.token,
-        project=space.project,
-        classes=["cat", "dog"],
-        images_root=space.images_root,
-        asks=AskFor("mask", several=True),
-    )
-    address = tool.prepare()
+def test_masks_are_seen_painted_over_and_come_back_of_the_size_of_the_image(scene, page):
     disc = np.hypot(*np.mgrid[-80:220, -100:300]) < 60
-    guess = (
-        Region("mask", "cat", mask=mask_to_png(disc), score=0.75),
-        Region("mask", "dog", mask=mask_to_png(disc[::-1, ::-1])),
-    )
-    questions = [Question(Ask(f"item {rank}", 0, "query"), str(image), rank, guess) for rank in range(2)]
-    task_ids = tool.push(questions, model_version="m", asked={})
-
-    log_in(page, address, servers)
-    with page.expect_response(is_next_task):
-        page.get_by_role("button", name="Label All Tasks").click()
-    close_instructions(page)
-    shown = page.get_by_alt_text("image", exact=True)
-    expect(shown).to_have_js_property("naturalWidth", 400)
-    expect(regions_of(page)).to_have_count(2)
+    masks = [("cat", mask_to_png(disc)), ("dog", mask_to_png(disc[::-1, ::-1]))]
+    tool, task_ids = scene(2, ["cat", "dog"], *(Region("mask", label, mask=mask, score=0.75) for label, mask in masks))
     page.keyboard.press("2")
-    drag_in(page, shown, 0.1, 0.8, 0.3, 0.8)
+    drag_in(page, 0.1, 0.8, 0.3, 0.8)
     expect(regions_of(page)).to_have_count(3)
     submit(page)
 
-    expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_ids[questions[1].ask]))
-    expect(regions_of(page)).to_have_count(2)
+    check_scene(page, task_ids[Ask("item 1", 0, "query")], 2)
     submit(page)
 
     answers = {answer.item_id: answer for answer in tool.pull(task_ids).answers}
-    kept = [(region.label, region.mask) for region in guess]
-    assert [(region.label, region.mask) for region in answers["item 1"].annotation.regions] == kept
     *first, painted = answers["item 0"].annotation.regions
-    assert [(region.label, region.mask) for region in first] == kept
-    ys, xs = mask_from_png(painted.mask).nonzero()
-    assert painted.label == "dog"
+    for untouched in (first, answers["item 1"].annotation.regions):
+        assert [(region.label, region.mask) for region in untouched] == masks
+    stroke = mask_from_png(painted.mask)
+    ys, xs = stroke.nonzero()
+    assert (painted.label, stroke.shape) == ("dog", (300, 400))
     assert abs((ys.min() + ys.max()) / 2 - 240) < 1.5
     assert abs((xs.min() + xs.max()) / 2 - 80) < 1.5
-    assert mask_from_png(painted.mask).shape == (300, 400)
 
 
 def test_pages_of_prefect_show_the_round(make_campaign, page):
@@ -302,31 +274,37 @@ def check_task(page: Page, served: Response, tasks: dict[str, int], wanted: pd.S
     expect(page.get_by_role("heading").filter(has_text=f"Why this image: {wanted['why']}")).to_be_in_viewport()
 
 
+def check_scene(page: Page, task_id: int, n_regions: int) -> None:
+    """The task is there, with its image and its guess."""
+    expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_id))
+    expect(page.get_by_alt_text("image", exact=True)).to_have_js_property("naturalWidth", 400)
+    expect(regions_of(page)).to_have_count(n_regions)
+
+
 def regions_of(page: Page) -> Locator:
     """The regions of the task, as the panel beside it lists them."""
     return page.locator(".lsf-outliner-item")
 
 
-def click_in(page: Page, image: Locator, x: float, y: float) -> None:
-    """Click at a place of an image, in shares of its width and height."""
-    page.mouse.click(*at(image, x, y))
+def click_in(page: Page, x: float, y: float) -> None:
+    """Click at a place of the image, in shares of its width and height."""
+    page.mouse.click(*at(page, x, y))
 
 
-def drag_in(page: Page, image: Locator, left: float, upper: float, right: float, lower: float) -> None:
+def drag_in(page: Page, left: float, upper: float, right: float, lower: float) -> None:
     """Drag from corner to corner."""
-    page.mouse.move(*at(image, left, upper))
+    page.mouse.move(*at(page, left, upper))
     page.mouse.down()
-    page.mouse.move(*at(image, right, lower), steps=5)
+    page.mouse.move(*at(page, right, lower), steps=5)
     page.mouse.up()
 
 
-def at(image: Locator, x: float, y: float) -> tuple[float, float]:
-    box = image.bounding_box()
+def at(page: Page, x: float, y: float) -> tuple[float, float]:
+    box = page.get_by_alt_text("image", exact=True).bounding_box()
     return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
 
 def submit(page: Page) -> None:
-    """Submit, and wait until the next task is there."""
     with page.expect_response(lambda answer: answer.request.method == "POST" and "/annotations" in answer.url):
         page.keyboard.press("Control+Enter")
 
