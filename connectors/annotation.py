@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.types import Answer, Ask, Region
+from pipeline.types import ONE_CLASS, Answer, Ask, AskFor, Region
 
 
 class AnnotationToolError(Exception):
@@ -57,7 +57,7 @@ class Question:
         return self.ask.item_id
 
 
-def check_questions(questions: Sequence[Question], classes: Sequence[str]) -> None:
+def check_questions(questions: Sequence[Question], classes: Sequence[str], asks: AskFor = ONE_CLASS) -> None:
     """Raise ValueError for a batch that an annotation tool would take and then show wrongly, or in the wrong order."""
     seen: set[str] = set()
     for question in questions:
@@ -71,16 +71,36 @@ def check_questions(questions: Sequence[Question], classes: Sequence[str]) -> No
             )
         if question.rank < 0:
             raise ValueError(f"item {ask.item_id}: a rank counts from 0, got {question.rank}")
-        for region in guess or ():
-            if region.kind != "image":
-                raise ValueError(f"item {ask.item_id}: a guess must be for the whole image, got a {region.kind}")
-            if region.label not in classes:
-                raise ValueError(
-                    f"item {ask.item_id}: a guess must be one of {', '.join(classes)}, got {region.label!r}"
-                )
+        _check_guess(ask.item_id, guess or (), classes, asks)
         for name, value in question.columns.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"item {ask.item_id}: column {name!r} is not a finite number")
+
+
+def _check_guess(item_id: str, guess: Sequence[Region], classes: Sequence[str], asks: AskFor) -> None:
+    wanted = "for the whole image" if asks.kind == "image" else f"for a {asks.kind}"
+    for region in guess:
+        if region.kind != asks.kind:
+            raise ValueError(f"item {item_id}: a guess must be {wanted}, got a region of kind {region.kind!r}")
+        if region.label not in classes:
+            raise ValueError(
+                f"item {item_id}: a guess must be one of {', '.join(classes)} {wanted}, got {region.label!r}"
+            )
+        if region.kind == "polygon" and _crosses_itself(region):
+            raise ValueError(f"item {item_id}: a guess is a polygon that crosses itself, of {region.label!r}")
+    labels = [region.label for region in guess]
+    if len(guess) > 1 and not asks.several:
+        raise ValueError(f"item {item_id}: a guess must be one label, got {', '.join(labels)}")
+    if asks.kind == "image" and len(set(labels)) != len(labels):
+        raise ValueError(f"item {item_id}: a guess has a label twice: {', '.join(labels)}")
+
+
+def _crosses_itself(polygon: Region) -> bool:
+    import numpy as np
+
+    from pipeline.polygons import crosses_itself
+
+    return crosses_itself(np.reshape(polygon.geometry or (), (-1, 2)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,22 +23,26 @@ from connectors.annotation import (
 )
 from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError
 from pipeline.names import checked_classes
-from pipeline.types import Annotation, Answer, Ask, Outcome, Region
+from pipeline.types import ONE_CLASS, Annotation, Answer, Ask, AskFor, Outcome, Region
 
 T = TypeVar("T")
 NOW = partial(datetime.now, UTC)
 
 
 class MemoryTool(AnnotationTool):
-    """One project that asks for classes of each image, and people who answer by calling `answer` and `skip`.
+    """One project that asks for regions of each image, and people who answer by calling `answer` and `skip`.
 
     Args:
         classes: the answers that a person can give.
+        asks: for what: one class for each image, or regions of a kind.
         clock: tells the time of an answer.
     """
 
-    def __init__(self, classes: Sequence[str], *, clock: Callable[[], datetime] = NOW) -> None:
+    def __init__(
+        self, classes: Sequence[str], *, asks: AskFor = ONE_CLASS, clock: Callable[[], datetime] = NOW
+    ) -> None:
         self.classes = checked_classes(classes)
+        self.asks = asks
         self.tasks: dict[int, Question] = {}
         self.answers: dict[int, Answer] = {}
         self._clock = clock
@@ -50,7 +54,7 @@ class MemoryTool(AnnotationTool):
 
     def push(self, questions: Sequence[Question], *, model_version: str, asked: Mapping[Ask, int]) -> dict[Ask, int]:
         """See `AnnotationTool.push`."""
-        check_questions(questions, self.classes)
+        check_questions(questions, self.classes, self.asks)
         if not questions:
             return {}
         held = self._of(questions[0].ask.round_number)
@@ -92,13 +96,18 @@ class MemoryTool(AnnotationTool):
         waiting = [question for task_id, question in self.tasks.items() if task_id not in answered]
         return sorted(waiting, key=lambda question: (-question.ask.round_number, question.rank))
 
-    def answer(self, ask: Ask, *labels: str, annotator: str = "somebody", seconds: float = 1.0) -> int:
-        """Answer with labels of the whole image as a person does; return the answer's id."""
-        for label in labels:
-            if label not in self.classes:
-                raise AnnotationToolError(f"the page has no class {label!r}")
-        labelled = Annotation(ask.item_id, tuple(Region("image", label) for label in labels), annotator, seconds)
-        return self._add(ask, "labelled", labelled, annotator, seconds)
+    def answer(self, ask: Ask, *given: str | Region, annotator: str = "somebody", seconds: float = 1.0) -> int:
+        """Answer as a person does: with labels of the whole image or with regions; return the answer's id.
+
+        None of them says that the person looked and found nothing.
+        """
+        regions = tuple(Region("image", one) if isinstance(one, str) else one for one in given)
+        for region in regions:
+            if region.label not in self.classes:
+                raise AnnotationToolError(f"the page has no class {region.label!r}")
+            if region.kind != self.asks.kind:
+                raise AnnotationToolError(f"the page asks for regions of kind {self.asks.kind!r}, got {region.kind!r}")
+        return self._add(ask, "labelled", Annotation(ask.item_id, regions, annotator, seconds), annotator, seconds)
 
     def skip(self, ask: Ask, *, annotator: str = "somebody", seconds: float = 1.0) -> int:
         """Skip as a person does; return the answer's id."""

@@ -70,7 +70,7 @@ class OpenCampaign:
 
     def connect(self, classes: Sequence[str]) -> AnnotationTool:
         """The annotation tool, for answers of these classes."""
-        from connectors.label_studio.client import INSTRUCTIONS, LabelStudio
+        from connectors.label_studio.client import LabelStudio
         from connectors.label_studio.connection import TOKEN_VARIABLE
 
         page = self.folder.get(PAGE)
@@ -90,7 +90,8 @@ class OpenCampaign:
             images_root=None if shown_in else images_root(self.settings.pool),
             shown_in=shown_in,
             remember_in=self.folder.path / "label_studio.json",
-            instructions=settings.instructions or INSTRUCTIONS,
+            asks=self.task.asks,
+            instructions=settings.instructions or None,
             say=say,
             reading=self.reading,
             renamed=self.settings.former_classes,

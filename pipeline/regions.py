@@ -1,13 +1,15 @@
 """Regions as text: JSON for tables, words for people."""
 
+import base64
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.types import Region
 
 
 def regions_to_json(regions: Sequence[Region]) -> str:
-    """The regions as JSON, in their order; an empty list is what somebody found who found nothing.
+    """The regions as JSON, in their order, masks in base64; an empty list is what somebody found who found nothing.
 
     >>> regions_to_json([Region("image", "cat")])
     '[{"kind": "image", "label": "cat"}]'
@@ -17,9 +19,16 @@ def regions_to_json(regions: Sequence[Region]) -> str:
 
 def regions_from_json(text: str) -> tuple[Region, ...]:
     """The regions that `regions_to_json` wrote."""
-    return tuple(
-        Region(one["kind"], one["label"], tuple(one["geometry"]) if "geometry" in one else None, one.get("score"))
-        for one in json.loads(text)
+    return tuple(_region(one) for one in json.loads(text))
+
+
+def _region(values: dict[str, Any]) -> Region:
+    return Region(
+        values["kind"],
+        values["label"],
+        geometry=tuple(values["geometry"]) if "geometry" in values else None,
+        score=values.get("score"),
+        mask=base64.b64decode(values["mask"], validate=True) if "mask" in values else None,
     )
 
 
@@ -38,4 +47,6 @@ def _values(region: Region) -> dict[str, object]:
         values["geometry"] = list(region.geometry)
     if region.score is not None:
         values["score"] = region.score
+    if region.mask is not None:
+        values["mask"] = base64.b64encode(region.mask).decode("ascii")
     return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:  # torch takes seconds to load, and whoever only asks people needs none
     import numpy as np
@@ -21,12 +21,25 @@ that was drawn at random, to look at a label again, or with an answer that is kn
 CHECKED = 2**20
 """Values of a column looked at together, so that checking a column takes no memory of its size."""
 
+PNG_BEGINS = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
+
 Aim = Literal["check", "unsure", "unlike", "typical"]
 """What an image is chosen for: as a check on all images, because the model is unsure of it, because it is unlike what
 is labelled, or because many images are like it."""
 
 Outcome = Literal["labelled", "skipped", "empty", "invalid", "deleted"]
 """What came of asking an annotator: see `Answer`."""
+
+
+class AskFor(NamedTuple):
+    """What people are asked for: regions of a kind, and whether an image may have several."""
+
+    kind: RegionKind
+    several: bool
+
+
+ONE_CLASS = AskFor(kind="image", several=False)
+"""One class for each image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +56,51 @@ class Region:
     """One labelled part of an image.
 
     Attributes:
-        kind: "image" labels the whole image and has no geometry.
+        kind: "image" labels the whole image and has neither geometry nor mask.
         label: class name.
-        geometry: coordinates as fractions of width and height in [0, 1].
+        geometry: coordinates as fractions of width and height in [0, 1]: of a box its left, upper, right and lower
+            edge; of a polygon x and y of each corner, three or more.
         score: probability a model gives to the label, in [0, 1]; None where a person decided.
+        mask: of a mask, a PNG as `pipeline.masks` writes it, of the size that the image has when it is upright.
     """
 
     kind: RegionKind
     label: str
     geometry: tuple[float, ...] | None = None
     score: float | None = None
+    mask: bytes | None = None
 
     def __post_init__(self) -> None:
         if self.score is not None and not 0.0 <= self.score <= 1.0:
             raise ValueError(f"score of label {self.label!r} must be in [0, 1], got {self.score}")
-        if (self.kind == "image") != (self.geometry is None):
+        if (self.kind in ("box", "polygon")) != (self.geometry is not None):
             raise ValueError(f"a region of kind {self.kind!r} and geometry {self.geometry} do not go together")
-        if self.geometry is not None and not all(0.0 <= value <= 1.0 for value in self.geometry):
-            raise ValueError(f"geometry must be fractions in [0, 1], got {self.geometry}")
+        if (self.kind == "mask") != (self.mask is not None):
+            raise ValueError(f"a mask belongs to a region of kind 'mask', and to no other; got kind {self.kind!r}")
+        if self.geometry is not None:
+            _check_geometry(self.kind, self.geometry)
+        if self.mask is not None:
+            mask_size(self.mask)
+
+
+def _check_geometry(kind: RegionKind, geometry: tuple[float, ...]) -> None:
+    if not all(0.0 <= value <= 1.0 for value in geometry):
+        raise ValueError(f"geometry must be fractions in [0, 1], got {geometry}")
+    if kind == "box" and (len(geometry) != 4 or geometry[0] >= geometry[2] or geometry[1] >= geometry[3]):
+        raise ValueError(f"a box has a left, upper, right and lower edge and a size, got {geometry}")
+    if kind == "polygon" and (len(geometry) < 6 or len(geometry) % 2):
+        raise ValueError(f"a polygon has x and y of three corners or more, got {geometry}")
+
+
+def mask_size(png: bytes) -> tuple[int, int]:
+    """Width and height of a mask in pixels, from its header.
+
+    Raises:
+        ValueError: it is no PNG of 1 bit a pixel with a palette.
+    """
+    if png[:16] != PNG_BEGINS or len(png) < 33 or png[24:26] != b"\x01\x03":
+        raise ValueError("a mask is a PNG of 1 bit a pixel with a palette: see pipeline.masks.mask_to_png")
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +126,10 @@ class Answer:
     Attributes:
         task_id: the annotation tool's record of the ask.
         outcome: "labelled" has an annotation. "skipped" and "empty" (submitted without an answer) are not labels and
-            are not asked again. "invalid" carries a label that the campaign does not have, told in `message`.
+            are not asked again. "invalid" cannot be used: `message` says why.
             "deleted" withdraws an earlier answer with the same `answer_id`.
         updated_at: ISO 8601 time of the annotation tool's clock; a later answer of one person replaces the earlier.
-        message: why an answer cannot be used; empty when it can.
+        message: why an answer cannot be used, or which part of one was left out; empty when all of it is used.
     """
 
     ask: Ask

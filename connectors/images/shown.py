@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 from urllib.parse import quote
 
 from PIL import ExifTags, Image, ImageFile
@@ -31,6 +31,8 @@ ENDINGS = {
     "AVIF": ".avif",
 }
 """Formats that browsers show, with the ending by which a server tells browsers the type."""
+SIDEWAYS = frozenset({5, 6, 7, 8})
+"""Orientations of EXIF that turn width into height."""
 LONGEST_SIDE = 2048
 FEWEST_BYTES = 100
 """Label Studio's editor takes a smaller file for one that did not load."""
@@ -40,6 +42,8 @@ MOST_PIXELS = 2**26
 RENDITIONS = ".labelcycle-renditions"
 """Folder beside the images for renditions, where the images themselves are shown; hidden, so that no image of the
 pool lies in it."""
+
+T = TypeVar("T")
 
 
 def link_to_show(path: Path, item_id: str, *, folder: Path, reading: Reading) -> Path:
@@ -77,6 +81,16 @@ def check_shown(content: bytes, content_type: str) -> str:
     except Exception as exc:  # a decoder raises anything when it is given any bytes
         return reason_of(exc)
     return f"Label Studio shows none of {FEWEST_BYTES} bytes or fewer" if len(content) <= FEWEST_BYTES else ""
+
+
+def size_shown(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of a file that browsers show, turned upright as they turn it; raises as above."""
+
+    def look(image: ImageFile.ImageFile) -> tuple[int, int]:
+        width, height = image.size
+        return (height, width) if image.format != "WEBP" and _orientation(image) in SIDEWAYS else (width, height)
+
+    return _reading(path, look)
 
 
 def read_picture(uri: str, *, longest_side: int, reading: Reading = WHOLE) -> Image.Image:
@@ -153,7 +167,7 @@ def _png_depth(image: ImageFile.ImageFile) -> int:
     return depth
 
 
-def _reading(path: Path, look: Callable[[ImageFile.ImageFile], str | None]) -> str | None:
+def _reading(path: Path, look: Callable[[ImageFile.ImageFile], T]) -> T:
     try:
         with without_pillow_warnings(), path.open("rb") as file:
             return look(open_image(file))

@@ -49,11 +49,11 @@ class Api:
         with self.connection.talk():
             return HeldProject.model_validate(self.connection.read(method, path, **options))
 
-    def tasks(self, project_id: int, after: int, until: int | None) -> tuple[list[HeldTask], int]:
-        """A page of the tasks with an id above `after` and up to `until`, and how many there are in all."""
+    def tasks(self, project_id: int, after: int, until: int | None, *, n: int = PAGE) -> tuple[list[HeldTask], int]:
+        """A page of `n` tasks with an id above `after` and up to `until`, and how many there are in all."""
         filters = [_filter("greater", after), *([] if until is None else [_filter("less", until + 1)])]
         query = json.dumps({"filters": {"conjunction": "and", "items": filters}})
-        params = {"project": project_id, "resolve_uri": False, "page_size": PAGE, "query": query}
+        params = {"project": project_id, "resolve_uri": False, "page_size": min(n, PAGE), "query": query}
         with self.connection.talk():
             page = self.connection.read("GET", "/api/tasks/", params=params | {"include": READ_FIELDS, "fields": "all"})
             return [HeldTask.model_validate(item) for item in page["tasks"]], int(page["total"])
@@ -73,10 +73,9 @@ class Api:
             "POST", "/api/dm/actions/", params=params, json={"selectedItems": {"all": False, "included": task_ids}}
         )
 
-    def import_guesses(self, project_id: int, guesses: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-        """Add predictions, each to the task of an id."""
-        request = [{"task": task_id, **prediction} for task_id, prediction in guesses]
-        self._done("POST", f"/api/projects/{project_id}/import/predictions", json=request)
+    def import_guesses(self, project_id: int, guesses: Sequence[Mapping[str, Any]]) -> None:
+        """Add predictions, each to its `task`."""
+        self._done("POST", f"/api/projects/{project_id}/import/predictions", json=guesses)
 
     def delete_guess(self, guess_id: int) -> None:
         """Delete a prediction."""

@@ -19,22 +19,18 @@ from connectors.images.reading import WHOLE, Reading
 from connectors.label_studio.api import Api
 from connectors.label_studio.connection import Connection
 from connectors.label_studio.images import ShownImages
+from connectors.label_studio.kinds.table import kind_of
 from connectors.label_studio.mending import Mended, Mender, last_choice
 from connectors.label_studio.ours import Sorted, progress_of, sort, without_doubles
-from connectors.label_studio.pages import check_columns, task_to_import
+from connectors.label_studio.pages import check_columns, check_masks, task_to_import
 from connectors.label_studio.project import Project
 from connectors.label_studio.reading import HeldProject, HeldTask, is_copied, read_answer
 from connectors.label_studio.tasks import Tasks, Wanted
-from pipeline.types import Answer, Ask
-
-INSTRUCTIONS = (
-    "Choose the class that the image shows, with the mouse or the key beside it. Where the model's guess is ticked and "
-    "you agree, press Ctrl+Enter; it may be wrong. Skip an image that you cannot judge."
-)
+from pipeline.types import ONE_CLASS, Answer, Ask, AskFor
 
 
 class LabelStudio(AnnotationTool):
-    """One Label Studio project that asks for one class for each image.
+    """One Label Studio project that asks for regions of each image.
 
     Args:
         url: address of the server.
@@ -48,7 +44,8 @@ class LabelStudio(AnnotationTool):
             in, as a link named by its content. Addresses then do not depend on where the images lie.
         remember_in: file that keeps which project is ours, once it is found or made; its title may then change, and
             others may have the same.
-        instructions: what annotators read before they begin; may be HTML.
+        asks: for what: one class for each image, or regions of a kind.
+        instructions: what annotators read before they begin; may be HTML. None for our own text.
         say: called with one line on whatever takes long.
         reading: how images are read that need a rendition.
         renamed: what a class was called -> what it is called now.
@@ -66,7 +63,8 @@ class LabelStudio(AnnotationTool):
         images_root: Path | None = None,
         shown_in: Path | None = None,
         remember_in: Path | None = None,
-        instructions: str = INSTRUCTIONS,
+        asks: AskFor = ONE_CLASS,
+        instructions: str | None = None,
         say: Callable[[str], None] | None = None,
         reading: Reading = WHOLE,
         renamed: Mapping[str, str] = MappingProxyType({}),
@@ -79,11 +77,12 @@ class LabelStudio(AnnotationTool):
             api,
             title=project,
             classes=classes,
-            instructions=instructions,
+            instructions=kind_of(asks).instructions if instructions is None else instructions,
             remember_in=remember_in,
             renamed=renamed,
             former_title=former_project,
             former_classes=former_classes,
+            asks=asks,
         )
         self._api = api
         self._images = ShownImages(api, self._project, images_root=images_root, shown_in=shown_in, reading=reading)
@@ -108,7 +107,7 @@ class LabelStudio(AnnotationTool):
         again, without the guesses that came with it. A new round is served before what is left of older ones, which
         then comes in any order.
         """
-        check_questions(questions, self._project.classes)
+        check_questions(questions, self._project.classes, self._project.asks)
         check_columns(questions)
         if not questions:
             return {}
@@ -191,6 +190,8 @@ class LabelStudio(AnnotationTool):
                     classes=self._project.classes,
                     emails=emails,
                     renamed=self._project.renamed,
+                    asks=self._project.asks,
+                    size=held[task_id].size,
                 )
                 if answer is None:
                     notes.append(f"an answer without an id cannot be used: {self.task_address(task_id)}")
@@ -239,6 +240,8 @@ class LabelStudio(AnnotationTool):
                 continue
             try:
                 image = self._images.address(question.uri, item_id)
+                size = self._images.size(image) if kind_of(self._project.asks).has_parts else None
+                check_masks(question, size)
             except AnnotationToolUnavailable:
                 raise
             except AnnotationToolError as exc:
@@ -246,8 +249,15 @@ class LabelStudio(AnnotationTool):
                     raise
                 problems.append(str(exc))
                 continue
-            names = self._project.names
-            task = task_to_import(question, image=image, version=version, n_ranks=n_ranks, names=names)
+            task = task_to_import(
+                question,
+                image=image,
+                version=version,
+                n_ranks=n_ranks,
+                names=self._project.names,
+                asks=self._project.asks,
+                size=size,
+            )
             wanted[item_id] = Wanted(question.ask, task["data"], task["predictions"][0], question.uri)
         if problems and lost is not None:
             lost.append(

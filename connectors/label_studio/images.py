@@ -4,16 +4,18 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 from connectors.annotation import AnnotationToolError, AnnotationToolUnavailable, AuthenticationFailed
 from connectors.images.reading import Reading
-from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_to_show
+from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_to_show, size_shown
 from connectors.label_studio.api import Api
+from connectors.label_studio.kinds.kind import Size
 from connectors.label_studio.project import Project
 from pipeline.pool.reasons import PoolError
 
+LOCAL_FILES = "/data/local-files/?d="
 NEVER_MATCHES = "(?!)"
 
 
@@ -68,7 +70,21 @@ class ShownImages:
                 f"image {uri}: browsers do not show it as it is, and what they are given instead goes to {folder}: "
                 f"{exc.strerror or exc}. Let labelcycle write there"
             ) from exc
-        return f"/data/local-files/?d={quote(shown.relative_to(self._document_root).as_posix())}"
+        return f"{LOCAL_FILES}{quote(shown.relative_to(self._document_root).as_posix())}"
+
+    def size(self, address: str) -> Size | None:
+        """How large browsers show the image of an address; None for one that is not ours to look at.
+
+        Raises:
+            AnnotationToolError: the image cannot be read.
+        """
+        if not address.startswith(LOCAL_FILES):
+            return None
+        path = self._document_root / unquote(address.removeprefix(LOCAL_FILES))
+        try:
+            return Size(*size_shown(path))
+        except (PoolError, OSError) as exc:
+            raise AnnotationToolError(f"image {exc}: annotators cannot be shown it") from exc
 
     def check(self, addresses: dict[str, str]) -> None:
         """Load an image of each kind as a browser does; nobody should label what is not shown.

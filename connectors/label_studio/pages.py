@@ -6,34 +6,41 @@ from typing import Any
 from unicodedata import normalize
 from xml.etree import ElementTree
 
-from connectors.annotation import Question
+from connectors.annotation import AnnotationToolError, Question
 from connectors.escaping import label_studio_choice, reads_as_variable
-from pipeline.types import Region
+from connectors.label_studio.kinds.classes import ONE, SEVERAL
+from connectors.label_studio.kinds.kind import CONTROL, NOTHING, NOTHING_KEY, OBJECT, Kind, Size
+from connectors.label_studio.kinds.table import kind_of
+from pipeline.colours import class_colours
+from pipeline.types import ONE_CLASS, AskFor, mask_size
 
-CONTROL, OBJECT, IMAGE, REASONS = "label", "image", "image", "reasons"
-OWN_KEYS = frozenset({IMAGE, REASONS, "item_id", "round_number", "reason"})
-HOTKEYS = "1234567890abcdefgijklmnopqrstwxyz"
-"""In the order in which classes get them; h, u and v do something else in Label Studio."""
-NO_CLASS = "No class is chosen: choose one, or skip. The key of the class that is ticked takes the tick away."
+IMAGE, REASONS = "image", "reasons"
+WIDTH, HEIGHT = "width", "height"
+OWN_KEYS = frozenset({IMAGE, REASONS, WIDTH, HEIGHT, "item_id", "round_number", "reason"})
 REASONS_STYLE = "margin: 0 0 8px; font-size: 14px; font-weight: 400"
 
 
-def labelling_page(classes: Sequence[str]) -> str:
-    """The page that annotators see, as a Label Studio configuration: one choice of a class, reasons, image.
+def labelling_page(classes: Sequence[str], asks: AskFor = ONE_CLASS) -> str:
+    """The page that annotators see, as a Label Studio configuration: what asks for regions, reasons, image.
 
     >>> labelling_page(["cat", "R&D"])[:80]
     '<View><Choices name="label" toName="image" showInline="true" choice="single-radi'
     """
+    kind = kind_of(asks)
     view = ElementTree.Element("View")
-    one = {"choice": "single-radio", "required": "true", "requiredMessage": NO_CLASS}
-    choices = ElementTree.SubElement(view, "Choices", {"name": CONTROL, "toName": OBJECT, "showInline": "true"} | one)
-    _add_choices(choices, classes, {})
+    common = {"name": CONTROL, "toName": OBJECT, "showInline": "true"}
+    control = ElementTree.SubElement(view, kind.tag, common | dict(kind.attributes))
+    _add_classes(control, classes, {}, kind)
+    if kind.nothing is not None:
+        beside = {"name": NOTHING, "toName": OBJECT, "choice": "single", "showInline": "true"}
+        nothing = ElementTree.SubElement(view, "Choices", beside)
+        ElementTree.SubElement(nothing, "Choice", value=kind.nothing, hotkey=NOTHING_KEY)
     ElementTree.SubElement(view, "Header", value=f"${REASONS}", size="5", style=REASONS_STYLE)
-    ElementTree.SubElement(view, "Image", name=OBJECT, value=f"${IMAGE}", maxWidth="600px")
+    ElementTree.SubElement(view, "Image", {"name": OBJECT, "value": f"${IMAGE}"} | dict(kind.shown))
     return ElementTree.tostring(view, encoding="unicode")
 
 
-def page_with_classes(page: str, classes: Sequence[str], renamed: Mapping[str, str]) -> str:
+def page_with_classes(page: str, classes: Sequence[str], renamed: Mapping[str, str], asks: AskFor = ONE_CLASS) -> str:
     """A campaign's page with these classes to choose from; what else somebody put there stays.
 
     An answer holds the name that its class had when it was given. So that it stays ticked, a class that was renamed
@@ -42,23 +49,26 @@ def page_with_classes(page: str, classes: Sequence[str], renamed: Mapping[str, s
     Args:
         renamed: what a class was called -> what it is called now.
     """
+    kind = kind_of(asks)
     view = ElementTree.fromstring(page)  # noqa: S314 (of a server that this campaign trusts with its labels)
-    choices = _choices_of(view)
-    stored = [name for choice in choices.iter("Choice") if (name := choice.get("alias") or choice.get("value"))]
-    for part in list(choices):
-        choices.remove(part)
+    control = _control_of(view, kind)
+    stored = [name for option in control.iter(kind.option) if (name := option.get("alias") or option.get("value"))]
+    for part in list(control):
+        control.remove(part)
     names = stored_names(stored, classes, renamed)
-    _add_choices(choices, classes, names)
-    merged = [name for name in stored if renamed.get(normalize("NFC", name)) in names and name not in names.values()]
+    _add_classes(control, classes, names, kind)
+    present = {name: renamed.get(normalize("NFC", name), "") for name in stored}
+    merged = [name for name in stored if present[name] in names and name not in names.values()]
     if merged:
-        unseen = ElementTree.SubElement(choices, "View", style="display: none")
+        unseen = ElementTree.SubElement(control, "View", style="display: none")
+        colours = _colours(classes, kind)
         for name in merged:
-            ElementTree.SubElement(unseen, "Choice", label_studio_choice(name))
+            ElementTree.SubElement(unseen, kind.option, label_studio_choice(name) | colours.get(present[name], {}))
     return ElementTree.tostring(view, encoding="unicode")
 
 
-def _choices_of(view: ElementTree.Element) -> ElementTree.Element:
-    return next(control for control in view.iter("Choices") if control.get("name") == CONTROL)
+def _control_of(view: ElementTree.Element, kind: Kind) -> ElementTree.Element:
+    return next(control for control in view.iter(kind.tag) if control.get("name") == CONTROL)
 
 
 def stored_names(stored: Sequence[str], classes: Sequence[str], renamed: Mapping[str, str]) -> dict[str, str]:
@@ -72,44 +82,56 @@ def stored_names(stored: Sequence[str], classes: Sequence[str], renamed: Mapping
     return {label: own.get(label) or former.get(label, label) for label in classes}
 
 
-def _add_choices(choices: ElementTree.Element, classes: Sequence[str], names: Mapping[str, str]) -> None:
-    """Add a choice for each class; `names` are those that are kept where they are others."""
-    keys = hotkeys(classes)
+def _add_classes(control: ElementTree.Element, classes: Sequence[str], names: Mapping[str, str], kind: Kind) -> None:
+    """Add each class to choose; `names` are those that are kept where they are others."""
+    keys, colours = hotkeys(classes, kind.keys), _colours(classes, kind)
     for label in classes:
         hotkey = {"hotkey": keys[label]} if label in keys else {}
         alias = {"alias": names[label]} if names.get(label, label) != label else {}
-        ElementTree.SubElement(choices, "Choice", label_studio_choice(label) | alias | hotkey)
+        option = label_studio_choice(label) | alias | colours.get(label, {}) | hotkey
+        ElementTree.SubElement(control, kind.option, option)
 
 
-def hotkeys(classes: Sequence[str]) -> dict[str, str]:
+def _colours(classes: Sequence[str], kind: Kind) -> dict[str, dict[str, str]]:
+    """The attribute of each class that gives its regions their colour."""
+    return {label: {"background": colour} for label, colour in class_colours(classes).items()} if kind.has_parts else {}
+
+
+def hotkeys(classes: Sequence[str], keys: str = ONE.keys) -> dict[str, str]:
     """A key for each class while there are any; a class that is a key itself has that one.
 
     >>> hotkeys(["0", "1", "cat"])
     {'0': '0', '1': '1', 'cat': '2'}
     """
-    own = {label.lower(): label for label in reversed(classes) if label.lower() in frozenset(HOTKEYS)}
+    own = {label.lower(): label for label in reversed(classes) if label.lower() in frozenset(keys)}
     others = [label for label in classes if label not in own.values()]
-    free = [key for key in HOTKEYS if key not in own]
-    keys = {label: key for key, label in own.items()} | dict(zip(others, free, strict=False))
-    return {label: keys[label] for label in classes if label in keys}
+    free = [key for key in keys if key not in own]
+    given = {label: key for key, label in own.items()} | dict(zip(others, free, strict=False))
+    return {label: given[label] for label in classes if label in given}
 
 
-def page_differences(controls: Mapping[str, Any], page: str) -> list[str]:
+def page_differences(controls: Mapping[str, Any], page: str, asks: AskFor = ONE_CLASS) -> list[str]:
     """How a project's page differs from a campaign's in what answers depend on, but for the classes.
 
     What somebody put there besides, such as a box for comments, is no difference.
     """
-    if controls.get(CONTROL, {}).get("type") != "Choices":
-        asks = ", ".join(f"{name} ({control['type']})" for name, control in controls.items()) or "nothing"
-        return [f"asks for {asks} where {CONTROL} (Choices) is wanted"]
+    kind = kind_of(asks)
+    wanted = {CONTROL: kind.tag} | ({} if kind.nothing is None else {NOTHING: "Choices"})
+    if any(controls.get(name, {}).get("type") != tag for name, tag in wanted.items()):
+        asked = ", ".join(f"{name} ({control['type']})" for name, control in controls.items()) or "nothing"
+        are = "is" if len(wanted) == 1 else "are"
+        return [f"asks for {asked} where {', '.join(f'{name} ({tag})' for name, tag in wanted.items())} {are} wanted"]
     control = controls[CONTROL]
     differences = []
     differences += _classes_without_name(control)
     shown = [(part["type"], part["value"]) for part in control["inputs"]]
     if control["to_name"] != [OBJECT] or shown != [("Image", IMAGE)]:
         differences.append(f"shows {shown} where an Image named {OBJECT!r} with value ${IMAGE} is wanted")
-    if _choices_of(ElementTree.fromstring(page)).get("choice") == "multiple":  # noqa: S314 (as below)
+    choice = _control_of(ElementTree.fromstring(page), kind).get("choice")  # noqa: S314 (as above)
+    if kind is ONE and choice == "multiple":
         differences.append("lets people choose several classes where one is wanted")
+    if kind is SEVERAL and choice != "multiple":
+        differences.append("lets people choose one class where several are wanted")
     return differences
 
 
@@ -127,38 +149,46 @@ def check_columns(questions: Sequence[Question]) -> None:
             raise ValueError(f"item {question.item_id}: column {name!r} is taken")
 
 
+def check_masks(question: Question, size: Size | None) -> None:
+    """Raise AnnotationToolError for a guess whose masks are not as large as the image: it would show elsewhere."""
+    for region in question.guess or ():
+        if region.mask is not None and size is not None and mask_size(region.mask) != size:
+            width, height = mask_size(region.mask)
+            raise AnnotationToolError(
+                f"item {question.item_id}: a guess is a mask of {width} x {height} pixels, and the image that "
+                f"annotators see has {size.width} x {size.height}: the mask would be in the wrong place"
+            )
+
+
 def task_to_import(
-    question: Question, *, image: str, version: str, n_ranks: int, names: Mapping[str, str] = MappingProxyType({})
+    question: Question,
+    *,
+    image: str,
+    version: str,
+    n_ranks: int,
+    names: Mapping[str, str] = MappingProxyType({}),
+    asks: AskFor = ONE_CLASS,
+    size: Size | None = None,
 ) -> dict[str, Any]:
     """The question as Label Studio imports it: a task, without the purpose, which is not for people to know.
 
     Label Studio serves the lowest score of the project's model version first, so the score is the place in the
-    batch. A question without a guess has an empty prediction, which shows nothing and keeps its place.
+    batch. A question without a guess has an empty prediction, which shows nothing and keeps its place; so has one where
+    the model sees nothing: that nothing is there is for a person to tick, who has looked.
 
     Args:
         image: address that a browser loads it from.
         version: model version, of this round alone.
         n_ranks: ranks are below it.
         names: under which the page keeps classes, where they are others: see `stored_names`.
+        size: of the image as it is shown, where regions are parts of it; an answer is read by it.
     """
     why = f"Why this image: {question.reason}" if question.reason else ""
     data = {IMAGE: image, REASONS: why, "item_id": question.item_id, "round_number": question.ask.round_number}
     prediction = {
         "model_version": version,
         "score": question.rank / n_ranks,
-        "result": _guess(question.guess or (), names),
+        "result": kind_of(asks).write(question.guess or (), names),
     }
+    data |= {} if size is None else {WIDTH: size.width, HEIGHT: size.height}
     return {"data": data | {"reason": question.reason} | dict(question.columns), "predictions": [prediction]}
-
-
-def _guess(guess: Sequence[Region], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [
-        {
-            "from_name": CONTROL,
-            "to_name": OBJECT,
-            "type": "choices",
-            "value": {"choices": [names.get(region.label, region.label)]},
-            **({} if region.score is None else {"score": region.score}),
-        }
-        for region in guess
-    ]

@@ -11,8 +11,8 @@ from connectors.annotation import AnnotationToolError, ProjectMismatch
 from connectors.escaping import label_studio_choice
 from connectors.label_studio.api import Api
 from connectors.label_studio.connection import NotThere
+from connectors.label_studio.kinds.kind import CONTROL
 from connectors.label_studio.pages import (
-    CONTROL,
     labelling_page,
     page_differences,
     page_with_classes,
@@ -21,6 +21,7 @@ from connectors.label_studio.pages import (
 from connectors.label_studio.reading import HeldProject
 from connectors.store import read_json, write_json
 from pipeline.names import checked_classes
+from pipeline.types import ONE_CLASS, AskFor
 
 SETTINGS = {
     "sampling": "Uncertainty sampling",
@@ -44,12 +45,14 @@ class Project:
         renamed: Mapping[str, str] = MappingProxyType({}),
         former_title: str | None = None,
         former_classes: Sequence[str] = (),
+        asks: AskFor = ONE_CLASS,
     ) -> None:
         if not 3 <= len(title) <= 50 or title != title.strip():
             raise ValueError(f"a project title has 3 to 50 characters and no space around, got {title!r}")
         self.title = title
         self.classes = checked_classes(classes)
         self.renamed = renamed
+        self.asks = asks
         self._api = api
         self._url = api.connection.url
         self._instructions = instructions
@@ -96,7 +99,7 @@ class Project:
         self.id = self._api.connection.repeatable(self._find_or_create)
         held = self.held()
         controls = held.parsed_label_config
-        differences = page_differences(controls, held.label_config)
+        differences = page_differences(controls, held.label_config, self.asks)
         stored = [] if differences else list(controls[CONTROL]["labels"])
         shown, before = self._present(stored), self._present(self._former_classes)
         is_ours = bool(before) and before <= shown <= before | set(self.classes)
@@ -110,7 +113,7 @@ class Project:
         self._remember(held)
         changes: dict[str, Any] = {"title": self.title} if held.title == self._former_title else {}
         if is_ours and self._shows_otherwise(controls[CONTROL]["labels_attrs"]):
-            changes["label_config"] = page_with_classes(held.label_config, self.classes, self.renamed)
+            changes["label_config"] = page_with_classes(held.label_config, self.classes, self.renamed, self.asks)
         self.names = stored_names(stored, self.classes, self.renamed)
         self.set_back(held, changes)
 
@@ -186,7 +189,7 @@ class Project:
         if found is not None:
             return found
         created = self._api.create_project(
-            SETTINGS | {"title": self.title, "label_config": labelling_page(self.classes)}
+            SETTINGS | {"title": self.title, "label_config": labelling_page(self.classes, self.asks)}
         )
         self._remember(created)
         return created.id

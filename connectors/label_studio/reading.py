@@ -3,18 +3,19 @@
 The server stores whatever it is sent: a choice that is a number, an answer without a result, a time in the year 1.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Annotated, Any
-from unicodedata import normalize
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from connectors.label_studio.pages import CONTROL
-from pipeline.types import Annotation, Answer, Ask, Outcome, Region
+from connectors.label_studio.kinds.kind import Given, Size, words
+from connectors.label_studio.kinds.parts import told
+from connectors.label_studio.kinds.table import kind_of
+from connectors.label_studio.pages import HEIGHT, WIDTH
+from pipeline.types import ONE_CLASS, Annotation, Answer, Ask, AskFor, Outcome, Region
 
 READ_FIELDS = (
     "id,data,annotations,predictions,result,was_cancelled,completed_by,lead_time,updated_at,"
@@ -24,7 +25,6 @@ YEARS = range(2000, 2101)
 LONGEST_SECONDS = 10 * 365 * 86400.0
 NO_TIME = "1970-01-01T00:00:00+00:00"
 """Stands for a time that cannot be read, on an answer that cannot be used: it takes the place of no other answer."""
-WORDS = 100
 
 
 def _list_or_none(value: Any) -> Any:
@@ -104,6 +104,12 @@ class HeldTask(_Read):
         """The item that its data name."""
         return str(self.data.get("item_id"))
 
+    @property
+    def size(self) -> Size | None:
+        """Of the image when it was asked for, where that was noted."""
+        width, height = _id_or_none(self.data.get(WIDTH)), _id_or_none(self.data.get(HEIGHT))
+        return Size(width, height) if width and height else None
+
     def asks(self, ask: Ask) -> bool:
         """Whether its data name the item and the round of an ask."""
         return self.data.get("item_id") == ask.item_id and self.data.get("round_number") == ask.round_number
@@ -154,6 +160,8 @@ def read_answer(
     classes: Sequence[str],
     emails: Mapping[int, str],
     renamed: Mapping[str, str] = MappingProxyType({}),
+    asks: AskFor = ONE_CLASS,
+    size: Size | None = None,
 ) -> Answer | None:
     """One annotation of Label Studio as an answer; what cannot be used says why.
 
@@ -161,6 +169,7 @@ def read_answer(
         annotation: as its API gives it, with `result`, `was_cancelled`, `completed_by`, `lead_time`, `updated_at`.
         emails: address by user id; a person who is not in it is named by the id.
         renamed: what a class was called -> what it is called now.
+        size: of the image that was asked about, where it is known; a browser that says another one is believed.
 
     Returns:
         None for what has no id, so that nobody could tell it from another answer.
@@ -172,13 +181,13 @@ def read_answer(
     person = stored.completed_by.get("id") if isinstance(stored.completed_by, dict) else stored.completed_by
     known = _id_or_none(person)
     annotator = emails.get(known, f"user {known}") if known else "user unknown"
-    outcome, label, message = _judge(stored, classes, renamed)
+    outcome, regions, message = _judge(stored, Given(stored.result, classes, renamed, size), asks)
     updated_at = stored.updated_at
     if updated_at is None or not _is_time(updated_at):
-        outcome, label = "invalid", None
-        message = f"wanted a time of change, got {_words(stored.updated_at)}"
+        outcome = "invalid"
+        message = f"wanted a time of change, got {words(stored.updated_at)}"
         updated_at = NO_TIME
-    answered = Annotation(ask.item_id, (Region("image", label),), annotator, stored.lead_time) if label else None
+    labelled = Annotation(ask.item_id, regions, annotator, stored.lead_time) if outcome == "labelled" else None
     return Answer(
         ask=ask,
         task_id=task_id,
@@ -186,41 +195,32 @@ def read_answer(
         outcome=outcome,
         annotator=annotator,
         updated_at=updated_at,
-        annotation=answered,
+        annotation=labelled,
         seconds=stored.lead_time,
         message=message,
     )
 
 
-def _judge(stored: _Stored, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[Outcome, str | None, str]:
-    """Outcome, label (None unless there is one to use), message; other controls beside the class are ignored."""
+def _judge(stored: _Stored, given: Given, asks: AskFor) -> tuple[Outcome, tuple[Region, ...], str]:
+    """Outcome, regions, message; other controls beside ours are ignored.
+
+    Scores are those of a guess, which Label Studio leaves on what a person submits: they are not read.
+    """
     if stored.was_cancelled:
-        return "skipped", None, ""
+        return "skipped", (), ""
     if not stored.result:
-        return "empty", None, ""
-    parts = [part for part in _list_or_none(stored.result) if isinstance(part, dict)]
-    ours = [part for part in parts if part.get("from_name") == CONTROL and part.get("type") == "choices"]
-    if not ours:
-        came = ", ".join(
-            sorted(f"{_words(part.get('from_name'))} of type {_words(part.get('type'))}" for part in parts)
-        )
-        return "invalid", None, f"wanted {CONTROL} of type choices, got {came or _words(stored.result)}"
-    labels: list[str] = []
-    for part in ours:
-        value = part.get("value")
-        chosen = value.get("choices") if isinstance(value, dict) else None
-        if not isinstance(chosen, list) or not all(isinstance(label, str) for label in chosen):
-            return "invalid", None, f"wanted the name of a class, got {_words(value)}"
-        # A page that a person has typed may write a name in another form.
-        present = [renamed.get(label, label) for label in (normalize("NFC", label) for label in chosen)]
-        labels += [label for label in present if label not in labels]
-    if not labels:
-        return "empty", None, ""
-    if len(labels) > 1:
-        return "invalid", None, f"wanted one class, got {', '.join(map(_words, labels))}"
-    if labels[0] not in classes:
-        return "invalid", None, f"{_words(labels[0])!r} is not a class of this campaign"
-    return "labelled", labels[0], ""
+        return "empty", (), ""
+    kind = kind_of(asks)
+    regions, left_out, spoilt = kind.read(given)
+    if given.says_nothing and kind.nothing is not None and (regions or left_out):
+        spoilt = (*spoilt, f"{kind.nothing!r} is ticked, and there is something: take away one of them")
+    if not asks.several and len(regions) > 1:
+        spoilt = (*spoilt, f"wanted one {asks.kind}, got {len(regions)}")
+    if spoilt or (left_out and not regions):
+        return "invalid", (), told((*spoilt, *left_out))
+    if not regions and not (given.says_nothing and kind.nothing is not None):
+        return "empty", (), ""
+    return "labelled", regions, f"left out: {told(left_out)}" if left_out else ""
 
 
 def _is_time(text: str) -> bool:
@@ -228,9 +228,3 @@ def _is_time(text: str) -> bool:
         return datetime.fromisoformat(text).year in YEARS
     except ValueError:
         return False
-
-
-def _words(value: Any) -> str:
-    """A foreign value in a message: short, in one line, and nothing that a file or a screen stumbles over."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:WORDS])

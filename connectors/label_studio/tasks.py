@@ -1,5 +1,6 @@
 """The tasks of a project: what each must be like, and the requests that read and change them."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 from connectors.annotation import AnnotationToolError
 from connectors.label_studio.api import Api
 from connectors.label_studio.connection import NotThere
+from connectors.label_studio.kinds.table import kind_of
 from connectors.label_studio.pages import IMAGE
 from connectors.label_studio.project import Project
 from connectors.label_studio.reading import HeldTask
@@ -15,7 +17,9 @@ from pipeline.types import Ask
 
 MOST_TASKS = 2_000_000
 CHUNK = 500
-"""Tasks or guesses that are sent together."""
+"""Tasks or guesses that are sent together at most."""
+CHUNK_BYTES = 8 * 2**20
+"""Of these, unless one has more: masks are large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +86,13 @@ class Tasks:
             last = max(ids)
 
     def _page(self, last: int, until: int | None) -> tuple[list[HeldTask], int]:
-        return self._api.connection.repeatable(lambda: self._api.tasks(self.project.id, last, until))
+        n = kind_of(self.project.asks).tasks_a_page
+        return self._api.connection.repeatable(lambda: self._api.tasks(self.project.id, last, until, n=n))
 
     def add(self, wanted: Sequence[Wanted]) -> None:
         """Make tasks, yet without guesses. Not repeated: what was sent may have arrived although no answer came."""
-        for start in range(0, len(wanted), CHUNK):
-            self._api.import_tasks(self.project.id, [one.data for one in wanted[start : start + CHUNK]])
+        for data in _chunks([one.data for one in wanted]):
+            self._api.import_tasks(self.project.id, data)
 
     def write_data(self, task: HeldTask, one: Wanted) -> None:
         """Give a task its data again; what else is in them stays."""
@@ -98,9 +103,8 @@ class Tasks:
         for task, one in pairs:
             for guess_id in one.guesses(task):
                 self._delete_guess(guess_id)
-        for start in range(0, len(pairs), CHUNK):
-            chunk = pairs[start : start + CHUNK]
-            self._api.import_guesses(self.project.id, [(task.id, one.prediction) for task, one in chunk])
+        for guesses in _chunks([{"task": task.id, **one.prediction} for task, one in pairs]):
+            self._api.import_guesses(self.project.id, guesses)
 
     def _delete_guess(self, guess_id: int) -> None:
         with suppress(NotThere):  # it is gone already
@@ -113,3 +117,18 @@ class Tasks:
     def show_guesses_of(self, version: str) -> None:
         """Serve by the order of one model version, and tick its guesses."""
         self.project.change({"model_version": version})
+
+
+def _chunks(contents: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """What is sent together, in order."""
+    chunk: list[Mapping[str, Any]] = []
+    n_bytes = 0
+    for content in contents:
+        size = len(json.dumps(content))
+        if chunk and (len(chunk) >= CHUNK or n_bytes + size > CHUNK_BYTES):
+            yield chunk
+            chunk, n_bytes = [], 0
+        chunk.append(content)
+        n_bytes += size
+    if chunk:
+        yield chunk

@@ -81,6 +81,9 @@ def notes_of(standing: Pulled, answers: Sequence[Answer], tool: AnnotationTool) 
     if unused:
         n_given = sum(answer.outcome != "deleted" for answer in answers)
         notes.append(f"{len(unused)} of {n_given} answers are not used: {_reasons(unused, tool)}")
+    in_part = [answer for answer in answers if answer.outcome == "labelled" and answer.message]
+    if in_part:
+        notes.append(f"{len(in_part)} answers are used in part: {_reasons(in_part, tool)}")
     if standing.copied:
         address = tool.task_address(standing.copied[0])
         notes.append(COPIED.format(n=len(standing.copied), address=address))

@@ -14,10 +14,10 @@ from pipeline.evaluation.metrics import (
     wilson_interval,
 )
 from pipeline.probabilities import check_probs
-from pipeline.tasks.task_type import Answered, AskFor
-from pipeline.types import Metrics, Region
+from pipeline.tasks.task_type import Answered
+from pipeline.types import ONE_CLASS, Metrics, Region
 
-asks = AskFor(kind="image", several=False)
+asks = ONE_CLASS
 has_one_decision = True
 
 

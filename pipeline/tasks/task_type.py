@@ -5,14 +5,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from pipeline.types import Metrics, Region, RegionKind
-
-
-class AskFor(NamedTuple):
-    """What people are asked for: regions of a kind, and whether an image may have several."""
-
-    kind: RegionKind
-    several: bool
+from pipeline.types import AskFor, Metrics, Region
 
 
 class Answered(NamedTuple):

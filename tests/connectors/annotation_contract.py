@@ -1,14 +1,29 @@
 """What every annotation tool must do; `People` answer in it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 import pytest
 
 from connectors.annotation import AnnotationTool, Asked, Progress, PushMismatch, Question
-from pipeline.types import Ask, Purpose, Region
+from pipeline.masks import mask_to_png
+from pipeline.types import Ask, AskFor, Purpose, Region
 
+IMAGE_SIZE = 64
 CLASSES = ("cat", "$1", '<b>"R&D"</b>')
+
+REGIONS = (
+    Region("image", "cat"),
+    Region("image", CLASSES[2]),
+    Region("box", CLASSES[2], (0.125, 0.25, 0.5, 1.0)),
+    Region("box", "cat", (0.0, 0.0, 0.75, 0.5)),
+    Region("polygon", "cat", (0.125, 0.25, 0.5, 0.25, 0.5, 1.0)),
+    Region("mask", CLASSES[1], mask=mask_to_png(np.tri(IMAGE_SIZE, dtype=bool))),
+    Region("mask", "cat", mask=mask_to_png(np.eye(IMAGE_SIZE, dtype=bool))),
+)
+"""Of every kind, for images of `IMAGE_SIZE`."""
 
 
 class People(Protocol):
@@ -19,6 +34,9 @@ class People(Protocol):
 
     def answer(self, task_id: int, label: str) -> int:
         """Answer a task; return the answer's id."""
+
+    def mark(self, task_id: int, *regions: Region) -> None:
+        """Answer a task with regions; without any, say that there is nothing."""
 
     def skip(self, task_id: int) -> None:
         """Skip a task."""
@@ -34,7 +52,7 @@ class People(Protocol):
 
 
 class AnnotationContract:
-    """Tests of a tool; the fixture `people` is that of the module that inherits."""
+    """Tests of a tool; the fixtures `people` and `people_of`, for what they are asked, are those of who inherits."""
 
     def test_a_project_is_prepared_again_and_again(self, people):
         assert people.tool.prepare() == people.tool.prepare()
@@ -142,6 +160,35 @@ class AnnotationContract:
         tended = people.tool.tend([Asked(1, questions, "m", task_ids)], asked=task_ids)
         assert tended.progress == Progress(2, 0, 0)
         assert people.tool.pull(task_ids).task_ids.keys() == {ask("1.0"), ask("1.2")}
+
+    @pytest.mark.parametrize("kind", ["image", "box", "polygon", "mask"])
+    def test_regions_of_every_kind_come_back_and_so_does_that_there_are_none(self, people_of, kind):
+        people = people_of(AskFor(kind, several=True))
+        regions = tuple(region for region in REGIONS if region.kind == kind)
+        guess = tuple(replace(region, score=0.5) for region in regions)
+        guesses = [guess, (), None]
+        asked = batch(people, 3)
+        task_ids = push(people, [replace(one, guess=guess) for one, guess in zip(asked, guesses, strict=True)])
+        people.mark(task_ids[ask("1.0")], *regions)
+        people.mark(task_ids[ask("1.1")])
+        people.skip(task_ids[ask("1.2")])
+        answers = {answer.item_id: answer for answer in people.tool.pull(task_ids).answers}
+        found = answers["1.0"].annotation.regions
+        assert [(one.kind, one.label, one.mask, one.score) for one in found] == [
+            (one.kind, one.label, one.mask, None) for one in regions
+        ]
+        for one, came in zip(regions, found, strict=True):
+            assert came.geometry == pytest.approx(one.geometry)
+        assert answers["1.1"].annotation.regions == ()
+        assert answers["1.2"].outcome == "skipped"
+
+    @pytest.mark.parametrize("kind", ["image", "box", "polygon", "mask"])
+    def test_a_guess_of_another_kind_is_refused(self, people_of, kind):
+        people = people_of(AskFor(kind, several=True))
+        for other in REGIONS:
+            if other.kind != kind:
+                with pytest.raises(ValueError, match=f"got a region of kind '{other.kind}'"):
+                    push(people, [replace(batch(people, 1)[0], guess=(other,))])
 
     def test_each_task_has_an_address_of_its_own(self, people):
         task_ids = push(people, batch(people, 2))

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,29 +19,34 @@ from connectors.annotation import (
     check_questions,
 )
 from pipeline.names import checked_classes
-from pipeline.types import Annotation, Answer, Ask, Region
+from pipeline.regions import regions_from_json, regions_to_json
+from pipeline.types import ONE_CLASS, Annotation, Answer, Ask, AskFor, Region
 
 
 class FolderTool(AnnotationTool):
     """A project that is a folder: `task-7.json` asks, `answer-7-8.json` answers it."""
 
-    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+    def __init__(self, folder: Path, classes: Sequence[str], asks: AskFor = ONE_CLASS) -> None:
         self.folder = folder
         self.classes = checked_classes(classes)
+        self.asks = asks
 
     def prepare(self) -> str:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder.as_uri()
 
     def push(self, questions: Sequence[Question], *, model_version: str, asked: Mapping[Ask, int]) -> dict[Ask, int]:
-        check_questions(questions, self.classes)
+        check_questions(questions, self.classes, self.asks)
         number = questions[0].ask.round_number if questions else None
         held = {ask: task_id for ask, task_id in self._held().items() if ask.round_number == number}
         if held.keys() - {question.ask for question in questions}:
             raise PushMismatch(f"{self.folder} holds tasks of round {number} that this campaign did not select")
         for question in questions:
             if question.ask not in held:
-                held[question.ask] = self._write("task", {"model_version": model_version, **asdict(question)})
+                guess = regions_to_json(question.guess or ())
+                held[question.ask] = self._write(
+                    "task", {"model_version": model_version, **asdict(replace(question, guess=None)), "guess": guess}
+                )
         return {question.ask: held[question.ask] for question in questions}
 
     def tend(self, rounds: Sequence[Asked], *, asked: Mapping[Ask, int]) -> Tended:
@@ -72,10 +77,17 @@ class FolderTool(AnnotationTool):
         }
         return sorted(open_ones, key=lambda task_id: (-round_of(open_ones[task_id]), open_ones[task_id]["rank"]))
 
-    def answer(self, task_id: int, label: str | None) -> int:
-        """Answer a task as a person does, or skip it; return the answer's id."""
+    def answer(self, task_id: int, *regions: Region) -> int:
+        """Answer a task as a person does; return the answer's id."""
+        return self._give(task_id, regions_to_json(regions))
+
+    def skip(self, task_id: int) -> int:
+        """Skip a task as a person does; return the answer's id."""
+        return self._give(task_id, None)
+
+    def _give(self, task_id: int, regions: str | None) -> int:
         return self._write(
-            f"answer-{task_id}", {"label": label, "seconds": 2.5, "at": datetime.now(UTC).isoformat(), "who": "ann"}
+            f"answer-{task_id}", {"regions": regions, "seconds": 2.5, "at": datetime.now(UTC).isoformat(), "who": "ann"}
         )
 
     def take_back(self, answer_id: int) -> None:
@@ -103,11 +115,11 @@ class FolderTool(AnnotationTool):
                 ask,
                 task_id,
                 answer_id=int(path.stem.rpartition("-")[2]),
-                outcome="labelled" if given["label"] else "skipped",
+                outcome="labelled" if given["regions"] else "skipped",
                 annotator=given["who"],
                 updated_at=given["at"],
-                annotation=Annotation(ask.item_id, (Region("image", given["label"]),), given["who"], given["seconds"])
-                if given["label"]
+                annotation=Annotation(ask.item_id, regions_from_json(given["regions"]), given["who"], given["seconds"])
+                if given["regions"]
                 else None,
                 seconds=given["seconds"],
             )

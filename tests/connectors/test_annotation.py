@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from connectors.label_studio.client import LabelStudio
+from connectors.label_studio.kinds.table import kind_of
 from connectors.label_studio.person import SimulatedAnnotator
 from connectors.memory import MemoryTool
+from pipeline.types import ONE_CLASS, AskFor, Region
 from tests.connectors.annotation_contract import CLASSES, AnnotationContract, People
 from tests.connectors.made_up_tool import FolderTool
 
@@ -18,11 +20,14 @@ from tests.connectors.made_up_tool import FolderTool
 class InMemory:
     uris = ("a.png", "b.png")
 
-    def __init__(self):
-        self.tool = MemoryTool(CLASSES)
+    def __init__(self, asks=ONE_CLASS):
+        self.tool = MemoryTool(CLASSES, asks=asks)
 
     def answer(self, task_id, label):
         return self.tool.answer(self.tool.tasks[task_id].ask, label, annotator="ann", seconds=2.5)
+
+    def mark(self, task_id, *regions):
+        self.tool.answer(self.tool.tasks[task_id].ask, *regions)
 
     def skip(self, task_id):
         self.tool.skip(self.tool.tasks[task_id].ask)
@@ -43,34 +48,39 @@ class InMemory:
 class InAFolder:
     uris = ("a.png", "b.png")
 
-    def __init__(self, folder: Path):
-        self.tool = FolderTool(folder / "project", CLASSES)
+    def __init__(self, folder: Path, asks=ONE_CLASS):
+        self.tool = FolderTool(folder / "project", CLASSES, asks)
         self.tool.prepare()
-        self.answer, self.delete, self.take_back = self.tool.answer, self.tool.delete, self.tool.take_back
+        self.mark, self.skip = self.tool.answer, self.tool.skip
+        self.delete, self.take_back = self.tool.delete, self.tool.take_back
 
-    def skip(self, task_id):
-        self.tool.answer(task_id, None)
+    def answer(self, task_id, label):
+        return self.tool.answer(task_id, Region("image", label))
 
     def label(self, truth, n=None):
         items = {task_id: ask.item_id for ask, task_id in self.tool._held().items()}
         done = self.tool.served()[:n]
         for task_id in done:
-            self.tool.answer(task_id, truth[items[task_id]])
+            self.answer(task_id, truth[items[task_id]])
         return [items[task_id] for task_id in done]
 
 
 class InLabelStudio:
-    def __init__(self, space, api: httpx.Client):
+    def __init__(self, space, api: httpx.Client, asks=ONE_CLASS):
         self.uris = space.uris
         settings = {"url": space.url, "token": space.token, "project": space.project}
-        self.tool = LabelStudio(**settings, classes=CLASSES, images_root=space.images_root)
+        self.tool = LabelStudio(**settings, classes=CLASSES, images_root=space.images_root, asks=asks)
         self.tool.prepare()
+        self._kind = kind_of(asks)
         self._settings = settings
         self._api = api
 
     def answer(self, task_id, label):
         chosen = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
         return self._annotate(task_id, {"result": [chosen], "lead_time": 2.5})
+
+    def mark(self, task_id, *regions):
+        self._annotate(task_id, {"result": self._kind.write_all(regions, {}), "lead_time": 2.5})
 
     def skip(self, task_id):
         self._annotate(task_id, {"result": [], "was_cancelled": True, "lead_time": 1.0})
@@ -90,22 +100,34 @@ class InLabelStudio:
 
 class TestMemory(AnnotationContract):
     @pytest.fixture
-    def people(self) -> People:
-        return InMemory()
+    def people(self, people_of) -> People:
+        return people_of(ONE_CLASS)
+
+    @pytest.fixture
+    def people_of(self):
+        return InMemory
 
 
 class TestFolderOfFiles(AnnotationContract):
     @pytest.fixture
-    def people(self, tmp_path) -> People:
-        return InAFolder(tmp_path)
+    def people(self, people_of) -> People:
+        return people_of(ONE_CLASS)
+
+    @pytest.fixture
+    def people_of(self, tmp_path):
+        return lambda asks: InAFolder(tmp_path, asks)
 
 
 class TestLabelStudio(AnnotationContract):
     @pytest.fixture
-    def people(self, space) -> Iterator[People]:
+    def people(self, people_of) -> People:
+        return people_of(ONE_CLASS)
+
+    @pytest.fixture
+    def people_of(self, space) -> Iterator[Callable[[AskFor], People]]:
         headers = {"Authorization": f"Token {space.token}"}
         with httpx.Client(base_url=space.url, headers=headers, timeout=60) as api:
-            yield InLabelStudio(space, api)
+            yield lambda asks: InLabelStudio(space, api, asks)
 
 
 @pytest.mark.parametrize("module", ["connectors.annotation", "connectors.tracking", "connectors.memory"])

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from connectors.annotation import (
     AnnotationToolError,
@@ -32,11 +32,20 @@ from connectors.label_studio import api as label_studio_api
 from connectors.label_studio import connection, mending
 from connectors.label_studio import tasks as label_studio_tasks
 from connectors.label_studio.client import LabelStudio
+from connectors.label_studio.kinds.table import kind_of
 from connectors.label_studio.pages import labelling_page
 from connectors.label_studio.person import SimulatedAnnotator
-from pipeline.types import Ask, Region
+from connectors.mistakes import Mistakes
+from pipeline.masks import mask_to_png
+from pipeline.types import Ask, AskFor, Region
 
 CLASSES = ("cat", "dog", "fox")
+KINDS = {
+    "image": (Region("image", "dog"), Region("image", "fox")),
+    "box": (Region("box", "dog", (0.25, 0.25, 0.5, 1.0)),),
+    "mask": (Region("mask", "dog", mask=mask_to_png(np.tri(64, dtype=bool))),),
+}
+"""What is in an image of `space`."""
 PUSHED: dict[str, dict[int, Asked]] = {}
 """What each project was asked, by round."""
 ADDED = (
@@ -1369,6 +1378,155 @@ class TestFailures:
             connect(space, classes=("a", "b")).prepare()
         assert space.token not in whole_text(caught.value)
         assert space.token not in repr(prepared) + str(prepared)
+
+
+@pytest.fixture
+def asking(space, api):
+    """A tool that asks for several regions of a kind, of a round of three questions with these guesses."""
+
+    def ask(kind, *guesses) -> tuple[LabelStudio, dict[str, int]]:
+        tool = connect(space, asks=AskFor(kind, several=True))
+        tool.prepare()
+        questions = [
+            question(f"1.{rank}", space.uris[rank], rank=rank, guess=guess) for rank, guess in enumerate(guesses)
+        ]
+        return tool, push(tool, questions)
+
+    return ask
+
+
+class TestKinds:
+    """Regions of every kind: what is asked for, guessed, drawn and read."""
+
+    @pytest.mark.parametrize(
+        ("kind", "control"), [("image", "Choices"), ("box", "RectangleLabels"), ("mask", "BitmaskLabels")]
+    )
+    def test_the_page_asks_for_regions_and_for_none(self, asking, api, space, kind, control):
+        asking(kind, None)
+        project = project_of(api, space)
+        controls = {name: part["type"] for name, part in project["parsed_label_config"].items()}
+        assert controls == {"label": control, "nothing": "Choices"}
+        assert "Where there is nothing" in project["expert_instruction"] or kind == "image"
+        connect(space, asks=AskFor(kind, several=True)).prepare()
+        with pytest.raises(ProjectMismatch, match=r"where label \(Choices\) is wanted|several classes where one"):
+            connect(space).prepare()
+
+    @pytest.mark.parametrize("kind", list(KINDS))
+    def test_guesses_are_kept_and_put_back_when_they_are_others(self, asking, api, space, kind):
+        tool, task_ids = asking(kind, KINDS[kind], (), None)
+        before = results_of(api, space)
+        assert before == {
+            task_ids["1.0"]: [kind_of(AskFor(kind, True)).write(KINDS[kind], {})],
+            task_ids["1.1"]: [[]],
+            task_ids["1.2"]: [[]],
+        }
+        assert tend(tool).mended == ()
+        for now, then in (("dog", "cat"), ("25.0", "25.1")):
+            [result] = before[task_ids["1.0"]]
+            changed = json.loads(json.dumps(result).replace(now, then))
+            if changed != result:
+                path = f"/api/predictions/{first_of(api, space, task_ids['1.0'])}/"
+                api.patch(path, json={"result": changed}).raise_for_status()
+                [line] = tend(tool).mended
+                assert line.startswith("1 open tasks had lost the model's guess")
+                assert results_of(api, space) == before
+
+    @pytest.mark.parametrize("kind", list(KINDS))
+    def test_a_person_finds_regions_or_none_and_an_empty_submit_is_no_answer(self, asking, api, space, kind):
+        tool, task_ids = asking(kind, KINDS[kind], KINDS[kind], KINDS[kind])
+        annotate(api, task_ids["1.2"])
+        done = annotator(space, {"1.0": KINDS[kind], "1.1": ()}).label()
+        assert (sorted(done.item_ids), done.n_labelled, done.n_wrong) == (["1.0", "1.1"], 2, 0)
+        answers = {answer.item_id: answer for answer in pull(tool, 1).answers}
+        assert answers["1.0"].annotation.regions == KINDS[kind]
+        assert (answers["1.1"].outcome, answers["1.1"].annotation.regions) == ("labelled", ())
+        assert (answers["1.2"].outcome, answers["1.2"].message) == ("empty", "")
+
+    def test_a_person_errs_in_boxes_as_often_as_told(self, asking, space):
+        tool, _ = asking("box", *[None] * 6)
+        boxes = KINDS["box"]
+        mistakes = Mistakes(drop_rate=0.3, add_rate=0.5, shift=0.1)
+        done = annotator(
+            space, {f"1.{rank}": boxes for rank in range(6)}, error_rate=0.2, mistakes=mistakes, seed=1
+        ).label()
+        found = [answer.annotation.regions for answer in pull(tool, 1).answers]
+        assert done.n_wrong == len(found) == 6
+        assert {len(regions) for regions in found} > {1}
+        assert all(region.geometry != boxes[0].geometry for regions in found for region in regions)
+
+    def test_a_mask_of_another_size_is_refused_on_the_way_out_and_on_the_way_in(self, asking, api, space):
+        half = mask_to_png(np.ones((32, 32), dtype=bool))
+        with pytest.raises(AnnotationToolError, match=r"mask of 32 x 32 pixels, and the image .* has 64 x 64"):
+            asking("mask", (Region("mask", "cat", mask=half),))
+        assert tasks_of(api, space) == []
+        tool, task_ids = asking("mask", None, None)
+        scrambled, whole = kind_of(AskFor("mask", True)).write([Region("mask", "dog", mask=half), *KINDS["mask"]], {})
+        annotate(api, task_ids["1.0"], scrambled)
+        annotate(api, task_ids["1.1"], whole, scrambled)
+        answers = {answer.item_id: answer for answer in pull(tool, 1).answers}
+        assert answers["1.0"].outcome == "invalid"
+        assert "mask 1 (dog) has 32 x 32 pixels, and its image 64 x 64" in answers["1.0"].message
+        assert answers["1.1"].annotation.regions == KINDS["mask"]
+        assert answers["1.1"].message.startswith("left out: mask 2 (dog)")
+
+    def test_the_size_of_an_image_is_that_of_the_upright_picture(self, asking, api, space):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        Image.new("RGB", (60, 40)).save(Path(space.uris[0]).with_suffix(".jpg"), exif=exif)
+        tool = connect(space, asks=AskFor("mask", several=True))
+        tool.prepare()
+        upright = Region("mask", "cat", mask=mask_to_png(np.ones((60, 40), dtype=bool)))
+        push(tool, [question("1.0", str(Path(space.uris[0]).with_suffix(".jpg")), guess=(upright,))])
+        [task] = tasks_of(api, space)
+        assert (task["data"]["width"], task["data"]["height"]) == (40, 60)
+
+    @pytest.mark.parametrize("kind", ["image", "box"])
+    def test_regions_of_classes_that_were_renamed_and_merged_have_the_new_names(self, asking, api, space, kind):
+        tool, task_ids = asking(kind, None, None)
+        for item_id, label in (("1.0", "dog"), ("1.1", "cat")):
+            region = replace(KINDS[kind][0], label=label)
+            annotate(api, task_ids[item_id], *kind_of(AskFor(kind, True)).write([region], {}))
+        merged = {"dog": "hound", "cat": "hound"}
+        now = connect(space, asks=AskFor(kind, True), classes=("hound", "fox"), renamed=merged, former_classes=CLASSES)
+        now.prepare()
+        control = project_of(api, space)["parsed_label_config"]["label"]
+        assert {name: each["value"] for name, each in control["labels_attrs"].items()} == {
+            "cat": "hound",
+            "fox": "fox",
+            "dog": "dog",
+        }
+        found = [answer.annotation.regions[0].label for answer in now.pull(recorded(tool, 1)).answers]
+        assert found == ["hound", "hound"]
+        PUSHED[space.project].clear()
+        push(now, [question("2.0", space.uris[0], 2, guess=(replace(KINDS[kind][0], label="hound"),))])
+        assert "cat" in json.dumps([each for each in results_of(api, space).values() if each != [[]]])
+
+    def test_what_only_other_programs_can_write_is_told(self, asking, api, space):
+        tool, task_ids = asking("box", *[None] * 4)
+        [drawn] = kind_of(AskFor("box", True)).write(KINDS["box"], {})
+        value = drawn["value"]
+        unlabelled = {name: each for name, each in value.items() if name != "rectanglelabels"}
+        annotate(api, task_ids["1.0"], drawn | {"value": value | {"rotation": 30}})
+        annotate(api, task_ids["1.1"], drawn | {"type": "rectangle", "value": unlabelled})
+        annotate(api, task_ids["1.2"], drawn | {"value": value | {"rectanglelabels": ["cat", "fox"]}})
+        annotate(api, task_ids["1.3"], drawn, drawn | {"value": value | {"rectanglelabels": ["owl"]}})
+        told = {answer.item_id: (answer.outcome, answer.message) for answer in pull(tool, 1).answers}
+        assert told == {
+            "1.0": ("invalid", "box 1 (dog) is turned by 30 degrees: draw it upright"),
+            "1.1": ("invalid", "box 1 has no label"),
+            "1.2": ("invalid", "box 1 has 2 labels, cat, fox"),
+            "1.3": ("labelled", "left out: box 2: 'owl' is not a class of this campaign"),
+        }
+
+
+def results_of(api, space) -> dict[int, list]:
+    """Task id -> the results of its predictions."""
+    return {task["id"]: [each["result"] for each in task["predictions"]] for task in tasks_of(api, space)}
+
+
+def first_of(api, space, task_id) -> int:
+    """Id of the first prediction of a task."""
+    return next(task["predictions"][0]["id"] for task in tasks_of(api, space) if task["id"] == task_id)
 
 
 def label_of(answer) -> str:

@@ -6,11 +6,11 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from connectors.images import shown as shown_images
 from connectors.images.reading import WHOLE
-from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_to_show
+from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_to_show, size_shown
 from pipeline.pool.reasons import PoolError
 
 ROWS, COLUMNS = np.mgrid[:24, :36]
@@ -165,3 +165,21 @@ def test_what_a_browser_was_given_is_judged(format_, content_type, problem):
 @pytest.mark.parametrize("content", [b"", b"no image", b"<svg/>"])
 def test_what_is_no_image_is_told_whatever_type_it_is_said_to_have(content):
     assert "not an image" in check_shown(content, "image/png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_the_size_that_browsers_show_is_that_of_the_upright_picture(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    RGB.save(tmp_path / name, exif=exif)
+    shown = file_to_show(tmp_path / name, "i", root=tmp_path, reading=WHOLE)
+    width, height = size_shown(shown)
+    with Image.open(tmp_path / name) as image:
+        assert (width, height) == ImageOps.exif_transpose(image).size
+
+
+def test_a_file_that_is_no_image_has_no_size(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(PoolError):
+        size_shown(tmp_path / "a.png")

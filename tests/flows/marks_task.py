@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.evaluation.metrics import calibration_error, negative_log_likelihood, wilson_interval
-from pipeline.tasks.task_type import Answered, AskFor
-from pipeline.types import Metrics, Region
+from pipeline.tasks.task_type import Answered
+from pipeline.types import AskFor, Metrics, Region
 
 asks = AskFor(kind="image", several=True)
 has_one_decision = False

@@ -1,9 +1,11 @@
+from dataclasses import replace
 from datetime import timedelta
 
 import pandas as pd
 import pytest
 
 from connectors.annotation import AnnotationToolError, AnswersUnusable, Progress, Pulled, Tended
+from connectors.memory import MemoryTool
 from flows.artefacts import ANSWERS, BATCH, NOT_USED, PROGRESS, PUSHED
 from flows.campaign import OpenCampaign
 from flows.steps.collect import collect, look, may_close, notes_of
@@ -145,3 +147,14 @@ def test_round_closes_when_enough_is_answered_or_enough_time_has_passed(
     progress, close_at, close_after, waited, closes
 ):
     assert may_close(progress, n_pushed=100, close_at=close_at, close_after=close_after, waited=waited) is closes
+
+
+def test_an_answer_that_is_used_in_part_is_told_with_what_was_left_out():
+    found = Annotation("a", (Region("box", "left", (0.0, 0.0, 1.0, 1.0)),), "ann")
+    message = "left out: box 2 (left) is smaller than a pixel"
+    answer = Answer(Ask("a", 0, "seed"), 100, 1, "labelled", "ann", "2026-01-02T03:04:05Z", found, message=message)
+    whole = replace(answer, answer_id=2, message="")
+    tool = MemoryTool(["left", "right"])
+    assert notes_of(Pulled([answer, whole], {}), [answer, whole], tool) == [
+        f"1 answers are used in part: 1 {message} (memory:100)"
+    ]

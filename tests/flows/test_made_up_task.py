@@ -2,9 +2,11 @@
 
 import pytest
 
+from connectors.label_studio.connection import TOKEN_VARIABLE
 from flows.artefacts import ANSWERS, CONFUSION_TABLE, GUESSES, METRICS, MODEL, TRAINING
+from flows.campaign import open_campaign
 from flows.config import ConfigError
-from pipeline.tasks import TASKS
+from pipeline.tasks import TASKS, classification
 from pipeline.types import Region
 from tests.flows import marks_task
 from tests.flows.loop import CLASSES, truth
@@ -25,6 +27,7 @@ def label(loop) -> None:
 
 def test_a_made_up_task_runs_three_rounds(make_loop):
     loop = make_loop('task = "marks"\nstrategy = "uherding"')
+    loop.tool.asks = marks_task.asks
     for number in range(3):
         assert f"round {number} asks for" in loop.run()
         label(loop)
@@ -45,6 +48,14 @@ def test_a_made_up_task_runs_three_rounds(make_loop):
     assert () in regions, "an image on which nothing was found is an answer"
     logged = loop.tracker.runs["round-2"].metrics
     assert {"audit_exact_match", "audit_exact_match_low", "audit_exact_match_high"} <= logged.keys()
+
+
+def test_people_are_asked_for_what_the_task_asks(make_loop, monkeypatch):
+    monkeypatch.setenv(TOKEN_VARIABLE, "a" * 40)
+    for lines, task in (('task = "marks"\nstrategy = "uherding"', marks_task), ("", classification)):
+        loop = make_loop(f'{lines}\n[label_studio]\nurl = "http://somewhere.test"')
+        tool = open_campaign(loop.file).connect(CLASSES)
+        assert tool._project.asks == task.asks
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 from connectors.annotation import Question
 from connectors.label_studio.client import LabelStudio
 from flows.artefacts import ANSWERS, BATCH, LABELLED, PUSHED
-from pipeline.types import Ask, Region
+from pipeline.masks import mask_from_png, mask_to_png
+from pipeline.types import Ask, AskFor, Region
 from tests.system.conftest import words_of
 
 CHROMIUM = shutil.which("chromium")
@@ -149,6 +150,85 @@ def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_
     assert given == {question.item_id: label for question, label in zip(questions, chosen, strict=True)}
 
 
+@pytest.fixture
+def scene(space, servers, page):
+    """Ask for several regions in the same image again and again, and open the first task; return tool and task ids."""
+
+    def ask(n: int, classes: list[str], *guess: Region) -> tuple[LabelStudio, dict[Ask, int]]:
+        image = space.images_root / "scene.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(300, 400, 3), dtype=np.uint8)).save(image)
+        settings = {"url": space.url, "token": space.token, "project": space.project, "images_root": space.images_root}
+        tool = LabelStudio(**settings, classes=classes, asks=AskFor(guess[0].kind, several=True))
+        address = tool.prepare()
+        questions = [Question(Ask(f"item {rank}", 0, "query"), str(image), rank, guess) for rank in range(n)]
+        task_ids = tool.push(questions, model_version="m", asked={})
+        log_in(page, address, servers)
+        with page.expect_response(is_next_task):
+            page.get_by_role("button", name="Label All Tasks").click()
+        close_instructions(page)
+        check_scene(page, task_ids[questions[0].ask], len(guess))
+        return tool, task_ids
+
+    return ask
+
+
+def test_boxes_are_seen_drawn_and_deleted_and_come_back_within_a_pixel(scene, page):
+    kept, wrong = (0.125, 0.1, 0.375, 0.4), (0.6, 0.5, 0.9, 0.9)
+    tool, task_ids = scene(3, ["$1", "dog"], Region("box", "$1", kept, 0.75), Region("box", "dog", wrong, 0.5))
+    told = [text.replace("\u2060", "").split() for text in regions_of(page).all_inner_texts()]
+    assert told == [["1", "$1", "0.75"], ["2", "dog", "0.50"]]
+    click_in(page, 0.75, 0.7)
+    page.keyboard.press("Backspace")
+    expect(regions_of(page)).to_have_count(1)
+    drawn = (0.5, 0.25, 0.75, 0.4)
+    page.keyboard.press("1")
+    drag_in(page, *drawn)
+    expect(regions_of(page)).to_have_count(2)
+    submit(page)
+
+    check_scene(page, task_ids[Ask("item 1", 0, "query")], 2)
+    page.keyboard.press("0")
+    expect(page.locator(".lsf-choices").get_by_role("checkbox", checked=True)).to_have_count(1)
+    for n_left, place in ((1, (0.25, 0.25)), (0, (0.75, 0.7))):
+        click_in(page, *place)
+        page.keyboard.press("Backspace")
+        expect(regions_of(page)).to_have_count(n_left)
+    submit(page)
+
+    check_scene(page, task_ids[Ask("item 2", 0, "query")], 2)
+    submit(page)
+
+    answers = {answer.item_id: answer for answer in tool.pull(task_ids).answers}
+    first, second = answers["item 0"].annotation.regions
+    assert (first.label, second.label, first.geometry) == ("$1", "$1", pytest.approx(kept))
+    assert np.abs(np.subtract(second.geometry, drawn) * (400, 300, 400, 300)).max() < 1
+    assert answers["item 1"].annotation.regions == ()
+    assert [region.score for region in answers["item 2"].annotation.regions] == [None, None]
+
+
+def test_masks_are_seen_painted_over_and_come_back_of_the_size_of_the_image(scene, page):
+    disc = np.hypot(*np.mgrid[-80:220, -100:300]) < 60
+    masks = [("cat", mask_to_png(disc)), ("dog", mask_to_png(disc[::-1, ::-1]))]
+    tool, task_ids = scene(2, ["cat", "dog"], *(Region("mask", label, mask=mask, score=0.75) for label, mask in masks))
+    page.keyboard.press("2")
+    drag_in(page, 0.1, 0.8, 0.3, 0.8)
+    expect(regions_of(page)).to_have_count(3)
+    submit(page)
+
+    check_scene(page, task_ids[Ask("item 1", 0, "query")], 2)
+    submit(page)
+
+    answers = {answer.item_id: answer for answer in tool.pull(task_ids).answers}
+    *first, painted = answers["item 0"].annotation.regions
+    for untouched in (first, answers["item 1"].annotation.regions):
+        assert [(region.label, region.mask) for region in untouched] == masks
+    stroke = mask_from_png(painted.mask)
+    ys, xs = stroke.nonzero()
+    assert (painted.label, stroke.shape) == ("dog", (300, 400))
+    assert abs((ys.min() + ys.max()) / 2 - 240) < 1.5
+    assert abs((xs.min() + xs.max()) / 2 - 80) < 1.5
+
+
 def test_pages_of_prefect_show_the_round(make_campaign, page):
     campaign = make_campaign()
     campaign.run()
@@ -192,6 +272,41 @@ def check_task(page: Page, served: Response, tasks: dict[str, int], wanted: pd.S
     assert content(image) == Path(wanted["uri"]).read_bytes()
     expect(ticked(page)).to_have_attribute("name", wanted["guess"])
     expect(page.get_by_role("heading").filter(has_text=f"Why this image: {wanted['why']}")).to_be_in_viewport()
+
+
+def check_scene(page: Page, task_id: int, n_regions: int) -> None:
+    """The task is there, with its image and its guess."""
+    expect(page.locator(".lsf-current-task__task-id")).to_contain_text(str(task_id))
+    expect(page.get_by_alt_text("image", exact=True)).to_have_js_property("naturalWidth", 400)
+    expect(regions_of(page)).to_have_count(n_regions)
+
+
+def regions_of(page: Page) -> Locator:
+    """The regions of the task, as the panel beside it lists them."""
+    return page.locator(".lsf-outliner-item")
+
+
+def click_in(page: Page, x: float, y: float) -> None:
+    """Click at a place of the image, in shares of its width and height."""
+    page.mouse.click(*at(page, x, y))
+
+
+def drag_in(page: Page, left: float, upper: float, right: float, lower: float) -> None:
+    """Drag from corner to corner."""
+    page.mouse.move(*at(page, left, upper))
+    page.mouse.down()
+    page.mouse.move(*at(page, right, lower), steps=5)
+    page.mouse.up()
+
+
+def at(page: Page, x: float, y: float) -> tuple[float, float]:
+    box = page.get_by_alt_text("image", exact=True).bounding_box()
+    return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+
+def submit(page: Page) -> None:
+    with page.expect_response(lambda answer: answer.request.method == "POST" and "/annotations" in answer.url):
+        page.keyboard.press("Control+Enter")
 
 
 def content(image: Locator) -> bytes:

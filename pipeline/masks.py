@@ -1,0 +1,78 @@
+"""Masks as PNG of 1 bit a pixel: what is not the mask is transparent, as annotation tools want it."""
+
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.types import PNG_BEGINS, mask_size
+
+AS_IT_IS, LESS_THE_ROW_ABOVE = 0, 2
+"""How PNG may store a row."""
+LEVEL = 6
+
+
+def mask_to_png(mask: NDArray[np.bool_]) -> bytes:
+    """A mask `(H, W)` as PNG with a palette of two colours, the first of them transparent.
+
+    >>> mask_size(mask_to_png(np.ones((2, 3), dtype=bool)))
+    (3, 2)
+
+    Raises:
+        ValueError: it has no pixel, or is no mask.
+    """
+    if mask.ndim != 2 or not mask.size or mask.dtype != np.bool_:
+        raise ValueError(f"a mask is (H, W) of bool, got {mask.shape} of {mask.dtype}")
+    height, width = mask.shape
+    rows = np.packbits(mask, axis=1)
+    stored = np.empty((height, 1 + rows.shape[1]), dtype=np.uint8)
+    stored[:, 0] = LESS_THE_ROW_ABOVE
+    stored[:, 1:] = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
+    header = struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0)
+    chunks = (
+        (b"PLTE", bytes(6)),
+        (b"tRNS", b"\x00\xff"),
+        (b"IDAT", zlib.compress(stored.tobytes(), LEVEL)),
+        (b"IEND", b""),
+    )
+    return PNG_BEGINS[:8] + _chunk(b"IHDR", header) + b"".join(_chunk(name, content) for name, content in chunks)
+
+
+def mask_from_png(png: bytes) -> NDArray[np.bool_]:
+    """The mask `(H, W)` that `mask_to_png` wrote.
+
+    Raises:
+        ValueError: it is damaged, or somebody else wrote it.
+    """
+    width, height = mask_size(png)
+    n_bytes = 1 + (width + 7) // 8
+    try:
+        content = zlib.decompressobj().decompress(_pixels_of(png), height * n_bytes)
+    except (zlib.error, struct.error) as exc:
+        raise ValueError(f"a mask is damaged: {exc}") from exc
+    if len(content) != height * n_bytes:
+        raise ValueError(f"a mask of {width} x {height} is damaged: it ends early")
+    stored = np.frombuffer(content, dtype=np.uint8).reshape(height, n_bytes)
+    if not np.isin(stored[:, 0], (AS_IT_IS, LESS_THE_ROW_ABOVE)).all():
+        raise ValueError("a mask was not written by pipeline.masks.mask_to_png")
+    rows = stored[:, 1:].copy()
+    for place in range(1, height):
+        if stored[place, 0] == LESS_THE_ROW_ABOVE:
+            rows[place] += rows[place - 1]
+    return np.unpackbits(rows, axis=1, count=width).astype(np.bool_)
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def _pixels_of(png: bytes) -> bytes:
+    """The compressed pixels, which a PNG may hold in several pieces."""
+    place, found = 8, b""
+    while place + 8 <= len(png):
+        (length,) = struct.unpack_from(">I", png, place)
+        if png[place + 4 : place + 8] == b"IDAT":
+            found += png[place + 8 : place + 8 + length]
+        place += 12 + length
+    return found
