@@ -28,6 +28,7 @@ from flows.config_lines import explain_setting, line_of
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
+from pipeline.regions import SEPARATOR
 from pipeline.registries import look_up
 from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
@@ -218,7 +219,15 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
             follow_links=self.follow_links,
             max_unused=self.max_unused,
             renamed=self.former_classes,
+            takes_several=self.takes_several,
         )
+
+    def takes_several(self) -> bool:
+        """Whether an image may have several labels of its own."""
+        from pipeline.tasks import TASKS  # loads torch
+
+        asks = TASKS[self.task].asks
+        return asks.kind == "image" and asks.several
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
@@ -230,6 +239,11 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         repeated = sorted(name for name, count in Counter(self.classes).items() if count > 1)
         if repeated:
             raise ValueError(f"classes must be distinct, repeated: {', '.join(repeated)}")
+        divided = [name for name in (*self.classes, *self.renamed) if SEPARATOR in name]
+        if divided and self.takes_several():
+            raise ValueError(
+                f"a class name must not hold {SEPARATOR}, which stands between labels, as {divided[0]!r} does"
+            )
         for old in self.renamed:
             if old in self.classes:
                 raise ValueError(f"renamed: {old!r} is still one of the classes: take it out of classes, or of renamed")
