@@ -8,17 +8,15 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.photos import Features
 from benchmarks.pools import N_LABELLED, Pool
-
-if TYPE_CHECKING:
-    from benchmarks.scoring import Features
 
 Positions = NDArray[np.int64]
 
@@ -206,7 +204,7 @@ def mc_dropout_baal(files: Files, seed: int) -> Tensor:
     return torch.from_numpy(np.asarray(logits)).softmax(dim=1).mean(dim=2)
 
 
-def logistic_regression(data: "Features", seed: int) -> Tensor:
+def logistic_regression(data: Features, seed: int) -> Tensor:
     """Class indices `(m,)` by scikit-learn's logistic regression on the features."""
     fitted = classifier().fit(data.labelled.float().numpy(), data.targets.numpy())
     return torch.from_numpy(fitted.predict(data.others.float().numpy()))

@@ -1,10 +1,16 @@
-"""The synthetic pool that the benchmarks of selection run on: ten Gaussian clusters, seeded."""
+"""The synthetic pool that the benchmarks of selection run on: ten Gaussian clusters, seeded; what is read off it."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from pipeline.selection.acquisition import margin
+from pipeline.selection.ask import candidates_of
+from pipeline.selection.settings import SelectionSettings
+from pipeline.types import Candidates
 
 N_LABELLED = 200
 """The first so many images have a label."""
@@ -90,3 +96,32 @@ def make_pool(
         likely = np.exp(logits - logits.max(axis=2, keepdims=True))
         probs[rows] = likely / likely.sum(axis=2, keepdims=True)
     return Pool(torch.from_numpy(embeddings), torch.from_numpy(targets), torch.from_numpy(probs), n_picks)
+
+
+def gradient_factors(pool: Pool) -> list[Tensor]:
+    """Return `(N - M, C)` and `(N - M, D)`, whose products of rows are BADGE's gradients (Ash et al., 2020)."""
+    mean = pool.probs[N_LABELLED:].mean(dim=1)
+    guesses = torch.nn.functional.one_hot(mean.argmax(dim=1), mean.shape[1])
+    return [mean - guesses, pool.candidates]
+
+
+def uncertainty(pool: Pool) -> Tensor:
+    """Return `(N - M,)` one minus the margin."""
+    return margin(pool.probs[N_LABELLED:])
+
+
+def adaptive_radius(pool: Pool) -> float:
+    """Return the smallest distance between two labelled images (Bae et al., 2025)."""
+    return float(torch.nn.functional.pdist(pool.labelled.cpu()).min())
+
+
+def as_candidates(pool: Pool, how: SelectionSettings) -> Candidates:
+    """Return the candidates with those columns that choosing a batch reads."""
+    decided = pool.probs[N_LABELLED:].unsqueeze(1), pool.candidates
+    labelled = pool.probs[:N_LABELLED].unsqueeze(1), pool.labelled
+    return candidates_of(make_ids(pool), decided, lambda: labelled, pool.targets[:N_LABELLED], how)
+
+
+def make_ids(pool: Pool) -> NDArray[np.str_]:
+    """Return `(N - M,)` ids of the candidates."""
+    return np.char.zfill(np.arange(len(pool.candidates)).astype(str), 7)

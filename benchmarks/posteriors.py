@@ -16,6 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +34,9 @@ from pipeline.learning.train import LEARNING_VERSION, learn
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.features import extract
 from pipeline.randomness import derive_seed
-from pipeline.selection.scoring import score_images
+from pipeline.selection.ask import gather_candidates, score_candidates
+from pipeline.selection.batch import select_batch
+from pipeline.selection.settings import SelectionSettings
 from pipeline.tasks import classification
 
 SETS = ("mnist", "imbalanced")
@@ -47,6 +50,7 @@ ARMS = {
     "SWAG, 20 draws": MemberSettings(ensemble=1, swag=20),
 }
 START, QUERY_SIZE = 20, 20
+HOW = SelectionSettings(strategy="top_k", acquisition="margin", query_size=QUERY_SIZE)
 MEASURED = ("accuracy", "nll", "ece", "nll_at_1", "ece_at_1")
 """The last two are at temperature 1."""
 
@@ -91,8 +95,10 @@ def learn_actively(job: Mapping[str, Any]) -> dict[str, Any]:
         rows.append(measure(models, members, test, data, seed=drawn))
         rest = torch.ones(len(features), dtype=torch.bool).index_fill(0, labelled, False).nonzero().flatten()
         decisions = decide(models, members, features[rest], seed=drawn)
-        scores = score_images(decisions, "margin", reduce="mean")
-        labelled = torch.cat([labelled, rest[scores.topk(QUERY_SIZE).indices]])
+        ids = np.array([f"{row:09d}" for row in rest.tolist()])
+        candidates = gather_candidates(ids, score_candidates(decisions, HOW).scores, {}, HOW)
+        batch = select_batch(candidates, HOW, round_number=round_number, seed=job["seed"])
+        labelled = torch.cat([labelled, torch.tensor([int(item_id) for item_id in batch.ids])])
     curves = {name: [row[name] for row in rows] for name in MEASURED}
     return {**curves, "seconds": perf_counter() - begun}
 

@@ -3,50 +3,49 @@
 Data: crops of scikit-learn's two sample photographs, JPEG files of 400 x 400 pixels, read at 96; the class of a crop
 is the tenth of the photographs that its centre is in. Model: EfficientNet-Lite0 with its ImageNet weights, the first
 head trained on 500 crops, the others drawn. Scores: those that a round computes, margin, entropy and, of several
-members, bald. On a machine with a GPU also ResNet-18 at 224 pixels, on images that are in memory already.
+members, its two parts. On a machine with a GPU also ResNet-18 at 224 pixels, on images that are in memory already.
 Options: [--json OUT] [--only NAME ...] [--quick]
 """
 
-import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import peers
 from benchmarks.lite0 import PREPROCESSING, lite0
 from benchmarks.measure import Case, Contender, arguments, report, run
-from benchmarks.transfer import lite0_settings
-from connectors.feature_store import FeatureCache
-from connectors.frozen_features import cached_features
-from connectors.images.pixels import load_images
-from pipeline.learning.lesson import Lesson
-from pipeline.learning.networks import frozen_body
+from benchmarks.photos import (
+    N_CLASSES,
+    N_HEADS,
+    N_LABELLED,
+    SETTINGS,
+    SIZE,
+    Features,
+    Photos,
+    extract_features,
+    fit_head,
+    with_empty_cache,
+    write_photos,
+)
+from benchmarks.rounds import make_round, waits, whole_round
+from connectors.frozen_features import cached_features, open_cache
+from pipeline.learning.networks import CHUNK
+from pipeline.learning.predict import decide_on_features, decide_on_images
 from pipeline.learning.settings import MemberSettings
-from pipeline.learning.train import learn, train_network
-from pipeline.members.predict import predict_from_features, predict_members
-from pipeline.networks.build import build_model, with_new_head
+from pipeline.networks.build import build_model
 from pipeline.networks.classifier import Classifier, half_precision
-from pipeline.networks.features import extract, feature_key
-from pipeline.selection.batch import select_batch
-from pipeline.selection.scoring import score_columns
+from pipeline.selection.ask import probs_read, score_candidates
 from pipeline.selection.settings import SelectionSettings
 from pipeline.tasks import classification
 from pipeline.training.fit import fit
 from pipeline.training.recipe import Recipe
-from pipeline.types import Batch, Candidates
 
 DATA = "crops of two photographs as JPEG files of 400 px, read at 96 px; EfficientNet-Lite0, ImageNet weights"
-SIZE, N_CLASSES, N_LABELLED, N_HEADS = 96, 10, 500, 5
-SETTINGS = lite0_settings("cifar").model_copy(update={"image_size": SIZE})
-SHARD = 4096
-"""Candidates in one file of scores, as in a round."""
-CPU = torch.device("cpu")
+HOW = SelectionSettings()
 GPU_BATCH = 256
 """Images at a time in the bare pass on a GPU."""
 NEAR_TIE = 0.05
@@ -65,7 +64,9 @@ def cases() -> list[Case]:
     """Return the cases for the processor."""
     pool: dict[str, Any] = {"inputs": partial(write_photos, 1024), "small": partial(write_photos, 64)}
     agreement: dict[str, Any] = {"quality": agreement_with_loop, "quality_of": AGREEMENT}
-    plain, dropout, ensemble = partial(score, 1, 0), partial(score, 1, 20), partial(score, N_HEADS, 0)
+    plain, dropout, ensemble = (
+        partial(score, MemberSettings(ensemble=n, mc_dropout=passes)) for n, passes in ((1, 0), (1, 20), (N_HEADS, 0))
+    )
     one_pass = Contender("limit: ours, one plain pass", plain, prepare=with_empty_cache)
     return [
         Case(
@@ -118,10 +119,12 @@ def cases() -> list[Case]:
         ),
         Case(
             name="round",
-            work="a round on cached features, besides servers and files: cross-fit, train 5 heads, score, select 100",
+            work="from the last answer to the next batch on cached features, besides servers and files: "
+            "cross-fit, train 5 heads, score, select 100",
             inputs=partial(make_round, 10_000),
             small=partial(make_round, 200),
             ours=Contender("ours", whole_round),
+            note=waits,
         ),
     ]
 
@@ -129,64 +132,11 @@ def cases() -> list[Case]:
 # Inputs.
 
 
-@dataclass(frozen=True, eq=False)
-class Photos:
-    """Crops on disk, and networks on one trunk to score them with.
-
-    Attributes:
-        ids: `(N,)` item ids, with uris and targets `(N,)`, class indices.
-        heads: networks that share their trunk, the first with a trained head.
-        folder: deleted when nobody holds it.
-    """
-
-    ids: list[str]
-    uris: list[str]
-    targets: Tensor
-    heads: list[Classifier]
-    folder: tempfile.TemporaryDirectory[str] = field(repr=False)
-
-    def __str__(self) -> str:
-        return f"{len(self.uris):,} photographs"
-
-
-def write_photos(n: int) -> Photos:
-    """Write n crops as JPEG files, and train a head on others."""
-    folder = tempfile.TemporaryDirectory()
-    n_labelled = min(n, N_LABELLED)
-    uris, targets = write_crops(Path(folder.name), n + n_labelled)
-    labelled = load_images(uris[n:], size=SIZE, channels=3)
-    trained = fit_head(extract(trunk(), labelled, device=CPU), targets[n:], seed=0)
-    heads = [trained, *(with_new_head(trained, seed=seed) for seed in range(1, N_HEADS))]
-    return Photos([Path(uri).stem for uri in uris[:n]], uris[:n], targets[:n], heads, folder)
-
-
-def write_crops(folder: Path, n: int) -> tuple[list[str], Tensor]:
-    """Write n crops as JPEG files; return their paths and classes `(n,)`."""
-    from sklearn.datasets import load_sample_images
-
-    pictures = [Image.fromarray(pixels) for pixels in load_sample_images().images]
-    rng = np.random.default_rng(0)
-    uris, targets = [], []
-    for place in range(n):
-        which = int(rng.integers(len(pictures)))
-        picture, side = pictures[which], int(rng.integers(160, 261))
-        left, top = (int(rng.integers(length - side + 1)) for length in picture.size)
-        uris.append(str(folder / f"{place:06d}.jpg"))
-        picture.resize((400, 400), box=(left, top, left + side, top + side)).save(uris[-1], quality=90)
-        targets.append(5 * which + int(5 * (left + side / 2) / picture.width))
-    return uris, torch.tensor(targets)
-
-
-def with_empty_cache(photos: Photos) -> tuple[Photos, Path]:
-    """Return the crops, and a new folder for their features."""
-    return photos, Path(tempfile.mkdtemp(dir=photos.folder.name))
-
-
 @cache
 def with_full_cache(photos: Photos) -> tuple[Photos, Path]:
     """Return the crops, and a folder that has their features."""
     _, folder = with_empty_cache(photos)
-    score(1, 0, (photos, folder), 0)
+    score(MemberSettings(ensemble=1), (photos, folder), 0)
     return photos, folder
 
 
@@ -201,15 +151,16 @@ def as_network(photos: Photos) -> peers.Files:
 # Reading and scoring, as a round does it.
 
 
-def score(n_heads: int, mc_dropout: int, prepared: tuple[Photos, Path], seed: int) -> Tensor:
+def score(members: MemberSettings, prepared: tuple[Photos, Path], seed: int) -> Tensor:
     """Score all crops; return the mean probabilities `(N, C)` of the members."""
     photos, folder = prepared
-    heads = photos.heads[:n_heads]
-    files = FeatureCache(folder, feature_key(heads[0], image_size=SIZE))
-    features = cached_features(files, heads[0], photos.ids, photos.uris, image_size=SIZE)
-    decisions, _ = predict_from_features(heads, features, task=classification, mc_dropout=mc_dropout, seed=seed)
-    score_columns(decisions, {"margin", "entropy", *(["bald"] if decisions.shape[2] > 1 else [])}, reduce="mean")
-    return decisions[:, 0].mean(dim=1)
+    heads, probs = photos.heads[: members.ensemble], []
+    cache = open_cache(folder, heads[0], image_size=SIZE)
+    features = cached_features(cache, heads[0], photos.ids, photos.uris, image_size=SIZE)
+    for decisions, _ in decide_on_features(heads, features, members, task=classification, seed=seed):
+        score_candidates(decisions, HOW)
+        probs.append(probs_read(decisions, HOW)[:, 0])
+    return torch.cat(probs)
 
 
 def images_per_second(photos: Photos, result: Tensor, seconds: float, peak: float | None) -> str:
@@ -245,34 +196,7 @@ def gaps_of_disagreement(probs: Tensor, theirs: Tensor) -> Tensor:
     return top[:, 0] - top[:, 1]
 
 
-# Training a head, and a whole round.
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features in memory, of labelled crops and of others.
-
-    Attributes:
-        labelled: `(n, D)`, with targets `(n,)`.
-        others: `(m, D)`, with other_targets `(m,)`.
-    """
-
-    labelled: Tensor
-    targets: Tensor
-    others: Tensor
-    other_targets: Tensor
-
-    def __str__(self) -> str:
-        n, n_features = self.labelled.shape
-        return f"{n} labels x {n_features}"
-
-
-def extract_features(n: int) -> Features:
-    """Return features of n labelled crops and of as many others."""
-    with tempfile.TemporaryDirectory() as folder:
-        uris, targets = write_crops(Path(folder), 2 * n)
-        features = extract(trunk(), load_images(uris, size=SIZE, channels=3), device=CPU)
-    return Features(features[:n], targets[:n], features[n:], targets[n:])
+# Training a head.
 
 
 def train_head(data: Features, seed: int) -> Tensor:
@@ -282,81 +206,9 @@ def train_head(data: Features, seed: int) -> Tensor:
         return head.read(data.others).argmax(dim=1)
 
 
-def fit_head(features: Tensor, targets: Tensor, *, seed: int) -> Classifier:
-    """A head on features, trained as a campaign trains it, but for the search out of fold."""
-    lesson = Lesson(classification, N_CLASSES, "head", features, targets, trunk())
-    return train_network(lesson, SETTINGS, MemberSettings(), seed=seed).model
-
-
-@cache
-def trunk() -> Classifier:
-    """The network whose frozen trunk all heads share."""
-    return frozen_body(SETTINGS, n_classes=N_CLASSES)
-
-
 def accuracy(data: Features, guesses: Tensor) -> float:
     """Return the share of the others whose class is right."""
     return float((guesses == data.other_targets).float().mean())
-
-
-@dataclass(frozen=True)
-class Round:
-    """A round about to train: features of labelled images and candidates are in the cache.
-
-    Attributes:
-        ids: of the labelled images, which come first, and of the candidates.
-        targets: `(M,)` class indices of the labelled images.
-    """
-
-    photos: Photos
-    folder: Path
-    ids: list[str]
-    targets: Tensor
-
-    def __str__(self) -> str:
-        return f"{len(self.targets)} labels, {len(self.ids) - len(self.targets):,} candidates"
-
-
-def make_round(n: int) -> Round:
-    """Fill a cache with features of n candidates and of `N_LABELLED` images with labels.
-
-    No image is read in the round, so the features are those of 1,000 crops at most, again and again with noise.
-    """
-    photos, folder = with_empty_cache(write_photos(min(n, 1000)))
-    images = load_images(photos.uris, size=SIZE, channels=3)
-    features = extract(trunk(), images, device=CPU).float()
-    n_labelled = min(N_LABELLED, len(features))
-    rows = torch.arange(n_labelled + n) % len(features)
-    generator = torch.Generator().manual_seed(0)
-    noisy = features[rows] + features.std() / 4 * torch.randn(len(rows), features.shape[1], generator=generator)
-    ids = [f"{row:07d}" for row in range(len(rows))]
-    FeatureCache(folder, feature_key(trunk(), image_size=SIZE)).append(ids, noisy.half())
-    return Round(photos, folder, ids, photos.targets[:n_labelled])
-
-
-def whole_round(prepared: Round, seed: int) -> Batch:
-    """Train, score and select, with the functions of a round in their order."""
-    targets = prepared.targets
-    files = FeatureCache(prepared.folder, feature_key(trunk(), image_size=SIZE))
-    labelled = files.read(prepared.ids[: len(targets)])
-    lesson = Lesson(classification, N_CLASSES, "head", labelled, targets, trunk())
-    heads = learn(lesson, SETTINGS, MemberSettings(ensemble=N_HEADS), seed=seed, round_number=1)
-    predict = partial(predict_from_features, heads, task=classification, seed=seed)
-    _, labelled_embeddings = predict(labelled)
-    parts, columns = [], {"margin", "entropy", "aleatoric", "epistemic"}
-    for start in range(len(targets), len(prepared.ids), SHARD):
-        decisions, embeddings = predict(files.read(prepared.ids[start : start + SHARD]))
-        parts.append((score_columns(decisions, columns, reduce="mean")["margin"], decisions[:, 0], embeddings))
-    scores, probs, embeddings = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    candidates = Candidates(
-        ids=np.array(prepared.ids[len(targets) :], dtype=np.str_),
-        scores=scores,
-        probs=probs,
-        embeddings=embeddings,
-        labelled_embeddings=labelled_embeddings,
-        labelled_targets=targets,
-    )
-    return select_batch(candidates, SelectionSettings(strategy="auto"), round_number=1, seed=seed)
 
 
 # On a GPU, against the same pass on tensors that lie there already.
@@ -423,8 +275,8 @@ def moved(data: OnGPU) -> OnGPU:
 
 def score_on_gpu(data: OnGPU, seed: int) -> Tensor:
     """Score all images, as a round does without a frozen trunk."""
-    decisions, _ = predict_members([data.model], data.images, task=classification, seed=seed)
-    return score_columns(decisions, {"margin", "entropy"}, reduce="mean")["margin"]
+    parts = decide_on_images([data.model], data.images.split(CHUNK), SETTINGS, None, task=classification, seed=seed)
+    return torch.cat([score_candidates(decisions, HOW).scores for decisions, _ in parts])
 
 
 def bare_forward(data: OnGPU, seed: int) -> Tensor:

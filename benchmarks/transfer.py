@@ -27,9 +27,9 @@ from pipeline.evaluation.comparison import Interval, mean_interval, paired_diffe
 from pipeline.learning.lesson import Lesson
 from pipeline.learning.networks import frozen_body, phase_of
 from pipeline.learning.out_of_fold import add_out_of_fold
+from pipeline.learning.predict import decide_on_images
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.learning.train import LEARNING_VERSION, train_network
-from pipeline.members.predict import predict_members
 from pipeline.networks.classifier import PHASES, Classifier
 from pipeline.networks.features import extract
 from pipeline.randomness import derive_seed
@@ -109,7 +109,7 @@ def run(job: Mapping[str, Any]) -> dict[str, float]:
     lesson = Lesson(classification, N_CLASSES, phase, inputs, data.targets[rows], body)
     trained = train_network(add_out_of_fold(lesson, how, seed=seed), how, MemberSettings(), seed=seed)
     seconds = perf_counter() - begun
-    decisions, _ = predict_members([trained.model], data.test_images, task=classification, seed=0)
+    ((decisions, _),) = decide_on_images([trained.model], [data.test_images], how, None, task=classification, seed=0)
     metrics = classification.measure(decisions.mean(dim=2), data.test_targets, [str(c) for c in range(N_CLASSES)])
     measured = {"accuracy": metrics.value, "nll": metrics.nll, "ece": metrics.ece, **metrics.scalars}
     return {**measured, "seconds": seconds, "epochs": len(trained.fit.history)}
@@ -136,7 +136,7 @@ def _print(name: str, runs: Sequence[Mapping[str, Any]], settings: ModelSettings
         at = [row for row in runs if row["n_labels"] == n]
         by_phase = {phase: [row for row in at if row["phase"] == phase] for phase in phases}
         accuracies = {phase: [100 * row["accuracy"] for row in rows] for phase, rows in by_phase.items()}
-        chosen = phase_of(settings, n_labels=n, n_classes=N_CLASSES)
+        chosen = phase_of(settings, n_trained_on=n, n_classes=N_CLASSES)
         seconds = [f"{sum(row['seconds'] for row in rows) / len(rows):.1f}" for rows in by_phase.values()]
         cells = [in_words(mean_interval(values)) for values in accuracies.values()]
         table.add_row(str(n), *cells, chosen, _behind(accuracies, chosen), *seconds)

@@ -72,6 +72,8 @@ def check_questions(questions: Sequence[Question], classes: Sequence[str]) -> No
         if question.rank < 0:
             raise ValueError(f"item {ask.item_id}: a rank counts from 0, got {question.rank}")
         for region in guess or ():
+            if region.kind != "image":
+                raise ValueError(f"item {ask.item_id}: a guess must be for the whole image, got a {region.kind}")
             if region.label not in classes:
                 raise ValueError(
                     f"item {ask.item_id}: a guess must be one of {', '.join(classes)}, got {region.label!r}"

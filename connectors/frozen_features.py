@@ -1,6 +1,6 @@
 """Features of images under a frozen trunk: read from the store, or computed from the pixels and kept there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from connectors.images.pixels import stream_images
 from connectors.images.reading import WHOLE, Range, Reading
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.features import BATCH, extract, feature_key
+from pipeline.types import OnProgress
 
 CHUNK_BYTES = 2**28
 """Decoded images of one append, at most."""
@@ -58,7 +59,7 @@ def cached_features(
     *,
     image_size: int,
     reading: Reading = WHOLE,
-    advance: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Tensor:
     """Features of images, from the cache; what is missing there is computed and appended, chunk by chunk.
 
@@ -72,7 +73,7 @@ def cached_features(
         uris: `(n,)` their paths.
         image_size: side of the square images, pixels.
         reading: how the images are read.
-        advance: called with the images done and all images.
+        on_progress: called with (done, total) images.
 
     Returns:
         float16 `(n, …)` on the CPU.
@@ -95,8 +96,8 @@ def cached_features(
             features = computed.new_zeros((len(ids), *computed.shape[1:])) if features is None else features
             features[positions] = computed
             n_done += len(part)
-            if advance is not None:
-                advance(n_done, len(ids))
+            if on_progress is not None:
+                on_progress(n_done, len(ids))
     return cast(Tensor, features)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -25,6 +26,7 @@ from pipeline.names import checked_classes
 from pipeline.types import Annotation, Answer, Ask, Outcome, Region
 
 T = TypeVar("T")
+NOW = partial(datetime.now, UTC)
 
 
 class MemoryTool(AnnotationTool):
@@ -35,7 +37,7 @@ class MemoryTool(AnnotationTool):
         clock: tells the time of an answer.
     """
 
-    def __init__(self, classes: Sequence[str], *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(self, classes: Sequence[str], *, clock: Callable[[], datetime] = NOW) -> None:
         self.classes = checked_classes(classes)
         self.tasks: dict[int, Question] = {}
         self.answers: dict[int, Answer] = {}

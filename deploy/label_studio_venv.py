@@ -14,7 +14,7 @@ from deploy.processes import tail
 LABEL_STUDIO_LOCK = Path(__file__).with_name("label-studio.lock")
 
 
-def install_label_studio(venv: Path, report: Callable[[str], None]) -> None:
+def install_label_studio(venv: Path, say: Callable[[str], None]) -> None:
     """Make `venv` hold exactly what the lock file names, unless it was made from that very lock."""
     digest = hashlib.sha256(LABEL_STUDIO_LOCK.read_bytes()).hexdigest()
     mark = venv / "label-studio.lock.sha256"
@@ -22,7 +22,7 @@ def install_label_studio(venv: Path, report: Callable[[str], None]) -> None:
     with filelock.FileLock(venv.with_name(f"{venv.name}.lock")):
         if mark.exists() and mark.read_text() == digest:
             return
-        report(f"label-studio: installing into {venv}")
+        say(f"label-studio: installing into {venv}")
         python = venv / "bin" / "python"
         if not python.exists():
             run_uv("venv", "--quiet", "--python", sys.executable, str(venv))

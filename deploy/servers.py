@@ -13,10 +13,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import filelock
-import httpx
 import psutil
 
 from deploy import logins, programs
@@ -28,7 +29,7 @@ from deploy.programs import HEALTH, Plan, Server, inherited_environment
 
 START_SECONDS = 480.0
 HOME_NAME = ".labelcycle"
-Report = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,14 @@ class Servers:
 def up(
     home: Path,
     *,
-    on_progress: Report | None = None,
+    say: Say | None = None,
     label_studio_venv: Path | None = None,
 ) -> Servers:
     """Start those of the three servers that do not run yet, and wait until all answer.
 
     Args:
         home: folder of all their data and logs; a second call with it finds the servers of the first.
-        on_progress: gets one line whenever something happened.
+        say: called with one line whenever something happened.
         label_studio_venv: environment of the Label Studio server, made as `label-studio.lock` says.
 
     Raises:
@@ -78,15 +79,15 @@ def up(
     home = home.resolve()
     _make_home(home)
     venv = (label_studio_venv or home / "label-studio-venv").absolute()
-    report = on_progress or (lambda line: None)
+    say = say or (lambda line: None)
     with filelock.FileLock(home / "servers.lock"):
         logins.make_password(home)
         state = _State(home)
         with ThreadPoolExecutor(len(HEALTH)) as pool:
             starts = [
-                pool.submit(_ensure_label_studio, state, _document_root(home), venv, report),
-                pool.submit(_ensure, state, "mlflow", programs.mlflow, report),
-                pool.submit(_ensure, state, "prefect", programs.prefect, report),
+                pool.submit(_ensure_label_studio, state, _document_root(home), venv, say),
+                pool.submit(_ensure, state, "mlflow", programs.mlflow, say),
+                pool.submit(_ensure, state, "prefect", programs.prefect, say),
             ]
         for start in starts:
             start.result()
@@ -127,6 +128,8 @@ def personal_token(local: Servers) -> str:
     Raises:
         ServerError: if the login is refused, or another program answers in the server's place.
     """
+    import httpx  # for sessions; commands that ask whether the servers answer do without
+
     url = local.label_studio_url
     server = _State(local.home).get("label-studio")
     if server is None or server.url != url or not server.is_listening:
@@ -203,34 +206,34 @@ def _document_root(home: Path) -> Path:
     return root
 
 
-def _ensure_label_studio(state: _State, document_root: Path, venv: Path, report: Report) -> None:
+def _ensure_label_studio(state: _State, document_root: Path, venv: Path, say: Say) -> None:
     server = state.get("label-studio") or Server("label-studio", free_port())
     if server.document_root != str(document_root):
         if _stop(state, server.name):
-            report(f"label-studio: stopped, it served images below {server.document_root}")
+            say(f"label-studio: stopped, it served images below {server.document_root}")
         server = state.set(replace(server, pid=None, created=None, document_root=str(document_root)))
     if not server.is_alive:
-        install_label_studio(venv, report)
-    _ensure(state, server.name, partial(programs.label_studio, venv=venv), report)
+        install_label_studio(venv, say)
+    _ensure(state, server.name, partial(programs.label_studio, venv=venv), say)
 
 
-def _ensure(state: _State, name: str, plan: Plan, report: Report) -> None:
+def _ensure(state: _State, name: str, plan: Plan, say: Say) -> None:
     server = state.get(name) or Server(name, free_port())
     if server.is_alive and not state.is_guarded(server):
-        report(f"{name}: stopped, it was started without this password")
+        say(f"{name}: stopped, it was started without this password")
         _stop(state, name)
         server = _known(state, name)
     if not server.is_alive:
         _stop(state, name)  # what a server that died has left behind
-        server = _start(state, server, plan, report)
-    _wait(state, server, report)
+        server = _start(state, server, plan, say)
+    _wait(state, server, say)
 
 
-def _start(state: _State, server: Server, plan: Plan, report: Report) -> Server:
+def _start(state: _State, server: Server, plan: Plan, say: Say) -> Server:
     port = server.port if is_free(server.port) else free_port()
     server = state.set(replace(server, port=port))
     folder, log = state.home / server.name, state.log(server.name)
-    report(f"{server.name}: starting, log in {log}")
+    say(f"{server.name}: starting, log in {log}")
     make_private(folder)
     make_private(log.parent)
     command, environment = plan(server, folder, state.password)
@@ -281,7 +284,7 @@ def _make_home(home: Path) -> None:
             home.chmod(PRIVATE_FOLDER)
 
 
-def _wait(state: _State, server: Server, report: Report) -> None:
+def _wait(state: _State, server: Server, say: Say) -> None:
     began = time.monotonic()
     while not _answers(server):
         if not server.is_alive:
@@ -293,7 +296,7 @@ def _wait(state: _State, server: Server, report: Report) -> None:
                 f"the last lines of {_log_end(state, server)}"
             )
         time.sleep(0.2)
-    report(f"{server.name}: answers at {server.url}")
+    say(f"{server.name}: answers at {server.url}")
 
 
 def _stop(state: _State, name: str) -> bool:
@@ -308,10 +311,15 @@ def _stop(state: _State, name: str) -> bool:
 def _answers(server: Server) -> bool:
     if not server.is_listening:
         return False
+    place = urlsplit(server.url)
+    connection = HTTPConnection(place.hostname or "", place.port, timeout=5)
     try:
-        return httpx.get(server.url + HEALTH[server.name], timeout=5, trust_env=False).is_success
-    except httpx.HTTPError:
+        connection.request("GET", HEALTH[server.name])
+        return connection.getresponse().status < 300
+    except (OSError, HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def _log_end(state: _State, server: Server) -> str:

@@ -1,13 +1,13 @@
 """Every file of a campaign and of its rounds: its name, the record or handle that it holds, how one becomes the other.
 
-A step names artefacts by its parameters: `ROUND_ARTEFACTS` and `CAMPAIGN_ARTEFACTS` say which name means which file.
+A step names artefacts by its parameters: `ROUND_ARTEFACTS` has the artefact of each name.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, get_args
 
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
@@ -40,29 +40,39 @@ from flows.records import (
 )
 from pipeline.labels.answers import answers_from_table, answers_to_table
 from pipeline.settings import Plain
-from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, Predicted
+from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, Predicted, Rows
 from pipeline.types import Answer
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Rows)
 
 
 @dataclass(frozen=True)
 class Artefact(Generic[T]):
-    """One file, or one folder of files, and what it holds."""
+    """One file, or one folder of files.
+
+    Attributes:
+        holds: what stands in it, for docs/reference/campaign-folder.md; `keys` are those of a JSON record.
+        is_handle: whether it is too large to be held; a step gets it, there or not, and reads and writes parts of it.
+    """
 
     name: str
+    holds: str
     read: Callable[[Path], T]
     write: Callable[[Path, T], None]
     is_handle: bool = False
-    """Whether it is too large to be held: steps are given it, there or not, to read and write parts of it."""
+    keys: tuple[str, ...] = ()
 
 
 AnyArtefact = Artefact[Any]
-"""One of those that hold different records."""
+"""An artefact of any record."""
 
 
-def json_of(name: str, record: type[T]) -> Artefact[T]:
-    """A JSON file that holds a record."""
+def json_of(name: str, record: type[T], holds: str | None = None) -> Artefact[T]:
+    """A JSON file that holds a record; without `holds` the first line of the record's docstring describes it."""
+    kind = next((one for one in (record, *get_args(record)) if is_dataclass(one)), None)
+    caption = (kind.__doc__ or "").strip().partition("\n")[0].removesuffix(".")
+    keys = tuple(each.name for each in fields(kind)) if kind else ()
 
     @cache
     def adapter() -> TypeAdapter[T]:
@@ -82,24 +92,24 @@ def json_of(name: str, record: type[T]) -> Artefact[T]:
     def write(path: Path, value: T) -> None:
         write_json(path, adapter().dump_python(value, mode="json"))
 
-    return Artefact(name, read, write)
+    return Artefact(name, holds or caption, read, write, keys=keys)
 
 
-def table_of(name: str, record: Callable[[pd.DataFrame], T], table: Callable[[T], pd.DataFrame]) -> Artefact[T]:
-    """A Parquet file that holds a table."""
+def rows_of(name: str, record: type[R], holds: str) -> Artefact[R]:
+    """A Parquet file that holds a table whose columns are attributes."""
 
-    def read(path: Path) -> T:
+    def read(path: Path) -> R:
         return record(pd.read_parquet(path))
 
-    def write(path: Path, value: T) -> None:
-        write_table(path, table(value))
+    def write(path: Path, rows: R) -> None:
+        write_table(path, rows.table)
 
-    return Artefact(name, read, write)
+    return Artefact(name, holds, read, write)
 
 
-def handle_of(name: str, handle: Callable[[Path], T]) -> Artefact[T]:
+def handle_of(name: str, handle: Callable[[Path], T], holds: str) -> Artefact[T]:
     """A file or folder that is too large to be held: its maker writes it through the handle."""
-    return Artefact(name, handle, lambda _path, _value: None, is_handle=True)
+    return Artefact(name, holds, handle, lambda _path, _value: None, is_handle=True)
 
 
 def _read_settings(path: Path) -> Plain:
@@ -112,9 +122,14 @@ def _write_settings(path: Path, settings: Plain) -> None:
     write_json(path, {"format": FORMAT, **settings})
 
 
-CAMPAIGN: Artefact[Plain] = Artefact("campaign.json", _read_settings, _write_settings)
+CAMPAIGN: Artefact[Plain] = Artefact(
+    "campaign.json", "The settings of the last run, and the format of the folder", _read_settings, _write_settings
+)
 POOL: Artefact[PoolTable] = Artefact(
-    "pool.parquet", lambda path: PoolTable(read_pool(path)), lambda path, pool: _drop(write_table(path, pool.table))
+    "pool.parquet",
+    "A row for each file: content, path, part (pool or audit), label, group, and the reason if it is not used",
+    lambda path: PoolTable(read_pool(path)),
+    lambda path, pool: _drop(write_table(path, pool.table)),
 )
 POOL_NOTES = json_of("pool_notes.json", PoolNotes)
 PIXEL_RANGES = json_of("pixel_ranges.json", PixelRanges)
@@ -125,32 +140,45 @@ CAMPAIGN_ID = json_of("campaign.id.json", CampaignId)
 """Of a campaign."""
 
 CONFIG = json_of("config.json", RoundConfig)
-LABELLED = table_of("labelled.parquet", Labels, lambda labels: labels.table)
-AUDIT = table_of("audit.parquet", Labels, lambda labels: labels.table)
+LABELLED = rows_of("labelled.parquet", Labels, "The labels that the round learns from")
+AUDIT = rows_of("audit.parquet", Labels, "The labels that the round's model is measured on")
 PAGES = json_of("pages.json", Pages)
-CANDIDATES = handle_of("candidates.parquet", ItemList)
+CANDIDATES = handle_of("candidates.parquet", ItemList, "The images that the round may ask for")
 PLAN = json_of("plan.json", Plan)
-OUT_OF_FOLD = table_of("out_of_fold.parquet", Predicted, lambda found: found.table)
-MEMBERS = handle_of("members", MemberFiles)
+OUT_OF_FOLD = rows_of("out_of_fold.parquet", Predicted, "Predictions of labels by networks that have not seen them")
+MEMBERS = handle_of(
+    "members", MemberFiles, "The networks: a record and weights for each, and the trunk that they share"
+)
 TRAINING = json_of("training.json", Training)
-AUDIT_PREDICTIONS = table_of("audit_predictions.parquet", Predicted, lambda found: found.table)
+AUDIT_PREDICTIONS = rows_of("audit_predictions.parquet", Predicted, "What the model predicts on the audit set")
 METRICS: Artefact[AuditMetrics | None] = json_of("metrics.json", cast("type[AuditMetrics | None]", AuditMetrics | None))
 REVIEW = json_of("review.json", Review)
-SUSPICIOUS = table_of("suspicious_labels.parquet", lambda table: table, lambda table: table)
+SUSPICIOUS: Artefact[pd.DataFrame] = Artefact(
+    "suspicious_labels.parquet",
+    "Labels that are probably wrong, the likeliest first",
+    pd.read_parquet,
+    lambda path, table: _drop(write_table(path, table)),
+)
 MODEL = json_of("model.json", Registered)
 OUTLOOK = json_of("outlook.json", Outlook)
-SCORES = handle_of("scores", ScoreFiles)
-LABELLED_EMBEDDINGS = handle_of("labelled_embeddings.parquet", LabelledEmbeddings)
-GUESSES = table_of("guesses.parquet", Guesses, lambda guesses: guesses.table)
-BATCH = table_of("batch.parquet", BatchTable, lambda batch: batch.table)
+SCORES = handle_of("scores", ScoreFiles, "Scores of the candidates, a file for each part of the pool")
+LABELLED_EMBEDDINGS = handle_of(
+    "labelled_embeddings.parquet", LabelledEmbeddings, "Where the labelled images lie among the others, by the networks"
+)
+GUESSES = rows_of(
+    "guesses.parquet", Guesses, "What the model sees in each image of the batch, as regions with their probability"
+)
+BATCH = rows_of("batch.parquet", BatchTable, "The images asked for, most wanted first, with reason and guess")
 STABILITY = json_of("stability.json", Stability)
 CONFUSION_TABLE: Artefact[pd.DataFrame] = Artefact(
     "confusion_matrix.csv",
+    "How often each class was taken for each other, as a table; rows are true classes",
     lambda path: pd.read_csv(path, index_col=0),
     lambda path, counts: _drop(write_atomic(path, lambda file: counts.to_csv(file, index_label="true class"))),
 )
 CONFUSION_PICTURE: Artefact[bytes] = Artefact(
     "confusion_matrix.png",
+    "The same as a picture",
     lambda path: path.read_bytes(),
     lambda path, picture: _drop(write_atomic(path, lambda file: _drop(file.write_bytes(picture)))),
 )
@@ -158,17 +186,21 @@ SUMMARY = json_of("summary.json", Summary)
 PUSHING = json_of("pushing.json", Pushing)
 PUSHED = json_of("pushed.json", Pushed)
 PROGRESS = json_of("progress.json", SeenProgress)
-NOT_USED = json_of("not_used.json", list[str])
-WITHDRAWN = json_of("withdrawn.json", list[str])
+NOT_USED = json_of("not_used.json", list[str], "Lines on answers that are not used")
+WITHDRAWN = json_of("withdrawn.json", list[str], "Images whose task was deleted before it was answered")
 ANSWERS: Artefact[list[Answer]] = Artefact(
     "annotations.parquet",
+    "The answers that are new, changed or withdrawn since the last round closed",
     lambda path: answers_from_table(pd.read_parquet(path)),
     lambda path, answers: _drop(write_table(path, answers_to_table(answers))),
 )
 ROUND = json_of("round.json", ClosedRound)
-SECONDS = json_of("seconds.json", dict[str, float])
+SECONDS = json_of("seconds.json", dict[str, float], "Seconds that each step of the round took")
 """Of a round."""
 
+CAMPAIGN_ARTEFACTS: tuple[AnyArtefact, ...] = (
+    *(CAMPAIGN, CAMPAIGN_ID, POOL, POOL_NOTES, DEPENDENCE, PIXEL_RANGES, KNOWN_NETWORK, PAGE),
+)
 ROUND_ARTEFACTS: dict[str, AnyArtefact] = {
     "config": CONFIG,
     "labelled": LABELLED,
@@ -190,6 +222,8 @@ ROUND_ARTEFACTS: dict[str, AnyArtefact] = {
     "guesses": GUESSES,
     "batch": BATCH,
     "stability": STABILITY,
+    "confusion_table": CONFUSION_TABLE,
+    "confusion_picture": CONFUSION_PICTURE,
     "summary": SUMMARY,
     "pushing": PUSHING,
     "pushed": PUSHED,
@@ -204,4 +238,4 @@ ROUND_ARTEFACTS: dict[str, AnyArtefact] = {
 
 
 def _drop(_value: object) -> None:
-    """Nothing, of whatever was computed."""
+    """Return nothing, for writers that return a path."""

@@ -1,6 +1,5 @@
 """The features of frozen networks, kept between rounds and campaigns: where they are and what they take."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,7 @@ from connectors.images.reading import WHOLE, Reading
 from flows.home import home
 from pipeline.learning.settings import ModelSettings
 from pipeline.networks.classifier import Classifier
+from pipeline.types import OnProgress
 
 GIGABYTE = 1e9
 
@@ -29,7 +29,7 @@ def features_of(
     settings: ModelSettings,
     *,
     reading: Reading = WHOLE,
-    advance: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Tensor:
     """What a network's frozen trunk makes of images, `(n, ...)` in float16; only what is new is computed.
 
@@ -37,7 +37,7 @@ def features_of(
         body: on the device that computes.
         items: item_id and uri.
         reading: how the images are read.
-        advance: called with (done, total) images.
+        on_progress: called with (done, total) images.
     """
     return cached_features(
         open_cache(features_folder(), body, image_size=settings.image_size, ranges=reading.ranges),
@@ -46,7 +46,7 @@ def features_of(
         items["uri"].tolist(),
         image_size=settings.image_size,
         reading=reading,
-        advance=advance,
+        on_progress=on_progress,
     )
 
 

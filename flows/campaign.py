@@ -19,13 +19,13 @@ from flows.folder import Campaign, RoundFolder
 from flows.home import LAST_CAMPAIGN, home, settle_home
 from flows.home import VARIABLE as HOME_VARIABLE
 from flows.known_network import remember_network
-from flows.ledger import read_ledger
+from flows.ledger import round_of_ledger
 from flows.local import reach_local_addresses_directly
 from flows.outlook import outlook
 from flows.progress import say
 from flows.records import PixelRanges
 from flows.step import Step, do
-from pipeline.labels.ledger import Ledger, count_labels
+from pipeline.labels.ledger import Ledger, RoundOfLedger, count_labels
 from pipeline.learning.settings import with_own_image_size
 from pipeline.settings import LOCAL
 from pipeline.tables import Labels, PoolTable
@@ -58,7 +58,8 @@ class OpenCampaign:
         self.settings, self.folder = settings, folder
         self._tool, self._tracker = tool, tracker
         self._pool: tuple[object, PoolTable] | None = None
-        self._ledger: tuple[object, Ledger] | None = None
+        self._rounds: dict[int, tuple[object, RoundOfLedger]] = {}
+        self._ledger = Ledger()
 
     @property
     def tool(self) -> AnnotationTool:
@@ -131,12 +132,18 @@ class OpenCampaign:
 
     @property
     def ledger(self) -> Ledger:
-        """What all rounds asked for and brought in. It is read once, until a round adds to it."""
-        rounds = self.folder.rounds()
-        stamp = [_stamp(f.path_of(artefact)) for f in rounds for artefact in (CONFIG, PUSHED, WITHDRAWN, ANSWERS)]
-        if self._ledger is None or self._ledger[0] != stamp:
-            self._ledger = (stamp, read_ledger(self.folder, self.settings))
-        return self._ledger[1]
+        """What all rounds asked for and brought in. Each round is read once, until it changes."""
+        rounds = [self._round(folder) for folder in self.folder.rounds()]
+        if list(map(id, rounds)) != list(map(id, self._ledger.rounds)):
+            self._ledger = Ledger(rounds, self.settings.former_classes)
+        return self._ledger
+
+    def _round(self, folder: RoundFolder) -> RoundOfLedger:
+        stamp = [_stamp(folder.path_of(artefact)) for artefact in (CONFIG, PUSHED, WITHDRAWN, ANSWERS)]
+        known = self._rounds.get(folder.number)
+        if known is None or known[0] != stamp:
+            known = self._rounds[folder.number] = (stamp, round_of_ledger(folder))
+        return known[1]
 
     @property
     def reading(self) -> Reading:
@@ -253,7 +260,8 @@ def open_campaign(path: Path, *, tool: AnnotationTool | None = None, tracker: Tr
     settings = settings.model_copy(update={"model": with_own_image_size(settings.model)})
     folder = Campaign(settings.folder)
     folder.check_ours()
-    claim(folder, settings, path)
+    work = OpenCampaign(settings, folder, tool=tool, tracker=tracker)
+    claim(folder, settings, path, answers=lambda: work.ledger.answers)
     remember_network(folder, settings.model)
     write_json(settle_home(path) / LAST_CAMPAIGN, {"folder": str(settings.folder), "file": str(path.resolve())})
-    return OpenCampaign(settings, folder, tool=tool, tracker=tracker)
+    return work

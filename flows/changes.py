@@ -1,17 +1,17 @@
 """What a campaign may change between its rounds, what it may not, and what people read of it."""
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from connectors.store import flatten
 from flows.artefacts import CAMPAIGN, CONFIG
 from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings, resolved
 from flows.folder import Campaign, RoundFolder
-from flows.ledger import read_ledger
 from flows.records import AnnotatorsPage, RoundConfig
 from pipeline.labels.ledger import count_labels
 from pipeline.settings import Plain
+from pipeline.types import Answer
 
 
 class CampaignChanged(Exception):
@@ -26,15 +26,20 @@ class CampaignChanged(Exception):
         self.settings = settings
 
 
-def claim(folder: Campaign, settings: CampaignSettings, file: Path) -> None:
+def claim(folder: Campaign, settings: CampaignSettings, file: Path, *, answers: Callable[[], Sequence[Answer]]) -> None:
     """Write the settings into a campaign's folder; before the first batch is out any of them may have changed.
+
+    Every label must mean one of the classes: one may come, be renamed or merged, and none takes labels away.
+
+    Args:
+        answers: reads what people have answered so far.
 
     Raises:
         CampaignChanged: for what makes another campaign, with how that one gets all labels.
     """
     try:
         if folder.is_out():
-            check_classes(folder, settings)
+            refuse_lost_classes(count_labels(answers()), settings)
             _refuse_another(folder, resolved(settings))
         if folder.get(CAMPAIGN) != resolved(settings):
             folder.write(CAMPAIGN, resolved(settings))
@@ -58,15 +63,6 @@ def _refuse_another(folder: Campaign, wanted: Plain) -> None:
     if changed:
         changes = "; ".join(f"{key}: {before[key]!r} -> {after[key]!r}" for key in changed)
         raise CampaignChanged(f"{folder.path_of(CAMPAIGN)} holds another campaign: {changes}", changed)
-
-
-def check_classes(folder: Campaign, settings: CampaignSettings) -> None:
-    """See that every label means one of the classes: one may come, be renamed or merged, and none takes labels away.
-
-    Raises:
-        CampaignChanged: naming the labels that would be lost.
-    """
-    refuse_lost_classes(count_labels(read_ledger(folder, settings).answers), settings)
 
 
 def refuse_lost_classes(counts: Mapping[str, int], settings: CampaignSettings) -> None:

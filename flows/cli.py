@@ -84,7 +84,7 @@ def up(
     from deploy import servers
 
     with console.status("starting the local servers") as status:
-        started = servers.up(settle_home(campaign), on_progress=lambda line: status.update(Text(line)))
+        started = servers.up(settle_home(campaign), say=lambda line: status.update(Text(line)))
     print_addresses(started, console)
 
 

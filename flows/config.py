@@ -49,14 +49,15 @@ TYPOGRAPHIC_QUOTES = "“”„‟‘’‚«»"  # noqa: RUF001
 WEIGHTS_FILES = frozenset({".pt", ".pth", ".safetensors"})
 """Endings of the files that weights are in; no name of a hub ends so."""
 
+TASK = "classification"
 MOST_CLASSES = 1000
 LARGEST = 10_000_000
 """Bytes of a campaign file."""
 
 ANOTHER_CAMPAIGN = frozenset({"name", "task", "audit_size", "group"})
 """Settings that make another campaign once people have been asked: whose rounds these are, and what they are measured
-on. The classes are checked by what they mean: see `flows.changes.check_classes`. Every other setting may change between
-rounds, and each round records its own; images are known by their content, so that pool and folder may move."""
+on. The classes are checked by what they mean: see `flows.changes.claim`. Every other setting may change between rounds,
+and each round records its own; images are known by their content, so that pool and folder may move."""
 CHANGE_NOTHING_BEGUN = frozenset(
     {
         *("folder", "pool", "schedule", "close_at", "close_after", "feature_cache_gb", "mlflow.uri", "model.device"),
@@ -72,8 +73,10 @@ class ConfigError(ValueError):
     """The campaign file is wrong; the message says where and what is allowed."""
 
 
-def _check_task(value: str) -> str:
-    from pipeline.tasks import TASKS
+def _check_task(value: str, info: ValidationInfo) -> str:
+    if value == TASK or is_held(info, "task", value):
+        return value
+    from pipeline.tasks import TASKS  # loads torch
 
     look_up(TASKS, value, "task type")
     return value
@@ -157,7 +160,7 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
     )
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
     task: Annotated[str, AfterValidator(_check_task)] = Field(
-        "classification", description="task type: what the networks decide, and people are asked for"
+        TASK, description="task type: what the networks decide, and people are asked for"
     )
     classes: tuple[ClassName, ...] = Field(min_length=2, description="what annotators choose from")
     renamed: Renamed = Field({}, description="what a class was called before = what it is called")
@@ -408,7 +411,7 @@ def _checked(values: Plain) -> Plain:
     """What need not be checked again, see `is_held`."""
     model = values.get("model")
     network = model.get("name") if isinstance(model, dict) else None
-    return {"network": network, "schedule": values.get("schedule"), "timezone": values.get("timezone")}
+    return {"network": network, **{name: values.get(name) for name in ("task", "schedule", "timezone")}}
 
 
 def _beside(base: Path, uri: str) -> str:

@@ -56,7 +56,7 @@ def run_demo(home: Path, *, console: Console, anew: bool) -> None:
     truth = write_digits(folder)
     file = choose_campaign(folder, console, anew=anew)
     with console.status("starting Label Studio, MLflow and Prefect") as status:
-        local = servers.up(home, on_progress=lambda line: status.update(Text(line)))
+        local = servers.up(home, say=lambda line: status.update(Text(line)))
     use_prefect(local)
     run_to_the_end(file, local, truth, console)
     console.print(rounds_table(Campaign(file.parent / "campaign")))
@@ -72,11 +72,11 @@ def write_digits(folder: Path) -> dict[str, str]:
     truth = {f"{place:05d}.png": str(digits[row]) for place, row in enumerate(order)}
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
-    with progress_bar("writing the digits", unit="images") as advance:
+    with progress_bar("writing the digits", unit="images") as on_progress:
         for place, row in enumerate(order):
             if not (images / f"{place:05d}.png").exists():
                 _write_picture(images / f"{place:05d}.png", pixels[row])
-            advance(place + 1, len(order))
+            on_progress(place + 1, len(order))
     return truth
 
 
@@ -121,8 +121,8 @@ def run_to_the_end(file: Path, local: servers.Servers, truth: dict[str, str], co
             return
         annotator = annotator or simulated_annotator(folder, local, truth)
         n_tasks = len(folder.round(outcome.round_number).read(PUSHED).tasks)
-        with progress_bar(f"round {outcome.round_number}: labelling", unit="images") as advance:
-            annotator.label(n_tasks, progress=advance)
+        with progress_bar(f"round {outcome.round_number}: labelling", unit="images") as on_progress:
+            annotator.label(n_tasks, on_progress=on_progress)
 
 
 def simulated_annotator(folder: Campaign, local: servers.Servers, truth: dict[str, str]) -> SimulatedAnnotator:

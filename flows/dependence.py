@@ -65,9 +65,9 @@ def _advice(work: OpenCampaign, pool: pd.DataFrame) -> list[str]:
         drawn = torch.randperm(len(uris), generator=generator)[:most].tolist()
         return load_images([uris[row] for row in drawn], size=THUMB_SIDE, channels=1, reading=work.reading)
 
-    with progress_bar("comparing audit set and pool", unit="sides") as show:
+    with progress_bar("comparing audit set and pool", unit="sides") as on_progress:
         audit = thumbs("audit", N_LEFT)
-        show(1, 2)
+        on_progress(1, 2)
         near = near_copies(audit, thumbs("pool", N_RIGHT))
-        show(2, 2)
+        on_progress(2, 2)
     return advice(series, near, measured_on="the audit set")

@@ -51,7 +51,7 @@ class PoolImages:
     def features(self, body: Classifier, items: pd.DataFrame, on_progress: OnProgress | None = None) -> Tensor:
         """What a frozen trunk makes of images, `(n, ...)` in float16; only what is new is computed."""
         located = self.pool.located(items)
-        return features_of(body, located, self.model, reading=self.reading, advance=on_progress)
+        return features_of(body, located, self.model, reading=self.reading, on_progress=on_progress)
 
     def predict(
         self,
@@ -65,6 +65,13 @@ class PoolImages:
         """Decisions `(n, U, K, C)` and embeddings `(n, D)`, a part of the images at a time."""
         located = self.pool.located(items)
         yield from predictions(
-            networks, located, self.model, members, task=self.task, reading=self.reading, seed=seed, advance=on_progress
+            networks,
+            located,
+            self.model,
+            members,
+            task=self.task,
+            reading=self.reading,
+            seed=seed,
+            on_progress=on_progress,
         )
         shrink_features(self.cache_gb)

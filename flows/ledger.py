@@ -8,10 +8,11 @@ from pipeline.labels.ledger import Ledger, RoundOfLedger
 
 def read_ledger(folder: Campaign, settings: CampaignSettings) -> Ledger:
     """The ledger of a campaign's rounds, by the names that classes have now."""
-    return Ledger([_round_of_ledger(f) for f in folder.rounds()], settings.former_classes)
+    return Ledger([round_of_ledger(f) for f in folder.rounds()], settings.former_classes)
 
 
-def _round_of_ledger(folder: RoundFolder) -> RoundOfLedger:
+def round_of_ledger(folder: RoundFolder) -> RoundOfLedger:
+    """What one round asked for and brought in, as far as it has come."""
     pushed, config, answers, gone = folder.get(PUSHED), folder.get(CONFIG), folder.get(ANSWERS), folder.get(WITHDRAWN)
     return RoundOfLedger(
         number=folder.number,

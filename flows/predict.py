@@ -1,6 +1,6 @@
 """What a round's members decide about images on disk, a part of them at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 import pandas as pd
@@ -14,6 +14,7 @@ from pipeline.learning.predict import decide_on_features, decide_on_images, read
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.networks.classifier import Classifier
 from pipeline.tasks.task_type import TaskType
+from pipeline.types import OnProgress
 
 SHARD = 4096
 """Candidates in one file of scores, and images whose features are in memory at a time."""
@@ -28,7 +29,7 @@ def predictions(
     task: TaskType,
     reading: Reading = WHOLE,
     seed: int = 0,
-    advance: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Decisions `(n, U, K, C)` and embeddings `(n, D)` of images, a part of them at a time; no more is in memory.
 
@@ -40,10 +41,10 @@ def predictions(
         members: how each network becomes several members; None for one each.
         reading: how the images are read.
         seed: of the members' draws.
-        advance: called with (done, total) images.
+        on_progress: called with (done, total) images.
     """
     if read_features(models, members):
-        for features in _features_in_shards(models[0], items, settings, reading=reading, advance=advance):
+        for features in _features_in_shards(models[0], items, settings, reading=reading, on_progress=on_progress):
             yield from decide_on_features(models, features, members, task=task, seed=seed)
         return
     uris, done = items["uri"].tolist(), 0
@@ -52,8 +53,8 @@ def predictions(
         for decisions, embeddings in decide_on_images(models, images, settings, members, task=task, seed=seed):
             yield decisions, embeddings
             done += len(decisions)
-            if advance is not None:
-                advance(done, len(items))
+            if on_progress is not None:
+                on_progress(done, len(items))
 
 
 def _features_in_shards(
@@ -62,16 +63,16 @@ def _features_in_shards(
     settings: ModelSettings,
     *,
     reading: Reading,
-    advance: Callable[[int, int], None] | None,
+    on_progress: OnProgress | None,
 ) -> Iterator[Tensor]:
     """What the frozen trunk makes of the images."""
     for start in range(0, len(items), SHARD):
         shard = items.iloc[start : start + SHARD]
 
         def count(done: int, _total: int, start: int = start) -> None:
-            if advance is not None:
-                advance(start + done, len(items))
+            if on_progress is not None:
+                on_progress(start + done, len(items))
 
-        features = features_of(body, shard, settings, reading=reading, advance=count)
+        features = features_of(body, shard, settings, reading=reading, on_progress=count)
         count(len(shard), len(shard))
         yield features

@@ -1,6 +1,6 @@
 """How far long work is: bars in a terminal, a line now and then elsewhere; and lines for people."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 from flows.terminal import Terminal
+from pipeline.types import OnProgress
 
 SECONDS_TO_FIRST_LINE = 10.0
 SECONDS_BETWEEN_LINES = 60.0
@@ -75,7 +76,7 @@ def progress_bars(unit: str) -> Progress:
 
 
 @contextmanager
-def progress_bar(what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str, *, unit: str) -> Iterator[OnProgress]:
     """Show how far a long work is; call the given function with (done, total)."""
     with progress_bars(unit) as bars:
         bar = bars.add_task(what, total=None)

@@ -152,7 +152,11 @@ class ReviewedSet:
 
 @dataclass(frozen=True)
 class Review:
-    """What the list of suspicious labels is worth; `text` is for people, None where nothing was judged."""
+    """What the list of suspicious labels is worth.
+
+    Attributes:
+        text: for people; None where nothing was judged.
+    """
 
     sets: tuple[ReviewedSet, ...]
     text: str | None
@@ -180,7 +184,13 @@ class Registered:
 
 @dataclass(frozen=True)
 class Look:
-    """How a stopping rule was asked: the number of the look, the level it may err at, where it is (None: unknown)."""
+    """One look of a stopping rule.
+
+    Attributes:
+        look: its number, from 1.
+        level: at which it may err.
+        now: the measured value; None where it is unknown.
+    """
 
     look: int
     level: float
@@ -205,14 +215,22 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Stability:
-    """How much of a batch is the luck of the members' draws; None where nothing is drawn."""
+    """How much of a batch is the luck of the members' draws.
+
+    Attributes:
+        batch_kept_with_half_the_members: a share; None where nothing is drawn.
+    """
 
     batch_kept_with_half_the_members: float | None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The round's numbers as the tracker gets them; `step` is the number of labels paid for."""
+    """The round's numbers as the tracker gets them.
+
+    Attributes:
+        step: the number of labels paid for.
+    """
 
     step: int
     metrics: dict[str, float]
@@ -227,7 +245,7 @@ class Pushing:
 
 @dataclass(frozen=True)
 class Pushed:
-    """A batch that is with the annotators: of each item its task and what it was asked for."""
+    """A batch that is with the annotators: the task and the purpose of each image."""
 
     pushed_at: str
     address: str
@@ -248,7 +266,10 @@ class Pushed:
 
 @dataclass(frozen=True)
 class SeenProgress:
-    """How far the annotators were when a run last looked; see `connectors.annotation.Progress`."""
+    """How far the annotators were when a run last looked.
+
+    The counts are those of `connectors.annotation.Progress`.
+    """
 
     n_tasks: int
     n_labelled: int
@@ -273,7 +294,12 @@ class ClosedRound:
 
 @dataclass(frozen=True)
 class PoolNotes:
-    """What people should know of the pool: what stands, and what no run has told yet."""
+    """What people should know of the pool.
+
+    Attributes:
+        standing: what is so now.
+        untold: what no run has printed yet.
+    """
 
     standing: list[str]
     untold: list[str]
@@ -281,7 +307,7 @@ class PoolNotes:
 
 @dataclass(frozen=True)
 class Dependence:
-    """What was said of images that depend on each other, and of which draw of the audit set."""
+    """Notes on images that depend on each other, and the audit set that they are about."""
 
     audit_set: str
     notes: list[str]
@@ -307,7 +333,7 @@ class AnnotatorsPage:
 
 @dataclass(frozen=True)
 class CampaignId:
-    """By which a run in Prefect is known to be of this campaign."""
+    """The id that marks runs in Prefect as this campaign's."""
 
     id: str
 
@@ -317,7 +343,7 @@ class KnownNetwork:
     """A network whose name is right, and the side in pixels of the images that its weights were trained at.
 
     Attributes:
-        image_size: None where it was not looked up, or a factory says it.
+        image_size: None where nobody looked it up, or where a factory gives it.
     """
 
     name: str

@@ -1,14 +1,20 @@
 """Pages of docs/ that are written from the code: `python -m flows.reference settings > docs/settings.md`."""
 
+import importlib
+import pkgutil
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from flows import steps
+from flows.artefacts import CAMPAIGN_ARTEFACTS, MEMBERS, PROGRESS, ROUND_ARTEFACTS, SCORES, SECONDS, AnyArtefact
 from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings
 from flows.errors import EXIT_CODES
+from flows.step import Step
 from pipeline.settings import MOST
 
 Schema = Mapping[str, Any]
@@ -30,8 +36,28 @@ A class may come at any time. One that has another name now, or is part of anoth
 COMMANDS_HEAD = """\
 # Commands
 
-`labelcycle COMMAND --help` prints the same. `labelcycle --debug COMMAND` shows where in the code an error came from.
+The option `--help` of a command prints the same. With `labelcycle --debug run` an error also shows where in the code it
+came from.
 """
+FOLDER_HEAD = """\
+# The campaign's folder
+
+`.labelcycle/campaigns/NAME` beside the campaign file, or the setting `folder`. A file is written once and whole: it
+appears under its name when it is complete. A file that exists is a step that is done
+([how a round lives](../explanation/rounds.md)). JSON files are checked when they are read: a key of a wrong type is an
+error that names file and key.
+
+This page is written from the code: `python -m flows.reference reference/campaign-folder`.
+"""
+BESIDES = (
+    ("`campaign.lock`, `campaign.lock.json`", "Who works on the campaign now", "`pid`"),
+    ("`label_studio.json`", "The project in Label Studio", "`project_id`, `created_at`"),
+    ("`serve.log`, `serve.lock`, `serve.lock.json`", "Log and lock of `labelcycle serve`", ""),
+    ("`rounds/0003/`", "The files of round 3", ""),
+)
+"""What lies in a campaign's folder and is no artefact."""
+WRITERS = {MEMBERS.name: "`train`", SCORES.name: "`score_shard`", PROGRESS.name: "`look`", SECONDS.name: "each"}
+"""Steps that write through a handle, or beside their result."""
 LIMITS = (
     ("minimum", "≥"),
     ("exclusiveMinimum", ">"),
@@ -54,6 +80,33 @@ def commands_page() -> str:
     lines = [COMMANDS_HEAD, *(line for name, command in commands.items() for line in _command(name, command))]
     lines += ["## Exit codes", "", *_table(("code", "meaning"), [(str(n), what) for n, what in EXIT_CODES.items()])]
     return "\n".join(lines)
+
+
+def folder_page() -> str:
+    """docs/reference/campaign-folder.md: each file of a campaign and of a round, what it holds, and who writes it."""
+    writers = _writers()
+    of_campaign = [*((f"`{one.name}`", one.holds, _keys(one)) for one in CAMPAIGN_ARTEFACTS), *BESIDES]
+    of_round = [
+        (f"`{one.name}{'' if '.' in one.name else '/'}`", writers[one.name], one.holds, _keys(one))
+        for one in ROUND_ARTEFACTS.values()
+    ]
+    lines = [FOLDER_HEAD, "## Of the campaign", "", *_table(("file", "holds", "keys"), of_campaign)]
+    lines += ["## Of a round", "", "The steps are functions in `flows/steps`.", ""]
+    return "\n".join([*lines, *_table(("file", "written by the step", "holds", "keys"), of_round)])
+
+
+def _keys(artefact: AnyArtefact) -> str:
+    return ", ".join(f"`{key}`" for key in artefact.keys)
+
+
+def _writers() -> dict[str, str]:
+    """The step, or the steps, that write each file of a round."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for module in pkgutil.iter_modules(steps.__path__, f"{steps.__name__}."):
+        for one in vars(importlib.import_module(module.name)).values():
+            for artefact in one.writes if isinstance(one, Step) else ():
+                found[artefact.name][one.name] = None
+    return WRITERS | {name: ", ".join(f"`{each}`" for each in names) for name, names in found.items()}
 
 
 def _sections(name: str, schema: Schema, kinds: Mapping[str, Schema]) -> Iterator[str]:
@@ -141,7 +194,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
     yield ""
 
 
-PAGES: dict[str, Callable[[], str]] = {"settings": settings_page, "commands": commands_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "settings": settings_page,
+    "commands": commands_page,
+    "reference/campaign-folder": folder_page,
+}
 
 if __name__ == "__main__":
     sys.stdout.write(PAGES[sys.argv[1]]())

@@ -82,10 +82,10 @@ def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_
     form, weights = asdict(training.model), networks.files(training.weights)
     ensemble = make_ensemble(form, weights, trunk=networks.trunk, device=device)
     parts: list[pd.DataFrame] = []
-    with progress_bar("predicting", unit="files") as advance:
+    with progress_bar("predicting", unit="files") as on_progress:
         for start in range(0, len(files), CHUNK):
             parts.append(_predict(ensemble, files[start : start + CHUNK], settings.former_classes))
-            advance(min(start + CHUNK, len(files)), len(files))
+            on_progress(min(start + CHUNK, len(files)), len(files))
     table = pd.concat(parts, ignore_index=True)
     _write(table, out)
     failed = table.loc[table["reason"].notna(), ["uri", "reason"]]

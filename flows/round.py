@@ -91,7 +91,7 @@ def refresh_pool(work: OpenCampaign) -> None:
     before = work.pool.table if work.folder.has(POOL) else None
     was_asked = work.folder.is_out()
     told: list[str] = []
-    with progress_bar("indexing the pool", unit="files") as show:
+    with progress_bar("indexing the pool", unit="files") as on_progress:
         table = index_pool(
             settings.pool_source,
             before,
@@ -99,7 +99,7 @@ def refresh_pool(work: OpenCampaign) -> None:
             seed=settings.seed,
             reading=work.reading,
             was_asked=was_asked,
-            progress=show,
+            on_progress=on_progress,
             tell=told.append,
         )
     pool = PoolTable(table)

@@ -5,6 +5,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typer.main import get_command
 from flows import errors
 from flows.cli import app
 from flows.config import CampaignSettings, load_settings
+from flows.reports.status import CampaignStatus
+from pipeline.selection.strategies.rows import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,7 +55,7 @@ def commands(lines: Iterable[str]) -> Iterator[tuple[str, Any, list[str]]]:
     for line in lines:
         words = shlex.split(line, comments=True) if line.startswith("labelcycle ") else []
         given = list(dropwhile(lambda word: word.startswith("-"), words[1:]))
-        if given:
+        if given and given[0] != "COMMAND":
             assert given[0] in COMMANDS, f"{line}: there is no command {given[0]}"
             yield line, COMMANDS[given[0]], given[1:]
 
@@ -124,7 +127,7 @@ def test_settings_in_blocks_make_a_campaign(page, tmp_path):
 
 @each_page
 def test_settings_in_sentences_exist(page):
-    known = set(keys_of(CampaignSettings))
+    known = {*keys_of(CampaignSettings), *(name for row in STRATEGIES.values() for name in row.options)}
     for told in CODE.findall(prose(page)):
         if key := re.match(r"([a-z_]+) = ", told):
             assert key[1] in known, f"{name_of(page)}: `{told}`"
@@ -160,8 +163,14 @@ def test_every_decision_is_listed():
 
 def test_every_exit_code_has_a_row():
     page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
-    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_") and name != "EXIT_CODES"}
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == {0} | codes
+
+
+def test_every_key_of_the_status_has_a_row():
+    page = (ROOT / "docs" / "reference" / "status.md").read_text(encoding="utf-8")
+    rows = "".join(re.findall(r"^\| (`[^|]+)\|", page, re.MULTILINE))
+    assert re.findall(r"`(\w+)`", rows) == [field.name for field in fields(CampaignStatus)]
 
 
 def test_every_package_that_is_needed_has_a_reason():

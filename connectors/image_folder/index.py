@@ -19,11 +19,13 @@ from connectors.images.decode import open_image, reason_of, without_pillow_warni
 from connectors.images.examine import examine
 from connectors.images.reading import WHOLE, Reading
 from connectors.images.threads import map_in_threads
+from pipeline.pool.audit import check_groups, draw_audit, hold_out_of_audit
 from pipeline.pool.group_rules import groups_of
 from pipeline.pool.merge import merge, refuse_waste
 from pipeline.pool.notes import item_notes
 from pipeline.pool.reasons import NOT_NAMED, PASSED_OVER, TOO_LARGE, UNREAD, PoolError
 from pipeline.pool.table import as_table, is_in, typed
+from pipeline.types import OnProgress
 
 MAX_BYTES = 2 * 1024**3
 """Of a file; a larger one would take minutes to read, and is refused by its size."""
@@ -85,7 +87,7 @@ def index_pool(
     seed: int,
     reading: Reading = WHOLE,
     was_asked: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Pool table of all images of `source`, with those of an earlier table.
@@ -117,7 +119,7 @@ def index_pool(
         reading: the memory that decoding may take.
         was_asked: people were asked for images of the earlier table. Until then it only spares reading files again:
             the audit set is drawn anew, and images outside of `source` are forgotten.
-        progress: called with the files done and all files.
+        on_progress: called with (done, total) files.
         tell: called with each line that people should read: what was read otherwise than written, passed over, or
             is there twice.
 
@@ -129,18 +131,12 @@ def index_pool(
             used, `audit_size` leaves nothing for the pool or cannot be drawn in whole groups, or the groups are not
             those that it was drawn by.
     """
-    from pipeline.pool.audit import (  # draws with torch, which takes a second to load: nobody else needs it here
-        check_groups,
-        draw_audit,
-        hold_out_of_audit,
-    )
-
     tell, name = tell or (lambda _line: None), str(source.path)
     earlier = as_table(pd.DataFrame(known))
     listed = _with_groups(_list_source(source, tell), source)
     if not was_asked:
         earlier = typed(earlier[is_in(earlier["uri"], listed["uri"])].assign(split=None, label=None, group=None))
-    seen = _read_contents(_with_items_elsewhere(listed, earlier, source), earlier, reading, progress)
+    seen = _read_contents(_with_items_elsewhere(listed, earlier, source), earlier, reading, on_progress)
     if was_asked:
         check_groups(seen, earlier, name, rule=source.group)
     table = merge(seen, earlier, is_manifest=not source.is_folder)
@@ -240,7 +236,7 @@ def _pass_over(file: File) -> File:
 
 
 def _read_contents(
-    files: pd.DataFrame, earlier: pd.DataFrame, reading: Reading, progress: Callable[[int, int], None] | None
+    files: pd.DataFrame, earlier: pd.DataFrame, reading: Reading, on_progress: OnProgress | None
 ) -> pd.DataFrame:
     """`files` with `item_id`, `width`, `height`, reason; read only what the earlier table does not know."""
     unchanged = ["uri", "size_bytes", "modified_ns"]
@@ -251,15 +247,15 @@ def _read_contents(
     unread = seen["item_id"].isna() & seen["set_aside_reason"].isna()
     n_before = len(seen) - int(unread.sum())
 
-    def report(n_read: int) -> None:
-        if progress is not None:
-            progress(n_before + n_read, len(seen))
+    def count(n_read: int, _n_unread: int) -> None:
+        if on_progress is not None:
+            on_progress(n_before + n_read, len(seen))
 
     items = earlier.dropna(subset=["item_id"]).set_index("item_id")
     ids = frozenset(items.index)
-    report(0)
+    count(0, len(seen) - n_before)
     with without_pillow_warnings():
-        contents = map_in_threads(lambda uri: _examine(uri, ids, reading), seen.loc[unread, "uri"].tolist(), report)
+        contents = map_in_threads(lambda uri: _examine(uri, ids, reading), seen.loc[unread, "uri"].tolist(), count)
     read = _frame(contents, _Content).set_index(seen.index[unread])
     for name in _Content._fields:
         seen[name] = seen[name].fillna(read[name])

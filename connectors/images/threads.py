@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from pipeline.types import OnProgress
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -36,15 +38,13 @@ class MemoryGate:
                 self._changed.notify_all()
 
 
-def map_in_threads(
-    function: Callable[[T], R], values: Sequence[T], report: Callable[[int], None] | None = None
-) -> list[R]:
+def map_in_threads(function: Callable[[T], R], values: Sequence[T], on_progress: OnProgress | None = None) -> list[R]:
     """`[function(value) for value in values]`; in chunks, as a million futures would fill the memory."""
     chunks = [values[start : start + 64] for start in range(0, len(values), 64)]
     results: list[R] = []
     with ThreadPoolExecutor() as pool:
         for part in pool.map(lambda chunk: [function(value) for value in chunk], chunks):
             results += part
-            if report is not None:
-                report(len(results))
+            if on_progress is not None:
+                on_progress(len(results), len(values))
     return results

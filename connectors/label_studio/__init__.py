@@ -1,1 +1,1 @@
-"""Label Studio: the only room that knows its SDK."""
+"""Label Studio: the only room that knows its API."""

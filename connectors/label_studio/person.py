@@ -1,7 +1,7 @@
 """An annotator that knows the answers and labels in Label Studio as a person does, for replays and trials."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import httpx
 
 from connectors.annotation import AnnotationToolError, AnnotationToolUnavailable, AuthenticationFailed
 from connectors.label_studio.connection import TokenAuth
+from pipeline.types import OnProgress
 
 SECONDS_PER_TASK = (1.5, 6.0)
 _TIMEOUT_SECONDS = 120.0
@@ -59,11 +60,11 @@ class SimulatedAnnotator:
         self._random = random.Random(seed)
         self._token = token.strip()
 
-    def label(self, n: int | None = None, *, progress: Callable[[int, int], None] | None = None) -> Labelled:
+    def label(self, n: int | None = None, *, on_progress: OnProgress | None = None) -> Labelled:
         """Do `n` tasks, or all that are served; fewer if Label Studio runs out of tasks.
 
         Args:
-            progress: is told after each task how many are done, of how many.
+            on_progress: called with (done, total) tasks after each.
         """
         done: list[tuple[str, str | None]] = []
         auth = TokenAuth(self._token, url=self.url)
@@ -78,8 +79,8 @@ class SimulatedAnnotator:
                 path = f"/api/tasks/{task['id']}/annotations/?project={project_id}"
                 self._request(client, "POST", path, json=self._answer(label, control))
                 done.append((item_id, label))
-                if progress:
-                    progress(len(done), n or len(done))
+                if on_progress:
+                    on_progress(len(done), n or len(done))
         return Labelled(
             item_ids=tuple(item_id for item_id, _ in done),
             n_labelled=sum(label is not None for _, label in done),

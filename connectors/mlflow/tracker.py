@@ -242,8 +242,8 @@ class MLflowTracker(Tracker):
                 self._log_metrics(
                     run,
                     [
-                        Metric(mlflow_key(name), value, run.info.start_time + n_labels, n_labels)
-                        for n_labels, metrics in (*points, (points[-1][0], totals[arm]))
+                        Metric(mlflow_key(name), value, run.info.start_time + n_trained_on, n_trained_on)
+                        for n_trained_on, metrics in (*points, (points[-1][0], totals[arm]))
                         for name, value in metrics.items()
                     ],
                 )

@@ -122,7 +122,7 @@ class Replay:
         how, n_classes = self.settings.network, len(self.settings.classes)
         if how is None or self.settings.is_linear:
             return False
-        return phase_of(how, n_labels=self.settings.start, n_classes=n_classes) == "head"
+        return phase_of(how, n_trained_on=self.settings.start, n_classes=n_classes) == "head"
 
     @property
     def trunk_features_path(self) -> Path:

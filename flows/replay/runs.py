@@ -31,16 +31,16 @@ from pipeline.selection.settings import SelectionSettings
 from pipeline.tasks import classification
 from pipeline.types import Candidates
 
-Report = Callable[[str], None]
+OnModel = Callable[[str], None]
 Learnt = Callable[[Tensor], tuple[Tensor, Tensor]]
 """What was learnt: positions `(n,)` to decisions `(n, U, K, C)` and embeddings `(n, D)`."""
 
 
-def run(replay: Replay, job: Job, report: Report) -> None:
-    """Do what is left of a job, calling `report` with its name after each model."""
+def run(replay: Replay, job: Job, on_model: OnModel) -> None:
+    """Do what is left of a job, calling `on_model` with its name after each model."""
     if job.name == FULL_DATA:
         _run_full_data(replay, job.seed)
-        report(job.name)
+        on_model(job.name)
         return
     settings = replay.settings
     how = settings.selection(parse_arm(job.name))
@@ -75,7 +75,7 @@ def run(replay: Replay, job: Job, report: Report) -> None:
             labelled = torch.cat([labelled, picks])
         rows.append(row)
         write_table(replay.path(job), _typed(rows))
-        report(job.name)
+        on_model(job.name)
 
 
 def _run_full_data(replay: Replay, seed: int) -> None:
@@ -141,7 +141,7 @@ def _decide(
 def _lesson(replay: Replay, network: ModelSettings, labelled: Tensor, *, seed: int) -> Lesson:
     """What the labelled positions teach; heads share the trunk that they do not train."""
     n_classes = len(replay.settings.classes)
-    phase = phase_of(network, n_labels=len(labelled), n_classes=n_classes)
+    phase = phase_of(network, n_trained_on=len(labelled), n_classes=n_classes)
     body = frozen_body(network, n_classes=n_classes) if phase == "head" else None
     return Lesson(
         classification,

@@ -16,7 +16,7 @@ import torch
 
 from flows.progress import progress_bars
 from flows.replay.folder import FULL_DATA, Job, Replay
-from flows.replay.runs import Report, run
+from flows.replay.runs import OnModel, run
 from pipeline.training.fit import TrainingError
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -27,15 +27,15 @@ def run_jobs(replay: Replay, *, workers: int) -> None:
     """Do all jobs that are not done, in processes of their own where more than one is wanted."""
     jobs = replay.jobs()
     workers = min(workers, len(jobs))
-    with _progress(replay) as report:
+    with _progress(replay) as on_model:
         if workers > 1:
-            _run_in_processes(replay, jobs, workers, report)
+            _run_in_processes(replay, jobs, workers, on_model)
         else:
             for job in jobs:
-                run(replay, job, report)
+                run(replay, job, on_model)
 
 
-def _run_in_processes(replay: Replay, jobs: Sequence[Job], workers: int, report: Report) -> None:
+def _run_in_processes(replay: Replay, jobs: Sequence[Job], workers: int, on_model: OnModel) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["flows.replay.workers", "sklearn.linear_model"])  # loaded once for all workers
     done: SimpleQueue[str] = context.SimpleQueue()
@@ -46,7 +46,7 @@ def _run_in_processes(replay: Replay, jobs: Sequence[Job], workers: int, report:
         while running:
             finished, running = wait(running, timeout=SECONDS_BETWEEN_LOOKS, return_when=FIRST_EXCEPTION)
             while not done.empty():
-                report(done.get())
+                on_model(done.get())
             for future in finished:
                 future.result()
     except BrokenProcessPool as exc:
@@ -94,7 +94,7 @@ def _work(folder: Path, job: Job) -> None:
 
 
 @contextmanager
-def _progress(replay: Replay) -> Iterator[Report]:
+def _progress(replay: Replay) -> Iterator[OnModel]:
     """A bar for each arm; call what comes with an arm's name after each of its models."""
     settings = replay.settings
     with progress_bars("models") as bars:

@@ -167,7 +167,6 @@ def close(
     labelled: Labels,
     audit: Labels,
     batch: BatchTable,
-    answers: list[Answer],
     metrics: AuditMetrics | None,
     pages: Pages,
     seconds: dict[str, float],
@@ -179,8 +178,10 @@ def close(
     round_number: int,
 ) -> ClosedRound:
     """Count what the round brought, log it, and close it."""
-    outcomes = dict(Counter[str](answer.outcome for answer in answers))
+    outcomes = dict(Counter[str](answer.outcome for answer in ledger.of(round_number).answers or ()))
     logged = {f"n_{name}": float(count) for name, count in outcomes.items()}
+    waited = ledger.seconds_to_batch(round_number)
+    logged |= {} if waited is None else {"seconds_to_batch": waited}
     n_paid = labelled.n_paid + audit.n_paid
     tracker.log_round(pages.run_id, metrics=logged, step=n_paid, artifacts=[folder.path_of(ANSWERS)])
     tracker.finish_round(pages.run_id)

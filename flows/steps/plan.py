@@ -87,14 +87,14 @@ def plan(
     Where that takes longer than what the last round did, or there is a limit, the plan has an estimate for each phase
     that was thought of, and a text for people.
     """
-    wanted = phase_of(model, n_labels=len(labelled), n_classes=len(classes))
+    wanted = phase_of(model, n_trained_on=len(labelled), n_classes=len(classes))
     last = _last_trained(earlier)
     is_dearer = model.is_pretrained and PHASES.index(wanted) > (PHASES.index(last.phase) if last else 0)
     minutes: dict[str, float] = {}
     phase = wanted
     if is_dearer or (model.max_minutes is not None and wanted != "head"):
         n_images = len(candidates) + len(audit) + len(labelled)
-        sizes = {"n_labels": len(labelled), "n_classes": len(classes), "n_images": n_images}
+        sizes = {"n_trained_on": len(labelled), "n_classes": len(classes), "n_images": n_images}
         for phase in reversed(PHASES[: PHASES.index(wanted) + 1] if model.is_pretrained else [wanted]):
             if phase == "head":
                 break

@@ -52,6 +52,10 @@ class Ledger:
     rounds: Sequence[RoundOfLedger] = ()
     renamed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
+    def of(self, number: int) -> RoundOfLedger:
+        """One round."""
+        return next(each for each in self.rounds if each.number == number)
+
     @cached_property
     def answers(self) -> list[Answer]:
         """Every answer that rounds have brought in, oldest first, by the names that classes have now."""
@@ -102,10 +106,17 @@ class Ledger:
         """Labels that may still be asked for, of so many."""
         return max(0, budget - self.n_labels_paid - self.n_outstanding)
 
-    def seconds_to_batch(self) -> float | None:
-        """From the last answer that a round brought in to the next batch, the last time; None before there was one."""
+    def seconds_to_batch(self, number: int | None = None) -> float | None:
+        """How long people waited from the last answer that a round brought in to the batch of the next.
+
+        Args:
+            number: of the round whose batch it is; the last that waited if not given.
+
+        Returns:
+            None where no answer came before the batch, or the batch is not with people yet.
+        """
         for before, after in reversed(list(pairwise(self.rounds))):
-            if after.pushed_at and before.answers:
+            if number in (None, after.number) and after.pushed_at and before.answers:
                 last = max(datetime.fromisoformat(answer.updated_at) for answer in before.answers)
                 return (datetime.fromisoformat(after.pushed_at) - last).total_seconds()
         return None

@@ -25,7 +25,7 @@ def estimate_seconds(
     phase: str,
     *,
     task: TaskType,
-    n_labels: int,
+    n_trained_on: int,
     n_classes: int,
     n_images: int,
 ) -> float:
@@ -37,7 +37,7 @@ def estimate_seconds(
         phase: what is trained, a key of `PHASES`.
         n_images: that each network sees once when it is trained: candidates, audit set, labels.
     """
-    in_step = min(settings.batch_size, n_labels)
+    in_step = min(settings.batch_size, n_trained_on)
     n_timed = min(in_step, N_TIMED)
     images = noise(settings, n_timed)
     model = new_model(settings, n_classes=n_classes, seed=0)
@@ -57,9 +57,9 @@ def estimate_seconds(
     begun = perf_counter()
     compute_in_parts(model, model, images)
     of_pass = (perf_counter() - begun) / n_timed
-    steps = max(settings.min_steps, n_labels / settings.batch_size) * settings.max_epochs
+    steps = max(settings.min_steps, n_trained_on / settings.batch_size) * settings.max_epochs
     n_trained = members.ensemble * (2 if settings.pseudo_labels.threshold > 0 else 1)
-    few = n_labels * VALIDATION_SHARE < MIN_VALIDATION
+    few = n_trained_on * VALIDATION_SHARE < MIN_VALIDATION
     n_crossed = NETWORK_FOLDS if few and settings.is_pretrained else 0
     n_passes = members.n_networks * max(1, members.views)
     return (n_trained + n_crossed) * steps * in_step * of_image + n_passes * n_images * of_pass

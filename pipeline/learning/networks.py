@@ -37,7 +37,7 @@ def frozen_body(settings: ModelSettings, *, n_classes: int) -> Classifier:
     return model.to(choose_device(settings.device))
 
 
-def phase_of(settings: ModelSettings, *, n_labels: int, n_classes: int) -> str:
+def phase_of(settings: ModelSettings, *, n_trained_on: int, n_classes: int) -> str:
     """What a training on so many labels trains, a key of `PHASES`.
 
     A head on pretrained features has the fewest weights to find, and few labels find no more; with many, the features
@@ -45,7 +45,7 @@ def phase_of(settings: ModelSettings, *, n_labels: int, n_classes: int) -> str:
     """
     if settings.train != "auto":
         return settings.train
-    return "head" if settings.is_pretrained and n_labels / n_classes < settings.all_from else "all"
+    return "head" if settings.is_pretrained and n_trained_on / n_classes < settings.all_from else "all"
 
 
 def check_network(settings: ModelSettings, members: MemberSettings, *, n_classes: int) -> None:
@@ -58,7 +58,8 @@ def check_network(settings: ModelSettings, members: MemberSettings, *, n_classes
         choose_device(settings.device)
         model = new_model(settings, n_classes=n_classes, seed=0)
         if members.mc_dropout:
-            for phase in PHASES if settings.follows_labels else [phase_of(settings, n_labels=0, n_classes=n_classes)]:
+            only = phase_of(settings, n_trained_on=0, n_classes=n_classes)
+            for phase in PHASES if settings.follows_labels else (only,):
                 model.train_only(phase)
                 if not stochastic_layers(model):
                     raise ModelError(

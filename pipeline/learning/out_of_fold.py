@@ -7,7 +7,7 @@
 | one, or one group; no pretrained weights | none | |
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -23,6 +23,7 @@ from pipeline.tasks.task_type import TaskType
 from pipeline.training.cross_fit import CrossFit, cross_fit
 from pipeline.training.fit import fit
 from pipeline.training.splits import split_folds
+from pipeline.types import OnProgress
 
 FOLDS = "out-of-fold"
 """Purpose of the random numbers of a round's folds."""
@@ -51,7 +52,7 @@ def predict_out_of_fold(
     *,
     seed: int,
     bagging: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> OutOfFold:
     """What heads on the lesson's trunk, or networks without one, predict of labels that they have not seen.
 
@@ -116,7 +117,7 @@ def _cross_networks(
     *,
     seed: int,
     bagging: bool,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: OnProgress | None,
 ) -> Tensor:
     """Outputs `(m, ...)` on the labelled images, each by a network trained as a member is, without its fold."""
     images, targets, recipe = lesson.labelled_inputs, lesson.labels, settings.recipe

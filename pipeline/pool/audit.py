@@ -1,12 +1,9 @@
 """The audit set of a pool: drawn once in whole groups, and kept apart from what is trained on ever after."""
 
 import pandas as pd
-import torch
 
-from pipeline.pool.groups import draw_groups, group_codes
 from pipeline.pool.reasons import IN_AUDIT, PoolError
 from pipeline.pool.table import usable
-from pipeline.randomness import seeded_generator
 
 
 def draw_audit(table: pd.DataFrame, audit_size: int, seed: int) -> pd.DataFrame:
@@ -15,6 +12,11 @@ def draw_audit(table: pd.DataFrame, audit_size: int, seed: int) -> pd.DataFrame:
     Raises:
         PoolError: `audit_size` leaves nothing for the pool, or cannot be drawn in whole groups.
     """
+    import torch  # with both of these; only the first run of a campaign draws
+
+    from pipeline.pool.groups import draw_groups, group_codes
+    from pipeline.randomness import seeded_generator
+
     rows = usable(table)
     labelled = rows["label"].notna()
     labelled |= rows["group"].isin(rows.loc[labelled, "group"].dropna())

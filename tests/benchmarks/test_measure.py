@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import measure, references, selection
+from benchmarks import choosers, growth, measure, references, selection, streams, worth
 from benchmarks.measure import Case, Contender, Row, Runs, arguments, peak_mb, report, run, side_by_side, write
 from benchmarks.pools import CHUNK, N_LABELLED, make_pool
 from pipeline.selection.acquisition import bald
@@ -213,8 +213,10 @@ def test_listing_the_cases_computes_nothing(monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("something was computed")
 
-    for name in ("side_by_side", "make_stream", "make_pool", "slowest_score"):
-        monkeypatch.setattr(selection, name, never)
+    monkeypatch.setattr(selection, "make_pool", never)
+    for module in (choosers, streams, worth):
+        for name in {"side_by_side", "make_stream", "make_pool", "slowest_score"} & vars(module).keys():
+            monkeypatch.setattr(module, name, never)
     names = [case.name for case in selection.cases()]
     assert len(set(names)) == len(names)
 
@@ -280,28 +282,28 @@ def test_members_of_an_unsure_pool_disagree_more_on_the_same_images():
 
 def test_growth_sees_the_sub_pool_or_everybody(monkeypatch):
     seen = []
-    herding = selection.STRATEGIES["max_herding"]
+    herding = growth.STRATEGIES["max_herding"]
 
     def watched(embeddings, labelled_embeddings, *, query_size, generator):
         seen.append(len(embeddings))
         return herding.ask(embeddings, labelled_embeddings, query_size=query_size, generator=generator)
 
-    monkeypatch.setitem(selection.STRATEGIES, "max_herding", replace(herding, ask=watched, sub_pool=120))
-    monkeypatch.setattr(selection, "GROWTH", ("max_herding",))
-    lines = dict(selection.growth((150, 300)))
+    monkeypatch.setitem(growth.STRATEGIES, "max_herding", replace(herding, function=watched, sub_pool=120))
+    monkeypatch.setattr(growth, "GROWTH", ("max_herding",))
+    lines = dict(growth.growth((150, 300)))
     assert list(lines) == ["max_herding, sub-pool of 120", "max_herding, no sub-pool"]
     assert seen == [120] * 8 + [150] * 5 + [300] * 3  # a run to warm up comes before every three
-    rows = selection.growth_rows("max_herding", lines["max_herding, no sub-pool"])
+    rows = growth.growth_rows("max_herding", lines["max_herding, no sub-pool"])
     assert [row.ours_runs for row in rows] == [3, 3]
     assert "seconds grow as" in rows[1].note
 
 
 def test_growth_stops_at_what_takes_too_long_or_fails(monkeypatch):
-    monkeypatch.setattr(selection, "side_by_side", lambda *_, **__: [Runs([selection.GROWTH_LIMIT_S + 1])])
-    assert [n for n, _ in selection.growth_line("k_center", (250, 300))] == [250]
-    monkeypatch.setattr(selection, "side_by_side", lambda *_, **__: [Runs(error="no")])
-    line = selection.growth_line("k_center", (250, 300))
-    assert [row.error for row in selection.growth_rows("k_center", line)] == ["no"]
+    monkeypatch.setattr(growth, "side_by_side", lambda *_, **__: [Runs([growth.GROWTH_LIMIT_S + 1])])
+    assert [n for n, _ in growth.growth_line("k_center", (250, 300))] == [250]
+    monkeypatch.setattr(growth, "side_by_side", lambda *_, **__: [Runs(error="no")])
+    line = growth.growth_line("k_center", (250, 300))
+    assert [row.error for row in growth.growth_rows("k_center", line)] == ["no"]
 
 
 def test_k_center_of_the_textbook_is_ours():

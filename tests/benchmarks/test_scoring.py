@@ -7,7 +7,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import peers, scoring
+from benchmarks import peers, photos, rounds, scoring
+from connectors.frozen_features import open_cache
+from pipeline.learning.settings import MemberSettings
+from pipeline.networks.build import build_model
 from pipeline.selection.acquisition import margin
 
 
@@ -22,7 +25,7 @@ def test_crops_are_the_same_each_time_and_have_the_class_of_their_place(tmp_path
     crops = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        uris, targets = scoring.write_crops(folder, 60)
+        uris, targets = photos.write_crops(folder, 60)
         crops.append((targets.tolist(), [Path(uri).read_bytes() for uri in uris]))
     assert crops[0] == crops[1]
     with Image.open(uris[0]) as crop:
@@ -61,3 +64,27 @@ def test_both_sides_of_the_comparison_of_training_train_everything(images):
         before = {name: values.clone() for name, values in images.model.named_parameters()}
         train(data, 0)
         assert all(not torch.equal(values, before[name]) for name, values in images.model.named_parameters())
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    body = build_model("torchvision:resnet18", n_classes=photos.N_CLASSES, image_size=photos.SIZE, channels=3, seed=0)
+    body.train_only("head")
+    monkeypatch.setattr(rounds, "trunk", lambda: body)
+    monkeypatch.setattr(rounds, "MEMBERS", MemberSettings(ensemble=2))
+    ids = [f"{row:04d}" for row in range(240)]
+    features = torch.randn(len(ids), 512, generator=torch.Generator().manual_seed(0))
+    open_cache(tmp_path, body, image_size=photos.SIZE).append(ids, features.half())
+    return rounds.Round(None, tmp_path, ids, ids, torch.arange(20) % photos.N_CLASSES)
+
+
+def test_a_round_asks_for_candidates_and_tells_the_seconds_of_its_parts(prepared, monkeypatch):
+    done = rounds.whole_round(prepared, 0)
+    assert len(done.batch.ids) == 100
+    assert set(done.batch.ids) < set(prepared.ids[20:])
+    monkeypatch.setattr(rounds, "SHARD", 64)
+    assert rounds.whole_round(prepared, 0).batch.ids == done.batch.ids
+    seconds = {"train": 1.0, "score": 0.25, "select": 0.5}
+    assert list(done.seconds) == list(seconds)
+    said = rounds.waits(prepared, rounds.Done(done.batch, seconds), 1.7, None)
+    assert "1.75 s = train 1.00 s, score 0.25 s, select 0.50 s" in said

@@ -74,7 +74,7 @@ def tell(done, total):
 
 
 filled = features.cached_features(
-    cache, model, [path.stem for path in images], [str(path) for path in images], image_size=16, advance=tell,
+    cache, model, [path.stem for path in images], [str(path) for path in images], image_size=16, on_progress=tell,
 )
 torch.save(filled, sys.argv[3])
 """
@@ -119,13 +119,13 @@ class TestFilling:
     def test_equals_a_computation_and_then_computes_nothing(self, tmp_path, images):
         done = []
         model = network()
-        first = cached(tmp_path / "cache", images, model, advance=lambda *counts: done.append(counts))
+        first = cached(tmp_path / "cache", images, model, on_progress=lambda *counts: done.append(counts))
         loaded = load_images([str(path) for path in sorted(images.iterdir())], size=16, channels=1)
         assert torch.equal(first, extract(model, loaded, device=CPU))
         assert done == [(6 * BATCH, 6 * BATCH)]
         for path in images.iterdir():
             path.write_bytes(b"no image any more")
-        assert torch.equal(cached(tmp_path / "cache", images, model, advance=None), first)
+        assert torch.equal(cached(tmp_path / "cache", images, model, on_progress=None), first)
 
     def test_computes_only_what_is_new(self, tmp_path, images):
         done = []
@@ -136,7 +136,7 @@ class TestFilling:
         some = cached(tmp_path / "cache", kept)
         for path in kept.iterdir():
             path.rename(images / path.name)
-        both = cached(tmp_path / "cache", images, advance=lambda *counts: done.append(counts))
+        both = cached(tmp_path / "cache", images, on_progress=lambda *counts: done.append(counts))
         assert done == [(6 * BATCH, 6 * BATCH)]
         assert torch.equal(both[::2], some)
         assert torch.equal(both, cached(tmp_path / "other", images))
@@ -169,7 +169,7 @@ class TestFilling:
                 shrink(tmp_path / "cache", 0)
                 assert not files(tmp_path / "cache")
 
-        assert torch.equal(cached(tmp_path / "cache", images, advance=advance), undisturbed)
+        assert torch.equal(cached(tmp_path / "cache", images, on_progress=advance), undisturbed)
         assert calls[-1] == 6 * BATCH
         assert len(calls) == 6
 

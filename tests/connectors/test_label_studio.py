@@ -1064,7 +1064,7 @@ class TestSimulatedAnnotator:
         push(prepared, tasks)
         told = []
         someone = annotator(space, {each.item_id: "dog" for each in tasks})
-        someone.label(3, progress=lambda done, n: told.append((done, n)))
+        someone.label(3, on_progress=lambda done, n: told.append((done, n)))
         assert told == [(1, 3), (2, 3), (3, 3)]
 
     def test_works_with_a_personal_access_token(self, prepared, space, access_token):

@@ -127,11 +127,11 @@ class TestTable:
 
     def test_reports_progress_to_the_end(self, folder):
         calls = []
-        table = index(folder, progress=lambda done, total: calls.append((done, total)))
+        table = index(folder, on_progress=lambda done, total: calls.append((done, total)))
         assert calls[0] == (0, 4)
         assert calls[-1] == (4, 4)
         calls.clear()
-        index(folder, table, progress=lambda done, total: calls.append((done, total)))
+        index(folder, table, on_progress=lambda done, total: calls.append((done, total)))
         assert calls == [(4, 4)]
 
     def test_gives_width_and_height_as_people_see_them(self, tmp_path):

@@ -7,7 +7,8 @@ from mlflow import MlflowClient
 
 from connectors.memory import MemoryTracker
 from connectors.mlflow.tracker import MLflowTracker
-from pipeline.networks.classifier import build_model, save_weights
+from pipeline.networks.build import build_model
+from pipeline.networks.weights import save_weights
 from tests.connectors.tracking_contract import KeptRound, TrackerContract
 
 DESCRIPTION = {"name": "small_cnn", "n_classes": 2, "image_size": 8, "channels": 1, "dropout": 0.5}

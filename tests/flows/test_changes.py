@@ -8,6 +8,7 @@ import torch
 
 from connectors.annotation import Pulled
 from connectors.escaping import markdown
+from flows.advance import notes_of_first
 from flows.artefacts import (
     ANSWERS,
     BATCH,
@@ -38,7 +39,7 @@ from flows.outlook import best_round
 from flows.records import Plan
 from flows.replay.inputs import read_campaign_labels
 from flows.reports.round_page import round_markdown
-from flows.round import begin_anew, notes_of_first, refresh_pool
+from flows.round import begin_anew, refresh_pool
 from flows.steps.plan import begin, look_ahead, plan
 from flows.steps.push import questions_of, renew_page
 from flows.steps.score import embed_labelled, score_shard

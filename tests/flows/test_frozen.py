@@ -73,6 +73,7 @@ from tests.flows.rounds import (
     select_batch_of,
     weight_files,
 )
+from tests.flows.words import regions_of, words_of
 
 EVERYTHING = "all_from = 8\nmax_epochs = 2\n"
 """Eight labels for each class train all of the network."""
@@ -86,7 +87,7 @@ def trained_round(work, number=1, *, relabel=None, n_audit=0, n_wrong=0):
     """
     folder = ready_round(work, number)
     if relabel is not None:
-        change_labels(folder, lambda table: table.assign(label=relabel(table["label"])))
+        change_labels(folder, lambda table: table.assign(regions=regions_of(relabel(words_of(table)))))
     if n_audit:
         label_audit(folder, n=n_audit, wrong=n_wrong)
     learn(work, folder)
@@ -102,7 +103,7 @@ def scored_round(work):
 def read_candidates(folder, settings, *, of=""):
     """What choosing a batch reads of the scores."""
     scores, embeddings = folder.read(SCORES), folder.read(LABELLED_EMBEDDINGS)
-    return _read_candidates(scores, embeddings, folder.read(LABELLED), settings, of=of)
+    return _read_candidates(scores, embeddings, folder.read(LABELLED), settings, classification, of=of)
 
 
 def images_of(work, table):
@@ -113,7 +114,8 @@ def label_audit(folder, *, n=6, wrong=0):
     """Candidates whose class is known by their name become the audit set, the first ones with a wrong label."""
     audit = candidates_of(folder).head(n)
     places = audit["uri"].str[-6:-4].astype(int) % 3
-    audit = audit.assign(label=np.array(CLASSES)[(places + (np.arange(n) < wrong)) % 3], source="annotators")
+    words = np.array(CLASSES)[(places + (np.arange(n) < wrong)) % 3]
+    audit = audit.assign(regions=regions_of(words), source="annotators")
     folder.write(AUDIT, Labels(audit.assign(group=None)))
     return audit
 
@@ -154,11 +156,11 @@ def test_heads_learn_from_every_label(make_work, monkeypatch):
 
 def test_phase_follows_the_labels_for_each_class(make_work):
     how = make_work(network=TINY).settings.model
-    phases = [phase_of(how, n_labels=n, n_classes=3) for n in (1, 149, 150)]
+    phases = [phase_of(how, n_trained_on=n, n_classes=3) for n in (1, 149, 150)]
     assert phases == ["head", "head", "all"]
-    assert phase_of(how.model_copy(update={"train": "all"}), n_labels=3, n_classes=3) == "all"
+    assert phase_of(how.model_copy(update={"train": "all"}), n_trained_on=3, n_classes=3) == "all"
     drawn = how.model_copy(update={"start": "scratch"})
-    assert phase_of(drawn, n_labels=3, n_classes=3) == "all", "there are no features to keep"
+    assert phase_of(drawn, n_trained_on=3, n_classes=3) == "all", "there are no features to keep"
 
 
 def test_more_labels_train_the_trunk_of_each_member(make_work):
@@ -190,9 +192,9 @@ def test_few_labels_calibrate_networks_by_others_that_are_trained_alike_without_
     work = make_work(network=TINY, model=EVERYTHING, members=f"bagging = {bagging}", ensemble=1)
     folder, table = crossed_round(work, n_copies=1)
     assert table["phase"].unique().tolist() == ["all"]
-    logits = torch.from_numpy(np.stack(table["logits"].to_list()))
-    labelled = folder.read(LABELLED).table
-    images, targets = images_of(work, labelled), class_indices(labelled["label"].tolist(), CLASSES)
+    logits = folder.read(OUT_OF_FOLD).values[:, 0]
+    labelled = folder.read(LABELLED)
+    images, targets = images_of(work, labelled.table), class_indices(labelled.words, CLASSES)
     [member] = folder.read(TRAINING).members
     assert member.calibration.temperature == calibrate(logits, targets).temperature
     [((_, seen, _, recipe), as_member, outcome)] = trained
@@ -239,7 +241,7 @@ def test_images_nearly_alone_in_their_class_set_the_temperature_but_judge_no_lab
     work = make_work(network=TINY, members=members)
     folder = ready_round(work)
     kept = dict(zip(CLASSES, n_of_class, strict=True))
-    few = change_labels(folder, lambda table: table[table.groupby("label").cumcount() < table["label"].map(kept)])
+    few = change_labels(folder, lambda table: table[table.groupby("regions").cumcount() < words_of(table).map(kept)])
     learn(work, folder)
     work.do(evaluate, folder)
     work.do(review_labels, folder)
@@ -311,13 +313,12 @@ def test_training_goes_to_its_end_unless_patience_ends_it(make_work, network):
 def test_heads_are_calibrated_on_what_they_have_not_seen(make_work):
     work = make_work(network=TINY)
     folder = trained_round(work)
-    table = folder.read(OUT_OF_FOLD).table
-    assert table["item_id"].tolist() == folder.read(LABELLED).table["item_id"].tolist()
-    logits = torch.from_numpy(np.stack(table["logits"].to_list()))
-    wanted = calibrate(logits, class_indices(table["label"].tolist(), CLASSES))
+    found, labelled = folder.read(OUT_OF_FOLD), folder.read(LABELLED)
+    assert found.item_ids == labelled.item_ids
+    wanted = calibrate(found.values[:, 0], class_indices(labelled.words, CLASSES))
     members = folder.read(TRAINING).members
     assert [member.calibration.temperature for member in members] == [wanted.temperature] * 2
-    assert {len(member.epochs) for member in members} == {table["epochs"][0]}
+    assert {len(member.epochs) for member in members} == {found.epochs}
     models = networks_of(work, folder)
     assert [float(model.temperature) for model in models] == pytest.approx([wanted.temperature] * 2)
     work.do(summarise, folder)
@@ -335,7 +336,7 @@ def test_audit_set_tells_what_the_temperatures_changed(make_work, network):
         torch.save(model.state_dict(), weight_files(folder)[index])
     audit = label_audit(folder)
     work.do(evaluate, folder)
-    targets, metrics = class_indices(audit["label"].tolist(), CLASSES), folder.read(METRICS)
+    targets, metrics = class_indices(words_of(audit).tolist(), CLASSES), folder.read(METRICS)
     assert metrics.nll == pytest.approx(
         negative_log_likelihood(mean_probs(models, images_of(work, audit)), targets), rel=1e-2
     )
@@ -365,11 +366,13 @@ def test_labels_that_are_wrong_are_listed_with_file_task_and_estimate(make_work,
     labelled = folder.read(LABELLED).table
     truth = work.pool.table.set_index("item_id")["label"].loc[labelled["item_id"]].to_numpy()
     wrong = dict(zip(labelled["item_id"], truth, strict=True))
-    wrong = {item: wrong[item] for item in labelled["item_id"][labelled["label"].to_numpy() != truth]}
+    wrong = {item: wrong[item] for item in labelled["item_id"][words_of(labelled).to_numpy() != truth]}
     assert len(wrong) == 2
     tasks = {item: number for number, item in enumerate(wrong, start=7)}
     pushed_at = "2026-11-01T12:00:00+00:00"
-    work.folder.round(0).write(PUSHED, Pushed(pushed_at, "https://labels/projects/3/data", tasks))
+    work.folder.round(0).write(
+        PUSHED, Pushed(pushed_at, "https://labels/projects/3/data", tasks, dict.fromkeys(tasks, "query"))
+    )
     folder.path_of(SUSPICIOUS).unlink()
     work.do(review_labels, folder)
     listed = folder.read(SUSPICIOUS)
@@ -393,7 +396,7 @@ def test_labels_that_are_wrong_are_listed_with_file_task_and_estimate(make_work,
     first = listed.iloc[0]
     assert f"{first['uri']}: {first['label']}, rather {first['suggested']} (wrong with" in shown
     assert first["task"] in shown
-    folder.write(PUSHED, Pushed(pushed_at, "https://labels", {}))
+    folder.write(PUSHED, Pushed(pushed_at, "https://labels", {}, {}))
     folder.write(BATCH, BatchTable(pd.DataFrame({"item_id": []})))
     page = round_markdown(folder, "stripes")
     assert "2 labels look wrong, about 2 of them are." in page
@@ -405,7 +408,7 @@ def test_wrong_label_of_the_audit_set_is_listed_as_one(make_work):
     folder = trained_round(work, n_audit=24, n_wrong=1)
     audit, listed = folder.read(AUDIT).table, folder.read(SUSPICIOUS)
     assert listed[["item_id", "split", "label"]].to_numpy().tolist() == [
-        [audit["item_id"].iloc[0], "audit", audit["label"].iloc[0]]
+        [audit["item_id"].iloc[0], "audit", words_of(audit).iloc[0]]
     ]
     assert folder.read(REVIEW).text == "1 label looks wrong, it probably is (1 in the audit set)"
 
@@ -512,7 +515,9 @@ def test_image_is_computed_once_in_the_life_of_a_trunk(make_work):
     assert len(cache) == 60 - 6, "all but the audit set, which was not measured"
     nowhere = candidates_of(folder).assign(uri="/nowhere.png")
     assert len(features_of(body, nowhere, work.settings.model)) == len(nowhere)
-    assert sum(len(decisions) for decisions, _ in predictions(models, nowhere, work.settings.model)) == len(nowhere)
+    assert sum(
+        len(decisions) for decisions, _ in predictions(models, nowhere, work.settings.model, task=classification)
+    ) == len(nowhere)
     shutil.rmtree(features_folder())
     frozen_features._opened.cache_clear()
     with pytest.raises(PoolError, match="nowhere"):
@@ -527,7 +532,7 @@ def test_pool_is_predicted_in_parts_that_make_one(make_work, monkeypatch):
     how = {"members": work.settings.members, "seed": 5}
 
     def predict(**also):
-        parts = list(predictions(models, items, work.settings.model, **how, **also))
+        parts = list(predictions(models, items, work.settings.model, task=classification, **how, **also))
         return [len(decisions) for decisions, _ in parts], *map(torch.cat, zip(*parts, strict=True))
 
     sizes, decisions, embeddings = predict()
@@ -537,7 +542,7 @@ def test_pool_is_predicted_in_parts_that_make_one(make_work, monkeypatch):
     monkeypatch.setattr(predict_module, "SHARD", 20)
     monkeypatch.setattr("pipeline.learning.predict.MAX_PROBABILITIES", 12 * 3 * 8)
     frozen_features._key.cache_clear()
-    sizes, again, embedded = predict(advance=lambda done_now, total: done.append((done_now, total)))
+    sizes, again, embedded = predict(on_progress=lambda done_now, total: done.append((done_now, total)))
     assert sizes == [8, 8, 4, 8, 2]
     assert torch.allclose(again, decisions, atol=1e-6)
     assert torch.equal(embedded, embeddings)
@@ -568,7 +573,8 @@ def test_batch_of_half_the_draws_is_that_of_half_the_members(make_work, strategy
     batch = set(select_batch_of(work, folder, 8).item_ids)
     models, candidates = networks_of(work, folder), candidates_of(folder)
     seed = derive_seed(work.settings.seed, folder.number, "mc_dropout")
-    parts = predictions(models, work.pool.located(candidates), work.settings.model, work.settings.members, seed=seed)
+    how = {"task": classification, "seed": seed}
+    parts = predictions(models, work.pool.located(candidates), work.settings.model, work.settings.members, **how)
     halved = first_half(torch.cat([decisions for decisions, _ in parts]), 2)[:, 0]
     assert halved.shape[1] == 6
     read = read_candidates(folder, work.settings, of="_half")

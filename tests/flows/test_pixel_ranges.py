@@ -35,6 +35,7 @@ from pipeline.networks.features import extract
 from pipeline.tables import Labels, PoolTable
 from tests.flows.conftest import PLAIN, TINY, ready_round
 from tests.flows.rounds import learn
+from tests.flows.words import regions_of
 
 TOML = """\
 name = "bars"
@@ -185,7 +186,7 @@ class TestReachAllThatReadsImages:
         assert torch.equal(_inputs(work.images, None, labelled.table, 1), self.wanted(work, labelled.table))
         form = network_form(work.settings, plan, work.reading)
         found, candidates = work.do(cross_validate, folder), folder.read(CANDIDATES)
-        lessons = _Lessons(labelled, plan, found, candidates, work.images, [], work.settings, form, 1)
+        lessons = _Lessons(labelled, plan, found, candidates, work.images, work.task, [], work.settings, form, 1)
         assert lessons._sample_pool().float().std() > 50
 
     def test_frozen_features_and_what_is_kept_of_them(self, open_work):
@@ -204,7 +205,7 @@ class TestReachAllThatReadsImages:
         body = frozen_body(work.settings.model, n_classes=2)
         body.train_only("all")
         items = work.pool.table[["item_id", "uri"]].head(9)
-        ((_, embeddings),) = predictions([body], items, work.settings.model, reading=work.reading)
+        ((_, embeddings),) = predictions([body], items, work.settings.model, task=work.task, reading=work.reading)
         with torch.no_grad():
             torch.testing.assert_close(embeddings, body.eval().embed(self.wanted(work, items)))
 
@@ -222,12 +223,12 @@ class TestReachAllThatReadsImages:
         folder = ready_round(work)
         audit = work.pool.table.query("split == 'audit'")
         labels = ["across" if int(uri[-6:-4]) % 2 == 0 else "down" for uri in audit["uri"]]
-        folder.write(AUDIT, Labels(audit[["item_id", "uri"]].assign(label=labels)))
+        folder.write(AUDIT, Labels(audit[["item_id", "uri"]].assign(regions=regions_of(labels))))
         training = learn(work, folder)
         assert training.model.pixel_ranges == work.reading.ranges
         assert len(work.reading.ranges) == 1
         work.do(evaluate, folder)
-        assert folder.read(METRICS).accuracy == 1.0
+        assert folder.read(METRICS).value == 1.0
 
 
 class TestReplay:

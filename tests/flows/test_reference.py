@@ -8,7 +8,8 @@ from pydantic import BaseModel
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from flows import errors
+from flows import artefacts, errors
+from flows.artefacts import CAMPAIGN_ARTEFACTS, ROUND_ARTEFACTS, Artefact
 from flows.cli import app
 from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings
 from flows.example import EXAMPLE
@@ -42,6 +43,13 @@ def test_each_setting_is_described_and_stands_in_the_example(section, key, descr
     table = "renamed" if key == "renamed" else section
     parts = dict(re.findall(r"^(?:# )?\[([a-z_.]+)\]([^\0]*?)(?=^(?:# )?\[|\Z)", f"[top]\n{EXAMPLE}", re.MULTILINE))
     assert key == "renamed" or re.search(rf"^(# )?{key} = ", parts[table or "top"], re.MULTILINE)
+
+
+def test_each_artefact_is_listed_and_described():
+    listed = [*CAMPAIGN_ARTEFACTS, *ROUND_ARTEFACTS.values()]
+    declared = [one for one in vars(artefacts).values() if isinstance(one, Artefact)]
+    assert sorted(one.name for one in listed) == sorted(one.name for one in declared)
+    assert [one.name for one in listed if not one.holds] == []
 
 
 def test_what_may_change_names_settings_that_there_are():

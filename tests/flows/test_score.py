@@ -11,8 +11,10 @@ from pipeline.learning.networks import new_model
 from pipeline.networks.classifier import Classifier
 from pipeline.selection.acquisition import ACQUISITIONS, score_all
 from pipeline.selection.strategies.rows import STRATEGIES, Strategy
+from pipeline.tasks import classification
 from tests.flows.conftest import CLASSES, ready_round
 from tests.flows.rounds import candidates_of, change_labels, learn, score_candidates, select_batch_of, training_of
+from tests.flows.words import words_of
 
 
 @pytest.fixture
@@ -38,12 +40,14 @@ def score(work, models):
 
 def read_candidates(folder, settings):
     """What choosing a batch reads of the scores."""
-    return _read_candidates(folder.read(SCORES), folder.read(LABELLED_EMBEDDINGS), folder.read(LABELLED), settings)
+    return _read_candidates(
+        folder.read(SCORES), folder.read(LABELLED_EMBEDDINGS), folder.read(LABELLED), settings, classification
+    )
 
 
 def expected(work, models, table):
     """What the members say of the images of a table, computed at once."""
-    parts = list(predictions(models, work.pool.located(table), work.settings.model))
+    parts = list(predictions(models, work.pool.located(table), work.settings.model, task=classification))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
@@ -89,7 +93,7 @@ def test_strategy_gets_every_column_that_it_reads(make_work, models, monkeypatch
     assert torch.allclose(read.embeddings.float(), embeddings, atol=1e-2)
     assert torch.allclose(read.labelled_embeddings.float(), embedded, atol=1e-2)
     assert torch.allclose(read.labelled_probs[:, 0], of_labelled[:, 0].mean(dim=1), atol=1e-6)
-    assert [CLASSES[target] for target in read.labelled_targets] == labelled["label"].tolist()
+    assert [CLASSES[target] for target in read.labelled_targets] == words_of(labelled).tolist()
 
 
 def test_balanced_batch_asks_for_the_guessed_class_with_the_fewest_labels(make_work, models):
@@ -98,7 +102,7 @@ def test_balanced_batch_asks_for_the_guessed_class_with_the_fewest_labels(make_w
     learn(work, folder)
     change_labels(
         folder,
-        lambda table: table[(table["label"] != "middle") | (table.groupby("label").cumcount() < 2)],
+        lambda table: table[(words_of(table) != "middle") | (table.groupby("regions").cumcount() < 2)],
     )
     batch = select_batch_of(work, score_candidates(work, folder), 5).table
     assert batch["guess"].tolist() == ["middle"] * 5

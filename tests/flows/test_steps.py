@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from connectors.annotation import Task
+from connectors.annotation import Question
 from connectors.memory import MemoryTool
 from flows import artefacts
 from flows.artefacts import LABELLED_EMBEDDINGS, MEMBERS, ROUND_ARTEFACTS, SCORES, SECONDS, Artefact
@@ -36,8 +36,11 @@ from pipeline.labels.ledger import Ledger, RoundOfLedger
 from pipeline.learning.networks import new_model
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.predict import predict_members
+from pipeline.regions import regions_to_json
 from pipeline.tables import Labels, PoolTable
-from pipeline.tasks import TASK_TYPE
+from pipeline.tasks import classification
+from pipeline.tasks.task_type import TaskType
+from pipeline.types import Ask
 from tests.flows.conftest import CLASSES
 from tests.flows.rounds import metrics_of, training_of
 
@@ -74,8 +77,8 @@ PASSED: Mapping[str, set[str]] = {
     "push": {"address"},
 }
 """Keywords that the loop gives to a step."""
-HIDDEN = {"pool", "folder"}
-"""Settings that no step can read: to a step these are the table of the pool and the folder of the round."""
+HIDDEN = {"pool", "folder", "task"}
+"""Settings that no step can read: to a step these are the table, the folder of the round and what a task type knows."""
 STEPS = tuple(dict.fromkeys(one for steps in ROUNDS.values() for one in steps))
 
 
@@ -176,6 +179,8 @@ def fits(value: object, hint: Any) -> bool:
         return callable(value)
     if kind in (Union, UnionType):
         return any(fits(value, part) for part in parts)
+    if getattr(hint, "_is_protocol", False):
+        return all(hasattr(value, name) for name in (*vars(hint), *hint.__annotations__) if not name.startswith("_"))
     if kind is None:
         return hint in type(value).__mro__ or (hint is float and isinstance(value, int))
     if issubclass(kind, Mapping):
@@ -188,6 +193,8 @@ def test_a_value_fits_its_own_type_alone():
     assert not fits({"a": "b"}, dict[str, float])
     assert fits(["a"], Sequence[str])
     assert not fits([1], Sequence[str])
+    assert fits(classification, TaskType)
+    assert not fits(classification.loss, TaskType)
     assert fits(None, Stability | None)
     assert not fits(None, Stability)
 
@@ -211,7 +218,7 @@ def done(make_work, monkeypatch):
     for _ in range(3):
         assert work_on(work).kind == "asked"
         for task in work.tool.served():
-            work.tool.answer(task.item_id, CLASSES[int(Path(task.uri).stem) % 3], annotator="ann")
+            work.tool.answer(task.ask, CLASSES[int(Path(task.uri).stem) % 3], annotator="ann")
     return work, names
 
 
@@ -265,7 +272,7 @@ ELSEWHERE = {
     # a pool that is walked may hold the folder of a campaign
     "connectors/image_folder/listing.py": {"campaign.json", "pool.parquet", "pool_notes.json"},
     # what a person can delete to ask again
-    "connectors/label_studio/client.py": {"pushed.json"},
+    "connectors/label_studio/project.py": {"pushed.json"},
 }
 """Connectors that know a file of a campaign, of which they can import no name."""
 
@@ -315,13 +322,14 @@ class Images:
 
     def predict(self, networks, items):
         images = torch.stack([self.pixels[item_id] for item_id in items["item_id"]])
-        yield predict_members(networks, images, task=TASK_TYPE, seed=0)
+        yield predict_members(networks, images, task=classification, seed=0)
 
 
 def labels_of(targets: Sequence[int], *, source: str = "manifest") -> Labels:
     """Labels on items "0", "1", ..."""
-    rows = [{"item_id": str(place), "label": CLASSES[target]} for place, target in enumerate(targets)]
-    return Labels(pd.DataFrame(rows, columns=["item_id", "label"]).assign(source=source, group=None))
+    given = [classification.read_label(CLASSES[target]) for target in targets]
+    rows = [{"item_id": str(place), "regions": regions_to_json(regions)} for place, regions in enumerate(given)]
+    return Labels(pd.DataFrame(rows, columns=["item_id", "regions"]).assign(source=source, group=None))
 
 
 MODEL = ModelSettings(name="small_cnn", image_size=12, channels=1)
@@ -332,18 +340,15 @@ def test_evaluate_needs_no_folder(make_work):
     generator = torch.Generator().manual_seed(0)
     pixels = {str(n): torch.randint(0, 256, (1, 12, 12), generator=generator, dtype=torch.uint8) for n in range(9)}
     audit, networks = labels_of([0, 1, 2] * 3), Networks([model, model])
-    predicted, metrics = evaluate.function(
-        audit, training_of(), networks, images=Images(pixels), model=MODEL, classes=CLASSES
-    )
+    how = {"task": classification, "model": MODEL, "classes": CLASSES}
+    predicted, metrics = evaluate.function(audit, training_of(), networks, images=Images(pixels), **how)
     with torch.no_grad():
         guesses = model(torch.stack(list(pixels.values()))).argmax(dim=1)
     assert metrics.n == 9
-    assert metrics.accuracy == pytest.approx(float((guesses == audit.targets(CLASSES)).float().mean()))
-    assert torch.equal(predicted.probs.argmax(dim=1), guesses)
+    assert metrics.value == pytest.approx(float((guesses == audit.targets(classification, CLASSES)).float().mean()))
+    assert torch.equal(predicted.values[:, 0].argmax(dim=1), guesses)
     assert networks.is_clear
-    nothing, none = evaluate.function(
-        labels_of([]), training_of(), networks, images=Images({}), model=MODEL, classes=CLASSES
-    )
+    nothing, none = evaluate.function(labels_of([]), training_of(), networks, images=Images({}), **how)
     assert (len(nothing), none) == (0, None)
 
 
@@ -357,6 +362,7 @@ def test_plan_needs_no_folder(n_labels, phase):
         labels_of([]),
         range(5),
         earlier=(),
+        task=classification,
         model=model,
         members=MemberSettings(ensemble=1),
         classes=CLASSES,
@@ -369,12 +375,13 @@ def test_plan_needs_no_folder(n_labels, phase):
 
 def test_collect_needs_no_folder():
     tool = MemoryTool(CLASSES)
-    tasks = [Task(name, f"/{name}.png", 0, rank, None, {"reason": "a check"}) for rank, name in enumerate("abcd")]
-    pushed = tool.push(tasks, round_number=0, model_version="none", asked={})
+    asks = {name: Ask(name, 0, "query") for name in "abcd"}
+    questions = [Question(asks[name], f"/{name}.png", rank, reason="a check") for rank, name in enumerate(asks)]
+    pushed = tool.push(questions, model_version="none", asked={})
     ledger = Ledger([RoundOfLedger(0, pushed, "memory:", "2026-11-01T12:00:00+00:00")])
-    tool.answer("a", "left")
-    tool.skip("b")
-    del tool.tasks[pushed["d"]]
+    tool.answer(asks["a"], "left")
+    tool.skip(asks["b"])
+    del tool.tasks[pushed[asks["d"]]]
     lines, withdrawn, answers = collect.function(ledger, tool=tool, max_unused=0.5)
     assert {answer.item_id: answer.outcome for answer in answers} == {"a": "labelled", "b": "skipped"}
     assert (lines, withdrawn) == ([], ["d"])
@@ -411,7 +418,7 @@ work = OpenCampaign(settings, Campaign(settings.folder), tool=tool, tracker=Memo
 for _ in range(2):
     told = work_on(work)
     for task in tool.served():
-        tool.answer(task.item_id, settings.classes[int(Path(task.uri).stem) % 3])
+        tool.answer(task.ask, settings.classes[int(Path(task.uri).stem) % 3])
 print(told.round_number, told.kind)
 """
 

@@ -1,14 +1,50 @@
 """A dense task, for the tests: every cell of the trunk's own low-resolution grid has one class, so U = h w decisions.
 
-Logits are `(n, C, h, w)`, targets `(n, h, w)` class indices.
+Logits are `(n, C, h, w)`, targets `(n, h, w)` class indices. People give a box (left, top, width, height) for each
+cell, row by row.
 """
+
+from collections import Counter
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from pipeline.evaluation.metrics import calibration_error, negative_log_likelihood, wilson_interval
 from pipeline.networks.build import build_model
 from pipeline.networks.classifier import Classifier
+from pipeline.tasks.task_type import Answered, AskFor
+from pipeline.types import Metrics, Region
+
+asks = AskFor(kind="box", several=True)
+has_one_decision = False
+
+
+def boxes(names, *, height, width, scores=None):
+    """A region for each cell of a grid."""
+    return tuple(
+        Region("box", name, (place % width / width, place // width / height, 1 / width, 1 / height), score)
+        for place, (name, score) in enumerate(zip(names, scores or [None] * len(names), strict=True))
+    )
+
+
+def read_label(text):
+    """One class in all of the image."""
+    return boxes([text], height=1, width=1)
+
+
+def consensus(given):
+    """In each cell the class that most people gave; the mean of their shares."""
+    cells = [Counter(region.label for region in cell).most_common(1)[0] for cell in zip(*given, strict=True)]
+    names, votes = zip(*cells, strict=True)
+    grid = {"height": round(1 / given[0][0].geometry[3]), "width": round(1 / given[0][0].geometry[2])}
+    return boxes(names, **grid), sum(votes) / len(votes) / len(given)
+
+
+def targets(labels, classes):
+    _, _, width, height = labels[0][0].geometry
+    index = [[classes.index(region.label) for region in regions] for regions in labels]
+    return torch.tensor(index).reshape(len(labels), round(1 / height), round(1 / width))
 
 
 def check_targets(targets, n, n_classes):
@@ -33,6 +69,47 @@ def loss(outputs, targets, class_weights=None, label_smoothing=0.0):
 
 def logits(outputs):
     return outputs.flatten(2).transpose(1, 2)
+
+
+def answered(values, targets):
+    n, n_cells, _ = values.shape
+    return Answered(
+        values.flatten(0, 1),
+        targets.flatten(),
+        torch.arange(n).repeat_interleave(n_cells),
+        torch.arange(n_cells).repeat(n),
+    )
+
+
+def in_words(decision, answer, classes):
+    return f"{classes[answer]} in cell {decision}"
+
+
+def measure(probs, targets, _classes):
+    """Share of cells whose likeliest class is right."""
+    known = answered(probs, targets)
+    n_right = int((known.values.argmax(dim=1) == known.right).sum())
+    low, high = wilson_interval(n_right, len(known.right))
+    return Metrics(
+        n=len(probs),
+        headline="cell_accuracy",
+        value=n_right / len(known.right),
+        low=low,
+        high=high,
+        nll=negative_log_likelihood(known.values, known.right),
+        ece=calibration_error(known.values, known.right),
+    )
+
+
+def guess(probs, classes):
+    """The likeliest class of each cell, of the squarest grid that is not wider than high."""
+    n_cells = probs.shape[1]
+    height = next(n for n in range(1, n_cells + 1) if n_cells % n == 0 and n * n >= n_cells)
+    best = probs.max(dim=2)
+    return [
+        boxes([classes[one] for one in seen], height=height, width=n_cells // height, scores=scores)
+        for seen, scores in zip(best.indices.tolist(), best.values.clamp(max=1).tolist(), strict=True)
+    ]
 
 
 def metrics(outputs, targets):

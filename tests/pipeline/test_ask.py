@@ -22,7 +22,7 @@ from pipeline.selection.batch import select_batch
 from pipeline.selection.explain import explain_batch
 from pipeline.selection.settings import SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
-from pipeline.types import Candidates
+from pipeline.types import Candidates, Region
 
 N, M, K, C, D = 40, 12, 3, 4, 5
 IDS = np.array([f"{i:03d}" for i in range(N)])
@@ -114,7 +114,6 @@ def test_scores_come_with_guesses_and_the_parts_of_doubt():
     mean = decisions[:, 0].mean(dim=1)
     ranked = mean.argsort(dim=1, descending=True)[:, :2]
     assert torch.equal(scored.likeliest, ranked)
-    assert torch.equal(scored.probabilities, mean.gather(1, ranked))
     assert torch.allclose(scored.scores, 1 - mean.amax(dim=1))
     assert torch.allclose(scored.parts["aleatoric"] + scored.parts["epistemic"], scored.entropies, atol=1e-6)
     assert not score_candidates(decisions[:, :, :1], how("top_k")).parts
@@ -155,17 +154,19 @@ def test_people_read_why_an_image_was_chosen_and_what_the_model_thinks_of_it():
     scored = pd.DataFrame(
         {
             "guess": "cat",
-            "guess_probability": np.linspace(0.4, 0.99, N),
             "runner_up": "dog",
             "entropy": np.log(C) / 2,
             "embedding": [*embeddings.numpy()],
         },
         index=pd.Index(IDS, name="item_id"),
     )
-    table = explain_batch(batch, scored, labelled, n_classes=C)
+    sure = dict(zip(IDS, np.linspace(0.4, 0.99, N), strict=True))
+    guesses = {item_id: (Region("image", "cat", score=sure[item_id]),) for item_id in batch.ids}
+    table = explain_batch(batch, scored, guesses, labelled, n_classes=C)
     assert table["item_id"].tolist() == [*batch.ids]
     assert table["rank"].tolist() == list(range(6))
     assert table["uncertainty"].tolist() == pytest.approx([0.5] * 6)
+    assert set(table["guess"]) == {"cat"}
     assert set(table["confused_classes"]) == {"cat / dog"}
     assert table["why"].iloc[0] == "to see whether it is cat, as the model says"
     rows = [int(item_id) for item_id in batch.ids]

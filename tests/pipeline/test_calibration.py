@@ -6,7 +6,7 @@ import scipy.special
 import torch
 from torch.nn import functional
 
-from pipeline.evaluation.metrics import evaluate
+from pipeline.tasks import classification
 from pipeline.training.calibration import COLDEST, HOTTEST, PRIOR_IMAGES, calibrate, fit_temperature
 
 
@@ -95,8 +95,8 @@ def test_calibration_reports_what_evaluation_measures():
     logits, targets = predictions(300, temperature=4.0)
     calibration = calibrate(logits, targets)
     logits = logits.double()
-    before = evaluate(logits.softmax(dim=1), targets, classes="abcd")
-    after = evaluate((logits / calibration.temperature).softmax(dim=1), targets, classes="abcd")
+    before = classification.measure(logits.softmax(dim=1)[:, None], targets, "abcd")
+    after = classification.measure((logits / calibration.temperature).softmax(dim=1)[:, None], targets, "abcd")
     assert calibration.n == 300
     assert (calibration.nll_before, calibration.ece_before) == (before.nll, before.ece)
     assert (calibration.nll_after, calibration.ece_after) == (after.nll, after.ece)

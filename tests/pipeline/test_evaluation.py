@@ -8,10 +8,10 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from pipeline.evaluation.metrics import (
     calibration_error,
     confusion_matrix,
-    evaluate,
     negative_log_likelihood,
     wilson_interval,
 )
+from pipeline.tasks import classification
 
 CLASSES = ["cat", "dog", "owl", "fox"]
 
@@ -20,6 +20,11 @@ def predictions(n=400, n_classes=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     probs = (2 * torch.randn(n, n_classes, generator=generator)).softmax(dim=1)
     return probs, probs.multinomial(1, generator=generator).flatten()
+
+
+def evaluate(probs, targets, *, classes):
+    """Metrics of one decision for each image, `(n, C)`."""
+    return classification.measure(probs[:, None], targets, classes)
 
 
 def textbook_ece(probs, targets):
@@ -40,14 +45,17 @@ def test_metrics_agree_with_scikit_learn(seed):
     metrics = evaluate(probs, targets, classes=CLASSES)
     predicted = probs.argmax(dim=1).numpy()
     assert metrics.n == 400
-    assert metrics.accuracy == pytest.approx(sklearn.metrics.accuracy_score(targets, predicted))
-    assert metrics.balanced_accuracy == pytest.approx(sklearn.metrics.balanced_accuracy_score(targets, predicted))
-    assert metrics.nll == pytest.approx(sklearn.metrics.log_loss(targets, probs.numpy()), rel=1e-5)
-    assert list(metrics.recall) == CLASSES
-    np.testing.assert_allclose(
-        list(metrics.recall.values()), sklearn.metrics.recall_score(targets, predicted, average=None)
+    assert metrics.headline == "accuracy"
+    assert metrics.value == pytest.approx(sklearn.metrics.accuracy_score(targets, predicted))
+    assert metrics.scalars["balanced_accuracy"] == pytest.approx(
+        sklearn.metrics.balanced_accuracy_score(targets, predicted)
     )
-    np.testing.assert_array_equal(metrics.confusion, sklearn.metrics.confusion_matrix(targets, predicted))
+    assert metrics.nll == pytest.approx(sklearn.metrics.log_loss(targets, probs.numpy()), rel=1e-5)
+    assert list(metrics.by_class["recall"]) == CLASSES
+    np.testing.assert_allclose(
+        list(metrics.by_class["recall"].values()), sklearn.metrics.recall_score(targets, predicted, average=None)
+    )
+    np.testing.assert_array_equal(metrics.table, sklearn.metrics.confusion_matrix(targets, predicted))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -87,7 +95,7 @@ def test_wilson_interval_covers_the_truth_about_95_times_in_100():
 
 def test_the_interval_holds_the_accuracy():
     metrics = evaluate(*predictions(), classes=CLASSES)
-    assert 0 < metrics.accuracy_low < metrics.accuracy < metrics.accuracy_high < 1
+    assert 0 < metrics.low < metrics.value < metrics.high < 1
 
 
 def test_confusion_has_the_truth_in_rows():
@@ -98,9 +106,9 @@ def test_confusion_has_the_truth_in_rows():
 def test_classes_that_do_not_occur_have_no_recall_and_do_not_count():
     probs = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.8, 0.0]])
     metrics = evaluate(probs, torch.tensor([0, 1, 1]), classes=["a", "b", "c"])
-    assert metrics.recall == {"a": 1.0, "b": 0.5}
-    assert metrics.balanced_accuracy == 0.75
-    assert metrics.confusion == ((1, 0, 0), (1, 1, 0), (0, 0, 0))
+    assert metrics.by_class["recall"] == {"a": 1.0, "b": 0.5}
+    assert metrics.scalars == {"balanced_accuracy": 0.75}
+    assert metrics.table == ((1, 0, 0), (1, 1, 0), (0, 0, 0))
 
 
 def test_the_order_of_classes_does_not_matter():
@@ -108,9 +116,10 @@ def test_the_order_of_classes_does_not_matter():
     order = torch.tensor([2, 0, 3, 1])
     there = evaluate(probs, targets, classes=CLASSES)
     back = evaluate(probs[:, order], order.argsort()[targets], classes=[CLASSES[i] for i in order])
-    for name in ("accuracy", "accuracy_low", "balanced_accuracy", "nll", "ece"):
+    for name in ("value", "low", "high", "nll", "ece"):
         assert getattr(back, name) == pytest.approx(getattr(there, name))
-    assert back.recall == pytest.approx(there.recall)
+    assert back.scalars == pytest.approx(there.scalars)
+    assert back.by_class["recall"] == pytest.approx(there.by_class["recall"])
 
 
 def test_a_sure_mistake_is_dear_and_finite():
@@ -121,8 +130,8 @@ def test_a_sure_mistake_is_dear_and_finite():
 
 def test_one_image_is_enough():
     metrics = evaluate(torch.tensor([[0.7, 0.3]]), torch.tensor([0]), classes=["a", "b"])
-    assert (metrics.n, metrics.accuracy, metrics.accuracy_high) == (1, 1.0, 1.0)
-    assert metrics.accuracy_low == pytest.approx(0.2065, abs=1e-4)
+    assert (metrics.n, metrics.value, metrics.high) == (1, 1.0, 1.0)
+    assert metrics.low == pytest.approx(0.2065, abs=1e-4)
     assert metrics.ece == pytest.approx(0.3, abs=1e-6)
 
 
@@ -134,8 +143,8 @@ def test_no_images_are_refused():
 @pytest.mark.parametrize(
     ("probs", "targets", "message"),
     [
-        (torch.full((3, 2), 0.5), torch.zeros(2, dtype=torch.long), r"\(2, 2\), got \(3, 2\)"),
-        (torch.full((2, 3), 1 / 3), torch.zeros(2, dtype=torch.long), r"\(2, 2\), got \(2, 3\)"),
+        (torch.full((3, 2), 0.5), torch.zeros(2, dtype=torch.long), r"\(2, 1, 2\), got \(3, 1, 2\)"),
+        (torch.full((2, 3), 1 / 3), torch.zeros(2, dtype=torch.long), r"\(2, 1, 2\), got \(2, 1, 3\)"),
         (torch.full((2, 2), 0.5), torch.tensor([0, 2]), r"\[0, 2\), got 0 to 2"),
         (torch.full((2, 2), 0.5), torch.tensor([-1, 0]), r"\[0, 2\), got -1 to 0"),
         (torch.tensor([[2.0, -1.0]]), torch.tensor([0]), "prob"),

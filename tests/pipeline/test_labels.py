@@ -16,6 +16,8 @@ from pipeline.labels.answers import (
     reconcile,
     set_aside,
 )
+from pipeline.regions import regions_from_json, regions_in_words
+from pipeline.tasks import classification
 from pipeline.types import Annotation, Answer, Ask, Region
 
 CLASSES = ("cat", "dog", "NA")
@@ -45,9 +47,17 @@ def answer(answer_id, item_id="i1", *, label=None, outcome=None, who="ann", time
     )
 
 
+def labelled(answers, **given):
+    return labelled_set(answers, classification, classes=CLASSES, **given)
+
+
+def words(table):
+    return [regions_in_words(regions_from_json(text)) for text in table["regions"]]
+
+
 def label_of(answers, item_id="i1"):
-    table = labelled_set(answers, classes=CLASSES)
-    return dict(zip(table["item_id"], table["label"], strict=True)).get(item_id)
+    table = labelled(answers)
+    return dict(zip(table["item_id"], words(table), strict=True)).get(item_id)
 
 
 @st.composite
@@ -99,11 +109,15 @@ class TestTable:
         pd.testing.assert_series_equal(empty.dtypes, full.dtypes)
         assert answers_from_table(empty) == []
 
-    def test_refuses_an_answer_with_two_labels(self):
-        two = answer(7, label="cat")
-        annotation = dataclasses.replace(two.annotation, regions=2 * two.annotation.regions)
-        with pytest.raises(ValueError, match="answer 7: wanted one label for the whole image"):
-            answers_to_table([dataclasses.replace(two, annotation=annotation)])
+    @pytest.mark.parametrize(
+        "regions",
+        [(), (Region("image", "cat"), Region("image", "dog")), (Region("box", "zoë", (0.0, 0.25, 0.5, 1.0), 0.75),)],
+    )
+    def test_keeps_however_many_regions_an_answer_has(self, regions, tmp_path):
+        one = answer(7, label="cat")
+        given = [dataclasses.replace(one, annotation=dataclasses.replace(one.annotation, regions=regions))]
+        answers_to_table(given).to_parquet(tmp_path / "answers.parquet", index=False)
+        assert answers_from_table(pd.read_parquet(tmp_path / "answers.parquet")) == given
 
     def test_refuses_an_annotation_that_contradicts_its_answer(self):
         other = dataclasses.replace(answer(7, label="cat").annotation, annotator="bob")
@@ -217,10 +231,11 @@ class TestLabelledSet:
             answer(4, who="d"),
             answer(5, "i0", label="NA"),
         ]
-        table = labelled_set(answers, classes=CLASSES)
-        assert table.to_dict("records") == [
-            {"item_id": "i0", "label": "NA", "n_answers": 1, "agreement": 1.0, "source": "annotators"},
-            {"item_id": "i1", "label": "dog", "n_answers": 3, "agreement": 2 / 3, "source": "annotators"},
+        table = labelled(answers)
+        common = {"source": "annotators"}
+        assert table.assign(regions=words(table)).to_dict("records") == [
+            {"item_id": "i0", "regions": "NA", "n_answers": 1, "agreement": 1.0, **common},
+            {"item_id": "i1", "regions": "dog", "n_answers": 3, "agreement": 2 / 3, **common},
         ]
 
     def test_breaks_a_tie_by_the_label_given_first(self):
@@ -231,27 +246,32 @@ class TestLabelledSet:
         assert label_of(answers) == label_of(answers[::-1]) == "dog"
 
     def test_lets_an_annotator_overrule_the_manifest(self):
-        table = labelled_set(
+        table = labelled(
             [answer(1, label="cat"), answer(2, "i2")],
             prelabelled={"i1": "dog", "i2": "dog", "i0": "cat"},
-            classes=CLASSES,
         )
         assert table["item_id"].tolist() == ["i0", "i1", "i2"]
-        assert table["label"].tolist() == ["cat", "cat", "dog"]
+        assert words(table) == ["cat", "cat", "dog"]
         assert table["source"].tolist() == ["manifest", "annotators", "manifest"]
         assert table["n_answers"].tolist() == [0, 1, 0]
         np.testing.assert_equal(table["agreement"].to_numpy(), [np.nan, 1.0, np.nan])
 
     def test_is_empty_without_labels_with_the_same_types(self):
-        empty, full = (labelled_set([answer(1, label=label)], classes=CLASSES) for label in (None, "cat"))
+        empty, full = (labelled([answer(1, label=label)]) for label in (None, "cat"))
         assert empty.empty
         pd.testing.assert_series_equal(empty.dtypes, full.dtypes)
 
     def test_refuses_a_label_that_is_not_a_class(self):
         with pytest.raises(ValueError, match="item i1 has the label 'cow'; the classes are cat, dog, NA"):
-            labelled_set([answer(1, label="cow")], classes=CLASSES)
+            labelled([answer(1, label="cow")])
         with pytest.raises(ValueError, match="item i9 has the label 'cow'"):
-            labelled_set([], prelabelled={"i9": "cow"}, classes=CLASSES)
+            labelled([], prelabelled={"i9": "cow"})
+
+    def test_refuses_an_answer_with_two_labels(self):
+        two = answer(7, label="cat")
+        annotation = dataclasses.replace(two.annotation, regions=2 * two.annotation.regions)
+        with pytest.raises(ValueError, match="wanted one label for the whole image"):
+            labelled([dataclasses.replace(two, annotation=annotation)])
 
     @property_test
     @given(st.lists(standing_answers(), min_size=1, max_size=4))
@@ -260,29 +280,29 @@ class TestLabelledSet:
         for standing in sorted(moments[-1], key=lambda a: (a.updated_at, a.answer_id)):
             last_word[standing.item_id, standing.annotator] = standing.outcome
         wanted = {item_id for (item_id, _), outcome in last_word.items() if outcome == "labelled"}
-        assert set(labelled_set(collect(moments), classes=CLASSES)["item_id"]) == wanted
+        assert set(labelled(collect(moments))["item_id"]) == wanted
 
     @property_test
     @given(st.lists(standing_answers(), min_size=1, max_size=3), standing_answers())
     def test_loses_nothing_when_all_tasks_are_deleted(self, moments, other):
         before = collect(moments)
         gone = before + reconcile(before, [], task_ids={})
-        pd.testing.assert_frame_equal(labelled_set(gone, classes=CLASSES), labelled_set(before, classes=CLASSES))
+        pd.testing.assert_frame_equal(labelled(gone), labelled(before))
 
     @property_test
     @given(standing_answers(), st.randoms(use_true_random=False))
     def test_agrees_with_a_plain_count_in_any_order_of_answers(self, answers, random):
         shuffled = random.sample(answers, len(answers))
-        table = labelled_set(shuffled, classes=CLASSES)
-        pd.testing.assert_frame_equal(table, labelled_set(answers, classes=CLASSES))
-        for row in table.itertuples():
+        table = labelled(shuffled)
+        pd.testing.assert_frame_equal(table, labelled(answers))
+        for row, label in zip(table.itertuples(), words(table), strict=True):
             votes = Counter(
                 a.annotation.regions[0].label
                 for a in current(answers)
                 if a.item_id == row.item_id and a.outcome == "labelled"
             )
-            assert votes[row.label] == max(votes.values())
-            assert row.agreement == votes[row.label] / row.n_answers
+            assert votes[label] == max(votes.values())
+            assert row.agreement == votes[label] / row.n_answers
             assert row.n_answers == votes.total()
 
 
@@ -302,24 +322,24 @@ class TestSetAside:
     @given(st.lists(standing_answers(), max_size=3))
     def test_shares_no_item_with_the_labelled_set(self, moments):
         ledger = collect(moments)
-        labelled = set(labelled_set(ledger, classes=CLASSES)["item_id"])
-        assert labelled | set_aside(ledger) == {a.item_id for a in current(ledger)}
-        assert not labelled & set_aside(ledger)
+        items = set(labelled(ledger)["item_id"])
+        assert items | set_aside(ledger) == {a.item_id for a in current(ledger)}
+        assert not items & set_aside(ledger)
 
 
 class TestDigest:
     def test_does_not_depend_on_the_order_of_the_rows(self):
-        table = labelled_set([], prelabelled={"i1": "cat", "i2": "dog", "i3": "cat"}, classes=CLASSES)
+        table = labelled([], prelabelled={"i1": "cat", "i2": "dog", "i3": "cat"})
         assert digest(table) == digest(table.iloc[::-1]) == digest(table.sample(frac=1, random_state=0))
         assert len(digest(table)) == 32
 
     def test_depends_on_who_has_which_label(self):
         sets = [{}, {"i1": "cat"}, {"i1": "dog"}, {"i2": "cat"}, {"i1": "cat", "i2": "dog"}]
         sets += [{"i1": "dog", "i2": "cat"}, {"i1i2": "cat"}]
-        digests = {digest(labelled_set([], prelabelled=labels, classes=CLASSES)) for labels in sets}
+        digests = {digest(labelled([], prelabelled=labels)) for labels in sets}
         assert len(digests) == len(sets)
 
     def test_does_not_depend_on_how_many_agreed(self):
-        one = labelled_set([answer(1, label="cat")], classes=CLASSES)
-        two = labelled_set([answer(1, label="cat"), answer(2, label="cat", who="bob")], classes=CLASSES)
+        one = labelled([answer(1, label="cat")])
+        two = labelled([answer(1, label="cat"), answer(2, label="cat", who="bob")])
         assert digest(one) == digest(two)

@@ -9,7 +9,7 @@ from pipeline.learning.lesson import Lesson, OutOfFold, can_cross, held_out_labe
 from pipeline.learning.networks import phase_of
 from pipeline.learning.out_of_fold import phase_to_cross, with_out_of_fold
 from pipeline.learning.settings import ModelSettings
-from pipeline.tasks import TASK_TYPE, classification
+from pipeline.tasks import classification
 from pipeline.training.recipe import Recipe
 
 PRETRAINED = ModelSettings(
@@ -43,12 +43,12 @@ def test_labels_of_one_group_cannot_be_crossed():
 
 
 def test_predictions_of_networks_trained_otherwise_calibrate_nothing():
-    lesson = Lesson(TASK_TYPE, 3, "all", torch.zeros(30, 1), FEW)
-    logits = torch.zeros(30, 3)
+    lesson = Lesson(classification, 3, "all", torch.zeros(30, 1), FEW)
+    logits = torch.zeros(30, 1, 3)
     assert with_out_of_fold(lesson, None) is lesson
     assert with_out_of_fold(lesson, OutOfFold("head", logits, epochs=4)) is lesson
     assert with_out_of_fold(lesson, OutOfFold("all", logits)).out_of_fold is not None
-    heads = Lesson(TASK_TYPE, 3, "head", torch.zeros(30, 1), FEW)
+    heads = Lesson(classification, 3, "head", torch.zeros(30, 1), FEW)
     assert (heads.epochs, with_out_of_fold(heads, OutOfFold("head", logits, epochs=4)).epochs) == (None, 4)
 
 
@@ -58,15 +58,15 @@ def test_a_tenth_of_many_labels_can_be_spared():
 
 
 def test_guesses_are_no_labels():
-    lesson = Lesson(TASK_TYPE, 3, "head", torch.arange(40)[:, None], torch.arange(40) % 3, n_labels=30)
+    lesson = Lesson(classification, 3, "head", torch.arange(40)[:, None], torch.arange(40) % 3, n_labels=30)
     assert torch.equal(lesson.labels, FEW)
     assert torch.equal(lesson.labelled_inputs, torch.arange(30)[:, None])
 
 
 @pytest.mark.parametrize(("n_labels", "phase"), [(1, "head"), (29, "head"), (30, "all")])
 def test_what_is_trained_follows_the_labels_of_each_class(n_labels, phase):
-    assert phase_of(PRETRAINED, n_labels=n_labels, n_classes=3) == phase
-    assert phase_of(DRAWN, n_labels=n_labels, n_classes=3) == "all", "there are no features to keep"
+    assert phase_of(PRETRAINED, n_trained_on=n_labels, n_classes=3) == phase
+    assert phase_of(DRAWN, n_trained_on=n_labels, n_classes=3) == "all", "there are no features to keep"
 
 
 def test_a_recipe_has_what_the_settings_have():

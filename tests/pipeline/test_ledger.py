@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.labels.ledger import Ledger, RoundOfLedger, count_labels
 from pipeline.tables import PoolTable
+from pipeline.tasks import classification
 from pipeline.types import Annotation, Answer, Ask, Region
 
 CLASSES = ("cat", "dog")
@@ -101,18 +102,21 @@ def test_image_that_is_labelled_set_aside_or_measures_is_not_asked_for_to_learn_
 def test_labels_go_by_present_names_and_people_overrule_the_manifest():
     rounds = [one(0, "a", "b", answers=[answer("a", "cat"), answer("b", "dog", answer_id=2)])]
     ledger = Ledger(rounds, {"cat": "feline"})
-    table = ledger.labels(pool(label=[None, "feline", None, "dog"]), classes=("feline", "dog")).table
-    told = table[["item_id", "label", "source", "split"]].to_numpy().tolist()
+    labels = ledger.labels(pool(label=[None, "feline", None, "dog"]), classification, classes=("feline", "dog"))
+    told = [
+        list(row)
+        for row in zip(labels.item_ids, labels.words, labels.table["source"], labels.table["split"], strict=True)
+    ]
     assert told == [
         ["a", "feline", "annotators", "pool"],
         ["b", "dog", "annotators", "pool"],
         ["d", "dog", "manifest", "audit"],
     ]
     gone = pool(set_aside_reason=["gone", None, None, None])
-    assert ledger.labels(gone, classes=("feline", "dog")).item_ids == ["b"]
+    assert ledger.labels(gone, classification, classes=("feline", "dog")).item_ids == ["b"]
     assert ledger.n_labels_paid == 2, "a label on an image that is gone was paid for"
     with pytest.raises(ValueError, match="'feline'"):
-        ledger.labels(pool(), classes=("cat", "dog"))
+        ledger.labels(pool(), classification, classes=("cat", "dog"))
 
 
 def test_time_to_the_next_batch_is_that_of_the_newest_round_that_has_one():

@@ -134,11 +134,12 @@ def test_a_member_keeps_one_mask_for_all_images():
         loss, metrics = classification.loss, classification.metrics
 
         @staticmethod
-        def decisions(logits):
-            return logits.unsqueeze(1)
+        def logits(outputs):
+            return torch.stack([outputs, torch.zeros_like(outputs)], dim=-1)
 
     decisions, _ = predict_members([model], images, task=Logits(), mc_dropout=4, seed=0)
-    masks = decisions[:, 0] / (images.flatten(1)[:, None] / 255)
+    seen = decisions.logit()[..., 0].transpose(1, 2)
+    masks = seen / (images.flatten(1)[:, None] / 255)
     assert close(masks, masks[:1].expand_as(masks))
     torch.testing.assert_close(masks.unique().round(decimals=4).unique(), torch.tensor([0.0, 1.3333]))
     assert len(masks[0].unique(dim=0)) == 4
@@ -492,8 +493,8 @@ def test_half_of_the_members_are_those_that_half_the_draws_give():
 def test_decisions_at_places_and_embeddings_averaged_over_them():
     class Places:
         @staticmethod
-        def decisions(logits):
-            return logits.flatten(2).transpose(1, 2).softmax(dim=-1)
+        def logits(outputs):
+            return outputs.flatten(2).transpose(1, 2)
 
     torch.manual_seed(0)
     trunk = nn.Conv2d(1, 5, 3, stride=2)

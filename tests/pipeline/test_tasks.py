@@ -1,30 +1,223 @@
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.members.predict import predict_members
+from pipeline.regions import regions_from_json, regions_to_json
 from pipeline.selection.batch import select_batch
 from pipeline.selection.scoring import REDUCTIONS, score_columns
 from pipeline.selection.settings import SelectionSettings
-from pipeline.tasks import classification
+from pipeline.tasks import TASKS, classification
+from pipeline.tasks.task_type import TaskType
 from pipeline.training.fit import class_weights
-from pipeline.types import Candidates
+from pipeline.types import Candidates, Region
 from tests.pipeline import dense_task
 from tests.pipeline.training import train
 
 CPU = torch.device("cpu")
 N_CLASSES = 4
-TASKS = {
+CLASSES = ("cat", "dog", "owl", "fox")
+UNITS = {
     "classification": (classification, lambda g: torch.randn(6, N_CLASSES, generator=g), (6,)),
     "dense": (dense_task, lambda g: torch.randn(6, N_CLASSES, 3, 2, generator=g), (6, 3, 2)),
 }
+"""Tasks whose every decision is between the campaign's classes, one unit of the targets for each."""
 
 
-@pytest.fixture(params=sorted(TASKS))
+class Case(NamedTuple):
+    """A task, what people found in six images, and outputs of a network for them."""
+
+    task: TaskType
+    labels: list[tuple[Region, ...]]
+    outputs: Tensor
+
+    @property
+    def targets(self) -> Tensor:
+        return self.task.targets(self.labels, CLASSES)
+
+
+def draw_case(name: str) -> Case:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, N_CLASSES, (6, 6), generator=generator).tolist()
+    named = [[CLASSES[index] for index in row] for row in drawn]
+    labels = {
+        "classification": [(Region("image", row[0]),) for row in named],
+        "dense": [dense_task.boxes(row, height=3, width=2) for row in named],
+    }
+    task, draw_outputs, _ = UNITS[name]
+    return Case(task, labels[name], draw_outputs(generator))
+
+
+CASES = ("classification", "dense")
+"""Every task of the product, and tasks that only tests have."""
+
+
+@pytest.fixture(params=CASES)
+def of_people(request) -> Case:
+    return draw_case(request.param)
+
+
+def learnt_by_heart(case: Case) -> Tensor:
+    """Outputs that were changed until they fit the targets."""
+    outputs = case.outputs.clone().requires_grad_()
+    optimiser = torch.optim.Adam([outputs], lr=0.5)
+    for _ in range(60):
+        optimiser.zero_grad()
+        case.task.loss(outputs, case.targets).backward()
+        optimiser.step()
+    return outputs.detach()
+
+
+def probs_of(case: Case, outputs: Tensor) -> Tensor:
+    return case.task.logits(outputs).softmax(dim=-1)
+
+
+def test_every_task_type_keeps_the_contract():
+    assert set(TASKS) <= set(CASES)
+    assert all(draw_case(name).task is task for name, task in TASKS.items())
+
+
+def test_regions_become_the_targets_of_each_image_alone(of_people):
+    task, labels, _ = of_people
+    targets = of_people.targets
+    assert len(targets) == 6
+    assert len(targets.unique(dim=0)) > 1
+    task.check_targets(targets, 6, N_CLASSES)
+    for image, regions in enumerate(labels):
+        assert torch.equal(task.targets([regions], CLASSES)[0], targets[image])
+    kept = [regions_from_json(regions_to_json(regions)) for regions in labels]
+    assert torch.equal(task.targets(kept, CLASSES), targets), "they come back from a table"
+    for wrong, n in ((targets, 5), (targets, 7), (targets[:0], 0)):
+        with pytest.raises(ValueError, match="target"):
+            task.check_targets(wrong, n, N_CLASSES)
+
+
+def test_label_of_a_manifest_means_regions_that_people_could_give(of_people):
+    task = of_people.task
+    for name in CLASSES:
+        regions = task.read_label(name)
+        assert {region.kind for region in regions} == {task.asks.kind}
+        assert [region.label for region in regions] == [name]
+        task.check_targets(task.targets([regions], CLASSES), 1, N_CLASSES)
+
+
+def test_what_one_person_found_is_the_consensus_of_those_who_found_the_same(of_people):
+    task, labels, _ = of_people
+    for n_people in (1, 3):
+        agreed = [task.consensus([regions] * n_people) for regions in labels]
+        assert torch.equal(task.targets([regions for regions, _ in agreed], CLASSES), of_people.targets)
+        assert [agreement for _, agreement in agreed] == pytest.approx([1.0] * 6)
+
+
+def test_two_of_three_people_are_the_consensus(of_people):
+    task, labels, _ = of_people
+    targets = of_people.targets
+    one, other = next((a, b) for a in range(6) for b in range(6) if not torch.equal(targets[a], targets[b]))
+    for given in ((one, one, other), (one, other, one), (other, one, one)):
+        regions, agreement = task.consensus([labels[image] for image in given])
+        assert torch.equal(task.targets([regions], CLASSES)[0], targets[one])
+        assert 0 < agreement < 1
+    regions, agreement = task.consensus([labels[one], labels[other]])
+    task.check_targets(task.targets([regions], CLASSES), 1, N_CLASSES)
+    assert 0 < agreement < 1
+
+
+def test_loss_falls_to_what_fits_and_takes_weights_and_smoothing(of_people):
+    task, _, outputs = of_people
+    targets = of_people.targets
+    weights = class_weights(task.class_counts(targets, N_CLASSES))
+    fitted = learnt_by_heart(of_people)
+    for how in ((), (weights,), (None, 0.1), (weights, 0.1)):
+        before, after = task.loss(outputs, targets, *how), task.loss(fitted, targets, *how)
+        assert before.shape == ()
+        assert after < before
+    assert task.loss(fitted, targets) < 0.1
+    assert all(value.shape == () and value.isfinite() for value in task.metrics(outputs, targets).values())
+
+
+def test_logits_give_the_probabilities_of_each_decision(of_people):
+    task, _, outputs = of_people
+    probs = probs_of(of_people, outputs)
+    n, n_decisions, _ = probs.shape
+    assert n == 6
+    assert (n_decisions == 1) == task.has_one_decision
+    torch.testing.assert_close(probs.sum(dim=-1), torch.ones(n, n_decisions))
+    for image in range(6):
+        torch.testing.assert_close(task.logits(outputs[image : image + 1])[0], task.logits(outputs)[image])
+
+
+def test_answered_decisions_are_those_whose_right_answer_the_targets_tell(of_people):
+    task = of_people.task
+    fitted = probs_of(of_people, learnt_by_heart(of_people))
+    values, right, image, decision = task.answered(fitted, of_people.targets)
+    n, n_decisions, n_answers = fitted.shape
+    assert len(values) == len(right) == len(image) == len(decision) > 0
+    assert 0 <= image.min() <= image.max() < n
+    assert 0 <= decision.min() <= decision.max() < n_decisions
+    assert 0 <= right.min() <= right.max() < n_answers
+    assert len({*zip(image.tolist(), decision.tolist(), strict=True)}) == len(image), "each once"
+    assert torch.equal(values, fitted[image, decision])
+    assert torch.equal(values.argmax(dim=1), right), "they are what the loss teaches"
+
+
+def test_strata_and_class_counts_are_those_of_the_answers(of_people):
+    task, _, outputs = of_people
+    logits, targets = task.logits(outputs), of_people.targets
+    strata = task.strata(targets)
+    assert strata.shape == (6,)
+    assert strata.dtype == torch.int64
+    assert strata.min() >= 0
+    counts = task.class_counts(targets, N_CLASSES)
+    assert counts.dtype == torch.float64
+    assert counts.tolist() == task.answered(logits, targets).right.bincount(minlength=logits.shape[2]).tolist()
+
+
+def test_guesses_are_regions_of_known_classes_and_of_a_sure_network_the_right_ones(of_people):
+    task, _, outputs = of_people
+    for guesses in (task.guess(probs_of(of_people, each), CLASSES) for each in (outputs, learnt_by_heart(of_people))):
+        assert len(guesses) == 6
+        found = [region for regions in guesses for region in regions]
+        assert {region.label for region in found} <= set(CLASSES)
+        assert {region.kind for region in found} <= {task.asks.kind}
+        assert all(region.score is not None and 0 <= region.score <= 1 for region in found)
+        assert task.asks.several or all(len(regions) == 1 for regions in guesses)
+    assert torch.equal(task.targets(guesses, CLASSES), of_people.targets)
+
+
+def test_measure_has_a_headline_inside_its_interval(of_people):
+    task, _, outputs = of_people
+    drawn, fitted = (
+        task.measure(probs_of(of_people, each), of_people.targets, CLASSES)
+        for each in (outputs, learnt_by_heart(of_people))
+    )
+    for metrics in (drawn, fitted):
+        assert metrics.n == 6
+        assert metrics.headline
+        assert 0 <= metrics.low <= metrics.value <= metrics.high <= 1
+        assert metrics.nll >= 0
+        assert 0 <= metrics.ece <= 1
+        assert all(set(by_class) <= set(CLASSES) for by_class in metrics.by_class.values())
+        assert metrics.table is None or np.shape(metrics.table) == (N_CLASSES, N_CLASSES)
+    assert drawn.value < fitted.value == 1.0
+    assert fitted.nll < drawn.nll
+
+
+def test_answers_in_words_name_a_class_and_differ(of_people):
+    task, _, outputs = of_people
+    _, n_decisions, n_answers = task.logits(outputs).shape
+    for decision in range(n_decisions):
+        words = [task.in_words(decision, answer, CLASSES) for answer in range(n_answers)]
+        assert len(set(words)) == n_answers
+        assert all(any(name in told for name in CLASSES) for told in words)
+
+
+@pytest.fixture(params=sorted(UNITS))
 def case(request):
     """A task, logits and targets of six images."""
-    task, draw_logits, shape = TASKS[request.param]
+    task, draw_logits, shape = UNITS[request.param]
     generator = torch.Generator().manual_seed(0)
     return task, draw_logits(generator), torch.randint(0, N_CLASSES, shape, generator=generator)
 
@@ -57,7 +250,7 @@ def test_label_smoothing_gives_its_share_to_all_classes_evenly(case):
 
 def test_decisions_are_probabilities_of_every_class(case):
     task, logits, targets = case
-    decisions = task.decisions(logits)
+    decisions = task.logits(logits).softmax(dim=-1)
     assert decisions.shape == (6, targets[0].numel(), N_CLASSES)
     torch.testing.assert_close(decisions.sum(dim=-1), torch.ones(decisions.shape[:2]))
     by_hand = torch.tensor([row for row, _ in by_decision(logits, targets)]).exp().float()
