@@ -49,7 +49,8 @@ TYPOGRAPHIC_QUOTES = "“”„‟‘’‚«»"  # noqa: RUF001
 WEIGHTS_FILES = frozenset({".pt", ".pth", ".safetensors"})
 """Endings of the files that weights are in; no name of a hub ends so."""
 
-TASK = "classification"
+TASK, HEADLINE = "classification", "accuracy"
+"""The task type where none is named, and what its models are judged by; both are known without torch."""
 MOST_CLASSES = 1000
 LARGEST = 10_000_000
 """Bytes of a campaign file."""

@@ -92,7 +92,7 @@ def gather_candidates(
     columns: Mapping[str, Callable[[], Tensor]],
     how: SelectionSettings,
     *,
-    n_classes: int | None = None,
+    n_classes: int,
 ) -> Candidates:
     """Return the candidates with those columns that choosing a batch reads.
 

@@ -68,7 +68,7 @@ def auto(
     scores: Tensor,
     embeddings: Tensor,
     labelled_embeddings: Tensor,
-    n_classes: int | None = None,
+    n_classes: int,
     probs: Tensor | None = None,
     labelled_targets: Tensor | None = None,
     *,
@@ -92,13 +92,17 @@ def auto(
         scores: `(N,)`, at least 0.
         embeddings: `(N, D)`.
         labelled_embeddings: `(M, D)`.
-        n_classes: C; not read where there are `probs`.
+        n_classes: C.
         probs: `(N, K, C)`; None where an image takes several decisions.
         labelled_targets: `(M,)`; likewise.
     """
     check_no_negative(scores, "auto")
-    n_labels, n_classes = len(labelled_embeddings), _count_classes(probs, n_classes)
+    n_labels = len(labelled_embeddings)
     few = n_labels < FEW_LABELS * n_classes
+    affinity = centre_affinity = None
+    if not few and probs is not None and labelled_targets is not None:
+        affinity = mean_of_members(probs).sqrt()
+        centre_affinity = one_hot(labelled_targets, probs.shape[2]).float()
     rows, labelled = on_the_sphere(embeddings), on_the_sphere(labelled_embeddings)
     picks = herd(
         rows,
@@ -107,21 +111,13 @@ def auto(
         weights=None if few else scores.float(),
         radius=neighbour_distance(labelled, share=0.25),
         references=even_rows(embeddings, MOST_REFERENCES),
-        affinity=None if few or probs is None else mean_of_members(probs).sqrt(),
-        centre_affinity=None if few or labelled_targets is None else one_hot(labelled_targets, n_classes).float(),
+        affinity=affinity,
+        centre_affinity=centre_affinity,
     )
     aim = "the whole pool" if few else "what is uncertain"
     compared = "fewer than" if few else "at least"
     note = f"covers {aim}: {n_labels} labels are {compared} {FEW_LABELS} for each of {n_classes} classes"
     return picks, note, "typical" if few else "unsure"
-
-
-def _count_classes(probs: Tensor | None, n_classes: int | None) -> int:
-    if probs is not None:
-        return probs.shape[2]
-    if n_classes is None:
-        raise ValueError("strategy 'auto' needs probs or n_classes")
-    return n_classes
 
 
 def suggestive(
