@@ -1,7 +1,6 @@
 """One campaign as the flows see it: its settings, its folder, and the outside systems it works with."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -220,10 +219,9 @@ def standing_labels(pool: PoolTable, ledger: Ledger, settings: CampaignSettings)
     Raises:
         CampaignChanged: some are of no class of the campaign.
     """
-    task = task_type(settings)
-    given = Counter(region.label for label in pool.given_labels().values() for region in task.read_label(label))
+    given = pool.count_given(takes_several=settings.takes_several)
     refuse_lost_classes(count_labels(ledger.answers) + given, settings)
-    return ledger.labels(pool, task, classes=settings.classes)
+    return ledger.labels(pool, task_type(settings), classes=settings.classes)
 
 
 def task_type(settings: CampaignSettings) -> "TaskType":

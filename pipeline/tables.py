@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline.regions import SEPARATOR, regions_from_json, regions_in_words, regions_to_json, renamed_cell
+from pipeline.regions import (
+    SEPARATOR,
+    labels_of_cell,
+    regions_from_json,
+    regions_in_words,
+    regions_to_json,
+    renamed_cell,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +76,13 @@ class PoolTable(Rows):
         """The labels of the manifest on usable images, by item id."""
         given = self.usable[self.usable["label"].notna()]
         return dict(zip(given["item_id"], given["label"], strict=True))
+
+    def count_given(self, *, takes_several: Callable[[], bool]) -> Counter[str]:
+        """How many labels of each class the manifest gives to usable images; `takes_several` as in `renamed`."""
+        cells = Counter(self.given_labels().values())
+        if not any(SEPARATOR in cell for cell in cells) or not takes_several():
+            return cells
+        return Counter(name for cell, n in cells.items() for name in labels_of_cell(cell) * n)
 
     def located(self, items: pd.DataFrame) -> pd.DataFrame:
         """The items with the `uri` at which the pool knows them now: files may move while a round lasts."""
