@@ -25,6 +25,7 @@ from connectors.label_studio.settings import LabelStudioSettings
 from connectors.mlflow.settings import MLflowSettings
 from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
+from flows.task_types import TASK, check_task, takes_several
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
@@ -49,8 +50,6 @@ TYPOGRAPHIC_QUOTES = "“”„‟‘’‚«»"  # noqa: RUF001
 WEIGHTS_FILES = frozenset({".pt", ".pth", ".safetensors"})
 """Endings of the files that weights are in; no name of a hub ends so."""
 
-TASK, HEADLINE = "classification", "accuracy"
-"""The task type where none is named, and what its models are judged by; both are known without torch."""
 MOST_CLASSES = 1000
 LARGEST = 10_000_000
 """Bytes of a campaign file."""
@@ -72,15 +71,6 @@ CHANGE_NOTHING_BEGUN = frozenset(
 
 class ConfigError(ValueError):
     """The campaign file is wrong; the message says where and what is allowed."""
-
-
-def _check_task(value: str, info: ValidationInfo) -> str:
-    if value == TASK or is_held(info, "task", value):
-        return value
-    from pipeline.tasks import TASKS  # loads torch
-
-    look_up(TASKS, value, "task type")
-    return value
 
 
 def _check_strategy(value: str) -> str:
@@ -160,8 +150,8 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         description="a folder of images, or a .csv or .parquet with uri and, if known, label and group"
     )
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
-    task: Annotated[str, AfterValidator(_check_task)] = Field(
-        TASK, description="task type: what the networks decide, and people are asked for"
+    task: Annotated[str, AfterValidator(check_task)] = Field(
+        TASK, description="classification: one class for each image; multi_label: any of the classes, or none"
     )
     classes: tuple[ClassName, ...] = Field(min_length=2, description="what annotators choose from")
     renamed: Renamed = Field({}, description="what a class was called before = what it is called")
@@ -228,10 +218,7 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
 
     def takes_several(self) -> bool:
         """Whether an image may have several labels of its own."""
-        from pipeline.tasks import TASKS  # loads torch
-
-        asks = TASKS[self.task].asks
-        return asks.kind == "image" and asks.several
+        return takes_several(self.task)
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from flows.artefacts import METRICS, OUTLOOK, TRAINING
-from flows.config import HEADLINE, TASK, CampaignSettings
+from flows.config import CampaignSettings
 from flows.folder import RoundFolder
 from flows.records import AuditMetrics, Look, Outlook, Training
+from flows.task_types import HEADLINE, TASK
 from pipeline.evaluation.stopping import (
     MeasuredRound,
     forecast,

@@ -23,13 +23,14 @@ from flows.artefacts import (
     SUSPICIOUS,
     TRAINING,
 )
-from flows.config import HEADLINE, CampaignSettings, unresolved
+from flows.config import CampaignSettings, unresolved
 from flows.folder import Campaign, RoundFolder
 from flows.ledger import read_ledger
 from flows.outlook import headline_of, outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text
 from flows.records import AuditMetrics, Look, PixelRanges
 from flows.reports.round_page import accuracy_text, n_labels_of, notes_of_plan, review_of, suspicious_rows
+from flows.task_types import HEADLINE
 from pipeline.evaluation.stopping import Forecast
 from pipeline.pool.notes import unused_lines
 from pipeline.pool.table import set_aside_counts
