@@ -69,12 +69,12 @@ class TaskType(Protocol):
         """`(n,)` int64, the class that stands for each image where a labelled set is split evenly."""
 
     def class_counts(self, targets: Tensor, n_classes: int) -> Tensor:
-        """`(C,)` float64, how often each class is the right answer of a decision."""
+        """`(C,)` float64, how often each of the campaign's classes is the right answer of a decision."""
 
     def loss(
         self, outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
     ) -> Tensor:
-        """Scalar to minimise, nats; `class_weights` is `(C,)`, `label_smoothing` a share of probability."""
+        """Scalar to minimise, nats; `class_weights` is `(C,)` by class, `label_smoothing` a share of probability."""
 
     def logits(self, outputs: Tensor) -> Tensor:
         """`(n, U, C)`: the softmax over the last axis gives the probabilities of each decision."""
