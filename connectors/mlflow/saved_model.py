@@ -53,7 +53,7 @@ def save_model(
             model_uuid=logged.model_id,
             model_id=logged.model_id,
             run_id=logged.source_run_id,
-            signature=ModelSignature(outputs=_columns(told)),  # inputs are of many kinds
+            signature=ModelSignature(outputs=columns_of(told)),  # inputs are of many kinds
         ),
     )
     return folder / "model"
@@ -74,7 +74,7 @@ def _own_code(folder: Path) -> list[Path]:
     return [folder / "connectors", connectors.parent / "pipeline"]
 
 
-def _columns(told: Mapping[str, Any]) -> Schema:
+def columns_of(told: Mapping[str, Any]) -> Schema:
     """What a prediction holds; see `connectors.mlflow.loader`."""
     task, classes = TASKS[told.get("task", "classification")], told["classes"]
     columns = task.in_columns(task.logits(torch.zeros(1, len(classes))).softmax(dim=-1), classes)
