@@ -159,7 +159,7 @@ class AnnotationTool(Protocol):
         """Make a task for each question of a round exactly once, most wanted first, and return the task of each ask.
 
         Pushing again finds what is there and adds what is missing. After the push the tool is read back: each task
-        has its data, its guess and its place in the order, and its image is shown. `PushMismatch` says what differs.
+        has its data, its guess and its place in the order, and its image is shown. `PushMismatch` names what differs.
 
         Args:
             questions: all of one round, each item once.

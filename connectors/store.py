@@ -41,7 +41,7 @@ REASONS = {
 
 
 class StoreError(Exception):
-    """A file cannot be read or written, or is not ours; the message says which, why, and what to do."""
+    """A file cannot be read or written, or is not ours; the message has the file, the reason and the repair."""
 
 
 def explain(exc: OSError, path: Path | None = None) -> str:
@@ -58,7 +58,7 @@ def explain(exc: OSError, path: Path | None = None) -> str:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an error of the system on `path` into a `StoreError` that says what to do."""
+    """Turn an error of the system on `path` into a `StoreError` with the repair."""
     try:
         yield
     except OSError as exc:

@@ -66,7 +66,7 @@ class Tracker(Protocol):
     ) -> TrackedModel:
         """Log and register the round's model.
 
-        `weights` are its members, `trunk` what they share, if anything; `description` says how to build them.
+        `weights` are its members, `trunk` what they share, if anything; `description` is what it takes to build them.
         """
 
     def log_round(

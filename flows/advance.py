@@ -80,7 +80,7 @@ def finish(folder: RoundFolder, work: OpenCampaign) -> None:
 
 
 def announce(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Say how long a training takes that is dearer than the last one, before it begins."""
+    """Print how long a training takes that is dearer than the last one, before it begins."""
     for note in notes_of_plan(folder):
         log().info(note)
         say(f"{note[0].upper()}{note[1:]}.")

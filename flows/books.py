@@ -1,4 +1,4 @@
-"""Prefect's books of a campaign, put right by whoever holds the campaign's lock: that lock alone says who is alive.
+"""Prefect's books of a campaign, put right by whoever holds the campaign's lock: only the lock proves who is alive.
 
 A killed process leaves its runs RUNNING, PENDING or CANCELLING for ever. Such a run of this campaign, while another
 process holds the campaign's lock, is dead, and is closed with a word. A run is known to be of this campaign by a tag
@@ -152,7 +152,7 @@ def cancel_missed(client: SyncPrefectClient, deployment_id: UUID, *, file: str) 
 
 
 def _close_steps(client: SyncPrefectClient, runs: FlowRunFilter, *, before: datetime, word: str = GONE) -> None:
-    """Close the steps of such runs that are said to be alive since before a moment."""
+    """Close the steps of these runs that Prefect has called alive since before a moment."""
     live = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=LIVE)))
     for step in list(_pages(client.read_task_runs, flow_run_filter=runs, task_run_filter=live)):
         if _is_older(step.state, before):
@@ -188,7 +188,7 @@ def _set(set_state: Callable[..., object], run_id: UUID, state: State[object]) -
 
 @contextmanager
 def _at_most_a_warning(what: str) -> Iterator[None]:
-    """Go on with the round where Prefect's books cannot be reached or refuse; the run's log says so."""
+    """Go on with the round where Prefect's server does not answer or refuses; a warning stands in the run's log."""
     try:
         yield
     except Exception as exc:

@@ -201,11 +201,11 @@ GIVEN: dict[str, Callable[[OpenCampaign, RoundFolder], object]] = {
     "budget_left": lambda work, _: work.ledger.budget_left(work.settings.budget),
     "folder": lambda _, folder: folder,
 }
-"""What a step may name besides artefacts and settings. `folder` is for those that send or show files of the round."""
+"""What a step may name besides artefacts and settings. `folder` is for steps that send files of the round elsewhere."""
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """By which a file is known to be the one that was read."""
+    """The mark of a file's content: a file with the same mark is not read again."""
     try:
         told = path.stat()
     except FileNotFoundError:
@@ -248,7 +248,7 @@ def local_servers() -> servers.Servers:
 
 
 def open_campaign(path: Path, *, tool: AnnotationTool | None = None, tracker: Tracker | None = None) -> OpenCampaign:
-    """Read a campaign file, claim its folder and remember it as the one that was used last.
+    """Read a campaign file, claim its folder, and remember the campaign as the last one used.
 
     Args:
         tool: as of `OpenCampaign`; tracker likewise.

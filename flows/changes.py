@@ -18,7 +18,7 @@ class CampaignChanged(Exception):
     """The configuration would mix two campaigns in one folder.
 
     Attributes:
-        settings: the names of those that changed.
+        settings: the names of the settings that changed.
     """
 
     def __init__(self, message: str, settings: Collection[str] = ()) -> None:
@@ -79,7 +79,7 @@ def refuse_lost_classes(counts: Mapping[str, int], settings: CampaignSettings) -
 
 
 def begun_otherwise(folder: RoundFolder, settings: CampaignSettings) -> bool:
-    """Whether a round whose batch is not out has begun with settings of which other things come than of these."""
+    """Whether a round that nobody has seen has begun with settings that would make other files than these settings."""
     config = folder.get(CONFIG)
     if folder.is_out or config is None:
         return False
@@ -88,7 +88,7 @@ def begun_otherwise(folder: RoundFolder, settings: CampaignSettings) -> bool:
 
 
 def put_away(folder: RoundFolder) -> None:
-    """Take away what a round has made; killed at any moment, all of it or nothing is there."""
+    """Take a round's folder away; after a kill at any moment the folder is there whole or not at all."""
     away = folder.path.with_name(f"{folder.path.name}.put-away")
     shutil.rmtree(away, ignore_errors=True)
     folder.path.rename(away)
@@ -128,7 +128,7 @@ def changes_since_last(earlier: Sequence[RoundFolder], settings: CampaignSetting
 
 
 def notes_of_changes(config: RoundConfig, settings: CampaignSettings) -> tuple[str, ...]:
-    """Lines on changed settings: those that a round is made with, and those that wait for the next."""
+    """Lines on changed settings: what the round is made with, and what waits for the next round."""
     number = config.round_number
     made = [f"changed since round {number - 1}: {line}" for line in config.changes]
     waiting = changed_settings(config.settings, resolved(settings))

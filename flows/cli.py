@@ -137,7 +137,7 @@ def run(campaign: CampaignFile) -> None:
 
 @app.command()
 def serve(campaign: CampaignFile) -> None:
-    """Run the campaign on its schedule until stopped, one run at a time; say a line for each event."""
+    """Run the campaign on its schedule until stopped, one run at a time; print a line for each event."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")  # into a file
     from deploy import servers
 
@@ -161,7 +161,7 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Tell where a campaign stands, from its folder alone: round, labels, budget, metrics, forecast, addresses."""
+    """Show where a campaign stands, from its folder alone: round, labels, budget, metrics, forecast, addresses."""
     from flows.artefacts import CAMPAIGN
     from flows.folder import Campaign
     from flows.reports.status import campaign_status, rounds_table, status_lines
@@ -208,7 +208,7 @@ def labels(
 ) -> None:
     """Write the labels that the campaign has collected: file, label, split, how many people agree.
 
-    Whoever reads it trains on the rows whose split is "pool" and measures on those whose split is "audit".
+    Train on the rows whose split is "pool", and measure on the rows whose split is "audit".
     """
     from flows.config import load_settings
     from flows.results import write_labels
@@ -226,7 +226,7 @@ def predict(
         int | None, typer.Option("--round", help="Round whose model predicts; the best by its audit interval if open.")
     ] = None,
 ) -> None:
-    """Let the campaign's best model say what is on images: class, its probability, and that of each class.
+    """Let the campaign's best model predict images: the class, its probability, and the probability of each class.
 
     Needs no server. Files that hold no image have a row with the reason and no class.
     """

@@ -70,7 +70,7 @@ CHANGE_NOTHING_BEGUN = frozenset(
 
 
 class ConfigError(ValueError):
-    """The campaign file is wrong; the message says where and what is allowed."""
+    """The campaign file is wrong; the message has the place and what is allowed."""
 
 
 def _check_strategy(value: str) -> str:
@@ -332,7 +332,7 @@ def _config_error(path: Path, text: str, exc: ValidationError) -> ConfigError:
 
 
 def _read_text(path: Path) -> str:
-    """The text of a campaign file in UTF-8, or in what its first bytes say: editors write UTF-16 too."""
+    """The text of a campaign file, in UTF-8 or in the encoding of its first bytes: editors write UTF-16 too."""
     try:
         with path.open("rb") as file:
             held = file.read(LARGEST + 1)

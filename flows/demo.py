@@ -86,7 +86,7 @@ def _write_picture(path: Path, pixels: NDArray[np.float64]) -> None:
 
 
 def choose_campaign(folder: Path, console: Console, *, anew: bool) -> Path:
-    """The campaign file to go on with, or a new one; says which."""
+    """The campaign file to go on with, or a new one; prints which."""
     numbers = sorted(int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name)))
     last = folder / f"digits-demo-{numbers[-1]}" if numbers else None
     if last is not None and not anew and not is_finished(last):
@@ -135,7 +135,7 @@ def simulated_annotator(folder: Campaign, local: servers.Servers, truth: dict[st
 
 
 def say_what_to_click(local: servers.Servers, file: Path, console: Console) -> None:
-    """Tell a person what there is to see now."""
+    """Print what there is to see now."""
     print_addresses(local, console)
     console.print(
         Panel(

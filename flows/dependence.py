@@ -1,4 +1,4 @@
-"""What a campaign says of images that depend on each other, once, when its audit set is drawn."""
+"""Notes on images that depend on each other, printed once, when the audit set is drawn."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def look_for_dependence(work: OpenCampaign) -> tuple[str, ...]:
-    """How the images are grouped, or what says that they should be; a line each, nothing when it was said before."""
+    """Lines on how the images are grouped, or on signs that they should be; none where they were printed before."""
     before, pool = work.folder.get(DEPENDENCE), work.pool.table
     drawn = _digest_of_audit(pool)
     if before is not None and before.audit_set == drawn:

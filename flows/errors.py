@@ -50,7 +50,7 @@ OUTSIDE = (
 
 
 class CommandGroup(TyperGroup):
-    """Commands, all of which tell an error of any kind in one line; `--debug` shows the traceback too."""
+    """Commands that print an error of any kind in one line; `--debug` shows the traceback too."""
 
     def invoke(self, ctx: Any) -> object:
         """Run the command that was asked for."""
@@ -74,7 +74,7 @@ def tell(message: str, exit_code: int = EXIT_USAGE) -> typer.Exit:
 
 
 def explain_error(exc: Exception) -> tuple[str, int]:
-    """What a person is told of an error, and the command's exit code."""
+    """The line that a person reads of an error, and the command's exit code."""
     for module, name, exit_code in KNOWN:
         if _is(exc, module, name):
             return f"{exc}{_proxy_note(exc)}", exit_code

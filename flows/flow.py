@@ -56,7 +56,7 @@ def _work_alone_on(work: OpenCampaign) -> RoundOutcome:
 def check_is_served(campaign_file: object) -> None:
     """Refuse another campaign file than the one that `labelcycle serve` was started with.
 
-    Whoever reaches Prefect's server can ask for a run of any file; the file says which server gets the token.
+    Whoever reaches Prefect's server can ask for a run of any file; the file decides which server gets the token.
     """
     served = os.environ.get(SERVED_FILE)
     if served is not None and campaign_file != served:

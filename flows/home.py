@@ -46,14 +46,14 @@ def home(near: Path | None = None) -> Path:
 
 
 def settle_home(near: Path | None = None) -> Path:
-    """Find the home and let this process, and those that it starts, use it from now on."""
+    """Find the home; this process and its children use it from now on."""
     found = home(near)
     os.environ[VARIABLE] = str(found)
     return found
 
 
 def _upwards(folder: Path) -> Iterator[Path]:
-    """The folder and those above it that have a home which is ours."""
+    """The folder and its parents, as far as each has a home of ours."""
     return (each for each in (folder, *folder.parents) if _is_ours(each / NAME))
 
 

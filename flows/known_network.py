@@ -12,7 +12,7 @@ from pipeline.networks.sources import is_factory
 
 
 def known_network(base: Path, values: dict[str, Any]) -> str | None:
-    """The name that was checked when it was written; of it the values get the size of the images, if they have none.
+    """The network's name that an earlier run checked; values without an image size get the size that was looked up.
 
     Args:
         base: what a relative folder is relative to.

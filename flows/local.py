@@ -18,7 +18,7 @@ PREFECT_URL, PREFECT_LOGIN = "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"
 
 
 def prepare_environment() -> None:
-    """Set what the libraries read when they are loaded; what the environment already says stays.
+    """Set what the libraries read when they are loaded; what is set in the environment already stays.
 
     Threads of torch that wait spin by default, which takes the processor from the servers beside us and slows
     training down tenfold on two busy cores.
@@ -47,7 +47,7 @@ def reach_local_addresses_directly() -> None:
 
 
 def proxies() -> dict[str, str]:
-    """The variables of the environment that name a proxy, with its host and port: a login in them is not told."""
+    """The variables of the environment that name a proxy, with host and port; a login in them is left out."""
     named = {name: value for name, value in sorted(os.environ.items()) if PROXY_VARIABLE.fullmatch(name) and value}
     places = {name: urlsplit(value if "://" in value else f"//{value}").netloc for name, value in named.items()}
     return {name: place.rpartition("@")[2] for name, place in places.items()}
@@ -69,7 +69,7 @@ def require_prefect() -> None:
     """Refuse to go on where no Prefect server is named; Prefect would start one of its own for each run.
 
     Raises:
-        ConfigError: saying where servers were looked for.
+        ConfigError: with the places where servers were looked for.
     """
     from prefect.settings import get_current_settings
 

@@ -1,4 +1,4 @@
-"""What the rounds so far tell of the next one: its worth, and whether to ask at all."""
+"""The outlook after the rounds so far: what the next batch is worth, and whether to ask at all."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def measured_rounds(rounds: Sequence[RoundFolder], settings: CampaignSettings) -
 
 
 def _present_classes(training: Training, settings: CampaignSettings) -> list[str]:
-    """What the model of a round tells apart, by the names of now; sorted."""
+    """The classes of a round's model, by the names that they have now; sorted."""
     present = settings.former_classes
     return sorted(present.get(name, name) for name in training.model.classes)
 
@@ -87,7 +87,7 @@ def _was_on(folder: RoundFolder, rule: str) -> bool:
 def best_round(rounds: Sequence[RoundFolder]) -> RoundFolder | None:
     """The round with the best model by the lower end of its audit interval, of equals the latest; None before one.
 
-    A model that does not tell the classes apart that the newest one does, or by other names, is not compared.
+    A model of other classes than the newest one's is not compared.
     """
     known = measured(rounds)
     if not known:

@@ -9,10 +9,10 @@ from pipeline.tables import PoolTable
 
 
 def settle_ranges(folder: Folder, pool: PoolTable, *, memory_gb: float) -> tuple[Range, ...]:
-    """Measure the kinds of deep pixels that have no range yet, and write them down beside those that have.
+    """Measure each kind of deep pixels that has no range yet, and add the range to the file.
 
     A range never changes, so that rounds stay comparable. The sample is the first images by item id, which is a hash of
-    the content, those of the audit set last: the order and the names of the files are nothing to it.
+    the content, with the audit set last: order and names of the files play no part.
 
     Returns:
         The ranges that are new.
@@ -37,7 +37,7 @@ def range_text(one: Range) -> str:
 
 
 def pages_text(n_files: int) -> str:
-    """What is said of files with several pages."""
+    """A line on files with several pages."""
     files = "1 file holds" if n_files == 1 else f"{n_files} files hold"
     return f"{files} several pages or frames: the first is used"
 

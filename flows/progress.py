@@ -32,12 +32,12 @@ class Lines(Progress):
         self._next = self._begun + SECONDS_TO_FIRST_LINE
 
     def update(self, task_id: TaskID, **how: Any) -> None:
-        """Note how far a work is, and say so if it is time."""
+        """Note how far a work is, and print a line if it is time."""
         super().update(task_id, **how)
         self._say(task_id)
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """Note that a work went on, and say so if it is time."""
+        """Note that a work went on, and print a line if it is time."""
         super().advance(task_id, advance)
         self._say(task_id)
 
@@ -57,7 +57,7 @@ class Lines(Progress):
 
 
 def say(line: str) -> None:
-    """Tell in one line what is waited for."""
+    """Print one line for people, on standard error."""
     Terminal(stderr=True).print(line, highlight=False, soft_wrap=True)
 
 

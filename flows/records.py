@@ -50,7 +50,7 @@ class Plan:
         phase: what it trains; `wanted` is what its labels are enough for.
         minutes: an estimate for each phase that was thought of.
         max_minutes: the campaign's limit.
-        text: what people should know of it; None where there is nothing to say.
+        text: for people; None where there is nothing to know.
     """
 
     phase: str
@@ -202,7 +202,7 @@ class Outlook:
     """What the next labels are worth, and why not to ask for them.
 
     Attributes:
-        forecast: of accuracy, in shares; None where `no_forecast` says why.
+        forecast: of accuracy, in shares; None where `no_forecast` holds the reason.
         stop: the reason to stop; None to go on.
         looks: of each stopping rule that is on.
     """

@@ -105,7 +105,7 @@ def _predict(ensemble: Ensemble, files: Sequence[File], renamed: Mapping[str, st
 
 
 def _read(uris: list[str], ensemble: Ensemble) -> tuple[list[str], Tensor, dict[str, str]]:
-    """Those of the images that can be read, their pixels, and why the others cannot."""
+    """The images that can be read, their pixels, and for each other image why it cannot be read."""
     try:
         how = {"size": ensemble.image_size, "channels": ensemble.channels}
         return uris, load_images(uris, **how, reading=ensemble.reading), {}

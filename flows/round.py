@@ -70,22 +70,22 @@ def is_finished(work: OpenCampaign) -> bool:
 
 
 def begin_anew(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Put a round away that has begun with other settings and that nobody has seen; it begins anew with these.
+    """Put a round away that has begun with other settings and that nobody has seen; the round begins anew.
 
-    Nothing is mixed so, and nothing of people's work is lost. A round that is out ends as it began.
+    So no round mixes settings, and no work of people is lost. A round that is out ends as it began.
     """
     if begun_otherwise(folder, work.settings):
         discard(folder, work)
 
 
 def discard(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Take back a round that nobody has seen; the tracker first, as the folder is what says that there is one."""
+    """Take back a round that nobody has seen; the tracker first, because a round exists as long as its folder does."""
     work.tracker.discard_round(folder.number)
     put_away(folder)
 
 
 def refresh_pool(work: OpenCampaign) -> None:
-    """Index the pool, where an image that is known is not read again, and note what people should know of it."""
+    """Index the pool, reading only files that are new or changed, and note what people should know of it."""
     settings = work.settings
     before = work.pool.table if work.folder.has(POOL) else None
     was_asked = work.folder.is_out()
@@ -123,7 +123,7 @@ def notes_on_pages(pool: PoolTable) -> tuple[str, ...]:
 
 
 def note_pool(folder: Campaign, standing: list[str], news: list[str]) -> None:
-    """Remember what is to be told of the pool until a run has told it; what stands as it stood is no news."""
+    """Keep the lines on the pool until a run has printed them; a line that stood before is no news."""
     notes = folder.get(POOL_NOTES)
     before = notes or PoolNotes([], [])
     news = [*news, *(line for line in standing if line not in before.standing)]
@@ -133,7 +133,7 @@ def note_pool(folder: Campaign, standing: list[str], news: list[str]) -> None:
 
 
 def tell_of_pool(work: OpenCampaign) -> tuple[str, ...]:
-    """What is new in the pool, and what is wrong with it, new or not; it counts as told from now on."""
+    """Lines on what is new in the pool, and on what is wrong with it, new or not; they count as printed from now on."""
     notes = work.folder.read(POOL_NOTES)
     if notes.untold:
         work.folder.write(POOL_NOTES, replace(notes, untold=[]))

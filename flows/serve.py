@@ -64,7 +64,7 @@ def serve_campaign(file: Path, settings: CampaignSettings) -> None:
 
     Args:
         file: the campaign's file, as an absolute path; no run of another file is started.
-        settings: what it says; read again by each run.
+        settings: of the file as it is now; each run reads the file again.
 
     Raises:
         CampaignBusy: another process serves the campaign.
@@ -87,7 +87,7 @@ def machine_timezone() -> str:
     """The IANA name of this machine's time zone.
 
     Raises:
-        ConfigError: when the machine does not say.
+        ConfigError: when the machine has no time zone set.
     """
     name = None
     with warnings.catch_warnings(), suppress(ValueError, OSError, KeyError):
@@ -165,7 +165,7 @@ def output_to(log: Path) -> Iterator[TextIO]:
 
 
 class Service:
-    """One campaign being served: asks Prefect what is due, lets a `Runner` run it, and tells what happens.
+    """One campaign being served: asks Prefect what is due, lets a `Runner` run it, and prints what happens.
 
     The runner is started for each run anew: one that stays gives up, and kills the run, when Prefect's server has been
     away for some minutes.
@@ -200,7 +200,7 @@ class Service:
                 self.stop()
 
     def look(self) -> None:
-        """Do what there is to do now; a server that is away is said once."""
+        """Do what there is to do now; that a server is away is printed once."""
         try:
             if self.running is not None and self.running.done():
                 ended, self.running = self.running, None
@@ -287,7 +287,7 @@ class Service:
         return self.deployment_id
 
     def tell_runs(self, client: SyncPrefectClient) -> None:
-        """Say which runs of the campaign began and ended since last time, whoever started them."""
+        """Print which runs of the campaign began and ended since last time, whoever started them."""
         tagged = FlowRunFilterTags(all_=[self.tag])
         running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tagged, state=running))
@@ -301,7 +301,7 @@ class Service:
         self.told_until = max([self.told_until, *(run.end_time for run in runs if run.end_time is not None)])
 
     def watch_scheduler(self, client: SyncPrefectClient) -> None:
-        """Say once when a time of the schedule has passed and Prefect's server has made no run for it."""
+        """Print once that a time of the schedule has passed and Prefect's server has made no run for it."""
         expected = next_time(self.settings.schedule, self.zone, self.watched + OVERDUE)
         if datetime.now(UTC) < expected + OVERDUE:
             return
@@ -327,7 +327,7 @@ class Service:
             self.say(f"no run was made for {expected:%Y-%m-%d %H:%M %Z}: {why}")
 
     def tell_away(self, exc: Exception) -> None:
-        """Say once that there is no going on; it is tried again for ever, but where a person has to mend something.
+        """Print once that nothing can be done now. The next look tries again, unless a person has to mend something.
 
         Raises:
             ConfigError: what came, if it was one.
@@ -380,7 +380,7 @@ class Service:
 
 
 def _outcome(state: State[object]) -> str:
-    """The state of a run in words; the states that the rounds name themselves have a message that says it all."""
+    """The state of a run in words; a state that a round has named has its message."""
     if state.type is StateType.RUNNING:
         return "started"
     message = _one_line(state.message or "")
@@ -390,7 +390,7 @@ def _outcome(state: State[object]) -> str:
 
 
 def _one_line(foreign: object) -> str:
-    """The first line of what another program says, without characters that steer a terminal."""
+    """The first line of another program's text, without characters that steer a terminal."""
     lines = str(foreign).strip().splitlines() or [""]
     return "".join(character if character.isprintable() else " " for character in lines[0])[:500]
 

@@ -17,7 +17,7 @@ from flows.folder import RoundFolder
 
 T = TypeVar("T")
 Give = Callable[[str], object]
-"""Whatever a parameter that is no artefact of the round names: a setting, an outside system, the pool."""
+"""What a parameter gets that is no artefact of the round: a setting, an outside system, the pool."""
 
 
 class Step(Generic[T]):
@@ -75,7 +75,7 @@ class Step(Generic[T]):
 
 
 def step(*writes: AnyArtefact, anew: bool = False) -> Callable[[Callable[..., T]], Step[T]]:
-    """Make a function a step that writes these artefacts: its result, or the values of the tuple that it returns."""
+    """Make a function a step. Its result is written as the artefact; of several artefacts it returns a tuple."""
     return lambda function: Step(function, writes, is_anew=anew)
 
 

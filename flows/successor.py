@@ -30,7 +30,7 @@ def write_successor(file: Path, old: Path) -> list[str]:
         old: file or folder of the old one.
 
     Returns:
-        What was written and what to know of it, a line each.
+        Lines on what was written.
 
     Raises:
         ConfigError: there is nothing to take along, or a file in the way.

@@ -50,9 +50,9 @@ def checked_classes(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def mistakable(names: Iterable[str]) -> str | None:
-    r"""How two of the names can be taken for each other, for people to read; None where each can be told from all.
+    r"""How two of the names can be taken for each other, for people to read; None where all are distinct to the eye.
 
-    A single letter is told from its capital: they are classes of their own where letters are to be read.
+    A single letter and its capital are distinct: where letters are to be read, both are classes.
 
     >>> mistakable(["Cat", "dog", "cat"])
     "'Cat' and 'cat' differ only in capitals"

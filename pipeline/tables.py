@@ -45,7 +45,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class PoolTable(Rows):
-    """Every file of the pool, also those that are set aside."""
+    """Every file of the pool, the files that are set aside included."""
 
     @cached_property
     def usable(self) -> pd.DataFrame:
@@ -105,7 +105,7 @@ class Labels(Rows):
 
     @property
     def n_paid(self) -> int:
-        """Labels that people gave; those of the manifest are free."""
+        """Labels that people gave; labels of the manifest are free."""
         return int((self.table["source"] == "annotators").sum())
 
     @property
@@ -126,7 +126,7 @@ class Labels(Rows):
         return task.targets(self.regions, classes)
 
     def of(self, split: str) -> Labels:
-        """Those of one split."""
+        """The labels of one split."""
         return Labels(self.table[self.table["split"] == split].drop(columns="split"))
 
 
@@ -181,7 +181,7 @@ class Guesses(Rows):
 
 
 class BatchRow(NamedTuple):
-    """One image of a batch; what only a model tells is None without one."""
+    """One image of a batch; what only a model knows is None without a model."""
 
     item_id: str
     uri: str

@@ -66,7 +66,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What one person says is in one image.
+    """What one person found in one image.
 
     Attributes:
         regions: empty means that the person looked and found nothing there.

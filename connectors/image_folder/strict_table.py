@@ -33,7 +33,7 @@ BLANK = r"[\s\u200b\u2060\ufeff]+"
 
 @dataclass(frozen=True)
 class StrictTable:
-    """What a file says.
+    """The content of a file.
 
     Attributes:
         path: of the file.

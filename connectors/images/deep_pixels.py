@@ -27,14 +27,14 @@ INTEGERS = {(16, 2): ("16-bit signed", "i4"), (32, 1): ("32-bit unsigned", "u4")
 
 @dataclass(frozen=True)
 class Deep:
-    """What the header of a file with deep pixels says of them.
+    """What the header of a file holds on its deep pixels.
 
     Attributes:
         kind: for people to read; images of one kind share a range.
         dtype: of the values as Pillow gives them.
         has_colours: three channels, and not one.
         has_alpha: and one more, which says how opaque they are.
-        full: the smallest and the largest value of the type; None where that says nothing.
+        full: the smallest and the largest value of the type; None where these mean nothing.
         no_data: a value that stands for "not measured"; it is black.
         transparent: the value, one or three, that is transparent.
     """

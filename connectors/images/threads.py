@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 class MemoryGate:
-    """Lets threads in as long as what they say they take, all together, stays below a limit."""
+    """Lets threads in as long as the bytes that all of them hold stay below a limit."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

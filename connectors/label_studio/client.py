@@ -49,7 +49,7 @@ class LabelStudio(AnnotationTool):
         remember_in: file that keeps which project is ours, once it is found or made; its title may then change, and
             others may have the same.
         instructions: what annotators read before they begin; may be HTML.
-        say: gets, in one line, what takes long.
+        say: called with one line on whatever takes long.
         reading: how images are read that need a rendition.
         renamed: what a class was called -> what it is called now.
         former_project: the title that the project had before, if it was another.

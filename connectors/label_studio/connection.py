@@ -66,7 +66,7 @@ class Connection:
     Args:
         url: address of the server, without a slash at its end.
         token: personal access token; the older kind works where the server still takes it.
-        say: gets, in one line, what takes long.
+        say: called with one line on whatever takes long.
     """
 
     def __init__(self, url: str, token: str, *, say: Callable[[str], None]) -> None:
@@ -228,7 +228,7 @@ def _body(response: httpx.Response) -> Any:
 
 
 def _words(body: Any) -> str:
-    """What the server said, in one line."""
+    """The server's words, in one line."""
     said = [body.get("detail"), body.get("validation_errors")] if isinstance(body, dict) else [body]
     return _one_line(" ".join(_strings(said)))
 

@@ -57,7 +57,7 @@ class Ensemble:
     task: TaskType = classification
 
     def predict(self, images: object) -> pd.DataFrame:
-        """Say what images show; preprocessing is the model's own.
+        """Predict what images show; preprocessing is the model's own.
 
         Args:
             images: one, or a list, a column or a table of one column of them; each a path, the bytes of a file, a
@@ -193,7 +193,7 @@ def load_members(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Pat
 
 
 def load_ensemble(folder: Path, *, device: str) -> Ensemble:
-    """Build what `description.json` says, once for each `member-*.pt`, and give it that file's weights."""
+    """Build the network of `description.json`, once for each `member-*.pt`, and give it that file's weights."""
     told = json.loads((folder / "description.json").read_text(encoding="utf-8"))
     trunk = folder / TRUNK
     weights = sorted(folder.glob("member-*.pt"))

@@ -15,7 +15,6 @@ from connectors.images.ranges import measure_ranges
 from connectors.images.reading import Reading
 from connectors.store import write_atomic
 from flows.artefacts import PIXEL_RANGES
-from flows.folder import Folder
 from flows.progress import progress_bar
 from flows.records import PixelRanges
 from flows.replay.folder import Replay, ReplaySettings
@@ -63,7 +62,7 @@ def _measure(replay: Replay, memory_gb: float) -> Reading:
     labels = replay.labels
     order = sorted(range(len(labels)), key=lambda row: hashlib.blake2b(labels["file"][row].encode()).digest())
     ranges = measure_ranges(labels["uri"].iloc[order].tolist(), reading=Reading(memory_gb=memory_gb))
-    Folder(replay.folder).write(PIXEL_RANGES, PixelRanges(ranges))
+    replay.write(PIXEL_RANGES, PixelRanges(ranges))
     return Reading(ranges, memory_gb)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from connectors.store import flatten, read_json, write_json
 from flows.changes import CampaignChanged
-from flows.replay.folder import ReplaySettings
+from flows.replay.folder import REPLAY, Replay, ReplaySettings
 from flows.replay.inputs import ReplayError
 from pipeline.learning.settings import PHASE_LIMITS, ModelSettings
 
@@ -20,7 +20,7 @@ def check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ReplayError(f"--out {out} is a file; name a folder")
     others = sorted(path.name for path in out.glob("*") if not path.name.startswith((".", "campaign.lock")))
-    if others and not (out / "replay.json").exists():
+    if others and not Replay(out).has(REPLAY):
         raise ReplayError(f"--out {out} holds other files ({', '.join(others[:3])}); name a new folder")
 
 
@@ -45,7 +45,7 @@ def claim(folder: Path, settings: ReplaySettings) -> None:
     Raises:
         CampaignChanged: the folder holds a replay with other settings, or in another form.
     """
-    path, wanted = folder / "replay.json", settings.model_dump(mode="json")
+    path, wanted = Replay(folder).path_of(REPLAY), settings.model_dump(mode="json")
     if path.exists() and any(any(folder.glob(computed)) for computed in ("*.npy", "runs/*")):
         before = read_json(path)
         if before.get("format") != settings.format:

@@ -19,14 +19,13 @@ import os
 import pandas as pd
 
 from connectors.images.reading import WHOLE
-from connectors.store import write_table
 from flows.config import CampaignSettings, load_settings
 from flows.folder import Campaign
 from flows.progress import say
 from flows.replay.arrays import write_data, write_trunk_features
 from flows.replay.claim import check_folder, claim, make_folder, sweep
 from flows.replay.copies import without_copies
-from flows.replay.folder import Replay
+from flows.replay.folder import LABELS, Replay
 from flows.replay.inputs import ReplayError, read_campaign_labels, read_features, read_labels, with_groups
 from flows.replay.options import Options, command_of, resolve
 from flows.replay.results import dependence_of, write_results
@@ -65,7 +64,7 @@ def replay_strategies(options: Options) -> ReplaySummary:
     with Campaign(options.out).lock():
         sweep(options.out)
         claim(options.out, settings)
-        write_table(options.out / "labels.parquet", rows)  # the files may have moved; the digest says they are the same
+        replay.write(LABELS, rows)  # the files may have moved; the digest says they are the same
         memory_gb = campaign.decode_memory_gb if campaign else WHOLE.memory_gb
         if not replay.data_path.exists():
             write_data(replay, features, memory_gb=memory_gb)

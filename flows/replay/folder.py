@@ -1,6 +1,5 @@
 """A replay's folder: its settings, its data and the files of its runs, as the processes that work on it see them."""
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -10,7 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from connectors.store import read_json
+from connectors.store import write_table
+from flows.artefacts import Artefact, handle_of, json_of
+from flows.folder import Folder
 from pipeline.evaluation.arms import CONTROL, Arm
 from pipeline.evaluation.splits import ReplaySplit, draw_split
 from pipeline.learning.lesson import sample_pool
@@ -79,21 +80,34 @@ class Job(NamedTuple):
     seed: int
 
 
-@dataclass(frozen=True)
-class Replay:
-    """A replay's folder, as the processes that work on it see it."""
+def _read_table(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path)
 
-    folder: Path
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    write_table(path, table)
+
+
+REPLAY = json_of("replay.json", ReplaySettings, "The settings, with a digest of the data")
+LABELS = Artefact("labels.parquet", "file, label, uri, is_test and group of each image", _read_table, _write_table)
+CURVES = Artefact("curves.parquet", "The rounds of all runs", _read_table, _write_table)
+SUMMARY = handle_of("summary.json", Path, "What came out")
+REPORT = handle_of("report.html", Path, "What came out, as a page")
+"""Of a replay; what a run writes lies in a folder of its own."""
+
+
+class Replay(Folder):
+    """A replay's folder, as the processes that work on it see it."""
 
     @cached_property
     def settings(self) -> ReplaySettings:
         """The resolved settings."""
-        return ReplaySettings.model_validate(read_json(self.folder / "replay.json"))
+        return self.read(REPLAY)
 
     @cached_property
     def labels(self) -> pd.DataFrame:
-        """file, label, uri, is_test, group."""
-        return pd.read_parquet(self.folder / "labels.parquet")
+        """The labels of all images."""
+        return self.read(LABELS)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -109,7 +123,7 @@ class Replay:
     @property
     def data_path(self) -> Path:
         """What models read."""
-        return self.folder / ("features.npy" if self.settings.is_linear else "images.npy")
+        return self.path / ("features.npy" if self.settings.is_linear else "images.npy")
 
     @cached_property
     def data(self) -> Tensor:
@@ -127,7 +141,7 @@ class Replay:
     @property
     def trunk_features_path(self) -> Path:
         """What the frozen trunk makes of the images, where networks begin as heads on it."""
-        return self.folder / "trunk_features.npy"
+        return self.path / "trunk_features.npy"
 
     @cached_property
     def trunk_features(self) -> Tensor:
@@ -153,11 +167,11 @@ class Replay:
         pool = torch.cat([split.start, split.rest])
         return self.data[pool[sample_pool(len(pool), seed=seed, round_number=0)]]
 
-    def path(self, job: Job) -> Path:
+    def run_path(self, job: Job) -> Path:
         """The file of a run."""
         if job.name == FULL_DATA:
-            return self.folder / "runs" / f"full-data-{job.seed}.json"
-        return self.folder / "runs" / f"{job.name.replace(':', '+')}-{job.seed}.parquet"
+            return self.path / "runs" / f"full-data-{job.seed}.json"
+        return self.path / "runs" / f"{job.name.replace(':', '+')}-{job.seed}.parquet"
 
     def jobs(self) -> list[Job]:
         """What is not done yet, seed by seed, so that a replay that is stopped has whole seeds to compare."""
@@ -168,7 +182,7 @@ class Replay:
     def rounds_left(self, job: Job) -> int:
         """Models that the run still trains."""
         if job.name == FULL_DATA:
-            return 0 if self.path(job).exists() else 1
+            return 0 if self.run_path(job).exists() else 1
         return max(0, self.settings.rounds + 1 - len(self._rounds_of(job)))
 
     def rounds_done(self, job: Job) -> list[ReplayRow]:
@@ -187,7 +201,7 @@ class Replay:
         return pd.DataFrame(rows)
 
     def _rounds_of(self, job: Job) -> list[ReplayRow]:
-        path = self.path(job)
+        path = self.run_path(job)
         if not path.exists():
             return []
         table = pd.read_parquet(path)

@@ -1,4 +1,4 @@
-"""What a replay reads: labels, images or ready-made features, or all of a campaign; wrong input is told first."""
+"""What a replay reads: labels, images or ready-made features, or all of a campaign; wrong input is refused first."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +39,7 @@ PICKED = (
 
 
 class ReplayError(ConfigError):
-    """What the replay was asked for cannot be done; the message says what to change."""
+    """The replay cannot be done as asked; the message has what to change."""
 
 
 def read_labels(
@@ -51,7 +51,7 @@ def read_labels(
 ) -> pd.DataFrame:
     """`file`, `label`, `uri`, `is_test` and `group` of a labels file, in its order.
 
-    A column `split` may say which images are only tested on, "test"; the others are "pool". A column `group` may name
+    A column `split` may mark images that are only tested on, "test"; the others are "pool". A column `group` may name
     the images that depend on each other; it is empty for one that is on its own. Without `images` the files
     need not be there.
 
@@ -97,7 +97,7 @@ def _checked(table: StrictTable, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def _find(table: StrictTable, images: Path) -> tuple[list[str], list[str]]:
-    """Where the files of the rows are, and what to say of names that are written otherwise."""
+    """Paths of the rows' files, and lines on names that are written otherwise on the disk."""
     if not images.is_dir():
         raise ReplayError(f"{images}: no such folder of images")
     names = table.rows["file"].tolist()
@@ -122,10 +122,10 @@ def _alike(labels: pd.Series) -> list[str]:
 def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str | None]:
     """The same columns for the images that a campaign has labels for, from its folder and its manifest.
 
-    The audit set is what is tested on, as far as it has labels: no model chose it.
+    The labelled part of the audit set is the test set: no model chose it.
 
     Returns:
-        the rows, and what is to be said of the test images where there is no such audit set; None otherwise.
+        The rows, and where no audit set has labels a line on the test images, else None.
     """
     folder = Campaign(settings.folder)
     pool = folder.read(POOL) if folder.has(POOL) else PoolTable(_index(settings))

@@ -19,7 +19,7 @@ SMALL_SIDE = 28
 
 
 class Model(TypedDict):
-    """The part of a replay's settings that tells what models are and read; `network` is None for a head on pixels."""
+    """The part of a replay's settings on its models and their inputs; `network` is None for a head on pixels."""
 
     model: str
     image_size: int | None
@@ -67,7 +67,7 @@ def network_of_campaign(
 
 
 def count_channels(uris: Sequence[str]) -> int:
-    """1 where no image has colour, by the files' headers, else 3; a file that is no image is told when it is read."""
+    """1 where no image has colour, by the files' headers, else 3; what is no image is refused when it is read."""
     try:
         with without_pillow_warnings():
             return 3 if any(has_colour(uri) for uri in uris) else 1

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from connectors.images.pixels import load_images
 from connectors.images.reading import Reading
-from connectors.store import read_json, write_json, write_table, write_text
+from connectors.store import read_json, write_json, write_text
 from flows.artefacts import PIXEL_RANGES
-from flows.folder import Folder
 from flows.records import PixelRanges
-from flows.replay.folder import FULL_DATA, Job, Replay
+from flows.replay.folder import CURVES, FULL_DATA, REPORT, SUMMARY, Job, Replay
 from flows.replay.model import FEATURES
 from flows.reports.replay_page import ReplaySummary, report_page
 from pipeline.evaluation.summary import balance_of, summarise
@@ -30,7 +29,7 @@ def write_results(replay: Replay, *, command: str, notes: Sequence[str] = ()) ->
     """
     settings = replay.settings
     curves = replay.curves()
-    full = {seed: float(read_json(replay.path(Job(FULL_DATA, seed)))["accuracy"]) for seed in settings.seeds}
+    full = {seed: float(read_json(replay.run_path(Job(FULL_DATA, seed)))["accuracy"]) for seed in settings.seeds}
     data = torch.bincount(replay.targets, minlength=len(settings.classes)).tolist()
     summary: ReplaySummary = {
         **summarise(curves, full),
@@ -41,14 +40,14 @@ def write_results(replay: Replay, *, command: str, notes: Sequence[str] = ()) ->
     }
     if settings.caveat is not None:
         summary["verdict"] += f" {settings.caveat}"
-    write_table(replay.folder / "curves.parquet", curves)
-    write_json(replay.folder / "summary.json", summary)
-    write_text(replay.folder / "report.html", report_page(summary))
+    replay.write(CURVES, curves)
+    write_json(replay.path_of(SUMMARY), summary)
+    write_text(replay.path_of(REPORT), report_page(summary))
     return summary
 
 
 def dependence_of(replay: Replay, *, memory_gb: float) -> list[str]:
-    """What names and thumbnails tell of images that depend on each other, where nobody has grouped them."""
+    """Lines on images that seem to depend on each other, by name and thumbnail, where nobody has grouped them."""
     if replay.labels["group"].notna().any():
         return []
     near = None if replay.settings.model == FEATURES else _near_copies(replay, memory_gb)
@@ -71,7 +70,7 @@ def _near_copies(replay: Replay, memory_gb: float) -> Tensor:
     settings, labels = replay.settings, replay.labels
     split = replay.split(settings.seeds[0])
     generator = seeded_generator(settings.seeds[0], 0, "near-copies")
-    reading = Reading((Folder(replay.folder).get(PIXEL_RANGES) or PixelRanges()).ranges, memory_gb)
+    reading = Reading((replay.get(PIXEL_RANGES) or PixelRanges()).ranges, memory_gb)
 
     def thumbs(side: Tensor, most: int) -> Tensor:
         drawn = side[torch.randperm(len(side), generator=generator)[:most]].numpy()

@@ -74,7 +74,7 @@ def run(replay: Replay, job: Job, on_model: OnModel) -> None:
             }
             labelled = torch.cat([labelled, picks])
         rows.append(row)
-        write_table(replay.path(job), _typed(rows))
+        write_table(replay.run_path(job), _typed(rows))
         on_model(job.name)
 
 
@@ -82,7 +82,7 @@ def _run_full_data(replay: Replay, seed: int) -> None:
     split = replay.split(seed)
     everything = torch.cat([split.start, split.rest])
     _, measured = _learn(replay, everything, split.test, seed=seed, round_number=0)
-    write_json(replay.path(Job(FULL_DATA, seed)), {"n_trained_on": len(everything), **measured})
+    write_json(replay.run_path(Job(FULL_DATA, seed)), {"n_trained_on": len(everything), **measured})
 
 
 def _learn(
@@ -158,7 +158,7 @@ def _lesson(replay: Replay, network: ModelSettings, labelled: Tensor, *, seed: i
 def _candidate_rows(
     settings: ReplaySettings, rest: Tensor, labelled: Tensor, *, seed: int, round_number: int
 ) -> Tensor:
-    """What may be asked for, or the sub-pool of it, which all arms draw in the same order."""
+    """Rows that may be asked for, or their sub-pool, which all arms draw in the same order."""
     if settings.sub_pool is not None:
         rest = rest[torch.randperm(len(rest), generator=seeded_generator(seed, round_number, "sub-pool"))]
     rest = rest[~torch.isin(rest, labelled)]

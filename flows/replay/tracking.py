@@ -9,7 +9,7 @@ from connectors.store import flatten
 from connectors.tracking import TrackerError
 from deploy import servers
 from flows.home import home
-from flows.replay.folder import Replay
+from flows.replay.folder import CURVES, REPORT, SUMMARY, Replay
 from flows.replay.inputs import ReplayError
 from flows.reports.replay_page import ReplaySummary
 from pipeline.evaluation.comparison import Interval
@@ -63,7 +63,7 @@ def log_replay(tracker: "MLflowTracker", replay: Replay, summary: ReplaySummary)
         params=params,
         curves=means,
         totals=totals,
-        artifacts=[replay.folder / name for name in ("summary.json", "report.html", "curves.parquet")],
+        artifacts=[replay.path_of(artefact) for artefact in (SUMMARY, REPORT, CURVES)],
     )
 
 

@@ -42,7 +42,7 @@ def _run_in_processes(replay: Replay, jobs: Sequence[Job], workers: int, on_mode
     threads = max(1, (os.cpu_count() or 1) // workers)
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(threads, done))
     try:
-        running: set[Future[None]] = {executor.submit(_work, replay.folder, job) for job in jobs}
+        running: set[Future[None]] = {executor.submit(_work, replay.path, job) for job in jobs}
         while running:
             finished, running = wait(running, timeout=SECONDS_BETWEEN_LOOKS, return_when=FIRST_EXCEPTION)
             while not done.empty():

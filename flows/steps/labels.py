@@ -67,8 +67,8 @@ def review_labels(
 ) -> tuple[Review, pd.DataFrame]:
     """What the model thinks of the labels, and those that are probably wrong, the likeliest first.
 
-    Labels that were trained on are judged by the networks that have not seen them, those of the audit set by the
-    round's own. Where the model knows too little no label is listed.
+    Networks that have not seen them judge the labels that were trained on; the round's own networks judge the audit
+    set. Where the model knows too little, no label is listed.
     """
     judged = [
         *_judged(labelled, out_of_fold, task, classes),
@@ -88,7 +88,7 @@ def review_labels(
 
 
 class _Judged(NamedTuple):
-    """Labels that predictions tell something of: whose, of which images, and the decisions with their probabilities."""
+    """Labels that predictions can judge: whose they are, their images, and the decisions with their probabilities."""
 
     what: str
     item_ids: list[str]
@@ -96,7 +96,7 @@ class _Judged(NamedTuple):
 
 
 def _judged(labelled: Labels, found: Predicted, task: TaskType, classes: Sequence[str]) -> Iterator[_Judged]:
-    """The labels that predictions out of fold tell something of."""
+    """The labels that predictions out of fold can judge."""
     if not len(found):
         return
     answered = task.answered(found.values, labelled.targets(task, classes))

@@ -145,5 +145,5 @@ def _last_trained(earlier: Sequence[RoundFolder]) -> _Last | None:
 
 @step(OUTLOOK)
 def look_ahead(*, rounds: Sequence[RoundFolder], settings: CampaignSettings) -> Outlook:
-    """What the next labels are worth, and whether a stopping rule says not to ask for them."""
+    """What the next labels are worth, and whether a stopping rule forbids to ask for them."""
     return outlook(rounds, settings)

@@ -61,7 +61,7 @@ def check_strategy(settings: CampaignSettings, task: TaskType) -> None:
 
 
 def query_size_of(config: RoundConfig, outlook: Outlook) -> int:
-    """How many labels a round asks for: what the budget left when it began, or none where a rule says stop."""
+    """How many labels a round asks for: what the budget left when it began, or none where a stopping rule applies."""
     return config.query_size if outlook.stop is None else 0
 
 
@@ -134,7 +134,7 @@ def compare_with_half(
 ) -> Stability:
     """Which share of the batch half of each network's draws would have asked for.
 
-    A share far below 1 says that the batch is the luck of the draws: more of them would ask for other images.
+    With a share far below 1 the batch is the luck of the draws: more draws would ask for other images.
     """
     chosen = batch.table.loc[batch.reasons != MEASURED_REASON, "item_id"].tolist()
     if not chosen or not scores.has_column("score_half"):
@@ -152,7 +152,7 @@ def _read_candidates(
     *,
     of: str = "",
 ) -> Candidates:
-    """The scored candidates with those columns that choosing a batch reads.
+    """The scored candidates with the columns that choosing a batch reads.
 
     Args:
         of: "_half" for scores as the first half of each network's draws has them.

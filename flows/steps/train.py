@@ -1,4 +1,4 @@
-"""The networks of a round: what labels say out of fold, the members, and what comes of them."""
+"""The networks of a round: predictions out of fold, then the members."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -281,7 +281,7 @@ class _Lessons:
     def _previous_weights(self, member: str) -> dict[str, Tensor] | None:
         """What the member of this name learnt in the last round that trained one; None in the first.
 
-        None too where that was another network; of a network that told other classes apart the last layer is left out.
+        None too where that was another network. Where the classes were others, the last layer is left out.
         """
         for folder in reversed(self.earlier):
             training = folder.get(TRAINING)

@@ -60,7 +60,7 @@ class Forecast:
 
     Attributes:
         n_labels: how many they are.
-        gain: expected gain in accuracy, a share; `gain_low` and `gain_high` are its interval, of 95 % if not said.
+        gain: expected gain in accuracy, a share; `gain_low` and `gain_high` are its interval, of 95 % by default.
     """
 
     n_labels: int
@@ -93,7 +93,7 @@ def exact_lower_limit(successes: int, n: int, *, alpha: float) -> float:
     """What a share is above with a confidence of `1 - alpha` at least (Clopper and Pearson, 1934), one-sided.
 
     Unlike Wilson's it is never too high, however small `alpha` is: at 30 % of 100 and the levels of twenty looks the
-    other errs up to 2.5 times as often as it says. Near 1, where targets are, it is higher than Wilson's too.
+    other errs up to 2.5 times as often as its level. Near 1, where targets are, it is higher than Wilson's too.
 
     >>> round(exact_lower_limit(59, 59, alpha=0.05), 3)
     0.95

@@ -80,7 +80,7 @@ class PseudoLabelSettings(Settings):
     max_count: Size = Field(1000, description="never more than this, and never more than there are labels")
 
     def threshold_in(self, round_number: int) -> float:
-        """Entropy below which a candidate counts as sure in a round, in nats; 0 when there is no such candidate."""
+        """Entropy below which a candidate counts as sure in a round, in nats; 0 where none can be sure."""
         return max(0.0, self.threshold - self.decay * round_number)
 
 

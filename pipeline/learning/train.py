@@ -179,7 +179,7 @@ def _hold_out(lesson: Lesson, *, seed: int) -> Tensor:
 
 
 def _can_judge(lesson: Lesson) -> bool:
-    """Whether predictions out of fold of some labels would say something of them."""
+    """Whether predictions of the lesson's labels out of fold could judge networks."""
     judged = judged_out_of_fold(lesson.task.strata(lesson.labels), lesson.groups)
     return bool(judged.any()) and can_cross(lesson.labels, lesson.groups)
 

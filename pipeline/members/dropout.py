@@ -26,7 +26,7 @@ _CHECKED: WeakKeyDictionary[Classifier, tuple[str, ...]] = WeakKeyDictionary()
 def check_dropout(model: Classifier, images: Tensor) -> None:
     """Refuse a network that draws random numbers in training elsewhere than in layers that `draw_mask` knows.
 
-    `torch.nn.functional.dropout`, dropout inside of attention and noise are such. Two runs in training mode, known
+    `torch.nn.functional.dropout`, dropout inside of attention, and noise do so. Two runs in training mode, known
     layers and batch-norm in evaluation mode, must come out the same under different seeds. The network stays as it
     was; one that has passed is not run again until something else in it is frozen.
 

@@ -1,4 +1,4 @@
-"""What K members say of each image: networks, passes of Monte Carlo dropout, Laplace draws, views and products."""
+"""Predictions of K members for each image: networks, passes of Monte Carlo dropout, Laplace draws, views, products."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -271,7 +271,7 @@ def _move(images: Tensor, device: torch.device) -> Tensor:
 
 
 def _change(augment: Augmentation, seed: int, images: Tensor) -> Tensor:
-    """Change every image in the way that the seed says, the same for all of them."""
+    """Change every image in the same way, drawn by the seed."""
     with seeded(seed, torch.device("cpu")):
         changed: Tensor = torch.vmap(lambda image: augment(image[None])[0], randomness="same")(images)
     return changed
@@ -296,7 +296,7 @@ def _check_counts(models: Sequence[Classifier], mc_dropout: int, laplace: int) -
 
 
 def _check_distinct(decisions: Tensor, n_networks: int, counts: tuple[int, int, int]) -> None:
-    """Refuse views, draws or passes, as many as `counts` says, that say the same of more than one image."""
+    """Refuse views, draws or passes (`counts` of each) that predict the same for more than one image."""
     members = decisions.unflatten(2, (n_networks, *(max(1, count) for count in counts)))
     for axis, (kind, count) in enumerate(zip(("views", "Laplace draws", "dropout passes"), counts, strict=True)):
         for number in range(n_networks if count > 1 and len(decisions) > 1 else 0):

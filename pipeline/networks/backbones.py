@@ -27,7 +27,7 @@ TUPLES_IN_TRAINING = ("googlenet", "inception_v3")
 class Preprocessing:
     """What weights expect of an image: its side in pixels, and mean and std of each channel as fractions of 1.
 
-    The usual ones of ImageNet, where nothing says otherwise.
+    By default the usual ones of ImageNet.
     """
 
     image_size: int = USUAL_IMAGE_SIZE
@@ -82,7 +82,7 @@ def check_network_name(name: str, *, own: Iterable[str] = ()) -> None:
 
 
 def trained_image_size(name: str, weights: str | None) -> int:
-    """Side in pixels of the images that the weights were trained at, 224 where there are none or nothing says so."""
+    """Side in pixels of the images that the weights were trained at, 224 where there are none or no size is known."""
     if weights is None:
         return Preprocessing().image_size
     if name.startswith(TORCHVISION):
@@ -194,7 +194,7 @@ def _torchvision_network(network: str, image_size: int) -> nn.Module:
 
 
 def _torchvision_options(network: str, image_size: int) -> dict[str, Any]:
-    """How the networks that are made for one size of images are told it."""
+    """The options that give the image size to networks that are made for one size."""
     if network.startswith("vit_"):
         return {"image_size": image_size}
     return {"input_size": (image_size, image_size)} if network.startswith("maxvit_") else {}
@@ -235,7 +235,7 @@ def _torchvision_entry(network: str, weights: str) -> Any:
 
 
 def _torchvision_preprocessing(network: str, weights: str | None) -> Preprocessing:
-    """Those of the named weights; a file's are taken to be those of the network's default weights."""
+    """The preprocessing of the named weights; a file counts as the network's default weights."""
     if weights is None:
         return Preprocessing()
     preset = _torchvision_entry(network, "DEFAULT" if Path(weights).is_file() else weights).transforms()
@@ -262,7 +262,7 @@ def _timm() -> ModuleType:
 
 
 def _timm_settings(network: str, weights: str | None) -> Any:
-    """What timm knows of a network's weights: those of the tag `weights`, of the name's own tag, or the default."""
+    """What timm knows of a network's weights: by the tag `weights`, by the name's own tag, or the default."""
     models = _timm().models
     architecture, _, tag = network.partition(".")
     if weights is not None and weights != "DEFAULT" and not Path(weights).is_file():
@@ -358,7 +358,7 @@ def draw_anew(network: nn.Module) -> None:
 
 
 def _own_preprocessing(network: nn.Module, name: str) -> Preprocessing:
-    """What the network's attribute `preprocessing` says; what it leaves out is as for ImageNet."""
+    """The network's attribute `preprocessing`; what it leaves out is as for ImageNet."""
     told = getattr(network, "preprocessing", {})
     try:
         lists: dict[str, Any] = {key: tuple(value) for key, value in told.items() if key != "image_size"}

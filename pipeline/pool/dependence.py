@@ -1,4 +1,4 @@
-"""Signs that images depend on each other though nobody said so: names like frames of a film, copies that are near."""
+"""Signs that images depend on each other, though nobody has grouped them: names like frames of a film, near copies."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -62,10 +62,10 @@ class Series:
 
 
 def find_series(paths: Sequence[str], *, classes: Collection[str] = ()) -> Series | None:
-    """What the names of images say about which depend on each other; None where they say nothing.
+    """The series of images that depend on each other by their names; None where the names show none.
 
     Numbers that run through a whole pool, folders or stems that are called after classes, and folders that only keep
-    the number of files small say nothing.
+    the number of files small make no series.
 
     Args:
         paths: relative to the folder that the images lie in, with "/".
@@ -142,7 +142,7 @@ def are_many(near: Tensor) -> bool:
 
 
 def advice(series: Series | None, near: Tensor | None, *, measured_on: str) -> list[str]:
-    """What to tell a person who has not set `group`, a line each; none where nothing was found.
+    """Lines for a person who has not set `group`; none where nothing was found.
 
     Args:
         near: of `near_copies`, from what is measured on to the rest.

@@ -1,4 +1,4 @@
-"""What a refresh makes of the pool table: the items that were seen, merged with those that are known.
+"""The pool table after a refresh: the items that were seen now, merged with the items that are known.
 
 What was seen is one row for each file, with `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label`, `group`,
 what its content is, and `listed`: whether the folder or the manifest has it now, or an item was there.

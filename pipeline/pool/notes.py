@@ -119,7 +119,7 @@ def _unused(kind: str, count: int, rows: pd.DataFrame) -> str:
 
 
 def _changed_labels(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
-    """What the manifest says otherwise of images that are in both tables."""
+    """Lines on images of both tables whose label the manifest has changed."""
     both = before[["item_id", "label"]].merge(after[["item_id", "label"]], on="item_id", suffixes=("_was", ""))
     was, now = both["label_was"], both["label"]
     counts = {

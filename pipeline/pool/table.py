@@ -6,7 +6,7 @@ One row is one image (an item) or one file that holds no usable image:
 |---|---|
 | `item_id` | hash of the file's bytes; missing where the file holds no image that can be decoded |
 | `uri` | absolute path; a file that changed has a row for each content it had |
-| `width`, `height` | pixels, turned upright as EXIF says; missing without an item |
+| `width`, `height` | pixels, turned upright by EXIF; missing without an item |
 | `split` | "pool" or "audit" |
 | `set_aside_reason` | why the row is not used; missing where it is |
 | `size_bytes`, `modified_ns` | of the file when it was read; missing where it was not |
@@ -35,12 +35,12 @@ COLUMNS = {
 
 
 def as_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the columns of the pool table and no others; those that they lack are missing values."""
+    """The rows with the columns of the pool table and no others; a column that they lack has missing values."""
     return typed(rows.reindex(columns=list(COLUMNS)))
 
 
 def typed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with their columns of the pool table in the types of these."""
+    """The rows, with the columns of the pool table in its types."""
     return rows.astype({name: dtype for name, dtype in COLUMNS.items() if name in rows})
 
 

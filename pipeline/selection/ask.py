@@ -59,7 +59,7 @@ def columns_needed(how: SelectionSettings) -> frozenset[str]:
 
 
 def reads_model(how: SelectionSettings) -> bool:
-    """Return whether choosing a batch reads anything that a model says."""
+    """Return whether choosing a batch reads anything that a model predicts."""
     return STRATEGIES[how.strategy].reads_model or how.prefilter is not None or how.balance_classes
 
 
@@ -94,7 +94,7 @@ def gather_candidates(
     *,
     n_classes: int,
 ) -> Candidates:
-    """Return the candidates with those columns that choosing a batch reads.
+    """Return the candidates with the columns that choosing a batch reads.
 
     Args:
         ids: `(N,)`.
@@ -114,7 +114,7 @@ def candidates_of(
     labelled_targets: Tensor,
     how: SelectionSettings,
 ) -> Candidates:
-    """Return candidates that are held in memory, with those columns that choosing a batch reads.
+    """Return candidates that are held in memory, with the columns that choosing a batch reads.
 
     Args:
         ids: `(N,)`.

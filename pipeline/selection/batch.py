@@ -94,7 +94,7 @@ def _ask(
     generator: torch.Generator,
     options: Mapping[str, object],
 ) -> tuple[Tensor, list[Told]]:
-    """Return `(size,)` of the rows, and what is told of each; what the strategy leaves open is filled by score."""
+    """Return `(size,)` of the rows, with a note and an aim each; the best by score fill what the strategy leaves."""
     columns = _columns(candidates, row, rows)
     if size == 0:
         return rows[:0], []
@@ -152,7 +152,7 @@ def _draw_from_the_rest(order: Tensor, chosen: Tensor, n_draws: int, generator: 
 def _batch(
     candidates: Candidates, strategy: str, chosen: Tensor, told: list[Told], drawn: Tensor, round_number: int
 ) -> Batch:
-    """Spread what was drawn evenly through what was chosen, and say why each is there."""
+    """Spread the drawn images evenly through the chosen ones, with a reason for each."""
     size = len(chosen) + len(drawn)
     is_drawn = torch.zeros(size, dtype=torch.bool)
     is_drawn[((torch.arange(len(drawn)) + 0.5) * size / max(len(drawn), 1)).long()] = True

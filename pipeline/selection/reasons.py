@@ -1,4 +1,4 @@
-"""Why an image is asked for, as the batch says it, and the purpose that is meant; no torch is loaded for that."""
+"""Why an image is asked for, as text in the batch, and the purpose of each text; no torch is loaded for it."""
 
 from pipeline.types import Purpose
 

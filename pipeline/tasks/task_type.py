@@ -80,7 +80,7 @@ class TaskType(Protocol):
         """`(n, U, C)`: the softmax over the last axis gives the probabilities of each decision."""
 
     def answered(self, values: Tensor, targets: Tensor) -> Answered:
-        """The decisions, of `(n, U, C)`, whose right answer the targets tell."""
+        """The decisions of `(n, U, C)` whose right answer is among the targets."""
 
     def in_words(self, decision: int, answer: int, classes: Sequence[str]) -> str:
         """What an answer to one of an image's decisions means."""

@@ -1,4 +1,4 @@
-"""What networks say of labelled images that they were not trained on, and what that is worth."""
+"""Predictions of labelled images by networks that were not trained on them, and what these predictions are worth."""
 
 import copy
 from bisect import bisect_left
@@ -23,11 +23,11 @@ each of five digits and one to three of the others, up to 7 of the rare labels w
 
 @dataclass(frozen=True)
 class CrossFit:
-    """What networks say of labelled images that they were not trained on.
+    """Predictions of labelled images by networks that were not trained on them.
 
     Attributes:
         logits: `(n, C)`, or what else the task's logits are for n images; float32 on the CPU.
-        epochs: that each of these networks was trained for.
+        epochs: for which each network was trained.
     """
 
     logits: Tensor
@@ -116,12 +116,12 @@ def _choose_epochs(losses: Sequence[float], recipe: Recipe, patience: int) -> in
 
 
 def judged_out_of_fold(strata: Tensor, groups: Tensor | None = None) -> Tensor:
-    """Whether what networks out of its fold say of an image says something of them, `(n,)`: see `MIN_JUDGED`.
+    """Whether the prediction of an image out of its fold tells how good the networks are, `(n,)`: see `MIN_JUDGED`.
 
     For the tau of a posterior and a list of wrong labels: an image alone in its class is always taken for one of
     another. A temperature is fitted to all, because images of rare classes will come: with 10 labels of digits the NLL
     of fresh images is 2.2 nats then and 6.4 without; with 20 of unequal classes (0.7 times the one before) 1.1 and 2.2.
-    With one label of each class it says next to nothing: 2.1 with and without, where 1.4 would be the best.
+    With one label of each class a temperature changes nothing: 2.1 with and without, where 1.4 would be the best.
 
     Args:
         strata: `(n,)` the class of each image.

@@ -84,7 +84,7 @@ def draw_bootstrap(strata: Tensor, *, generator: torch.Generator) -> Tensor:
 
 
 def _evenly(strata: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Positions `(n,)` in such an order that the first of them are of all classes by their shares."""
+    """Positions `(n,)` in an order whose beginning has all classes by their shares."""
     n, counts = len(strata), strata.bincount()
     shuffled = torch.randperm(n, generator=generator)
     labels = strata[shuffled]

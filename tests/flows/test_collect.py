@@ -22,7 +22,7 @@ class Held:
         self.asks = [Ask(item_id, 0, "seed") for item_id in self.items]
         task_ids = {ask: 100 + place for place, ask in enumerate(self.asks)}
         answers = [self.answer(place, outcome) for place, outcome in enumerate(outcomes)]
-        self.pulled = Pulled(answers, task_ids, 0, copied=[100 + len(outcomes) + each for each in range(copied)])
+        self.pulled = Pulled(answers, task_ids, copied=[100 + len(outcomes) + each for each in range(copied)])
 
     def answer(self, place, outcome):
         item_id, message = self.items[place], "'owl' is not a class of this campaign" if outcome == "invalid" else ""

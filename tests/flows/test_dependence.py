@@ -52,7 +52,7 @@ def test_thumbnails_are_read_as_all_images_of_the_campaign_are(make_work, monkey
         read.append(how["reading"])
         return load_images(uris, **how)
 
-    monkeypatch.setattr("flows.dependence.load_images", watched)
+    monkeypatch.setattr("connectors.images.pixels.load_images", watched)
     look_for_dependence(work)
     assert [reading.memory_gb for reading in read] == [64, 64]
     assert read[0].ranges == work.reading.ranges != ()

@@ -119,7 +119,7 @@ def test_what_is_wrong_is_said_each_run_and_what_is_new_once(work, manifest, str
     assert [line.partition(" (")[0] for line in first if wrong in line] == [wrong]
     assert any(line.startswith("1 no longer in the manifest") for line in first)
     assert [line.partition(" (")[0] for line in again] == [wrong]
-    claim(work.folder, work.settings, striped_images / "campaign.toml")
+    claim(work.folder, work.settings, striped_images / "campaign.toml", answers=list)
     (told,) = [line for line in campaign_status(work.folder, striped_images).pool_notes if "cannot be read" in line]
     assert told.startswith(wrong)
 

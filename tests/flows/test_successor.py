@@ -27,7 +27,7 @@ def old(make_work):
     """A campaign with 24 labels of its manifest, one of them corrected, and two of its audit set; one is skipped."""
     work = make_work('strategy = "power"\nstrategy_options = { beta = 2.0 }\nclose_after = "3d"')
     settings = work.settings
-    claim(work.folder, settings, Path("campaign.toml"))
+    claim(work.folder, settings, Path("campaign.toml"), answers=list)
     audit = work.ledger.may_be_asked(work.pool, split="audit", classes=settings.classes)["item_id"].tolist()
     given = work.pool.table.query("label == 'left'")["item_id"].tolist()
     answers = [(audit[0], "left"), (audit[1], "right"), (audit[2], None), (given[0], "middle")]

@@ -114,7 +114,11 @@ def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_
     address = tool.prepare()
     questions = [
         Question(
-            Ask(f"item {rank}", 0, "query"), image, rank, Region("image", guess, score=0.5), f"unsure of {guess} and $1"
+            Ask(f"item {rank}", 0, "query"),
+            image,
+            rank,
+            (Region("image", guess, score=0.5),),
+            f"unsure of {guess} and $1",
         )
         for rank, (image, guess) in enumerate(zip(images, classes, strict=True))
     ]

@@ -138,7 +138,7 @@ def d2_sampling(factors: Sequence[Tensor], n_picks: int, *, generator: torch.Gen
 
 
 def d2_sampling_from(factors: Sequence[Tensor], first: int, n_picks: int, generator: torch.Generator) -> Tensor:
-    """Go on from a first pick, as `d2_sampling` says."""
+    """Go on from a first pick, as `d2_sampling` does."""
     device = factors[0].device
     n_picks = min(n_picks, len(factors[0]))
     distance = torch.full((len(factors[0]),), torch.inf, device=device)
