@@ -96,7 +96,7 @@ def learn_actively(job: Mapping[str, Any]) -> dict[str, Any]:
         rest = torch.ones(len(features), dtype=torch.bool).index_fill(0, labelled, False).nonzero().flatten()
         decisions = decide(models, members, features[rest], seed=drawn)
         ids = np.array([f"{row:09d}" for row in rest.tolist()])
-        candidates = gather_candidates(ids, score_candidates(decisions, HOW).scores, {}, HOW)
+        candidates = gather_candidates(ids, score_candidates(decisions, HOW).scores, {}, HOW, n_classes=N_CLASSES)
         batch = select_batch(candidates, HOW, round_number=round_number, seed=job["seed"])
         labelled = torch.cat([labelled, torch.tensor([int(item_id) for item_id in batch.ids])])
     curves = {name: [row[name] for row in rows] for name in MEASURED}

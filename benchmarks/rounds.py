@@ -119,7 +119,8 @@ def score_pool(prepared: Round, heads: Sequence[Classifier], seed: int) -> Candi
         "labelled_embeddings": lambda: torch.cat([embedded.half() for _, embedded in of_labelled]),
         "labelled_targets": lambda: prepared.targets,
     }
-    return gather_candidates(np.array(prepared.ids[n_labelled:], dtype=np.str_), scores, columns, HOW)
+    ids = np.array(prepared.ids[n_labelled:], dtype=np.str_)
+    return gather_candidates(ids, scores, columns, HOW, n_classes=N_CLASSES)
 
 
 def decide(heads: Sequence[Classifier], features: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

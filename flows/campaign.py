@@ -1,7 +1,6 @@
 """One campaign as the flows see it: its settings, its folder, and the outside systems it works with."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -120,13 +119,16 @@ class OpenCampaign:
         """The pool table; labels have the names that their classes have now. It is read once, until it changes."""
         stamp = _stamp(self.folder.path_of(POOL))
         if self._pool is None or self._pool[0] != stamp:
-            self._pool = (stamp, self.folder.read(POOL).renamed(self.settings.former_classes))
+            self._pool = (stamp, self._present(self.folder.read(POOL)))
         return self._pool[1]
 
     def keep_pool(self, pool: PoolTable) -> None:
         """Write the pool table."""
         self.folder.write(POOL, pool)
-        self._pool = (_stamp(self.folder.path_of(POOL)), pool.renamed(self.settings.former_classes))
+        self._pool = (_stamp(self.folder.path_of(POOL)), self._present(pool))
+
+    def _present(self, pool: PoolTable) -> PoolTable:
+        return pool.renamed(self.settings.former_classes, takes_several=self.settings.takes_several)
 
     @property
     def ledger(self) -> Ledger:
@@ -218,7 +220,8 @@ def standing_labels(pool: PoolTable, ledger: Ledger, settings: CampaignSettings)
     Raises:
         CampaignChanged: some are of no class of the campaign.
     """
-    refuse_lost_classes(count_labels(ledger.answers) + Counter(pool.given_labels().values()), settings)
+    given = pool.count_given(takes_several=settings.takes_several)
+    refuse_lost_classes(count_labels(ledger.answers) + given, settings)
     return ledger.labels(pool, task_type(settings), classes=settings.classes)
 
 

@@ -25,9 +25,11 @@ from connectors.label_studio.settings import LabelStudioSettings
 from connectors.mlflow.settings import MLflowSettings
 from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
+from flows.task_types import TASK, check_task, takes_several
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
+from pipeline.regions import SEPARATOR
 from pipeline.registries import look_up
 from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
@@ -48,7 +50,6 @@ TYPOGRAPHIC_QUOTES = "“”„‟‘’‚«»"  # noqa: RUF001
 WEIGHTS_FILES = frozenset({".pt", ".pth", ".safetensors"})
 """Endings of the files that weights are in; no name of a hub ends so."""
 
-TASK = "classification"
 MOST_CLASSES = 1000
 LARGEST = 10_000_000
 """Bytes of a campaign file."""
@@ -70,15 +71,6 @@ CHANGE_NOTHING_BEGUN = frozenset(
 
 class ConfigError(ValueError):
     """The campaign file is wrong; the message has the place and what is allowed."""
-
-
-def _check_task(value: str, info: ValidationInfo) -> str:
-    if value == TASK or is_held(info, "task", value):
-        return value
-    from pipeline.tasks import TASKS  # loads torch
-
-    look_up(TASKS, value, "task type")
-    return value
 
 
 def _check_strategy(value: str) -> str:
@@ -158,8 +150,8 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         description="a folder of images, or a .csv or .parquet with uri and, if known, label and group"
     )
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
-    task: Annotated[str, AfterValidator(_check_task)] = Field(
-        TASK, description="task type: what the networks decide, and people are asked for"
+    task: Annotated[str, AfterValidator(check_task)] = Field(
+        TASK, description="classification: one class for each image; multi_label: any of the classes, or none"
     )
     classes: tuple[ClassName, ...] = Field(min_length=2, description="what annotators choose from")
     renamed: Renamed = Field({}, description="what a class was called before = what it is called")
@@ -221,7 +213,12 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
             follow_links=self.follow_links,
             max_unused=self.max_unused,
             renamed=self.former_classes,
+            takes_several=self.takes_several,
         )
+
+    def takes_several(self) -> bool:
+        """Whether an image may have several labels of its own."""
+        return takes_several(self.task)
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
@@ -233,6 +230,11 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         repeated = sorted(name for name, count in Counter(self.classes).items() if count > 1)
         if repeated:
             raise ValueError(f"classes must be distinct, repeated: {', '.join(repeated)}")
+        divided = [name for name in (*self.classes, *self.renamed) if SEPARATOR in name]
+        if divided and self.takes_several():
+            raise ValueError(
+                f"a class name must not hold {SEPARATOR}, which stands between labels, as {divided[0]!r} does"
+            )
         for old in self.renamed:
             if old in self.classes:
                 raise ValueError(f"renamed: {old!r} is still one of the classes: take it out of classes, or of renamed")

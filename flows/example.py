@@ -13,7 +13,7 @@ EXAMPLE = """\
 name = "my-campaign"             # lower case; names the Label Studio project and the MLflow experiment
 pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label and group
 # follow_links = false           # use images that symbolic links bring in from outside the pool
-# task = "classification"        # what networks decide, and people are asked for: one class for each image
+# task = "classification"        # one class for each image; multi_label: any of the classes, or none
 classes = ["cat", "dog"]         # what annotators choose from; one may be added at any time, and renamed: see [renamed]
 
 # Every setting may change between rounds, but for name, task, audit_size and group; to change these,

@@ -6,6 +6,7 @@ from flows.artefacts import METRICS, OUTLOOK, TRAINING
 from flows.config import CampaignSettings
 from flows.folder import RoundFolder
 from flows.records import AuditMetrics, Look, Outlook, Training
+from flows.task_types import HEADLINE, TASK
 from pipeline.evaluation.stopping import (
     MeasuredRound,
     forecast,
@@ -42,8 +43,29 @@ def _present_classes(training: Training, settings: CampaignSettings) -> list[str
 
 
 def _point(training: Training, metrics: AuditMetrics) -> MeasuredRound:
-    n_correct = round(metrics.value * metrics.n)
-    return MeasuredRound(n_trained_on=training.n_trained_on, n_correct=n_correct, n_audit=metrics.n)
+    n = metrics.effective_n
+    return MeasuredRound(n_trained_on=training.n_trained_on, n_correct=round(metrics.value * n), n_audit=n)
+
+
+def headline_of(rounds: Sequence[RoundFolder], settings: CampaignSettings) -> str:
+    """What models are judged by, in words for people."""
+    known = measured(rounds)
+    if known:
+        return in_words(known[-1][2].headline)
+    if settings.task == TASK:
+        return HEADLINE
+    from pipeline.tasks import TASKS  # loads torch
+
+    return in_words(TASKS[settings.task].headline)
+
+
+def in_words(headline: str) -> str:
+    """The name of a measure for people.
+
+    >>> in_words("macro_AP")
+    'macro AP'
+    """
+    return headline.replace("_", " ")
 
 
 def looks(rounds: Sequence[RoundFolder], rule: str, settings: CampaignSettings) -> int:
@@ -100,6 +122,7 @@ def outlook(rounds: Sequence[RoundFolder], settings: CampaignSettings) -> Outloo
             query_size=query_size,
             looks_at_target=at_target,
             looks_at_gain=at_gain,
+            headline=headline_of(rounds, settings) if known else HEADLINE,
         ),
         looks=asked,
     )

@@ -87,6 +87,7 @@ class NetworkForm:
     n_classes: int
     classes: list[str]
     pixel_ranges: tuple[Range, ...] = ()
+    task: str = "classification"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -55,7 +54,8 @@ def write_labels(settings: CampaignSettings, out: Path) -> int:
     columns = ["uri", "label", "split", "source", "n_answers", "agreement", "item_id"]
     work = OpenCampaign(settings, _begun(settings))
     labels = standing_labels(work.pool, work.ledger, settings)
-    table = labels.table.assign(label=labels.words)[columns].sort_values("uri", ignore_index=True)
+    cells = [work.task.write_label(regions) for regions in labels.regions]
+    table = labels.table.assign(label=cells)[columns].sort_values("uri", ignore_index=True)
     _write(table, out)
     return len(table)
 
@@ -63,8 +63,8 @@ def write_labels(settings: CampaignSettings, out: Path) -> int:
 def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_number: int | None = None) -> Predicted:
     """Write what a round's model sees on an image, or on all images below a folder.
 
-    The table has a row for each file: `uri`, `class`, `probability`, `p_` and the name of each class, and `reason`, why
-    there is no class.
+    The table has a row for each file: `uri`, what `Ensemble.predict` has by the names that classes have now, and
+    `reason`, why there is nothing.
 
     Args:
         round_number: of the model; by default that of the best by its audit interval.
@@ -84,34 +84,21 @@ def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_
     parts: list[pd.DataFrame] = []
     with progress_bar("predicting", unit="files") as on_progress:
         for start in range(0, len(files), CHUNK):
-            parts.append(_predict(ensemble, files[start : start + CHUNK]))
+            parts.append(_predict(ensemble, files[start : start + CHUNK], settings.former_classes))
             on_progress(min(start + CHUNK, len(files)), len(files))
-    table = _with_present_names(pd.concat(parts, ignore_index=True), training.model.classes, settings.former_classes)
+    table = pd.concat(parts, ignore_index=True)
     _write(table, out)
     failed = table.loc[table["reason"].notna(), ["uri", "reason"]]
     reasons = [f"{uri}: {reason}" for uri, reason in failed.itertuples(index=False)]
     return Predicted(folder.number, len(table) - len(reasons), reasons)
 
 
-def _with_present_names(table: pd.DataFrame, classes: Sequence[str], renamed: Mapping[str, str]) -> pd.DataFrame:
-    """Predictions under the names that the classes have now; the probabilities of merged classes are added up."""
-    if not any(name in renamed for name in classes):
-        return table
-    parts: dict[str, list[str]] = {}
-    for name in classes:
-        parts.setdefault(renamed.get(name, name), []).append(f"p_{name}")
-    probs = pd.DataFrame({f"p_{name}": table[columns].sum(axis=1, min_count=1) for name, columns in parts.items()})
-    best = np.array(list(parts), dtype=object)[probs.fillna(-1).to_numpy().argmax(axis=1)]
-    said = pd.Series(best, table.index).where(table["reason"].isna())
-    head = table[["uri"]].assign(**{"class": said, "probability": probs.max(axis=1)})
-    return pd.concat([head, probs, table["reason"]], axis=1)
-
-
-def _predict(ensemble: Ensemble, files: Sequence[File]) -> pd.DataFrame:
+def _predict(ensemble: Ensemble, files: Sequence[File], renamed: Mapping[str, str]) -> pd.DataFrame:
     """A row for each file, in order."""
     reasons = {file.uri: file.set_aside_reason for file in files if file.set_aside_reason is not None}
     uris, squares, unreadable = _read([file.uri for file in files if file.uri not in reasons], ensemble)
-    seen = ensemble.table([ensemble.probabilities(squares)] if uris else []).assign(uri=uris)
+    probs, classes = ensemble.task.merged(ensemble.probabilities(squares), ensemble.classes, renamed)
+    seen = pd.DataFrame(ensemble.task.in_columns(probs, classes)).assign(uri=uris)
     table = pd.DataFrame({"uri": [file.uri for file in files]})
     table["reason"] = table["uri"].map(reasons | unreadable).astype("str")
     return table.merge(seen, on="uri", how="left")[[*("uri", *seen.columns.drop("uri")), "reason"]]

@@ -1,6 +1,5 @@
 """One run of the loop: look after the pool and the open round; what learns is loaded once its labels are in."""
 
-from collections import Counter
 from dataclasses import replace
 
 from connectors.image_folder.index import index_pool
@@ -103,7 +102,7 @@ def refresh_pool(work: OpenCampaign) -> None:
             tell=told.append,
         )
     pool = PoolTable(table)
-    refuse_lost_classes(Counter(pool.given_labels().values()), settings)
+    refuse_lost_classes(pool.count_given(takes_several=settings.takes_several), settings)
     note_pool(work.folder, [*told, *unused_lines(table)], changes(before, table))
     if before is None or not table.equals(before):
         if not was_asked and work.folder.rounds():  # it has begun with another audit set, or without these labels

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -93,23 +94,26 @@ def _read_old(old: Path) -> tuple[CampaignSettings, Campaign]:
 
 def _labels_of(folder: Campaign, settings: CampaignSettings) -> tuple[pd.DataFrame, dict[str, int]]:
     """Usable images as `uri`, `label` and `group`, missing without one; and labels left out, by what they are."""
-    pool = folder.read(POOL).renamed(settings.former_classes).usable
+    task = task_type(settings)
+    pool = folder.read(POOL).renamed(settings.former_classes, takes_several=settings.takes_several).usable
     answers = read_ledger(folder, settings).answers
     given = pool[pool["label"].notna()]
     named = {region.label for answer in answers if answer.annotation for region in answer.annotation.regions}
+    named |= {region.label for label in given["label"].unique() for region in task.read_label(label)}
     standing = Labels(
         labelled_set(
             answers,
-            task_type(settings),
+            task,
             prelabelled=dict(zip(given["item_id"], given["label"], strict=True)),
-            classes=[*settings.classes, *named, *given["label"]],
+            classes=[*settings.classes, *named],
         )
     )
-    labels = standing.table[["item_id"]].assign(label=standing.words)
-    is_known = labels["label"].isin(list(settings.classes))
+    labels = standing.table[["item_id"]].assign(label=[task.write_label(regions) for regions in standing.regions])
+    lost_of = [[region.label for region in each if region.label not in settings.classes] for each in standing.regions]
+    is_known = pd.Series([not lost for lost in lost_of], labels.index, dtype=bool)
     is_used = labels["item_id"].isin(pool["item_id"])
-    lost = labels.loc[~is_known & is_used, "label"].value_counts()
-    left_out = {f"{label!r}, which is not one of the classes,": int(n) for label, n in lost.items()}
+    lost = Counter(label for of_image, used in zip(lost_of, is_used, strict=True) if used for label in of_image)
+    left_out = {f"{label!r}, which is not one of the classes,": n for label, n in lost.most_common()}
     if n_unused := int((~is_used).sum()):
         left_out["images that cannot be used"] = n_unused
     pool = pool[~pool["item_id"].isin(labels.loc[~is_known, "item_id"])]

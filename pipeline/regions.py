@@ -2,10 +2,13 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.types import Region
+
+SEPARATOR = "|"
+"""Stands between the labels of an image in one cell of a table; alone, it says that none of the classes is there."""
 
 
 def regions_to_json(regions: Sequence[Region]) -> str:
@@ -30,6 +33,29 @@ def _region(values: dict[str, Any]) -> Region:
         score=values.get("score"),
         mask=base64.b64decode(values["mask"], validate=True) if "mask" in values else None,
     )
+
+
+def cell_of_labels(labels: Sequence[str]) -> str:
+    """Labels of an image as one cell of a table.
+
+    >>> cell_of_labels(["cat", "dog"]), cell_of_labels([])
+    ('cat|dog', '|')
+    """
+    return SEPARATOR.join(labels) or SEPARATOR
+
+
+def labels_of_cell(cell: str) -> list[str]:
+    """The labels that `cell_of_labels` wrote; none of an empty cell."""
+    return [] if cell in ("", SEPARATOR) else cell.split(SEPARATOR)
+
+
+def renamed_cell(cell: str, names: Mapping[str, str]) -> str:
+    """The cell whose labels have other names; labels that get one name are one.
+
+    >>> renamed_cell("cat|kitty|dog", {"kitty": "cat"})
+    'cat|dog'
+    """
+    return cell_of_labels([*dict.fromkeys(names.get(name, name) for name in labels_of_cell(cell))])
 
 
 def regions_in_words(regions: Sequence[Region]) -> str:

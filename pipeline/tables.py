@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,7 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline.regions import regions_from_json, regions_in_words, regions_to_json
+from pipeline.regions import (
+    SEPARATOR,
+    labels_of_cell,
+    regions_from_json,
+    regions_in_words,
+    regions_to_json,
+    renamed_cell,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,14 +57,32 @@ class PoolTable(Rows):
         """Where each usable image is now, by item id."""
         return self.usable.set_index("item_id")["uri"]
 
-    def renamed(self, names: Mapping[str, str]) -> PoolTable:
-        """The table whose labels have the names that their classes have now."""
-        return PoolTable(self.table.assign(label=self.table["label"].replace(dict(names)))) if names else self
+    def renamed(self, names: Mapping[str, str], *, takes_several: Callable[[], bool]) -> PoolTable:
+        """The table whose labels have the names that their classes have now.
+
+        Args:
+            names: what a class was called -> what it is called now.
+            takes_several: whether a cell may hold several labels; called only where one looks like it.
+        """
+        if not names:
+            return self
+        given = self.table["label"].dropna().unique()
+        present = dict(names)
+        if any(SEPARATOR in cell for cell in given) and takes_several():
+            present = {cell: renamed_cell(cell, names) for cell in given}
+        return PoolTable(self.table.assign(label=self.table["label"].replace(present)))
 
     def given_labels(self) -> dict[str, str]:
         """The labels of the manifest on usable images, by item id."""
         given = self.usable[self.usable["label"].notna()]
         return dict(zip(given["item_id"], given["label"], strict=True))
+
+    def count_given(self, *, takes_several: Callable[[], bool]) -> Counter[str]:
+        """How many labels of each class the manifest gives to usable images; `takes_several` as in `renamed`."""
+        cells = Counter(self.given_labels().values())
+        if not any(SEPARATOR in cell for cell in cells) or not takes_several():
+            return cells
+        return Counter(name for cell, n in cells.items() for name in labels_of_cell(cell) * n)
 
     def located(self, items: pd.DataFrame) -> pd.DataFrame:
         """The items with the `uri` at which the pool knows them now: files may move while a round lasts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:  # torch takes seconds to load, and whoever only asks people needs none
@@ -207,6 +208,7 @@ class Candidates:
         guesses: `(N,)` int64, index of the class that the model predicts.
         labelled_probs: `(M, K, C)` class probabilities of the images that already have a label.
         labelled_targets: `(M,)` int64, index of the class of each labelled image.
+        n_classes: of the campaign.
     """
 
     ids: NDArray[np.str_]
@@ -217,6 +219,7 @@ class Candidates:
     guesses: Tensor | None = None
     labelled_probs: Tensor | None = None
     labelled_targets: Tensor | None = None
+    n_classes: int | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.ids.tolist())) != len(self.ids):
@@ -293,6 +296,7 @@ class Metrics:
         scalars: further measures by name.
         by_class: of each measure the value of each class that occurs.
         table: `(C, C)` counts, row = true class, column = predicted; None where there is no such table.
+        is_share_of_images: the headline is the share of the n images that are right, and not another measure.
     """
 
     n: int
@@ -305,3 +309,15 @@ class Metrics:
     scalars: Mapping[str, float] = field(default_factory=dict)
     by_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     table: Sequence[Sequence[int]] | None = None
+    is_share_of_images: bool = True
+
+    @property
+    def effective_n(self) -> int:
+        """Images of which a share like the headline would have the same standard error: n where it is such a share.
+
+        `v (1 - v) / se^2`, where the 95 % interval is 2 * 1.96 se wide.
+        """
+        se = (self.high - self.low) / (2 * NormalDist().inv_cdf(0.975))
+        if self.is_share_of_images or not 0 < self.value < 1 or se == 0:
+            return self.n
+        return max(1, round(self.value * (1 - self.value) / se**2))

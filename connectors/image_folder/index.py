@@ -46,6 +46,7 @@ class PoolSource:
         max_unused: share of the images, or of those of the earlier table, above which it is an error that they
             cannot be used.
         renamed: what a class was called, which a manifest may give too -> what it is called now.
+        takes_several: whether a manifest may give several labels to an image; see `read_manifest`.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class PoolSource:
     follow_links: bool = False
     max_unused: float = 1.0
     renamed: Mapping[str, str] = field(default_factory=dict)
+    takes_several: Callable[[], bool] = lambda: False
 
     @property
     def is_folder(self) -> bool:
@@ -175,7 +177,7 @@ def _list_source(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFram
 
 
 def _list_manifest(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFrame:
-    table = read_manifest(source.path, source.classes, source.renamed)
+    table = read_manifest(source.path, source.classes, source.renamed, takes_several=source.takes_several)
     uris = table.rows["uri"].tolist()
     found = locate(uris, source.root, follow_links=source.follow_links)
     lost = [file.modified_ns is None for file in found.files]

@@ -2,7 +2,8 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,6 +13,7 @@ from connectors.image_folder.listing import Located
 from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, trim
 from pipeline.names import shorten
 from pipeline.pool.reasons import PoolError
+from pipeline.regions import SEPARATOR, cell_of_labels, labels_of_cell
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
 KNOWN = {
@@ -35,13 +37,23 @@ NO_LABEL = frozenset({"na", "n/a", "nan", "null", "none", "?", "-", "unlabelled"
 N_CLASSES_NAMED = 20
 
 
-def read_manifest(path: Path, classes: Sequence[str], renamed: Mapping[str, str] = MappingProxyType({})) -> StrictTable:
+def read_manifest(
+    path: Path,
+    classes: Sequence[str],
+    renamed: Mapping[str, str] = MappingProxyType({}),
+    *,
+    takes_several: Callable[[], bool] = lambda: False,
+) -> StrictTable:
     """The rows of a manifest: `uri` as written, `label` (one of the classes) and `group`, None where there is none.
+
+    Where an image may have several labels, a cell may hold several, as in "cat|dog", in any order; "|" alone says that
+    none of the classes is there. They come back in the order of the classes, each once.
 
     Args:
         path: of the file.
         classes: what labels may be.
         renamed: what a class was called, which labels may be too -> what it is called now.
+        takes_several: whether an image may have several labels; called only where a cell looks like it.
 
     Raises:
         PoolError: naming the file, the row and what to write.
@@ -56,12 +68,27 @@ def read_manifest(path: Path, classes: Sequence[str], renamed: Mapping[str, str]
     )
     table = trim(trim(table, "label"), "group")
     names = {form: renamed.get(name, name) for form, name in forms_of([*renamed, *classes]).items()}
-    meant = {given: names.get(given) or names.get(nfc(given)) for given in table.rows["label"].dropna().unique()}
-    _refuse_labels(table, meant, classes)
+    given = table.rows["label"].dropna().unique()
+    meant = {cell: _named(cell, names) for cell in given}
+    if any(name is None and SEPARATOR in cell for cell, name in meant.items()) and takes_several():
+        meant |= {cell: _several(cell, names, classes) for cell, name in meant.items() if name is None}
+    _refuse_labels(table, meant, names, classes)
     label, group = table.rows["label"].map(meant), table.rows["group"].map(nfc, na_action="ignore")
     rows = table.rows[["uri"]].assign(label=label, group=group).astype(object)
     rows = rows.where(rows.notna(), None)
     return dataclasses.replace(table, rows=rows, others=(), notes=(*table.notes, *unused_columns(table)))
+
+
+def _named(given: str, names: Mapping[str, str]) -> str | None:
+    """The class that a text names; None for none."""
+    return names.get(given) or names.get(nfc(given))
+
+
+def _several(cell: str, names: Mapping[str, str], classes: Sequence[str]) -> str | None:
+    """The cell by the names and in the order of the classes; None where a part names none."""
+    meant = [_named(part.strip(), names) for part in labels_of_cell(cell)]
+    known = [name for name in meant if name is not None]
+    return cell_of_labels(sorted(set(known), key=classes.index)) if len(known) == len(meant) else None
 
 
 def unused_columns(table: StrictTable) -> list[str]:
@@ -117,18 +144,28 @@ def distinct(table: StrictTable, found: pd.DataFrame) -> pd.DataFrame:
     return rows.join(given, on="uri").reset_index(drop=True)
 
 
-def _refuse_labels(table: StrictTable, meant: dict[str, str | None], classes: Sequence[str]) -> None:
+def _refuse_labels(
+    table: StrictTable, meant: Mapping[str, str | None], names: Mapping[str, str], classes: Sequence[str]
+) -> None:
     labels = table.rows["label"]
     wrong = labels.notna() & labels.map(meant).isna()
     if not wrong.any():
         return
     given = labels[wrong].iloc[0]
+    parts = [part.strip() for part in re.split(r"[|,;/]", given)]
+    are_several = len(parts) > 1 and any(_named(part, names) for part in parts)
+    given = next((part for part in parts if _named(part, names) is None), given) if are_several else given
     named = ", ".join(classes[:N_CLASSES_NAMED])
     named += f" and {len(classes) - N_CLASSES_NAMED} more" if len(classes) > N_CLASSES_NAMED else ""
     alike = [name for name in classes if name.casefold() == given.casefold()]
     alike += difflib.get_close_matches(given, classes, n=1, cutoff=0.6)
     mend = ""
-    if alike:
+    if are_several and (not given or given not in parts):
+        mend = (
+            f"several labels of an image have {SEPARATOR} between them, where the campaign's task takes several, and "
+            "nothing else does"
+        )
+    elif alike:
         # Letters of two alphabets may look the same.
         code = f" (not {given!a})" if not given.isascii() else ""
         mend = f"did you mean {shorten(alike[0])}{code}?"

@@ -26,7 +26,8 @@ from pipeline.networks.build import build_model, with_new_head
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.weights import load_trunk, load_weights
 from pipeline.pool.reasons import PoolError
-from pipeline.tasks import classification
+from pipeline.tasks import TASKS, classification
+from pipeline.tasks.task_type import TaskType
 
 TRUNK = "trunk.pt"
 """The file of a trunk that all members share; their own files are without it."""
@@ -45,6 +46,7 @@ class Ensemble:
         image_size: side in pixels of the squares that the networks take.
         channels: 1 for grey, 3 for RGB.
         reading: what is black and white in images of deep pixels.
+        task: what they decide.
     """
 
     members: Sequence[Classifier]
@@ -52,6 +54,7 @@ class Ensemble:
     image_size: int
     channels: int
     reading: Reading = WHOLE
+    task: TaskType = classification
 
     def predict(self, images: object) -> pd.DataFrame:
         """Predict what images show; preprocessing is the model's own.
@@ -62,28 +65,26 @@ class Ensemble:
                 are uint8, uint16, or floats in [0, 1]. An array of four axes is a batch.
 
         Returns:
-            A row for each image: `class`, its `probability`, and the probability of each class as `p_` and its name.
+            A row for each image: of one class for each `class`, its `probability`, and the probability of each class
+            as `p_` and its name; of several `labels` with `|` between them, `|` alone where there is none, and
+            likewise the probabilities.
 
         Raises:
             ValueError: for what is no image, with its place in the list.
         """
-        return self.table([self.probabilities(chunk) for chunk in self._squares(images)])
-
-    def table(self, probabilities: Sequence[Tensor]) -> pd.DataFrame:
-        """What `predict` returns, of `(n, C)` probabilities in parts."""
-        probs = torch.cat([torch.empty(0, len(self.classes)), *probabilities])
-        best = probs.max(dim=1)
-        columns: dict[str, Any] = {
-            "class": np.array(self.classes, dtype=object)[best.indices.numpy()],
-            "probability": best.values.numpy(),
-        }
-        columns |= {f"p_{name}": probs[:, place].numpy() for place, name in enumerate(self.classes)}
-        return pd.DataFrame(columns)
+        probs = torch.cat([self._no_probabilities, *(self.probabilities(chunk) for chunk in self._squares(images))])
+        return pd.DataFrame(self.task.in_columns(probs, self.classes))
 
     def probabilities(self, squares: Tensor) -> Tensor:
-        """Return `(N, C)`, the members' mean, for uint8 `(N, channels, image_size, image_size)`."""
-        decisions, _ = predict_members(self.members, squares, task=classification, seed=0)
-        return decisions[:, 0].mean(dim=1).cpu()
+        """Return `(N, U, C)`, the members' mean, for uint8 `(N, channels, image_size, image_size)`."""
+        if not len(squares):
+            return self._no_probabilities
+        decisions, _ = predict_members(self.members, squares, task=self.task, seed=0)
+        return decisions.mean(dim=2).cpu()
+
+    @property
+    def _no_probabilities(self) -> Tensor:
+        return self.task.logits(torch.empty(0, len(self.classes)))
 
     def _squares(self, images: object) -> Iterator[Tensor]:
         """Images as the networks take them, `(chunk, channels, image_size, image_size)`."""
@@ -214,6 +215,7 @@ def make_ensemble(
         image_size=told["image_size"],
         channels=told["channels"],
         reading=Reading(tuple(Range(**one) for one in told.get("pixel_ranges", ()))),
+        task=TASKS[told.get("task", "classification")],
     )
 
 

@@ -5,16 +5,19 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from typing import Any
 
+import torch
 from mlflow import pyfunc
 from mlflow.entities import LoggedModel
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from connectors.mlflow import loader
+from pipeline.tasks import TASKS
 
 NEEDED = ("numpy", "pandas", "pillow", "pillow-heif", "torch", "torchvision")
 """What a saved model imports, besides what its network is from."""
@@ -44,13 +47,13 @@ def save_model(
         code_paths=[*map(str, _own_code(folder / "code")), *map(str, code)],
         pip_requirements=[f"{name}=={_release(name)}" for name in sorted({*needed, *also_needed})],
         model_config={"device": "cpu"},
-        metadata={"classes": told["classes"]},
+        metadata={"task": told.get("task", "classification"), "classes": told["classes"]},
         mlflow_model=Model(
             artifact_path=logged.artifact_location,
             model_uuid=logged.model_id,
             model_id=logged.model_id,
             run_id=logged.source_run_id,
-            signature=ModelSignature(outputs=_columns(told["classes"])),  # inputs are of many kinds
+            signature=ModelSignature(outputs=columns_of(told)),  # inputs are of many kinds
         ),
     )
     return folder / "model"
@@ -71,10 +74,12 @@ def _own_code(folder: Path) -> list[Path]:
     return [folder / "connectors", connectors.parent / "pipeline"]
 
 
-def _columns(classes: Sequence[str]) -> Schema:
+def columns_of(told: Mapping[str, Any]) -> Schema:
     """What a prediction holds; see `connectors.mlflow.loader`."""
-    numbers = [ColSpec("float", name) for name in ("probability", *(f"p_{name}" for name in classes))]
-    return Schema([ColSpec("string", "class"), *numbers])
+    task, classes = TASKS[told.get("task", "classification")], told["classes"]
+    columns = task.in_columns(task.logits(torch.zeros(1, len(classes))).softmax(dim=-1), classes)
+    kinds = {name: "string" if values.dtype == object else "float" for name, values in columns.items()}
+    return Schema([ColSpec(kind, name) for name, kind in kinds.items()])
 
 
 def source_of_network(name: str) -> tuple[list[Path], list[str]]:

@@ -40,9 +40,9 @@ KIND, ROUND, MEMBER, PARENT = "labelcycle.kind", "labelcycle.round", "labelcycle
 NOTE = "mlflow.note.content"
 ABOUT = (
     "Rounds of the labelcycle campaign {name}. The run of that name draws the learning curve, a point for each round; "
-    "the runs `round N` compare the rounds, with their settings, members, batch and model. `audit_accuracy` is "
-    "measured on the audit set, which no model learns from. In Models the alias `champion` is the best by the lower "
-    "end of its interval."
+    "the runs `round N` compare the rounds, with their settings, members, batch and model. What begins with "
+    "`audit_` is measured on the audit set, which no model learns from. In Models the alias `champion` is the best by "
+    "the lower end of its interval."
 )
 ABOUT_CURVE = "The learning curve: each metric over the labels that were paid for, those of the audit set included."
 REPLAY, ARM = "labelcycle.replay", "labelcycle.arm"

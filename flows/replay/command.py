@@ -32,6 +32,7 @@ from flows.replay.results import dependence_of, write_results
 from flows.replay.tracking import log_replay, open_tracker
 from flows.replay.workers import run_jobs
 from flows.reports.replay_page import ReplaySummary
+from flows.task_types import TASK
 
 
 def replay_strategies(options: Options) -> ReplaySummary:
@@ -44,6 +45,11 @@ def replay_strategies(options: Options) -> ReplaySummary:
     """
     check_folder(options.out)
     campaign = load_settings(options.campaign) if options.campaign else None
+    if campaign is not None and campaign.task != TASK:
+        raise ReplayError(
+            f"replays are of campaigns with one class for each image, and {campaign.name!r} has task = "
+            f"{campaign.task!r}: they cannot compare strategies for it yet"
+        )
     rows, caveat = _read_rows(options, campaign)
     features = read_features(options.features, len(rows)) if options.features else None
     rows = with_groups(rows, options.group)

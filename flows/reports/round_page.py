@@ -20,6 +20,7 @@ from flows.artefacts import (
     TRAINING,
 )
 from flows.folder import RoundFolder
+from flows.outlook import in_words
 from flows.records import AuditMetrics, Review
 
 TRAINED = {"head": "Trained the head alone.", "all": "Trained the whole network."}
@@ -90,9 +91,9 @@ def round_sentence(folder: RoundFolder) -> str:
     paid = f"{n_trained_on} labels to train on, {n_audit} of the audit set; {n_paid} of them paid for."
     metrics = folder.get(METRICS)
     if metrics is None:
-        return f"No model yet. {paid}"
+        return f"{'The audit set has nothing to measure by yet' if folder.has(TRAINING) else 'No model yet'}. {paid}"
     return (
-        f"Audit {metrics.headline} **{accuracy_text(metrics)}** on {metrics.n} images, "
+        f"Audit {in_words(metrics.headline)} **{accuracy_text(metrics)}** on {metrics.n} images, "
         f"NLL {metrics.nll:.3f}, ECE {metrics.ece:.3f}.{_clause_on_groups(folder)} {paid}"
     )
 

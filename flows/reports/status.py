@@ -26,10 +26,11 @@ from flows.artefacts import (
 from flows.config import CampaignSettings, unresolved
 from flows.folder import Campaign, RoundFolder
 from flows.ledger import read_ledger
-from flows.outlook import outlook
+from flows.outlook import headline_of, outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text
 from flows.records import AuditMetrics, Look, PixelRanges
 from flows.reports.round_page import accuracy_text, n_labels_of, notes_of_plan, review_of, suspicious_rows
+from flows.task_types import HEADLINE
 from pipeline.evaluation.stopping import Forecast
 from pipeline.pool.notes import unused_lines
 from pipeline.pool.table import set_aside_counts
@@ -109,6 +110,7 @@ class CampaignStatus:
         files_of_several_pages: of which the first is used.
         dependence: lines on groups of images.
         metrics: of the newest model; None before there is one.
+        judged_by: what models are judged by, in words.
         no_forecast: why there is no forecast.
         stop: why to stop; None to go on.
         notes: what to know of how the newest round is trained.
@@ -132,6 +134,7 @@ class CampaignStatus:
     files_of_several_pages: int
     dependence: list[str]
     metrics: Headline | None
+    judged_by: str
     forecast: Forecast | None
     no_forecast: str | None
     stop: str | None
@@ -174,6 +177,7 @@ def campaign_status(folder: Campaign, home: Path) -> CampaignStatus:
         files_of_several_pages=count_multipage(pool) if pool else 0,
         dependence=dependence.notes if dependence else [],
         metrics=_headline(*measured[-1]) if measured else None,
+        judged_by=headline_of(rounds, settings),
         forecast=ahead.forecast,
         no_forecast=ahead.no_forecast,
         stop=ahead.stop,
@@ -218,8 +222,12 @@ def _limits(settings: CampaignSettings, n_labels_paid: int, looks: Mapping[str, 
     return {"budget": Limit(settings.budget, n_labels_paid)} | asked
 
 
-def stopping_text(rules: Mapping[str, Limit]) -> str:
-    """What stops the campaign, for people to read."""
+def stopping_text(rules: Mapping[str, Limit], headline: str = HEADLINE) -> str:
+    """What stops the campaign, for people to read.
+
+    Args:
+        headline: what models are judged by, in words.
+    """
 
     def now(rule: Limit, text: str) -> str:
         if rule.now is None or rule.level is None:
@@ -229,11 +237,11 @@ def stopping_text(rules: Mapping[str, Limit]) -> str:
     told = [f"{rules['budget'].limit} labels are paid for ({rules['budget'].now} now)"]
     if "target_accuracy" in rules:
         rule = rules["target_accuracy"]
-        told.append(f"the audit accuracy is surely {100 * rule.limit:g} % ({now(rule, 'at least {:.1f} % now')})")
+        told.append(f"the audit {headline} is surely {100 * rule.limit:g} % ({now(rule, 'at least {:.1f} % now')})")
     if "min_gain" in rules:
         rule = rules["min_gain"]
         told.append(
-            "the audit accuracy has risen and the next labels are surely worth less than "
+            f"the audit {headline} has risen and the next labels are surely worth less than "
             f"{100 * rule.limit:.2f} points ({now(rule, 'up to {:.1f} now')})"
         )
     return "Stops when " + ", or when ".join(told)
@@ -269,11 +277,11 @@ def status_lines(state: CampaignStatus) -> Iterator[str]:
     if state.seconds_to_batch is not None:
         yield f"From the last answer to the next batch: {state.seconds_to_batch:.0f} s"
     yield (
-        f"By the learning curve {state.forecast} of audit accuracy"
+        f"By the learning curve {state.forecast} of audit {state.judged_by}"
         if state.forecast
         else f"No forecast yet: {state.no_forecast}"
     )
-    yield stopping_text(state.stops_when) + (f"; met: {state.stop}" if state.stop else "")
+    yield stopping_text(state.stops_when, state.judged_by) + (f"; met: {state.stop}" if state.stop else "")
     yield from (f"{note[0].upper()}{note[1:]}" for note in state.notes)
     yield from (f"Not used of the pool: {line}" for line in state.pool_notes)
     yield from (f"Pixels of {range_text(one)}" for one in state.pixel_ranges)
@@ -294,14 +302,16 @@ def _suspicious_lines(suspicious: Suspicious) -> Iterator[str]:
 
 
 def rounds_table(folder: Campaign, *, only: int | None = None) -> Table:
-    """One row for each round, or for one: labels, audit accuracy with its interval, NLL, ECE, seconds of each step.
+    """One row for each round, or for one: labels, headline with its interval, NLL, ECE, seconds of each step.
 
     Labels are those that the model learnt from, and those paid for, the audit set's included.
     """
-    name = str(folder.read(CAMPAIGN)["name"])
+    settings = unresolved(folder.read(CAMPAIGN))
     caption = f"labels: learnt from/paid for; {', '.join(STEPS)}: seconds"
-    table = Table(title=name, caption=caption, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
-    names = ("round", "asked", "labels", "audit accuracy", "NLL", "ECE", *STEPS)
+    table = Table(
+        title=settings.name, caption=caption, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True
+    )
+    names = ("round", "asked", "labels", f"audit {headline_of(folder.rounds(), settings)}", "NLL", "ECE", *STEPS)
     for column in names:
         table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     for round_folder in folder.rounds() if only is None else [folder.round(only)]:

@@ -29,7 +29,7 @@ def evaluate(
     model: ModelSettings,
     classes: Sequence[str],
 ) -> tuple[Predicted, AuditMetrics | None]:
-    """Measure the registered model, the mean of the networks; no metrics where the audit set has no label."""
+    """Measure the registered model, the mean of the networks; no metrics where the audit set has nothing to measure."""
     networks.clear_scratch()  # the training is on record
     if not len(audit):
         return Predicted.none(), None
@@ -37,6 +37,8 @@ def evaluate(
     decisions = torch.cat([decisions for decisions, _ in images.predict(members, audit.table)])
     probs, targets = decisions.mean(dim=2), audit.targets(task, classes)
     metrics = task.measure(probs, targets, classes)
+    if metrics is None:
+        return Predicted.made(audit, probs), None
     plain = at_temperature_one(decisions, torch.stack([one.temperature.cpu() for one in members])).mean(dim=2)
     uncalibrated = task.answered(plain, targets)
     return Predicted.made(audit, probs), AuditMetrics(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from connectors.score_files import ItemList
 from flows.artefacts import AUDIT, CANDIDATES, LABELLED, REVIEW, SUSPICIOUS
@@ -100,7 +101,7 @@ def _judged(labelled: Labels, found: Predicted, task: TaskType, classes: Sequenc
         return
     answered = task.answered(found.values, labelled.targets(task, classes))
     groups = None if labelled.groups is None else labelled.groups[answered.image]
-    known = judged_out_of_fold(answered.right, groups)
+    known = judged_out_of_fold(_kinds(answered), groups)
     if known.any():
         items = [labelled.item_ids[row] for row in answered.image[known].tolist()]
         probs = answered.values[known].softmax(dim=1)
@@ -115,11 +116,16 @@ def _judged_audit(
         return
     answered = task.answered(found.values, audit.targets(task, classes))
     nothing = torch.zeros(len(labelled), *found.values.shape[1:])
-    learnt = task.answered(nothing, labelled.targets(task, classes)).right
-    known = learnt.bincount(minlength=nothing.shape[-1])[answered.right] >= MIN_JUDGED
+    learnt = _kinds(task.answered(nothing, labelled.targets(task, classes)))
+    known = learnt.bincount(minlength=found.values[0].numel())[_kinds(answered)] >= MIN_JUDGED
     if known.any():
         items = [audit.item_ids[row] for row in answered.image[known].tolist()]
         yield _Judged(AUDIT_LABELS, items, Answered(*(part[known] for part in answered)))
+
+
+def _kinds(answered: Answered) -> Tensor:
+    """A number `(m,)` for each right answer to each decision."""
+    return answered.decision * answered.values.shape[-1] + answered.right
 
 
 def _review(one: _Judged, task: TaskType, classes: Sequence[str]) -> tuple[ReviewedSet, pd.DataFrame]:

@@ -22,27 +22,28 @@ def questions_of(
 ) -> list[Question]:
     """The batch as questions for the annotation tool; a cold start shows no guess."""
     seen = {} if guesses is None else {item_id: _present(each, settings) for item_id, each in guesses.by_item().items()}
-    return [_question(row, seen.get(row.item_id, ()), round_number) for row in batch.rows(pool)]
+    return [_question(row, seen.get(row.item_id), round_number) for row in batch.rows(pool)]
 
 
-def _present(guess: Sequence[Region], settings: CampaignSettings) -> tuple[Region, ...]:
-    """A guess in the classes of now, which may have changed since a push was broken off."""
+def _present(guess: Sequence[Region], settings: CampaignSettings) -> tuple[Region, ...] | None:
+    """A guess in the classes of now, which may have changed since a push was broken off; None where none is left."""
     present = settings.former_classes
     renamed = [replace(region, label=present.get(region.label, region.label)) for region in guess]
-    return tuple(region for region in renamed if region.label in settings.classes)
+    known = tuple(region for region in renamed if region.label in settings.classes)
+    return known if known or not guess else None
 
 
-def _question(row: BatchRow, guess: Sequence[Region], round_number: int) -> Question:
+def _question(row: BatchRow, guess: tuple[Region, ...] | None, round_number: int) -> Question:
     columns: dict[str, str | float] = {}
-    if guess and row.confused_classes is not None:
+    if guess is not None and row.confused_classes is not None:
         columns["confused_classes"] = row.confused_classes
-    if guess and row.uncertainty is not None and row.novelty is not None:
+    if guess is not None and row.uncertainty is not None and row.novelty is not None:
         columns |= {"uncertainty": round(row.uncertainty, 4), "novelty": round(row.novelty, 4)}
     return Question(
         Ask(row.item_id, round_number, purpose_of(row.reason)),
         uri=row.uri,
         rank=row.rank,
-        guess=tuple(guess) or None,
+        guess=guess,
         reason=row.why,
         columns=columns,
     )

@@ -21,6 +21,7 @@ from pipeline.members.predict import first_half
 from pipeline.randomness import derive_seed
 from pipeline.selection.ask import columns_read, probs_read, score_candidates
 from pipeline.tables import Labels
+from pipeline.tasks.task_type import TaskType
 from pipeline.types import OnProgress
 
 
@@ -32,6 +33,7 @@ def score_shard(
     scores: ScoreFiles,
     *,
     images: PoolImages,
+    task: TaskType,
     settings: CampaignSettings,
     round_number: int,
     shard: int,
@@ -46,12 +48,14 @@ def score_shard(
     parts, start = [], 0
     for decisions, embeddings in images.predict(models, rows, settings.members, seed=seed, on_progress=on_progress):
         chunk = rows.iloc[start : start + len(decisions)]
-        parts.append(_score_chunk(chunk, decisions, embeddings, settings))
+        parts.append(_score_chunk(chunk, decisions, embeddings, settings, task))
         start += len(chunk)
     scores.write(shard, parts)
 
 
-def _score_chunk(chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, settings: CampaignSettings) -> pa.Table:
+def _score_chunk(
+    chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, settings: CampaignSettings, task: TaskType
+) -> pa.Table:
     scored = score_candidates(decisions, settings)
     columns = {
         "item_id": chunk["item_id"].to_numpy(),
@@ -62,7 +66,7 @@ def _score_chunk(chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, set
     }
     if scored.likeliest is not None:
         columns["guess"], columns["runner_up"] = np.array(settings.classes)[scored.likeliest.numpy()].T
-    with_probs = "probs" in columns_read(settings)
+    with_probs = "probs" in columns_read(settings, has_one_decision=task.has_one_decision)
     if with_probs:
         columns["probs"] = as_lists(probs_read(decisions, settings))
     if settings.members.n_half > 1:
@@ -81,11 +85,12 @@ def embed_labelled(
     labelled_embeddings: LabelledEmbeddings,
     *,
     images: PoolImages,
+    task: TaskType,
     settings: CampaignSettings,
     round_number: int,
 ) -> LabelledEmbeddings:
     """Write the embeddings of the labelled images and, where the strategy reads it, what the members predict there."""
-    with_probs = "labelled_probs" in columns_read(settings)
+    with_probs = "labelled_probs" in columns_read(settings, has_one_decision=task.has_one_decision)
     models = load_networks(training, networks, settings.model)
     models, members = (models, settings.members) if with_probs else (models[:1], None)
     found = images.predict(models, labelled.table, members, seed=draws_seed(settings, round_number))

@@ -18,16 +18,21 @@ from flows.steps.score import draws_seed
 from flows.steps.train import NothingToTrainOn, load_networks
 from pipeline.labels.ledger import Ledger
 from pipeline.randomness import derive_seed
-from pipeline.selection.ask import columns_read, gather_candidates, select_seed_set, share_kept, try_strategy
+from pipeline.selection.ask import (
+    OF_ONE_DECISION,
+    columns_needed,
+    gather_candidates,
+    select_seed_set,
+    share_kept,
+    try_strategy,
+)
 from pipeline.selection.batch import select_batch
-from pipeline.selection.explain import batch_table, explain_batch
+from pipeline.selection.explain import batch_table, explain_batch, least_settled
 from pipeline.selection.reasons import AUDIT_REASON, MEASURED_REASON, SEED_REASON
 from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, class_indices
 from pipeline.tasks.task_type import TaskType
 from pipeline.types import Aim, Batch, Candidates
 
-OF_ONE_DECISION = frozenset({"probs", "guesses", "labelled_probs", "labelled_targets"})
-"""Columns of candidates that hold the one decision about each image."""
 EMBEDDING_SIDE = 16
 """For a cold start that is not random, an image is described by its pixels at this side, before any model exists."""
 
@@ -38,14 +43,19 @@ def check_strategy(settings: CampaignSettings, task: TaskType) -> None:
     Raises:
         ConfigError: naming what is wrong.
     """
-    reads = columns_read(settings) & OF_ONE_DECISION
+    reads = columns_needed(settings) & OF_ONE_DECISION
     if reads and not task.has_one_decision:
         raise ConfigError(
             f"strategy = {settings.strategy!r} reads {', '.join(sorted(reads))}, which need one decision for each "
             f"image, and task = {settings.task!r} takes several: choose a strategy that reads scores or embeddings"
         )
     try:
-        try_strategy(settings, n_members=settings.members.n_members, n_classes=len(settings.classes))
+        try_strategy(
+            settings,
+            n_members=settings.members.n_members,
+            n_classes=len(settings.classes),
+            has_one_decision=task.has_one_decision,
+        )
     except (TypeError, ValueError) as exc:
         raise ConfigError(f"strategy = {settings.strategy!r} with {settings.strategy_options}: {exc}") from exc
 
@@ -86,12 +96,29 @@ def select(
     chosen = _located(batch_table(batch), pool).table
     decided = [decisions.mean(dim=2) for decisions, _ in images.predict(models, chosen, settings.members, seed=seed)]
     guesses = Guesses.made(batch.ids, [seen for part in decided for seen in task.guess(part, settings.classes)])
-    embeddings, n_classes = labelled_embeddings.embeddings, len(settings.classes)
-    table = explain_batch(batch, scores.rows(batch.ids), guesses.by_item(), embeddings, n_classes=n_classes)
+    table = explain_batch(
+        batch,
+        scores.rows(batch.ids),
+        guesses.by_item(),
+        labelled_embeddings.embeddings,
+        n_answers=decided[0].shape[-1],
+        confused=None
+        if task.has_one_decision
+        else [pair for part in decided for pair in _confused(part, task, settings)],
+    )
     if measured:
         table = pd.concat([again, table], ignore_index=True)
         table = table.assign(rank=np.arange(len(table)), guess=table["guess"].fillna(""))
     return guesses, _located(table, pool)
+
+
+def _confused(probs: Tensor, task: TaskType, settings: CampaignSettings) -> list[tuple[str, str]]:
+    """The two likeliest answers, in words, to the decision about each image that is least settled."""
+    decisions, answers = least_settled(probs)
+    return [
+        (task.in_words(decision, first, settings.classes), task.in_words(decision, second, settings.classes))
+        for decision, (first, second) in zip(decisions.tolist(), answers.tolist(), strict=True)
+    ]
 
 
 @step(STABILITY)
@@ -139,8 +166,11 @@ def _read_candidates(
         "labelled_probs": lambda: embeddings.probs(len(classes)),
         "labelled_targets": lambda: labelled.targets(task, classes),
     }
+    if not task.has_one_decision:
+        columns = {name: read for name, read in columns.items() if name not in OF_ONE_DECISION}
     ids = np.array(scores.column("item_id").to_pylist(), dtype=np.str_)
-    return gather_candidates(ids, torch.from_numpy(scores.column(f"score{of}").to_numpy().copy()), columns, settings)
+    score = torch.from_numpy(scores.column(f"score{of}").to_numpy().copy())
+    return gather_candidates(ids, score, columns, settings, n_classes=len(classes))
 
 
 @step(BATCH)

@@ -141,6 +141,7 @@ def network_form(settings: CampaignSettings, plan: Plan, reading: Reading) -> Ne
         n_classes=len(settings.classes),
         classes=list(settings.classes),
         pixel_ranges=reading.ranges,
+        task=settings.task,
     )
 
 

@@ -27,6 +27,17 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def f1(predicted: Tensor, targets: Tensor) -> Tensor:
+    """Harmonic mean of precision and recall over the first axis, `(...)` float64; 0 where there is nothing to find.
+
+    Args:
+        predicted: `(n, ...)` bool.
+        targets: `(n, ...)` bool.
+    """
+    found = (predicted & targets).sum(dim=0).double()
+    return 2 * found / (predicted.sum(dim=0) + targets.sum(dim=0)).clamp(min=1)
+
+
 def negative_log_likelihood(probs: Tensor, targets: Tensor) -> float:
     """Mean of minus the log of the true class's probability `(n, C)`, nats.
 

@@ -42,7 +42,7 @@ class MeasuredRound:
     Attributes:
         n_trained_on: labels that the round's model learnt from, at least 1.
         n_correct: images of the audit set that it got right.
-        n_audit: images of the audit set, at least 1.
+        n_audit: images of the audit set, at least 1; where another measure counts, as many as would know it as well.
     """
 
     n_trained_on: int
@@ -186,6 +186,7 @@ def stop_reason(
     query_size: int,
     looks_at_target: int,
     looks_at_gain: int,
+    headline: str = "accuracy",
 ) -> str | None:
     """Why to stop, for people to read; None to go on.
 
@@ -194,9 +195,10 @@ def stop_reason(
         min_gain: of `is_plateau`, None for no such rule.
         query_size: labels that would be asked for next.
         looks_at_target: how often that rule has been asked, this time included; `looks_at_gain` likewise.
+        headline: what the rounds are measured by, in words.
     """
     if target_accuracy is not None and reaches_target(rounds, target_accuracy, look=looks_at_target):
-        return f"the audit accuracy is at least {100 * target_accuracy:g} %, {_sure(looks_at_target)}"
+        return f"the audit {headline} is at least {100 * target_accuracy:g} %, {_sure(looks_at_target)}"
     if min_gain is not None and is_plateau(rounds, n_labels=query_size, min_gain=min_gain, look=looks_at_gain):
         return f"the next {query_size} labels are worth less than {100 * min_gain:.2f} points, {_sure(looks_at_gain)}"
     return None

@@ -121,6 +121,7 @@ def train_network(
         targets=seen.right,
         held_out_logits=judged.values,
         held_out_targets=judged.right,
+        has_one_decision=task.has_one_decision,
         generator=torch.Generator().manual_seed(seed),
     )
     moved = compare_batch_norm(before, model, smallest_batch=min(len(outcome.train), settings.batch_size))

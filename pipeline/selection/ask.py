@@ -1,7 +1,7 @@
 """Asking: from what the members decide about the candidates to what a strategy reads, the same wherever it is asked."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from pipeline.types import Batch, Candidates
 
 BALANCING = frozenset({"guesses", "labelled_targets"})
 """Columns that balancing the classes reads."""
+
+OF_ONE_DECISION = frozenset({"probs", "guesses", "labelled_probs", "labelled_targets"})
+"""Columns that there are where an image takes one decision."""
 
 MADE_UP = 64
 """Candidates that a strategy is tried on."""
@@ -39,9 +42,20 @@ class Scored:
     likeliest: Tensor | None
 
 
-def columns_read(how: SelectionSettings) -> frozenset[str]:
-    """Return the columns of `Candidates` that choosing a batch reads; nothing else need be computed or kept."""
-    return frozenset(STRATEGIES[how.strategy].columns) | (BALANCING if how.balance_classes else frozenset())
+def columns_read(how: SelectionSettings, *, has_one_decision: bool = True) -> frozenset[str]:
+    """Return the columns of `Candidates` that choosing a batch reads; nothing else need be computed or kept.
+
+    Args:
+        has_one_decision: whether an image takes one decision; otherwise `OF_ONE_DECISION` are not there to be read.
+    """
+    read = frozenset(STRATEGIES[how.strategy].columns) | (BALANCING if how.balance_classes else frozenset())
+    return read if has_one_decision else read - OF_ONE_DECISION
+
+
+def columns_needed(how: SelectionSettings) -> frozenset[str]:
+    """Return those of the columns without which no batch can be chosen."""
+    optional = {name for name, is_needed in STRATEGIES[how.strategy].columns.items() if not is_needed}
+    return columns_read(how) - (optional - (BALANCING if how.balance_classes else frozenset()))
 
 
 def reads_model(how: SelectionSettings) -> bool:
@@ -73,7 +87,12 @@ def probs_read(decisions: Tensor, how: SelectionSettings) -> Tensor:
 
 
 def gather_candidates(
-    ids: NDArray[np.str_], scores: Tensor, columns: Mapping[str, Callable[[], Tensor]], how: SelectionSettings
+    ids: NDArray[np.str_],
+    scores: Tensor,
+    columns: Mapping[str, Callable[[], Tensor]],
+    how: SelectionSettings,
+    *,
+    n_classes: int,
 ) -> Candidates:
     """Return the candidates with the columns that choosing a batch reads.
 
@@ -81,9 +100,11 @@ def gather_candidates(
         ids: `(N,)`.
         scores: `(N,)`.
         columns: name of each column that there is -> how it is read, which is called only where it is wanted.
+        n_classes: C.
     """
     wanted = columns_read(how)
-    return Candidates(ids=ids, scores=scores, **{name: read() for name, read in columns.items() if name in wanted})
+    read_columns = {name: read() for name, read in columns.items() if name in wanted}
+    return Candidates(ids, scores, **read_columns, n_classes=n_classes if "n_classes" in wanted else None)
 
 
 def candidates_of(
@@ -111,7 +132,8 @@ def candidates_of(
     if columns_read(how) & {"labelled_embeddings", "labelled_probs"}:
         of_labelled, embedded = labelled()
         columns |= {"labelled_embeddings": lambda: embedded, "labelled_probs": lambda: probs_read(of_labelled, how)}
-    return gather_candidates(ids, score_images(decisions, how.acquisition, reduce="mean"), columns, how)
+    scores = score_images(decisions, how.acquisition, reduce="mean")
+    return gather_candidates(ids, scores, columns, how, n_classes=decisions.shape[3])
 
 
 def select_seed_set(
@@ -147,8 +169,11 @@ def share_kept(
     return len(set(batch) & set(other.ids)) / len(batch)
 
 
-def try_strategy(how: SelectionSettings, *, n_members: int, n_classes: int) -> None:
+def try_strategy(how: SelectionSettings, *, n_members: int, n_classes: int, has_one_decision: bool = True) -> None:
     """Choose a batch of a few made-up candidates, so that an option that cannot be is found before labels are paid for.
+
+    Args:
+        has_one_decision: as in `columns_read`.
 
     Raises:
         TypeError or ValueError: what the strategy refuses.
@@ -166,5 +191,8 @@ def try_strategy(how: SelectionSettings, *, n_members: int, n_classes: int) -> N
         labelled_embeddings=embeddings[labelled],
         labelled_probs=probs[labelled],
         labelled_targets=torch.arange(MADE_UP)[labelled] % n_classes,
+        n_classes=n_classes,
     )
+    if not has_one_decision:
+        candidates = replace(candidates, probs=None, guesses=None, labelled_probs=None, labelled_targets=None)
     select_batch(candidates, how.of_size(4), round_number=0, seed=0)

@@ -80,7 +80,7 @@ def _columns(candidates: Candidates, row: Strategy, rows: Tensor) -> list[Tensor
         values = getattr(candidates, name)
         if values is None and is_needed:
             raise ValueError(f"strategy {row.name!r} needs {name}, which scoring did not compute")
-        if values is not None and not name.startswith("labelled_"):
+        if values is not None and name != "n_classes" and not name.startswith("labelled_"):
             values = values[: len(rows)] if in_order else values[rows.to(values.device)]
         columns.append(values)
     return columns

@@ -55,23 +55,26 @@ def explain_batch(
     guesses: Mapping[str, Sequence[Region]],
     labelled_embeddings: Tensor,
     *,
-    n_classes: int,
+    n_answers: int,
+    confused: Sequence[tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
     """Return `batch_table` with what the model thinks of each image.
 
     Added are uncertainty (the entropy as a share of the largest there can be), novelty (see `distances.novelty`), of
-    several members aleatoric and epistemic, and where an image takes one decision confused_classes.
+    several members aleatoric and epistemic, and confused_classes.
 
     Args:
         scored: by item_id: entropy, embedding, perhaps both parts, and of one decision guess and runner_up.
         guesses: what the model sees in each image.
         labelled_embeddings: `(M, D)`.
-        n_classes: C.
+        n_answers: that a decision has, C.
+        confused: the likeliest answers, in words, to the least settled decision about each image; None where an image
+            takes one decision, whose answers `scored` has.
     """
     scored = scored.loc[list(batch.ids)]
     table = batch_table(batch)
     table["guess"] = [regions_in_words(guesses[item_id]) for item_id in batch.ids]
-    table["uncertainty"] = scored["entropy"].to_numpy() / np.log(n_classes)
+    table["uncertainty"] = scored["entropy"].to_numpy() / np.log(n_answers)
     for part in scored.columns.intersection(["aleatoric", "epistemic"]):
         table[part] = scored[part].to_numpy()
     if "runner_up" in scored:
@@ -79,6 +82,20 @@ def explain_batch(
         sure = [max((region.score or 0.0 for region in guesses[item_id]), default=0.0) for item_id in batch.ids]
         seen = zip(batch.aims, scored["guess"], scored["runner_up"], sure, strict=True)
         table["why"] = [why(aim, *of_guess) for aim, *of_guess in seen]
+    if confused is not None:
+        table["confused_classes"] = [" / ".join(pair) for pair in confused]
+        table["why"] = [why(aim, *pair) for aim, pair in zip(batch.aims, confused, strict=True)]
     embeddings = torch.from_numpy(np.stack(scored["embedding"].to_list()))
     table["novelty"] = novelty(embeddings, labelled_embeddings).numpy()
     return table
+
+
+def least_settled(probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the decision `(n,)` about each image whose two likeliest answers are nearest, and these `(n, 2)`.
+
+    Args:
+        probs: `(n, U, C)`.
+    """
+    best = probs.topk(2, dim=2)
+    decision = (best.values[..., 0] - best.values[..., 1]).argmin(dim=1)
+    return decision, best.indices[torch.arange(len(probs)), decision]

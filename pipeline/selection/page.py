@@ -17,6 +17,7 @@ WORDS = {
     "labelled_targets": "labels",
     "labelled_embeddings": "embeddings",
     "labelled_probs": "probabilities",
+    "n_classes": "number of classes",
 }
 """What people call the columns of `Candidates`."""
 

@@ -1,7 +1,7 @@
 """Task types: what a network decides about an image, one module each."""
 
-from pipeline.tasks import classification
+from pipeline.tasks import classification, multi_label
 from pipeline.tasks.task_type import TaskType
 
-TASKS: dict[str, TaskType] = {"classification": classification}
+TASKS: dict[str, TaskType] = {"classification": classification, "multi_label": multi_label}
 """By the name that the campaign file gives."""

@@ -1,9 +1,11 @@
 """Classification: every image has one class out of C, so one decision (U = 1)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,11 +21,17 @@ from pipeline.types import ONE_CLASS, Metrics, Region
 
 asks = ONE_CLASS
 has_one_decision = True
+headline = "accuracy"
 
 
 def read_label(text: str) -> tuple[Region, ...]:
     """The class of the whole image."""
     return (Region("image", text),)
+
+
+def write_label(regions: Sequence[Region]) -> str:
+    """The class of the whole image."""
+    return _class_of(regions)
 
 
 def consensus(given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], float]:
@@ -119,7 +127,7 @@ def measure(probs: Tensor, targets: Tensor, classes: Sequence[str]) -> Metrics:
     low, high = wilson_interval(sum(right), len(targets))
     return Metrics(
         n=len(targets),
-        headline="accuracy",
+        headline=headline,
         value=sum(right) / len(targets),
         low=low,
         high=high,
@@ -138,3 +146,18 @@ def guess(probs: Tensor, classes: Sequence[str]) -> list[tuple[Region, ...]]:
         (Region("image", classes[index], score=min(1.0, score)),)
         for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
+
+
+def in_columns(probs: Tensor, classes: Sequence[str]) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
+    """The likeliest `class`, its `probability`, and the probability of each class as `p_` and its name."""
+    best = probs[:, 0].max(dim=1)
+    columns = {"class": np.array(classes, dtype=object)[best.indices.numpy()], "probability": best.values.numpy()}
+    return columns | {f"p_{name}": probs[:, 0, place].numpy() for place, name in enumerate(classes)}
+
+
+def merged(probs: Tensor, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[Tensor, tuple[str, ...]]:
+    """By the names that classes have now; probabilities of classes that are one now are added up."""
+    present = [renamed.get(name, name) for name in classes]
+    names = tuple(dict.fromkeys(present))
+    places = torch.tensor([names.index(name) for name in present])
+    return torch.zeros(*probs.shape[:2], len(names)).index_add(2, places, probs), names

@@ -1,8 +1,10 @@
 """What labelcycle asks of a task type: what people are asked for, how networks learn it, how good they are at it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.types import AskFor, Metrics, Region
@@ -34,9 +36,14 @@ class TaskType(Protocol):
     asks: AskFor
     has_one_decision: bool
     """Whether U = 1: what reads the probabilities of an image's one decision is refused elsewhere."""
+    headline: str
+    """Name of the measure that counts, a share."""
 
     def read_label(self, text: str) -> tuple[Region, ...]:
         """The regions that a label in a manifest means."""
+
+    def write_label(self, regions: Sequence[Region]) -> str:
+        """The label in a manifest that `read_label` reads as these regions."""
 
     def consensus(self, given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], float]:
         """What several people found in an image, at least one, and how far they agree, in (0, 1].
@@ -55,12 +62,12 @@ class TaskType(Protocol):
         """`(n,)` int64, the class that stands for each image where a labelled set is split evenly."""
 
     def class_counts(self, targets: Tensor, n_classes: int) -> Tensor:
-        """`(C,)` float64, how often each class is the right answer of a decision."""
+        """`(C,)` float64, how often each of the campaign's classes is the right answer of a decision."""
 
     def loss(
         self, outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
     ) -> Tensor:
-        """Scalar to minimise, nats; `class_weights` is `(C,)`, `label_smoothing` a share of probability."""
+        """Scalar to minimise, nats; `class_weights` is `(C,)` by class, `label_smoothing` a share of probability."""
 
     def logits(self, outputs: Tensor) -> Tensor:
         """`(n, U, C)`: the softmax over the last axis gives the probabilities of each decision."""
@@ -74,8 +81,23 @@ class TaskType(Protocol):
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What to show for each epoch: scalars, each a mean over the images."""
 
-    def measure(self, probs: Tensor, targets: Tensor, classes: Sequence[str]) -> Metrics:
-        """How good predictions `(n, U, C)` are, n >= 1; the mean over the members where there are several."""
+    def measure(self, probs: Tensor, targets: Tensor, classes: Sequence[str]) -> Metrics | None:
+        """How good predictions `(n, U, C)` are, n >= 1; the mean over the members where there are several.
+
+        None where the targets are such that no prediction is better than another by the headline.
+        """
 
     def guess(self, probs: Tensor, classes: Sequence[str]) -> list[tuple[Region, ...]]:
         """What a model sees in each of n images, with its probability, from `(n, U, C)`."""
+
+    def in_columns(self, probs: Tensor, classes: Sequence[str]) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
+        """A prediction `(n, U, C)` as a table: texts and numbers `(n,)` by the names of their columns."""
+
+    def merged(
+        self, probs: Tensor, classes: Sequence[str], renamed: Mapping[str, str]
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """A prediction `(n, U, C)` of these classes by the names that they have now, and these names.
+
+        Args:
+            renamed: what a class was called -> what it is called now; two that get one name are one class.
+        """

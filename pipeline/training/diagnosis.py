@@ -40,6 +40,7 @@ def diagnose(
     targets: Tensor,
     held_out_logits: Tensor | None = None,
     held_out_targets: Tensor | None = None,
+    has_one_decision: bool = True,
     generator: torch.Generator,
 ) -> tuple[Finding, ...]:
     """Look for signs that training led nowhere; empty where there are none, or where all labels are of one class.
@@ -54,6 +55,8 @@ def diagnose(
         held_out_logits: `(h, C)` of images that were not trained on, such as the held-out part or those out of fold.
             Without them labels that were learned by heart seem to line up.
         held_out_targets: `(h,)` class indices.
+        has_one_decision: about each image; of several about each, of which the rows are, one answer may well be the
+            likeliest everywhere: most images have no class of many.
         generator: of the shuffled labels, on the CPU.
     """
     logits, targets = _checked(logits, targets)
@@ -67,7 +70,7 @@ def diagnose(
     has_learned = share < HARDLY_BELOW or claimed_knowledge(logits) > CLAIMED
     finding = (
         _learning_rate_too_high(history, share, n_classes=logits.shape[1])
-        or _constant_predictions(logits, targets)
+        or _constant_predictions(logits, targets, has_one_decision=has_one_decision)
         or _labels_do_not_line_up(shown[seen], labels[seen], part=part, generator=generator, has_learned=has_learned)
         or _stuck_at_prior(share)
     )
@@ -186,11 +189,11 @@ def _learning_rate_too_high(history: Sequence[Mapping[str, float]], share: float
     )
 
 
-def _constant_predictions(logits: Tensor, targets: Tensor) -> Finding | None:
+def _constant_predictions(logits: Tensor, targets: Tensor, *, has_one_decision: bool) -> Finding | None:
     probs = logits.softmax(dim=1)
     predicted = probs.argmax(dim=1).unique()
     spread = float((probs.amax(dim=0) - probs.amin(dim=0)).max())
-    if len(predicted) > 1 and spread >= SAME:
+    if (len(predicted) > 1 or not has_one_decision) and spread >= SAME:
         return None
     seen = f"as class {int(predicted[0])}" if len(predicted) == 1 else f"with probabilities within {spread:.1g}"
     return Finding(

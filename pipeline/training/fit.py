@@ -148,12 +148,14 @@ def class_weights(counts: Tensor) -> Tensor:
     makes the mean 1: with the j rarest classes capped it is what is left for the others, the most over all j.
 
     Args:
-        counts: `(C,)` labels of each class, at least one in all.
+        counts: `(C,)` labels of each class; all classes have 1 where there is none.
 
     Returns:
         `(C,)` float32.
     """
     present = counts[counts > 0].sort().values
+    if not len(present):
+        return torch.ones_like(counts).float()
     left = counts.sum() - MAX_CLASS_WEIGHT * (present.cumsum(0) - present)
     each = (left / torch.arange(len(present), 0, -1, device=counts.device)).max()
     return torch.where(counts > 0, (each / counts).clamp(max=MAX_CLASS_WEIGHT), 1.0).float()

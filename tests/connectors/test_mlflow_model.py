@@ -1,6 +1,7 @@
 """What a registered model takes, and what it gives."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,9 @@ import torch
 from PIL import Image
 
 from connectors.mlflow.loader import Ensemble
+from connectors.mlflow.saved_model import columns_of
 from pipeline.networks.build import build_model
+from pipeline.tasks import multi_label
 
 CLASSES = ("ant", "class", "probability")
 
@@ -105,3 +108,15 @@ def test_nothing_gives_an_empty_table(ensemble):
 def test_what_is_no_image_is_named(images, message, ensemble):
     with pytest.raises(ValueError, match=message):
         ensemble.predict(images)
+
+
+def test_a_model_of_several_labels_gives_each_label_that_is_rather_there(ensemble, picture):
+    several = replace(ensemble, task=multi_label)
+    table = several.predict([picture, picture.rotate(90)])
+    assert list(table.columns) == ["labels", *(f"p_{name}" for name in CLASSES)]
+    for row in table.to_dict("records"):
+        assert row["labels"] == ("|".join(name for name in CLASSES if row[f"p_{name}"] > 0.5) or "|")
+    schema = columns_of({"task": "multi_label", "classes": list(CLASSES)})
+    assert schema.input_names() == list(table.columns)
+    assert [kind.name for kind in schema.input_types()] == ["string", "float", "float", "float"]
+    assert columns_of({"classes": list(CLASSES)}).input_names()[:2] == ["class", "probability"], "as it was before"

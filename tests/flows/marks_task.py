@@ -1,8 +1,10 @@
 """A made-up task: an image bears any of C marks, or none; each mark is a decision of two answers, absent or there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,10 +14,15 @@ from pipeline.types import AskFor, Metrics, Region
 
 asks = AskFor(kind="image", several=True)
 has_one_decision = False
+headline = "exact_match"
 
 
 def read_label(text: str) -> tuple[Region, ...]:
     return tuple(Region("image", name) for name in text.split("+") if name)
+
+
+def write_label(regions: Sequence[Region]) -> str:
+    return "+".join(region.label for region in regions)
 
 
 def consensus(given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], float]:
@@ -76,7 +83,7 @@ def measure(probs: Tensor, targets: Tensor, classes: Sequence[str]) -> Metrics:
     known = answered(probs, targets)
     return Metrics(
         n=len(targets),
-        headline="exact_match",
+        headline=headline,
         value=float(is_right.float().mean()),
         low=low,
         high=high,
@@ -90,3 +97,11 @@ def guess(probs: Tensor, classes: Sequence[str]) -> list[tuple[Region, ...]]:
         tuple(Region("image", name, score=p) for name, p in zip(classes, row, strict=True) if p > 0.5)
         for row in probs[:, :, 1].tolist()
     ]
+
+
+def in_columns(probs: Tensor, classes: Sequence[str]) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
+    return {f"p_{name}": probs[:, place, 1].numpy() for place, name in enumerate(classes)}
+
+
+def merged(probs: Tensor, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[Tensor, tuple[str, ...]]:
+    return probs, tuple(renamed.get(name, name) for name in classes)

@@ -74,6 +74,7 @@ def test_candidates_read_shard_by_shard_give_the_batch_of_those_in_memory(strate
             "labelled_targets": lambda: TARGETS,
         },
         settings,
+        n_classes=decisions.shape[3],
     )
     batches = [select_batch(each, settings, round_number=1, seed=3) for each in (gathered, candidates(settings))]
     assert batches[0].ids == batches[1].ids
@@ -162,7 +163,7 @@ def test_people_read_why_an_image_was_chosen_and_what_the_model_thinks_of_it():
     )
     sure = dict(zip(IDS, np.linspace(0.4, 0.99, N), strict=True))
     guesses = {item_id: (Region("image", "cat", score=sure[item_id]),) for item_id in batch.ids}
-    table = explain_batch(batch, scored, guesses, labelled, n_classes=C)
+    table = explain_batch(batch, scored, guesses, labelled, n_answers=C)
     assert table["item_id"].tolist() == [*batch.ids]
     assert table["rank"].tolist() == list(range(6))
     assert table["uncertainty"].tolist() == pytest.approx([0.5] * 6)

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize, one_hot
 from pipeline import types
 from pipeline.selection.acquisition import bald, margin
 from pipeline.selection.batch import seeded_order, select_batch
-from pipeline.selection.geometry import distances
+from pipeline.selection.geometry import cover, distances
 from pipeline.selection.geometry.clusters import kmeans
 from pipeline.selection.settings import SelectionSettings
 from pipeline.selection.strategies import by_cover, by_members
@@ -48,6 +48,7 @@ def some_candidates(n: int = 60, n_features: int = 6, n_labelled: int = 8) -> Ca
         guesses=torch.randint(4, (n,), generator=generator),
         labelled_probs=torch.randn(n_labelled, 3, 4, generator=generator).softmax(dim=-1),
         labelled_targets=torch.randint(4, (n_labelled,), generator=generator),
+        n_classes=4,
     )
 
 
@@ -179,7 +180,8 @@ def test_selects_before_the_first_label(strategy):
 @every
 def test_leaves_the_candidates_as_they_are(strategy):
     candidates = some_candidates()
-    before = {name: getattr(candidates, name).clone() for name in STRATEGIES[strategy].columns}
+    columns = {name: getattr(candidates, name) for name in STRATEGIES[strategy].columns}
+    before = {name: column.clone() for name, column in columns.items() if isinstance(column, Tensor)}
     pick(strategy, candidates, 10)
     for name, column in before.items():
         assert torch.equal(getattr(candidates, name), column)
@@ -211,9 +213,23 @@ def test_says_which_column_is_missing(strategy):
 
 @every
 def test_works_without_the_columns_that_it_does_not_read(strategy):
-    unread = {field.name for field in fields(Candidates)} - {"ids", "scores"} - set(required(strategy))
+    unread = {field.name for field in fields(Candidates)} - {"ids", "scores"} - set(STRATEGIES[strategy].columns)
     batch = select(replace(some_candidates(), **dict.fromkeys(unread)), strategy)
     assert batch == select(some_candidates(), strategy)
+    optional = set(STRATEGIES[strategy].columns) - set(required(strategy))
+    fewest = select(replace(some_candidates(), **dict.fromkeys(unread | optional)), strategy)
+    assert len(set(fewest.ids)) == len(batch.ids)
+
+
+def test_auto_covers_places_by_score_alone_where_an_image_takes_several_decisions():
+    candidates = replace(some_candidates(), probs=None, labelled_targets=None)
+    embeddings, labelled = normalize(candidates.embeddings, dim=1), normalize(candidates.labelled_embeddings, dim=1)
+    radius = distances.neighbour_distance(labelled, share=0.25)
+    picks = cover.herd(embeddings, 6, centres=labelled, weights=candidates.scores, radius=radius)
+    assert pick("auto", candidates, 6) == picks.tolist()
+    few = replace(candidates, n_classes=5)
+    assert pick("auto", few, 6) == cover.herd(embeddings, 6, centres=labelled, radius=radius).tolist()
+    assert all("8 labels are fewer than 2 for each of 5 classes" in reason for reason in select(few, "auto").reasons)
 
 
 @every
@@ -234,6 +250,7 @@ def test_takes_one_of_each_of_five_heaps_of_copies(strategy, seed):
         probs=(one_hot(bits, 2) * 0.96 + 0.02)[heaps],
         labelled_embeddings=torch.empty(0, 6),
         labelled_targets=torch.empty(0, dtype=torch.long),
+        n_classes=2,
     )
     assert {item_id[0] for item_id in select(candidates, strategy, 5, seed=seed).ids} == set("01234")
 
@@ -250,6 +267,7 @@ def test_duplicates_of_what_is_labelled_come_after_everything_new(strategy, seed
         probs=torch.full((115, 1, 2), 0.5),
         labelled_embeddings=axes[:3],
         labelled_targets=torch.tensor([0, 1, 1]),
+        n_classes=2,
     )
     assert {item_id[0] for item_id in select(candidates, strategy, 5, seed=seed).ids} == set("34567")
 
@@ -938,6 +956,7 @@ def test_a_label_of_another_class_settles_nothing_for_auto():
         probs=torch.tensor([[[0.9, 0.1]], [[0.9, 0.1]]]),
         labelled_embeddings=torch.cat([here, there, 0.9 * here + there, here + 0.9 * there]),
         labelled_targets=torch.tensor([1, 0, 0, 0]),
+        n_classes=2,
     )
     assert select(candidates, "auto", 1).ids == ("a",)
     swapped = replace(candidates, labelled_targets=torch.tensor([0, 1, 0, 0]))

@@ -66,10 +66,11 @@ def uherding(
 
 def auto(
     scores: Tensor,
-    probs: Tensor,
     embeddings: Tensor,
     labelled_embeddings: Tensor,
-    labelled_targets: Tensor,
+    n_classes: int,
+    probs: Tensor | None = None,
+    labelled_targets: Tensor | None = None,
     *,
     query_size: int,
     generator: torch.Generator,
@@ -81,21 +82,27 @@ def auto(
     predicted alike: the kernel is multiplied by the Bhattacharyya coefficient of the two predictions, a labelled image
     counting as sure of its label. So a label is worth most where the model wavers between classes that no label near by
     has settled. The radius is the distance that a quarter of the labelled images have a labelled neighbour within, see
-    `distances.neighbour_distance`; it shrinks as labels come in.
+    `distances.neighbour_distance`; it shrinks as labels come in. Where an image takes several decisions the kernel is
+    that of the places alone.
 
     The kernel and the rule were chosen on MNIST digits (pixels, principal components and an imbalanced part of them,
     logistic regression, 10 to 300 labels): docs/decisions/0005.
 
     Args:
         scores: `(N,)`, at least 0.
-        probs: `(N, K, C)`.
         embeddings: `(N, D)`.
         labelled_embeddings: `(M, D)`.
-        labelled_targets: `(M,)`.
+        n_classes: C.
+        probs: `(N, K, C)`; None where an image takes several decisions.
+        labelled_targets: `(M,)`; likewise.
     """
     check_no_negative(scores, "auto")
-    n_labels, n_classes = len(labelled_embeddings), probs.shape[2]
+    n_labels = len(labelled_embeddings)
     few = n_labels < FEW_LABELS * n_classes
+    affinity = centre_affinity = None
+    if not few and probs is not None and labelled_targets is not None:
+        affinity = mean_of_members(probs).sqrt()
+        centre_affinity = one_hot(labelled_targets, probs.shape[2]).float()
     rows, labelled = on_the_sphere(embeddings), on_the_sphere(labelled_embeddings)
     picks = herd(
         rows,
@@ -104,8 +111,8 @@ def auto(
         weights=None if few else scores.float(),
         radius=neighbour_distance(labelled, share=0.25),
         references=even_rows(embeddings, MOST_REFERENCES),
-        affinity=None if few else mean_of_members(probs).sqrt(),
-        centre_affinity=None if few else one_hot(labelled_targets, n_classes).float(),
+        affinity=affinity,
+        centre_affinity=centre_affinity,
     )
     aim = "the whole pool" if few else "what is uncertain"
     compared = "fewer than" if few else "at least"

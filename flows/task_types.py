@@ -1,0 +1,27 @@
+"""Task types by the name that the campaign file gives; the module of one, which loads torch, is loaded when it must."""
+
+from pydantic import ValidationInfo
+
+from pipeline.registries import look_up
+from pipeline.settings import is_held
+
+TASK, HEADLINE = "classification", "accuracy"
+"""The task type where none is named, and what its models are judged by."""
+
+
+def check_task(value: str, info: ValidationInfo) -> str:
+    """The name, where there is such a task type; a ValueError otherwise."""
+    if value == TASK or is_held(info, "task", value):
+        return value
+    from pipeline.tasks import TASKS
+
+    look_up(TASKS, value, "task type")
+    return value
+
+
+def takes_several(task: str) -> bool:
+    """Whether an image may have several labels of its own."""
+    from pipeline.tasks import TASKS
+
+    asks = TASKS[task].asks
+    return asks.kind == "image" and asks.several
