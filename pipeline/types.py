@@ -32,6 +32,20 @@ Outcome = Literal["labelled", "skipped", "empty", "invalid", "deleted"]
 """What came of asking an annotator: see `Answer`."""
 
 
+class Outputs(NamedTuple):
+    """What comes out of a network for an image.
+
+    Attributes:
+        n: numbers, or with `as_map` channels of a map.
+        n_logits: so many of them, the first, are logits; the others tell where things are.
+        as_map: a map of places, and not one vector.
+    """
+
+    n: int
+    n_logits: int
+    as_map: bool = False
+
+
 class AskFor(NamedTuple):
     """What people are asked for: regions of a kind, and whether an image may have several."""
 

@@ -41,7 +41,7 @@ def estimate_seconds(
     in_step = min(settings.batch_size, n_trained_on)
     n_timed = min(in_step, N_TIMED)
     images = noise(settings, n_timed)
-    model = new_model(settings, n_classes=n_classes, seed=0)
+    model = new_model(settings, task, n_classes=n_classes, seed=0)
     model.train_only(phase)
     moments: list[float] = []
     fit(

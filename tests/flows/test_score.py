@@ -21,7 +21,7 @@ from tests.flows.words import words_of
 def models(make_work) -> list[Classifier]:
     """Two networks that have seen nothing."""
     settings = make_work().settings
-    return [new_model(settings.model, n_classes=len(CLASSES), seed=seed).eval() for seed in (0, 1)]
+    return [new_model(settings.model, classification, n_classes=len(CLASSES), seed=seed).eval() for seed in (0, 1)]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,149 @@
+"""Networks that keep places: a trunk's maps of several sizes, and the head that makes one map of them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, relu
+
+from pipeline.networks.errors import ModelError
+
+STRIDES = (4, 8, 16, 32)
+"""Pixels of the image for a place of a map, in each direction; maps of the first that a trunk has give the outputs."""
+WIDTH = 64
+"""Channels of the maps that are added up."""
+N_GROUPS = 8
+"""Groups of channels that are normalised together (Wu and He, 2018), for batches are small."""
+
+
+class Pyramid(nn.Module):
+    """A trunk that gives its maps of several sizes, in one row for each image.
+
+    So features of places are kept, cached and read as features of whole images are.
+
+    Attributes:
+        names: modules of the body whose outputs are the maps, the largest first.
+        shapes: `(channels, height, width)` of each map.
+    """
+
+    def __init__(self, body: nn.Module, names: Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> None:
+        super().__init__()
+        self.body = body
+        self.names = tuple(names)
+        self.shapes = tuple(shapes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Rows `(n, D)` of normalised images."""
+        maps: dict[str, Tensor] = {}
+
+        def keep(name: str) -> None:
+            layer = self.body.get_submodule(name)
+            hooks.append(layer.register_forward_hook(lambda _layer, _inputs, output: maps.update({name: output})))
+
+        hooks: list[torch.utils.hooks.RemovableHandle] = []
+        try:
+            for name in self.names:
+                keep(name)
+            self.body(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat([maps[name].flatten(1) for name in self.names], dim=1)
+
+    def extra_repr(self) -> str:
+        """What the features depend on besides the body."""
+        return f"names={self.names}, shapes={self.shapes}"
+
+
+class MergedMaps(nn.Module):
+    """From rows of a `Pyramid` to one map of its largest size: the maps are brought to one width and added.
+
+    As the top-down way of feature pyramids (Lin et al., 2017), with one convolution after all.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        super().__init__()
+        self.shapes = tuple(shapes)
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, WIDTH, kernel_size=1) for channels, _, _ in shapes)
+        self.normalise = nn.ModuleList(nn.GroupNorm(N_GROUPS, WIDTH) for _ in shapes)
+        self.smooth = nn.Conv2d(WIDTH, WIDTH, kernel_size=3, padding=1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Maps `(n, WIDTH, h, w)`."""
+        parts = rows.split([channels * height * width for channels, height, width in self.shapes], dim=1)
+        merged: Tensor | None = None
+        layers = zip(self.lateral, self.normalise, parts, self.shapes, strict=True)
+        for lateral, normalise, part, shape in reversed([*layers]):
+            own = normalise(lateral(part.unflatten(1, shape)))
+            merged = own if merged is None else own + interpolate(merged, size=shape[1:], mode="bilinear")
+        if merged is None:
+            raise ValueError("there are no maps")
+        return relu(self.smooth(relu(merged)))
+
+
+def map_tail(pyramid: Pyramid, n_outputs: int, dropout: float) -> nn.Sequential:
+    """A head on a pyramid, `(n, n_outputs, h, w)`."""
+    last = nn.Conv2d(WIDTH, n_outputs, kernel_size=1)
+    return nn.Sequential(MergedMaps(pyramid.shapes), nn.Dropout2d(dropout), last)
+
+
+def small_maps(channels: int) -> nn.Sequential:
+    """A trunk of six convolutions for drawn shapes and the like, with maps of stride 4, 8 and 16."""
+    layers: list[nn.Module] = []
+    came = channels
+    for width in (32, 64, 96, 128):
+        layers += [nn.Conv2d(came, width, kernel_size=3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+        came = width
+    return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def find_pyramid(body: nn.Module, name: str, *, channels: int, image_size: int) -> Pyramid:
+    """The trunk with the last map of a block at each of `STRIDES`, found by passing an empty image through it.
+
+    Args:
+        name: of the network, for messages.
+
+    Raises:
+        ModelError: it has no maps, as transformers have none, or none of stride 4.
+    """
+    seen: dict[str, Tensor] = {}
+    n_runs: dict[str, int] = {}
+
+    def keep(layer: str, output: object) -> None:
+        n_runs[layer] = n_runs.get(layer, 0) + 1
+        if isinstance(output, Tensor) and output.ndim == 4:
+            seen[layer] = output
+
+    named = [(layer, module) for layer, module in body.named_modules() if layer]
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output, layer=layer: keep(layer, output))
+        for layer, module in named
+    ]
+    was_training = body.training
+    try:
+        body.eval()
+        body(torch.zeros(1, channels, image_size, image_size))
+    finally:
+        body.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    once = {
+        layer: (output.shape[1], output.shape[2], output.shape[3])
+        for layer, output in seen.items()
+        if n_runs[layer] == 1
+    }
+    found: dict[int, str] = {}
+    for stride in STRIDES:
+        sides = image_size // stride, -(-image_size // stride)
+        layers = [layer for layer, (_, height, width) in once.items() if height == width > 1 and height in sides]
+        if layers:  # of the outermost modules: blocks, and not what widens the map inside of the next one
+            depth = min(layer.count(".") for layer in layers)
+            found[stride] = [layer for layer in layers if layer.count(".") == depth][-1]
+    if STRIDES[0] not in found:
+        raise ModelError(
+            f"{name} has no map of a quarter of the image's side, which tasks of places need: choose a convolutional "
+            "network, such as torchvision:resnet18, and an image_size of 32 or more"
+        )
+    names = [*found.values()]
+    return Pyramid(body, names, [once[layer] for layer in names])
