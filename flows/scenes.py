@@ -55,8 +55,7 @@ class Scene:
         raise ValueError(f"a scene knows its classes, boxes and masks, and no region of kind {kind!r}")
 
     def _pixels_of(self, name: str) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = self.masks[[other == name for other in self.names]].any(axis=0)
-        return found
+        return np.logical_or.reduce(self.masks[[other == name for other in self.names]])
 
 
 def box_of(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
@@ -66,8 +65,13 @@ def box_of(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
     (0.0, 0.0, 0.5, 1.0)
     """
     height, width = mask.shape
-    ys, xs = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
-    return float(xs[0] / width), float(ys[0] / height), float((xs[-1] + 1) / width), float((ys[-1] + 1) / height)
+    ys, xs = mask.nonzero()
+    return (
+        float(xs.min() / width),
+        float(ys.min() / height),
+        float((xs.max() + 1) / width),
+        float((ys.max() + 1) / height),
+    )
 
 
 def compose_scenes(n: int, *, seed: int) -> list[Scene]:
