@@ -4,14 +4,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu
+from torch.nn.functional import interpolate
 
 from pipeline.networks.errors import ModelError
 
 STRIDES = (4, 8, 16, 32)
-"""Pixels of the image for a place of a map, in each direction; maps of the first that a trunk has give the outputs."""
+"""Pixels of the image for a place of a map, in each direction."""
 WIDTH = 64
 """Channels of the maps that are added up."""
+N_CONVOLUTIONS = 2
+"""Of 3 x 3 places, by which a place knows what is around it."""
 N_GROUPS = 8
 """Groups of channels that are normalised together (Wu and He, 2018), for batches are small."""
 
@@ -58,7 +60,7 @@ class Pyramid(nn.Module):
 class MergedMaps(nn.Module):
     """From rows of a `Pyramid` to one map of its largest size: the maps are brought to one width and added.
 
-    As the top-down way of feature pyramids (Lin et al., 2017), with one convolution after all.
+    As the top-down way of feature pyramids (Lin et al., 2017), with `N_CONVOLUTIONS` after all.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int, int]]) -> None:
@@ -66,7 +68,8 @@ class MergedMaps(nn.Module):
         self.shapes = tuple(shapes)
         self.lateral = nn.ModuleList(nn.Conv2d(channels, WIDTH, kernel_size=1) for channels, _, _ in shapes)
         self.normalise = nn.ModuleList(nn.GroupNorm(N_GROUPS, WIDTH) for _ in shapes)
-        self.smooth = nn.Conv2d(WIDTH, WIDTH, kernel_size=3, padding=1)
+        convolutions = [nn.Conv2d(WIDTH, WIDTH, kernel_size=3, padding=1) for _ in range(N_CONVOLUTIONS)]
+        self.around = nn.Sequential(*(layer for each in convolutions for layer in (nn.ReLU(), each)), nn.ReLU())
 
     def forward(self, rows: Tensor) -> Tensor:
         """Maps `(n, WIDTH, h, w)`."""
@@ -78,7 +81,8 @@ class MergedMaps(nn.Module):
             merged = own if merged is None else own + interpolate(merged, size=shape[1:], mode="bilinear")
         if merged is None:
             raise ValueError("there are no maps")
-        return relu(self.smooth(relu(merged)))
+        around: Tensor = self.around(merged)
+        return around
 
 
 def map_tail(pyramid: Pyramid, n_outputs: int, dropout: float) -> nn.Sequential:
@@ -98,14 +102,15 @@ def small_maps(channels: int) -> nn.Sequential:
 
 
 @torch.no_grad()
-def find_pyramid(body: nn.Module, name: str, *, channels: int, image_size: int) -> Pyramid:
+def find_pyramid(body: nn.Module, name: str, *, stride: int, channels: int, image_size: int) -> Pyramid:
     """The trunk with the last map of a block at each of `STRIDES`, found by passing an empty image through it.
 
     Args:
         name: of the network, for messages.
+        stride: of the largest map, one of `STRIDES`.
 
     Raises:
-        ModelError: it has no maps, as transformers have none, or none of stride 4.
+        ModelError: it has no maps, as transformers have none, or none of this stride.
     """
     seen: dict[str, Tensor] = {}
     n_runs: dict[str, int] = {}
@@ -134,16 +139,16 @@ def find_pyramid(body: nn.Module, name: str, *, channels: int, image_size: int) 
         if n_runs[layer] == 1
     }
     found: dict[int, str] = {}
-    for stride in STRIDES:
-        sides = image_size // stride, -(-image_size // stride)
+    for each in STRIDES[STRIDES.index(stride) :]:
+        sides = image_size // each, -(-image_size // each)
         layers = [layer for layer, (_, height, width) in once.items() if height == width > 1 and height in sides]
         if layers:  # of the outermost modules: blocks, and not what widens the map inside of the next one
             depth = min(layer.count(".") for layer in layers)
-            found[stride] = [layer for layer in layers if layer.count(".") == depth][-1]
-    if STRIDES[0] not in found:
+            found[each] = [layer for layer in layers if layer.count(".") == depth][-1]
+    if stride not in found:
         raise ModelError(
-            f"{name} has no map of a quarter of the image's side, which tasks of places need: choose a convolutional "
-            "network, such as torchvision:resnet18, and an image_size of 32 or more"
+            f"{name} has no map of a place for each {stride} x {stride} pixels, which the task needs: choose a "
+            "convolutional network, such as torchvision:resnet18, and an image_size of 32 or more"
         )
     names = [*found.values()]
     return Pyramid(body, names, [once[layer] for layer in names])
