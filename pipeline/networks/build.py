@@ -193,7 +193,7 @@ def _with_map(
     trunk = find_pyramid(body, name, stride=stride, channels=read, image_size=image_size)
     model = Classifier(
         trunk,
-        map_tail(trunk, outputs.n, dropout),
+        map_tail(trunk, outputs, dropout),
         n_classes=n_classes,
         channels=channels,
         trunk_channels=read,
