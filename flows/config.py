@@ -246,7 +246,8 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
     def _check_number_of_classes(self) -> Self:
         if len(self.classes) < 2 and not takes_one_class(self.task):
             raise ValueError(
-                f"task = {self.task!r} asks which class an image has, and {self.classes[0]!r} is the only one: name another"
+                f"task = {self.task!r} asks which class an image has, and {self.classes[0]!r} is the only one: name "
+                "another"
             )
         return self
 
