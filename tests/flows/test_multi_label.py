@@ -23,6 +23,7 @@ from flows.reports.status import campaign_status, rounds_table, status_lines
 from flows.results import predict_files, write_labels
 from flows.round import work_on
 from flows.successor import write_successor
+from pipeline.tasks import multi_label
 from pipeline.types import Region
 
 CLASSES = ("left", "middle", "right")
@@ -81,7 +82,7 @@ class Marks:
     ):
         self.file = folder / "marks.toml"
         self.file.write_text(FILE.format(pool=pool, classes=json.dumps(classes), extra=extra, model=model))
-        self.tool, self.tracker = MemoryTool(classes), MemoryTracker()
+        self.tool, self.tracker = MemoryTool(classes, asks=multi_label.asks), MemoryTracker()
         self.folder = open_campaign(self.file, tool=self.tool, tracker=self.tracker).folder
 
     def run(self) -> str:
