@@ -151,7 +151,9 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
     )
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
     task: Annotated[str, AfterValidator(check_task)] = Field(
-        TASK, description="classification: one class for each image; multi_label: any of the classes, or none"
+        TASK,
+        description="classification: one class for each image; multi_label: any of the classes, or none; "
+        "segmentation: masks of them",
     )
     classes: tuple[ClassName, ...] = Field(min_length=1, description="what annotators choose from")
     renamed: Renamed = Field({}, description="what a class was called before = what it is called")
