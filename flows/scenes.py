@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from connectors.store import write_atomic
 from pipeline.masks import mask_to_png
@@ -19,6 +19,8 @@ CLASSES = {"zero": 0, "one": 1, "four": 4}
 MOST = 4
 HEIGHTS = (22, 44)
 """Of a digit, pixels."""
+PEN = 3
+"""Strokes are wider by this, less one: thin ones are lost on a network's map."""
 TRIES = 20
 """Places tried for a digit; it is left out where each is taken."""
 INK = 128
@@ -55,7 +57,8 @@ class Scene:
         raise ValueError(f"a scene knows its classes, boxes and masks, and no region of kind {kind!r}")
 
     def _pixels_of(self, name: str) -> NDArray[np.bool_]:
-        return np.logical_or.reduce(self.masks[[other == name for other in self.names]])
+        pixels: NDArray[np.bool_] = np.logical_or.reduce(self.masks[[other == name for other in self.names]])
+        return pixels
 
 
 def box_of(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
@@ -148,8 +151,8 @@ def _canvas(draw: np.random.Generator) -> NDArray[np.float32]:
 
 def _sized(digit: Image.Image, draw: np.random.Generator) -> NDArray[np.uint8]:
     height = int(draw.integers(HEIGHTS[0], HEIGHTS[1] + 1))
-    width = max(4, round(digit.width * height / digit.height))
-    return np.asarray(digit.resize((min(width, HEIGHTS[1]), height), Image.Resampling.BILINEAR))
+    width = min(HEIGHTS[1], max(4, round(digit.width * height / digit.height)))
+    return np.asarray(digit.resize((width, height), Image.Resampling.BILINEAR).filter(ImageFilter.MaxFilter(PEN)))
 
 
 def _free_place(
