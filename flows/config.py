@@ -25,7 +25,7 @@ from connectors.label_studio.settings import LabelStudioSettings
 from connectors.mlflow.settings import MLflowSettings
 from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
-from flows.task_types import TASK, check_task, takes_several
+from flows.task_types import TASK, check_task, takes_one_class, takes_several
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
@@ -155,7 +155,7 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         description="classification: one class for each image; multi_label: any of the classes, or none; "
         "segmentation: masks of them",
     )
-    classes: tuple[ClassName, ...] = Field(min_length=2, description="what annotators choose from")
+    classes: tuple[ClassName, ...] = Field(min_length=1, description="what annotators choose from")
     renamed: Renamed = Field({}, description="what a class was called before = what it is called")
     folder: LocalPath = Field(
         description="where the campaign keeps its rounds; .labelcycle/campaigns/ and its name if not given"
@@ -242,6 +242,15 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
                 raise ValueError(f"renamed: {old!r} is still one of the classes: take it out of classes, or of renamed")
             if self.former_classes[old] not in self.classes:
                 raise ValueError(f"renamed: {old!r} becomes {self.renamed[old]!r}, which is not one of the classes")
+        return self
+
+    @model_validator(mode="after")
+    def _check_number_of_classes(self) -> Self:
+        if len(self.classes) < 2 and not takes_one_class(self.task):
+            raise ValueError(
+                f"task = {self.task!r} asks which class an image has, and {self.classes[0]!r} is the only one: name "
+                "another"
+            )
         return self
 
     @model_validator(mode="after")

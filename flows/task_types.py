@@ -25,3 +25,10 @@ def takes_several(task: str) -> bool:
 
     asks = TASKS[task].asks
     return asks.kind == "image" and asks.several
+
+
+def takes_one_class(task: str) -> bool:
+    """Whether there may be one class alone."""
+    from pipeline.tasks import TASKS
+
+    return TASKS[task].asks.fewest_classes == 1

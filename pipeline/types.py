@@ -36,14 +36,14 @@ class Outputs(NamedTuple):
     """What comes out of a network for an image.
 
     Attributes:
-        n: numbers, or with `as_map` channels of a map.
+        n: numbers, or channels of a map.
         n_logits: so many of them, the first, are logits; the others tell where things are.
-        as_map: a map of places, and not one vector.
+        stride: pixels of the image, in each direction, for a place of the map; None where there is one vector.
     """
 
     n: int
     n_logits: int
-    as_map: bool = False
+    stride: int | None = None
 
 
 class AskFor(NamedTuple):
@@ -51,6 +51,11 @@ class AskFor(NamedTuple):
 
     kind: RegionKind
     several: bool
+
+    @property
+    def fewest_classes(self) -> int:
+        """Classes that there must be: with one alone, what is there can be asked, but not which it is."""
+        return 1 if self.several else 2
 
 
 ONE_CLASS = AskFor(kind="image", several=False)

@@ -55,7 +55,7 @@ def check_members(settings: CampaignSettings, task: TaskType) -> None:
     """Raise ConfigError for what makes sense only where an image takes one decision."""
     wanted = {"laplace": settings.members.laplace, "pseudo_labels": settings.model.pseudo_labels.threshold}
     refused = [] if task.has_one_decision else [name for name, value in wanted.items() if value]
-    if task.reads_maps and settings.members.views:
+    if task.stride and settings.members.views:
         raise ConfigError(
             f"views move what is in an image, and task = {settings.task!r} asks where it is: leave views out, and take "
             "mc_dropout, swag or a larger ensemble"

@@ -50,17 +50,17 @@ def build_model(
     Raises:
         ModelError: naming what is wrong and what there is instead; without a network, how to bring a weights file.
     """
-    if n_classes < 2 or image_size < 8 or channels not in (1, 3) or not 0 <= dropout < 1 or head not in HEADS:
+    if n_classes < 1 or image_size < 8 or channels not in (1, 3) or not 0 <= dropout < 1 or head not in HEADS:
         raise ValueError(
-            "a model needs n_classes >= 2, image_size >= 8, channels 1 or 3, dropout in [0, 1) and a head of "
+            "a model needs n_classes >= 1, image_size >= 8, channels 1 or 3, dropout in [0, 1) and a head of "
             f"{', '.join(HEADS)}, got n_classes={n_classes}, image_size={image_size}, channels={channels}, "
             f"dropout={dropout}, head={head!r}"
         )
     check_model_name(name)
     outputs = outputs or Outputs(n_classes, n_classes)
     with seeded(seed, torch.device("cpu")):
-        if outputs.as_map:
-            model = _with_map(name, n_classes, image_size, channels, dropout, weights, outputs)
+        if outputs.stride is not None:
+            model = _with_map(name, n_classes, outputs, outputs.stride, image_size, channels, dropout, weights)
         elif name in MODELS:
             if weights is not None or head != "linear":
                 raise ModelError(
@@ -174,11 +174,12 @@ def _standardising(model: Classifier, backbone: Backbone) -> Classifier:
 def _with_map(
     name: str,
     n_classes: int,
+    outputs: Outputs,
+    stride: int,
     image_size: int,
     channels: int,
     dropout: float,
     weights: str | None,
-    outputs: Outputs,
 ) -> Classifier:
     """A network whose outputs are a map of places, drawn by torch's global generator.
 
@@ -189,10 +190,10 @@ def _with_map(
     backbone = None if name in MODELS else load_backbone(name, image_size=image_size, weights=weights)
     read = channels if backbone is None else 3
     body = small_maps(read) if backbone is None else backbone.trunk
-    trunk = find_pyramid(body, name, channels=read, image_size=image_size)
+    trunk = find_pyramid(body, name, stride=stride, channels=read, image_size=image_size)
     model = Classifier(
         trunk,
-        map_tail(trunk, outputs.n, dropout),
+        map_tail(trunk, outputs, dropout),
         n_classes=n_classes,
         channels=channels,
         trunk_channels=read,

@@ -1,15 +1,16 @@
 """Networks that keep places: a trunk's maps of several sizes, and the head that makes one map of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from pipeline.networks.errors import ModelError
+from pipeline.types import Outputs
 
 STRIDES = (4, 8, 16, 32)
-"""Pixels of the image for a place of a map, in each direction; maps of the first that a trunk has give the outputs."""
+"""Pixels of the image for a place of a map, in each direction."""
 WIDTH = 64
 """Channels of the maps that are added up."""
 N_GROUPS = 8
@@ -24,13 +25,16 @@ class Pyramid(nn.Module):
     Attributes:
         names: modules of the body whose outputs are the maps, the largest first.
         shapes: `(channels, height, width)` of each map.
+        sides: height, which is the width, of the map of each stride.
     """
 
-    def __init__(self, body: nn.Module, names: Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> None:
+    def __init__(self, body: nn.Module, maps: Mapping[int, tuple[str, tuple[int, int, int]]]) -> None:
+        """A trunk whose modules of these names put out maps of these shapes, by stride."""
         super().__init__()
         self.body = body
-        self.names = tuple(names)
-        self.shapes = tuple(shapes)
+        self.names = tuple(name for name, _ in maps.values())
+        self.shapes = tuple(shape for _, shape in maps.values())
+        self.sides = {stride: shape[1] for stride, (_, shape) in maps.items()}
 
     def forward(self, images: Tensor) -> Tensor:
         """Rows `(n, D)` of normalised images."""
@@ -56,35 +60,42 @@ class Pyramid(nn.Module):
 
 
 class MergedMaps(nn.Module):
-    """From rows of a `Pyramid` to one map of its largest size: the maps are brought to one width and added.
+    """From rows of a `Pyramid` to one map: its maps are brought to one width and one size, and added.
 
-    As the top-down way of feature pyramids (Lin et al., 2017), with one convolution after all.
+    As in feature pyramids (Lin et al., 2017), but all at once, with one convolution after all, by which a place knows
+    what is around it.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int, int]], side: int) -> None:
         super().__init__()
         self.shapes = tuple(shapes)
+        self.side = side
         self.lateral = nn.ModuleList(nn.Conv2d(channels, WIDTH, kernel_size=1) for channels, _, _ in shapes)
-        self.normalise = nn.ModuleList(nn.GroupNorm(N_GROUPS, WIDTH) for _ in shapes)
-        self.smooth = nn.Conv2d(WIDTH, WIDTH, kernel_size=3, padding=1)
+        around = nn.Conv2d(WIDTH, WIDTH, kernel_size=3, padding=1)
+        norms = [nn.GroupNorm(N_GROUPS, WIDTH) for _ in range(2)]
+        self.around = nn.Sequential(norms[0], nn.ReLU(), around, norms[1], nn.ReLU())
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Maps `(n, WIDTH, h, w)`."""
+        """Maps `(n, WIDTH, side, side)`."""
         parts = rows.split([channels * height * width for channels, height, width in self.shapes], dim=1)
-        merged: Tensor | None = None
-        layers = zip(self.lateral, self.normalise, parts, self.shapes, strict=True)
-        for lateral, normalise, part, shape in reversed([*layers]):
-            own = normalise(lateral(part.unflatten(1, shape)))
-            merged = own if merged is None else own + interpolate(merged, size=shape[1:], mode="bilinear")
-        if merged is None:
-            raise ValueError("there are no maps")
-        return relu(self.smooth(relu(merged)))
+        layers = zip(self.lateral, parts, self.shapes, strict=True)
+        maps = [lateral(_resized(part.unflatten(1, shape), self.side)) for lateral, part, shape in layers]
+        merged: Tensor = self.around(torch.stack(maps).sum(dim=0))
+        return merged
 
 
-def map_tail(pyramid: Pyramid, n_outputs: int, dropout: float) -> nn.Sequential:
-    """A head on a pyramid, `(n, n_outputs, h, w)`."""
-    last = nn.Conv2d(WIDTH, n_outputs, kernel_size=1)
-    return nn.Sequential(MergedMaps(pyramid.shapes), nn.Dropout2d(dropout), last)
+def _resized(maps: Tensor, side: int) -> Tensor:
+    """Maps `(n, channels, h, h)` as `(n, channels, side, side)`."""
+    if maps.shape[-1] >= side:
+        return adaptive_avg_pool2d(maps, side)
+    return interpolate(maps, size=(side, side), mode="bilinear")
+
+
+def map_tail(pyramid: Pyramid, outputs: Outputs, dropout: float) -> nn.Sequential:
+    """A head on a pyramid, `(n, outputs.n, h, h)`, of the map that has the outputs' stride."""
+    side = pyramid.sides[outputs.stride or STRIDES[0]]
+    last = nn.Conv2d(WIDTH, outputs.n, kernel_size=1)
+    return nn.Sequential(MergedMaps(pyramid.shapes, side), nn.Dropout2d(dropout), last)
 
 
 def small_maps(channels: int) -> nn.Sequential:
@@ -98,14 +109,15 @@ def small_maps(channels: int) -> nn.Sequential:
 
 
 @torch.no_grad()
-def find_pyramid(body: nn.Module, name: str, *, channels: int, image_size: int) -> Pyramid:
+def find_pyramid(body: nn.Module, name: str, *, stride: int, channels: int, image_size: int) -> Pyramid:
     """The trunk with the last map of a block at each of `STRIDES`, found by passing an empty image through it.
 
     Args:
         name: of the network, for messages.
+        stride: of a map that there must be, one of `STRIDES`.
 
     Raises:
-        ModelError: it has no maps, as transformers have none, or none of stride 4.
+        ModelError: it has no maps, as transformers have none, or none of this stride.
     """
     seen: dict[str, Tensor] = {}
     n_runs: dict[str, int] = {}
@@ -134,16 +146,15 @@ def find_pyramid(body: nn.Module, name: str, *, channels: int, image_size: int) 
         if n_runs[layer] == 1
     }
     found: dict[int, str] = {}
-    for stride in STRIDES:
-        sides = image_size // stride, -(-image_size // stride)
+    for each in STRIDES:
+        sides = image_size // each, -(-image_size // each)
         layers = [layer for layer, (_, height, width) in once.items() if height == width > 1 and height in sides]
         if layers:  # of the outermost modules: blocks, and not what widens the map inside of the next one
             depth = min(layer.count(".") for layer in layers)
-            found[stride] = [layer for layer in layers if layer.count(".") == depth][-1]
-    if STRIDES[0] not in found:
+            found[each] = [layer for layer in layers if layer.count(".") == depth][-1]
+    if stride not in found:
         raise ModelError(
-            f"{name} has no map of a quarter of the image's side, which tasks of places need: choose a convolutional "
-            "network, such as torchvision:resnet18, and an image_size of 32 or more"
+            f"{name} has no map of a place for each {stride} x {stride} pixels, which the task needs: choose a "
+            "convolutional network, such as torchvision:resnet18, and an image_size of 32 or more"
         )
-    names = [*found.values()]
-    return Pyramid(body, names, [once[layer] for layer in names])
+    return Pyramid(body, {each: (layer, once[layer]) for each, layer in found.items()})

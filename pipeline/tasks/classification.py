@@ -22,7 +22,7 @@ from pipeline.types import ONE_CLASS, Metrics, Region
 asks = ONE_CLASS
 has_one_decision = True
 headline = "accuracy"
-reads_maps = False
+stride: int | None = None
 reduction = "mean"
 
 

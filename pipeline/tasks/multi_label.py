@@ -18,7 +18,7 @@ from pipeline.types import AskFor, Metrics, Region
 asks = AskFor(kind="image", several=True)
 has_one_decision = False
 headline = "macro_AP"
-reads_maps = False
+stride: int | None = None
 reduction = "mean"
 THERE = 0.5
 """A class of a higher probability is in the guess."""

@@ -19,8 +19,8 @@ from pipeline.types import AskFor, Metrics, Region, mask_size
 
 asks = AskFor(kind="mask", several=True)
 has_one_decision = False
-reads_maps = True
 headline = "mIoU"
+stride: int | None = 4
 reduction = "top_tenth"
 SIDE = 256
 """Rows and columns of a raster, whatever the size of an image and of a network's map."""

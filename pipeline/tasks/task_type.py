@@ -39,9 +39,9 @@ class TaskType(Protocol):
     """Whether U = 1: what reads the probabilities of an image's one decision is refused elsewhere."""
     headline: str
     """Name of the measure that counts, a share."""
-    reads_maps: bool
-    """Whether networks keep places: their outputs are maps, whose cells are decided about between the same answers, of
-    which the first is that nothing is there."""
+    stride: int | None
+    """Pixels of the image for a place of the networks' maps, in each direction; None where they keep no places. Each
+    place is decided about between the same answers, of which the first is that nothing is there."""
     reduction: str
     """How the scores of the decisions about an image become one where a campaign does not choose: see `REDUCTIONS`."""
 
@@ -127,9 +127,9 @@ class TaskType(Protocol):
 
 def outputs_of(task: TaskType, n_classes: int) -> Outputs:
     """What networks of a task give."""
-    return Outputs(task.n_outputs(n_classes), task.n_logits(n_classes), task.reads_maps)
+    return Outputs(task.n_outputs(n_classes), task.n_logits(n_classes), task.stride)
 
 
 def no_outputs(task: TaskType, n: int, n_classes: int) -> Tensor:
     """Outputs of n images in which there is nothing, of one place where they are maps."""
-    return torch.zeros((n, task.n_outputs(n_classes), *((1, 1) if task.reads_maps else ())))
+    return torch.zeros((n, task.n_outputs(n_classes), *((1, 1) if task.stride else ())))

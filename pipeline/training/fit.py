@@ -114,7 +114,7 @@ def fit(
     losses: list[float] = []
     best = 0
     best_state: list[Tensor] = []
-    with seeded(seed, device), _few_threads(from_features and not task.reads_maps):
+    with seeded(seed, device), _few_threads(from_features and task.stride is None):
         for epoch in range(recipe.max_epochs):
             of_steps = range(epoch * n_steps, (epoch + 1) * n_steps)
             n_in_all = recipe.max_epochs * n_steps

@@ -15,7 +15,7 @@ from pipeline.types import AskFor, Metrics, Region
 asks = AskFor(kind="image", several=True)
 has_one_decision = False
 headline = "exact_match"
-reads_maps = False
+stride: int | None = None
 reduction = "mean"
 
 

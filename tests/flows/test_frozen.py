@@ -533,9 +533,9 @@ def test_pool_is_predicted_in_parts_that_make_one(make_work, monkeypatch):
 
     def predict(**also):
         parts = list(predictions(models, items, work.settings.model, task=classification, **how, **also))
-        return [len(decisions) for decisions, _ in parts], *map(torch.cat, zip(*parts, strict=True))
+        return [len(part.decisions) for part in parts], *map(torch.cat, list(zip(*parts, strict=True))[:2])
 
-    sizes, decisions, embeddings, _ = predict()
+    sizes, decisions, embeddings = predict()
     assert sizes == [len(items)] == [30]
     watch(monkeypatch, predict_module, "features_of", told)
     monkeypatch.setattr(frozen_features, "feature_key", lambda *_, **__: keys.append(1) or feature_key(*_, **__))
@@ -575,7 +575,7 @@ def test_batch_of_half_the_draws_is_that_of_half_the_members(make_work, strategy
     seed = derive_seed(work.settings.seed, folder.number, "mc_dropout")
     how = {"task": classification, "seed": seed}
     parts = predictions(models, work.pool.located(candidates), work.settings.model, work.settings.members, **how)
-    halved = first_half(torch.cat([decisions for decisions, _ in parts]), 2)[:, 0]
+    halved = first_half(torch.cat([part.decisions for part in parts]), 2)[:, 0]
     assert halved.shape[1] == 6
     read = read_candidates(folder, work.settings, of="_half")
     assert torch.allclose(read.scores, ACQUISITIONS["margin"](halved), atol=1e-6)

@@ -20,7 +20,7 @@ from pipeline.types import Metrics, Region
 asks = AskFor(kind="box", several=True)
 has_one_decision = False
 headline = "cell_accuracy"
-reads_maps = True
+stride = 4
 reduction = "mean"
 
 

@@ -12,13 +12,13 @@ from pipeline.networks.pyramid import Pyramid, find_pyramid
 from pipeline.networks.weights import load_weights, save_weights
 from pipeline.types import Outputs
 
-OUTPUTS = Outputs(n=7, n_logits=3, as_map=True)
+OUTPUTS = Outputs(n=7, n_logits=3, stride=4)
 
 
 class Places:
     """A task that reads four numbers besides three logits."""
 
-    reads_maps = True
+    stride = 4
 
     @staticmethod
     def logits(outputs):
@@ -62,8 +62,19 @@ def test_our_own_network_makes_maps_of_any_image(size, channels):
     assert outputs.shape == (3, 7, size // 4, size // 4)
 
 
+def test_a_coarser_map_reads_the_finer_ones_too():
+    model = build_model("small_cnn", n_classes=2, image_size=64, channels=3, outputs=Outputs(5, 5, stride=8), seed=0)
+    assert [shape[1] for shape in model.trunk.shapes] == [16, 8, 4]
+    images = pictures(2, size=64)
+    rows = model.features(images)
+    assert model(images).shape == (2, 5, 8, 8)
+    finest = model.trunk.shapes[0]
+    rows[:, : finest[0] * finest[1] * finest[2]] = 0
+    assert not torch.allclose(model.read(rows), model(images))
+
+
 def test_what_has_no_maps_is_refused():
-    with pytest.raises(ModelError, match=r"no map of a quarter of the image's side.*convolutional"):
+    with pytest.raises(ModelError, match=r"no map of a place for each 4 x 4 pixels.*convolutional"):
         network("torchvision:vit_b_16", image_size=32)
     with pytest.raises(ModelError, match="no published weights"):
         build_model("small_cnn", n_classes=2, image_size=32, channels=3, weights="x.pt", outputs=OUTPUTS, seed=0)
@@ -71,7 +82,7 @@ def test_what_has_no_maps_is_refused():
 
 def test_maps_are_those_that_the_modules_put_out():
     body = nn.Sequential(nn.Conv2d(3, 5, 4, stride=4), nn.ReLU(), nn.Conv2d(5, 6, 2, stride=2))
-    found = find_pyramid(body, "ours", channels=3, image_size=16)
+    found = find_pyramid(body, "ours", stride=4, channels=3, image_size=16)
     images = torch.randn(2, 3, 16, 16)
     first = body[1](body[0](images))
     assert torch.equal(found(images), torch.cat([first.flatten(1), body[2](first).flatten(1)], dim=1))
@@ -107,6 +118,6 @@ def test_weights_come_back_and_the_key_of_features_knows_the_maps(tmp_path):
     load_weights(again, tmp_path / "member.pt")
     assert torch.equal(model(pictures(2)), again(pictures(2)))
     key = feature_key(model, image_size=32)
-    fewer = Pyramid(model.trunk.body, model.trunk.names[:1], model.trunk.shapes[:1])
+    fewer = Pyramid(model.trunk.body, {4: (model.trunk.names[0], model.trunk.shapes[0])})
     model.trunk = fewer
     assert feature_key(model, image_size=32) != key
