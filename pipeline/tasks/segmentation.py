@@ -20,8 +20,8 @@ from pipeline.types import AskFor, Metrics, Region, mask_size
 
 asks = AskFor(kind="mask", several=True)
 has_one_decision = False
-stride: int | None = 4
 headline = "mIoU"
+stride: int | None = 4
 reduction = "top_tenth"
 SIDE = 256
 """Rows and columns of a raster, whatever the size of an image and of a network's map."""
@@ -162,9 +162,15 @@ def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, 
 
 
 def _shares(targets: Tensor, n_answers: int, side: int) -> Tensor:
-    """`(n, A, side, side)` the share of each cell's pixels that has each answer."""
-    each = [functional.adaptive_avg_pool2d((targets == one).float(), (side, side)) for one in range(n_answers)]
-    return torch.stack(each, dim=1)
+    """`(n, A, side, side)` the share of each cell's pixels that has each answer; a pixel is of the cell it is in."""
+    n, length = len(targets), max(SIDE, side)
+    middle = torch.arange(length, device=targets.device) + 0.5
+    nearest, cell = (middle * SIDE / length).long(), (middle * side / length).long()
+    answers = targets if length == SIDE else targets[:, nearest][:, :, nearest]
+    image = torch.arange(n, device=targets.device)[:, None, None]
+    bins = ((image * side + cell[:, None]) * side + cell) * n_answers + answers
+    counts = bins.flatten().bincount(minlength=n * side * side * n_answers).reshape(n, side, side, n_answers)
+    return (counts / counts.sum(dim=3, keepdim=True)).movedim(3, 1)
 
 
 def _majority(targets: Tensor, n_answers: int, side: int) -> Tensor:
