@@ -267,14 +267,14 @@ def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, 
         weights[1:] = class_weights.to(weights)
     has_class = wanted.answers > 0
     n_cells = has_class.sum().clamp(min=1)
-    of_answers = functional.cross_entropy(
+    each = functional.cross_entropy(
         scores.flatten(0, 1),
         wanted.answers.flatten(),
-        weight=weights,
         ignore_index=NONE,
-        reduction="sum",
+        reduction="none",
         label_smoothing=label_smoothing,
     )
+    of_answers = (each * weights[wanted.answers.flatten().clamp(min=0)]).sum()
     told = _told(outputs)[has_class]
     of_boxes = generalized_box_iou_loss(told, wanted.boxes[has_class].to(told), reduction="sum")
     total: Tensor = (of_answers + of_boxes) / n_cells

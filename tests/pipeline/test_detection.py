@@ -450,7 +450,7 @@ def test_consensus_is_what_at_least_half_of_the_people_drew(given, agreed, agree
 
 
 def test_nobody_marks_an_object_twice():
-    """Of two boxes of one person on one object, the one that fits better is of it; the other is an object of its own."""
+    """Of two boxes of one person on one object, the one that fits better is of it; the other is one of its own."""
     regions, _ = detection.consensus([(CAT,), (NEAR, CAT), (CAT,)])
     assert [region.geometry for region in regions] == [CAT.geometry]
     regions, _ = detection.consensus([(CAT,), (NEAR, CAT)])
