@@ -128,7 +128,7 @@ def _judged_audit(
 
 def _kinds(answered: Answered, task: TaskType) -> Tensor:
     """A number `(m,)` for each right answer to each decision; an answer is the same one wherever it is given."""
-    if task.stride is not None:
+    if task.stride:
         return answered.right
     return answered.decision * answered.values.shape[-1] + answered.right
 
@@ -157,7 +157,7 @@ def _review(one: _Judged, task: TaskType, classes: Sequence[str]) -> tuple[Revie
             "wrong_probability": found.wrong_probability[is_listed].numpy(),
         }
     )
-    if task.stride is not None:  # a wrong region is many wrong cells, and a person looks once: at the likeliest one
+    if task.stride:  # a wrong region is many wrong cells, and a person looks once: at the likeliest one
         suspects = suspects.drop_duplicates("item_id", ignore_index=True)
     review = ReviewedSet(
         what=one.what,

@@ -50,7 +50,7 @@ def check_strategy(settings: CampaignSettings, task: TaskType) -> None:
             f"strategy = {settings.strategy!r} reads {', '.join(sorted(reads))}, which need one decision for each "
             f"image, and task = {settings.task!r} takes several: choose a strategy that reads scores or embeddings"
         )
-    if settings.reduction is not None and NEEDS_BACKGROUND[settings.reduction] and task.stride is None:
+    if settings.reduction is not None and NEEDS_BACKGROUND[settings.reduction] and not task.stride:
         raise ConfigError(
             f"reduction = {settings.reduction!r} weighs by how likely something is there, and task = "
             f"{settings.task!r} does not ask where: leave reduction out"

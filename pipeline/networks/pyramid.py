@@ -79,9 +79,16 @@ class MergedMaps(nn.Module):
         """Maps `(n, WIDTH, side, side)`."""
         parts = rows.split([channels * height * width for channels, height, width in self.shapes], dim=1)
         layers = zip(self.lateral, parts, self.shapes, strict=True)
-        maps = [lateral(_resized(part.unflatten(1, shape), self.side)) for lateral, part, shape in layers]
+        maps = [self._brought_in(lateral, part.unflatten(1, shape)) for lateral, part, shape in layers]
         merged: Tensor = self.around(torch.stack(maps).sum(dim=0))
         return merged
+
+    def _brought_in(self, lateral: nn.Module, maps: Tensor) -> Tensor:
+        """Maps of the common width and size; the 1 x 1 convolution, which may come first or last, reads the smaller."""
+        if maps.shape[-1] < self.side:
+            return _resized(lateral(maps), self.side)
+        narrow: Tensor = lateral(_resized(maps, self.side))
+        return narrow
 
 
 def _resized(maps: Tensor, side: int) -> Tensor:

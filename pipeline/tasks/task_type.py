@@ -40,8 +40,8 @@ class TaskType(Protocol):
     headline: str
     """Name of the measure that counts, a share."""
     stride: int | None
-    """Pixels of the image for a place of the networks' maps, in each direction; None where they keep no places.
-    The places of maps are decided about between the same answers, of which the first is that nothing is there."""
+    """Pixels of the image for a place of the networks' maps, in each direction; None where they keep no places. Each
+    place is decided about between the same answers, of which the first is that nothing is there."""
     reduction: str
     """How the scores of the decisions about an image become one where a campaign does not choose: see `REDUCTIONS`."""
 

@@ -14,9 +14,14 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 from pipeline.evaluation.intersection import intersection_over_union, mean_intersection, overlap
 from pipeline.evaluation.metrics import wilson_interval
 from pipeline.masks import mask_from_png, mask_to_png
+from pipeline.members.predict import predict_members
+from pipeline.networks.build import build_model
 from pipeline.regions import regions_from_json
+from pipeline.selection.scoring import score_images
 from pipeline.tasks import segmentation
+from pipeline.tasks.task_type import outputs_of
 from pipeline.types import Region
+from tests.pipeline.training import train
 
 CLASSES = ("cat", "dog", "owl")
 SIDE = segmentation.SIDE
@@ -340,3 +345,71 @@ def test_people_who_find_nothing_agree_and_vote():
 def test_intersection_over_union_of_what_nobody_has_is_unknown():
     found = overlap(torch.zeros(1, 5, dtype=torch.long), torch.zeros(1, 5, dtype=torch.long), n_answers=2)
     assert intersection_over_union(*found)[0].isnan().tolist() == [False, True]
+
+
+def rectangles(n: int, *, seed: int, size: int = 32):
+    """Images `(n, 1, size, size)` of rectangles on noise, whose brightness tells their class; their rasters."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(60, 15, (n, 1, size, size))
+    answers = np.zeros((n, size, size), dtype=np.uint8)
+    for image, raster in zip(images, answers, strict=True):
+        for _ in range(rng.integers(3)):
+            top, left = rng.integers(4, size - 12, 2)
+            height, width = rng.integers(8, 14, 2)
+            answer = rng.integers(1, 3)
+            where = slice(top, top + height), slice(left, left + width)
+            image[0][where], raster[where] = (130, 210)[answer - 1], answer
+    rasters = torch.from_numpy(answers).repeat_interleave(SIDE // size, 1).repeat_interleave(SIDE // size, 2)
+    return torch.from_numpy(images.clip(0, 255).astype(np.uint8)), rasters
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network that was trained on 60 drawn images that were moved about, in 6 CPU seconds."""
+    form = {"n_classes": 2, "image_size": 32, "channels": 1}
+    model = build_model("small_cnn", **form, outputs=outputs_of(segmentation, 2), seed=0)
+    outcome = train(
+        model,
+        *rectangles(60, seed=0),
+        task=segmentation,
+        max_epochs=5,
+        learning_rate=3e-3,
+        augmentation="natural",
+        class_balanced=True,
+    )
+    return model, outcome
+
+
+def test_a_network_learns_masks_from_images_that_move(trained):
+    model, outcome = trained
+    images, targets = rectangles(40, seed=1)
+    decisions, _, places = predict_members([model], images, task=segmentation, mc_dropout=3, seed=0)
+    assert decisions.shape == (40, 64, 3, 3)
+    assert places is None
+    metrics = segmentation.measure(decisions.mean(dim=2), targets, ("dim", "bright"))
+    assert metrics.value > 0.6
+    assert outcome.history[-1]["train_loss"] < 0.5 * outcome.history[0]["train_loss"]
+    assert outcome.history[-1]["train_image_mIoU"] > outcome.history[0]["train_image_mIoU"]
+
+
+def test_what_a_trained_network_sees_is_what_people_would_paint(trained):
+    model, _ = trained
+    images, targets = rectangles(10, seed=2)
+    decisions, _, _ = predict_members([model], images, task=segmentation, seed=0)
+    classes = ("dim", "bright")
+    guesses = segmentation.guess(decisions[:, :, 0], classes)
+    seen = segmentation.targets(guesses, classes)
+    assert (seen == targets).float().mean() > 0.95
+    for image in range(10):
+        _, agreement = segmentation.consensus([guesses[image], regions_of(targets[image].numpy(), classes)])
+        assert 0 <= agreement <= 1
+
+
+def test_images_with_doubtful_places_are_asked_for_first(trained):
+    model, _ = trained
+    images, _ = rectangles(20, seed=3)
+    images[15:, :, 8:24, 8:24] = 170  # between the brightness of both classes
+    decisions, _, _ = predict_members([model], images, task=segmentation, seed=0)
+    for reduce in ("mean", "top_tenth", "foreground", "sum"):
+        scores = score_images(decisions, "entropy", reduce=reduce)
+        assert scores[15:].mean() > 1.2 * scores[:15].mean(), reduce
