@@ -92,7 +92,7 @@ NETWORK = """\
 name = "small_cnn"
 image_size = 96
 augmentation = "digits"
-max_epochs = 10
+max_epochs = 12
 batch_size = 16"""
 NETWORKS = {"multi_label": 'name = "small_cnn"\nimage_size = 64\naugmentation = "digits"'}
 """Of tasks that learn better by another one."""
