@@ -87,15 +87,13 @@ budget = 132
 audit_size = 60
 seed_set_size = 24
 query_size = 16"""
-
-NETWORK = """\
-name = "small_cnn"
-image_size = 96
-augmentation = "digits"
-max_epochs = 12
-batch_size = 16"""
-NETWORKS = {"multi_label": 'name = "small_cnn"\nimage_size = 64\naugmentation = "digits"'}
-"""Of tasks that learn better by another one."""
+OF_SCENES = 'name = "small_cnn"\nimage_size = {side}\naugmentation = "digits"\n'
+NETWORK = OF_SCENES.format(side=96) + "max_epochs = 12\nbatch_size = 16"
+NETWORKS = {
+    "multi_label": OF_SCENES.format(side=64) + "max_epochs = 30",
+    "detection": OF_SCENES.format(side=96) + "max_epochs = 24\nbatch_size = 16",
+}
+"""Of tasks that learn better or faster otherwise."""
 
 
 def show_of(task: str) -> Show:
