@@ -1,7 +1,7 @@
 """Segmentation: every cell of a network's map is a decision of C + 1 answers, nothing there or one of C classes."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from pipeline.evaluation.metrics import calibration_error, negative_log_likeliho
 from pipeline.masks import mask_to_png, pixels_of
 from pipeline.probabilities import check_probs
 from pipeline.regions import regions_from_json, regions_to_json
+from pipeline.tasks import cells
 from pipeline.tasks.task_type import Answered
 from pipeline.types import AskFor, Metrics, Region, mask_size
 
@@ -25,8 +26,6 @@ reduction = "top_tenth"
 SIDE = 256
 """Rows and columns of a raster, whatever the size of an image and of a network's map."""
 MOST_CLASSES = 255
-MOST_CELLS = 256
-"""Cells of an image that are answered for: neighbours tell little more than one of them."""
 PART = 2**22
 """Numbers made at a time: 16 MiB."""
 
@@ -129,9 +128,7 @@ def strata(targets: Tensor) -> Tensor:
     Images without any class are a stratum of their own, one above the highest class that there is.
     """
     there = _there(targets, int(targets.max()) if len(targets) else 0)
-    counts = torch.where(there, there.sum(dim=0), len(targets) + 1)
-    none = torch.full((len(targets), 1), len(targets), device=targets.device)
-    return torch.cat([counts, none], dim=1).argmin(dim=1)
+    return cells.rarest(there)
 
 
 def class_counts(targets: Tensor, n_classes: int) -> Tensor:
@@ -194,42 +191,11 @@ def places(_outputs: Tensor) -> None:
 
 
 def answered(values: Tensor, targets: Tensor) -> Answered:
-    """Some cells of each image, `MOST_CELLS` at most, and what most of their pixels are.
-
-    Half of them are of classes, as far as there are any: in most images nearly every cell has nothing in it. The cells
-    of an image are the first ones in an order that is drawn once for all.
-    """
-    right = _majority(targets, values.shape[2], _side_of(values))
-    order = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(0)).to(right.device)
-    has_class = right[:, order] > 0
-    n_with, n_without = has_class.sum(dim=1, keepdim=True), (~has_class).sum(dim=1, keepdim=True)
-    keep_with = torch.maximum(MOST_CELLS - n_without, torch.full_like(n_with, MOST_CELLS // 2)).minimum(n_with)
-    place = torch.where(has_class, has_class.cumsum(dim=1), (~has_class).cumsum(dim=1))
-    image, at = (place <= torch.where(has_class, keep_with, MOST_CELLS - keep_with)).nonzero(as_tuple=True)
-    decision = order[at]
-    return Answered(
-        values[image.to(values.device), decision.to(values.device)], right[image, decision], image, decision
-    )
+    """Some cells of each image, and what most of their pixels are."""
+    return cells.answered(values, _majority(targets, values.shape[2], cells.side_of(values.shape[1])))
 
 
-def _side_of(values: Tensor) -> int:
-    """Rows and columns of the map that `(n, U, ...)` are the cells of."""
-    side = math.isqrt(values.shape[1])
-    if side * side != values.shape[1]:
-        raise ValueError(f"the cells of a map are as many rows as columns, got {values.shape[1]} cells")
-    return side
-
-
-def in_words(decision: int, answer: int, classes: Sequence[str], n_decisions: int) -> str:
-    """The class, or that nothing is marked, and where the cell is.
-
-    >>> in_words(1, 0, ["cat"], 4), in_words(2, 1, ["cat"], 4)
-    ('nothing at 75 % from the left, 25 % from the top', 'cat at 25 % from the left, 75 % from the top')
-    """
-    side = math.isqrt(n_decisions)
-    across, down = (round(100 * (place + 0.5) / side) for place in (decision % side, decision // side))
-    what = classes[answer - 1] if answer else "nothing"
-    return f"{what} at {across} % from the left, {down} % from the top"
+in_words = cells.in_words
 
 
 def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -290,7 +256,7 @@ def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tens
 
 def _brought_up(probs: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Some of the images of `(n, U, A)` after another, each with its probabilities `(images, A, SIDE, SIDE)`."""
-    side, n_images = _side_of(probs), max(1, PART // (probs.shape[2] * SIDE * SIDE))
+    side, n_images = cells.side_of(probs.shape[1]), max(1, PART // (probs.shape[2] * SIDE * SIDE))
     for start in range(0, len(probs), n_images):
         rows = slice(start, start + n_images)
         maps = probs[rows].transpose(1, 2).unflatten(2, (side, side))
@@ -321,9 +287,4 @@ def in_columns(
     return {"regions": np.array([write_label(regions) for regions in guess(probs, classes)], dtype=object)}
 
 
-def merged(probs: Tensor, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[Tensor, tuple[str, ...]]:
-    """By the names that classes have now; probabilities of classes that are one now are added up."""
-    present = [renamed.get(name, name) for name in classes]
-    names = tuple(dict.fromkeys(present))
-    answers = torch.tensor([0, *(1 + names.index(name) for name in present)])
-    return torch.zeros(*probs.shape[:2], 1 + len(names)).index_add(2, answers, probs), names
+merged = cells.merged
