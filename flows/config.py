@@ -25,7 +25,7 @@ from connectors.label_studio.settings import LabelStudioSettings
 from connectors.mlflow.settings import MLflowSettings
 from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
-from flows.task_types import TASK, check_task, takes_several
+from flows.task_types import TASK, asked_for, check_task
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
@@ -34,6 +34,7 @@ from pipeline.registries import look_up
 from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.settings import MOST, Duration, Plain, Share, Size, is_held
+from pipeline.types import AskFor
 
 if TYPE_CHECKING:
     from connectors.image_folder.index import PoolSource
@@ -213,12 +214,13 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
             follow_links=self.follow_links,
             max_unused=self.max_unused,
             renamed=self.former_classes,
-            takes_several=self.takes_several,
+            asks=self.asks,
         )
 
-    def takes_several(self) -> bool:
-        """Whether an image may have several labels of its own."""
-        return takes_several(self.task)
+    @property
+    def asks(self) -> AskFor:
+        """What people are asked for; loads torch, but for classification."""
+        return asked_for(self.task)
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
@@ -231,7 +233,7 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         if repeated:
             raise ValueError(f"classes must be distinct, repeated: {', '.join(repeated)}")
         divided = [name for name in (*self.classes, *self.renamed) if SEPARATOR in name]
-        if divided and self.takes_several():
+        if divided and self.asks == AskFor("image", several=True):
             raise ValueError(
                 f"a class name must not hold {SEPARATOR}, which stands between labels, as {divided[0]!r} does"
             )
