@@ -57,8 +57,7 @@ def init(
     if old is not None:
         from flows.successor import write_successor
 
-        for line in write_successor(path, old):
-            console.print(f"{line[0].upper()}{line[1:]}.", soft_wrap=True, highlight=False)
+        _print_lines(write_successor(path, old))
         return
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -204,17 +203,54 @@ def cache(
 @app.command()
 def labels(
     campaign: CampaignFile,
-    out: Annotated[Path, typer.Argument(help="File to write, .csv or .parquet.")] = Path("labels.csv"),
+    out: Annotated[Path, typer.Argument(help="File to write, .csv or .parquet; with --format the folder.")] = Path(
+        "labels.csv"
+    ),
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Boxes or masks as files for other tools: coco, yolo, voc or masks.")
+    ] = None,
 ) -> None:
     """Write the labels that the campaign has collected: file, label, split, how many people agree.
 
     Train on the rows whose split is "pool", and measure on the rows whose split is "audit".
     """
     from flows.config import load_settings
+
+    if format_ is not None:
+        from flows.exchange import export_regions
+
+        _print_lines(export_regions(load_settings(campaign), out, format_))
+        return
     from flows.results import write_labels
 
     count = write_labels(load_settings(campaign), out)
     console.print(f"Wrote {count} labels to {out}.", soft_wrap=True, highlight=False)
+
+
+@app.command("import")
+def import_(
+    format_: Annotated[str, typer.Argument(metavar="FORMAT", help="coco, yolo, voc or masks.")],
+    labels: Annotated[Path, typer.Argument(help="COCO's file, or the folder of the files of labels.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the images; that of the labels, if open.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Manifest to write, .csv or .parquet; labels.csv beside the images, if open.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="box, or mask; what the format usually holds (coco and yolo: box), if open.")
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="File of the names of the classes, a line each, or a data.yaml.")
+    ] = None,
+) -> None:
+    """Make a manifest, the pool of a campaign, from boxes or masks in files of another tool.
+
+    Needs no server. An image without a label file stays and has no label; an empty one says that nothing is there.
+    """
+    from flows.exchange import import_regions
+
+    lines, classes = import_regions(format_, labels, images=images, kind=kind, names=names, out=out)
+    _print_lines(lines)
+    console.print(f"classes = {json.dumps(classes, ensure_ascii=False)}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -371,6 +407,11 @@ def simulate(
     for note in summary["notes"]:
         console.print(note, soft_wrap=True, highlight=False)
     console.print(f"Look at it: {out / 'report.html'}", soft_wrap=True)
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        console.print(f"{line[0].upper()}{line[1:]}.", soft_wrap=True, highlight=False)
 
 
 def _campaign_folder(campaign: Path | None) -> Path:

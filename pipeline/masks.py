@@ -13,6 +13,26 @@ AS_IT_IS, LESS_THE_ROW_ABOVE = 0, 2
 LEVEL = 6
 
 
+def filled(corners: NDArray[np.float64], width: int, height: int) -> NDArray[np.bool_]:
+    """The pixels `(height, width)` whose centres lie in a polygon.
+
+    A centre is inside where a line from it to the left meets an odd number of edges.
+
+    Args:
+        corners: `(n, 2)`, x and y as fractions of the width and the height.
+    """
+    x, y = (corners * (width, height)).T
+    next_x, next_y = np.roll(x, -1), np.roll(y, -1)
+    rows = np.arange(height)[:, None] + 0.5
+    row, edge = np.nonzero((y <= rows) != (next_y <= rows))
+    along = (row + 0.5 - y[edge]) / (next_y[edge] - y[edge])
+    meets = x[edge] + along * (next_x[edge] - x[edge])
+    first_right = np.clip(np.ceil(meets - 0.5), 0, width).astype(np.intp)
+    crossings = np.zeros((height, width + 1), dtype=np.int32)
+    np.add.at(crossings, (row, first_right), 1)
+    return np.asarray(crossings[:, :width].cumsum(axis=1) % 2 == 1)
+
+
 def mask_to_png(mask: NDArray[np.bool_]) -> bytes:
     """A mask `(H, W)` as PNG with a palette of two colours, the first of them transparent.
 

@@ -1,0 +1,35 @@
+"""The formats by their names: what each holds, how it is read and written."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from connectors.region_files import coco, mask_files, voc, yolo
+from connectors.region_files.images import Source
+from connectors.region_files.labelled import LabelledImage, Read
+from pipeline.types import RegionKind
+
+
+class Format(NamedTuple):
+    """A format.
+
+    Attributes:
+        reads: kinds of regions that can be had from it, the usual one first.
+        writes: kinds of regions that it can hold.
+        write: folder, images, classes.
+        images: what a folder of images is called beside the labels.
+    """
+
+    reads: tuple[RegionKind, ...]
+    writes: tuple[RegionKind, ...]
+    read: Callable[[Source], Read]
+    write: Callable[[Path, Sequence[LabelledImage], Sequence[str]], None]
+    images: str = "images"
+
+
+FORMATS = {
+    "coco": Format(("box", "mask"), ("box", "mask"), coco.read, coco.write),
+    "yolo": Format(("box", "mask"), ("box",), yolo.read, yolo.write),
+    "voc": Format(("box",), ("box",), voc.read, voc.write, "JPEGImages"),
+    "masks": Format(("mask",), ("mask",), mask_files.read, mask_files.write),
+}

@@ -1,0 +1,112 @@
+"""The images that files of regions speak of: which there are below a folder, and how large each is."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from connectors.image_folder.listing import locate, walk
+from connectors.images.decode import without_pillow_warnings
+from connectors.images.examine import upright_size
+from connectors.images.threads import map_in_threads
+from connectors.region_files.labelled import RegionFileError, Size, Told
+from pipeline.pool.reasons import PoolError
+from pipeline.types import RegionKind
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images below a folder.
+
+    Attributes:
+        but: a folder in it whose pictures are labels.
+    """
+
+    folder: Path
+    but: Path | None = None
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """Paths below the folder, with / between the folders, sorted.
+
+        Raises:
+            RegionFileError: there is none.
+        """
+        if not self.folder.is_dir():
+            raise RegionFileError(f"{self.folder}: no such folder of images; name it with --images")
+        but = None if self.but is None else os.path.normpath(self.but.absolute()) + os.sep
+        files = [file.uri for file in walk(self.folder, follow_links=True) if file.set_aside_reason is None]
+        found = sorted(self.below(uri) for uri in files if but is None or not uri.startswith(but))
+        if not found:
+            raise RegionFileError(f"{self.folder} holds no images: name their folder with --images")
+        return tuple(found)
+
+    def below(self, uri: str) -> str:
+        """The path of a file below the folder."""
+        return Path(os.path.relpath(uri, self.folder.absolute())).as_posix()
+
+    def find(self, names: Sequence[str]) -> list[str | None]:
+        """The image that each name stands for, as a manifest's names do; None where there is none."""
+        files = locate(names, self.folder, follow_links=True).files
+        known = frozenset(self.paths)
+        return [path if (path := self.below(file.uri)) in known else None for file in files]
+
+    def sizes(self, paths: Iterable[str], told: Told) -> dict[str, Size]:
+        """Sizes by the headers of the files; an image that cannot be read is told, and has none."""
+
+        def look(path: str) -> Size | PoolError:
+            try:
+                return Size(*upright_size(str(self.folder / path)))
+            except PoolError as exc:
+                return exc
+
+        wanted = list(paths)
+        with without_pillow_warnings():
+            looked = map_in_threads(look, wanted)
+        for size in looked:
+            if isinstance(size, PoolError):
+                told.add("images cannot be read, and their labels are left out", str(size))
+        return {path: size for path, size in zip(wanted, looked, strict=True) if isinstance(size, Size)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where labels are read from.
+
+    Attributes:
+        path: file or folder of the labels.
+        kind: of the regions that are wanted, "box" or "mask".
+        names: file of the names of classes, where the format has none and none lies in the folder.
+        told: gets what is left out or changed.
+    """
+
+    path: Path
+    images: Images
+    kind: RegionKind
+    names: Path | None
+    told: Told
+
+    def files(self, suffix: str) -> dict[str, Path]:
+        """All files of a suffix below the folder, by the path below it.
+
+        Raises:
+            RegionFileError: there is no such folder.
+        """
+        if not self.path.is_dir():
+            raise RegionFileError(f"{self.path}: wanted a folder of {suffix} files")
+        found = sorted(file for file in self.path.rglob(f"*{suffix}") if file.is_file())
+        paths = {file.relative_to(self.path).as_posix(): file for file in found}
+        return {path: file for path, file in paths.items() if not any(part[0] == "." for part in path.split("/"))}
+
+    def name_file(self, *usual: str) -> Path:
+        """The file of the names of classes: the one that was named, or the first of the usual ones that is there.
+
+        Raises:
+            RegionFileError: there is none.
+        """
+        candidates = [self.names] if self.names else [self.path / name for name in usual]
+        for file in candidates:
+            if file.is_file():
+                return file
+        raise RegionFileError(f"{candidates[0]}: no such file; name the file of the class names with --names")
