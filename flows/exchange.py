@@ -56,9 +56,9 @@ def import_regions(
     root = os.path.normpath(out.absolute().parent)
     if not is_below(os.path.normpath(folder.absolute()), root):
         raise ConfigError(f"the images of a manifest lie in its own folder: put {out.name} into {folder}, or above it")
-    is_inside = labels.is_dir() and labels.absolute() != folder.absolute()
     told = Told()
-    source = Source(labels, Images(folder, but=labels if is_inside else None), wanted, names, told)
+    labels = labels / format_.labels if (labels / format_.labels).is_dir() else labels
+    source = Source(labels, Images(folder, but=labels), wanted, names, told)
     read = format_.read(source)
     given = _given(read, told)
     if not given:

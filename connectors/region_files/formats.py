@@ -18,6 +18,7 @@ class Format(NamedTuple):
         writes: kinds of regions that it can hold.
         write: folder, images, classes.
         images: what a folder of images is called beside the labels.
+        labels: what a folder of labels is called beside the images; empty where it has no such name.
     """
 
     reads: tuple[RegionKind, ...]
@@ -25,11 +26,12 @@ class Format(NamedTuple):
     read: Callable[[Source], Read]
     write: Callable[[Path, Sequence[LabelledImage], Sequence[str]], None]
     images: str = "images"
+    labels: str = ""
 
 
 FORMATS = {
     "coco": Format(("box", "mask"), ("box", "mask"), coco.read, coco.write),
     "yolo": Format(("box", "mask"), ("box",), yolo.read, yolo.write),
-    "voc": Format(("box",), ("box",), voc.read, voc.write, "JPEGImages"),
-    "masks": Format(("mask",), ("mask",), mask_files.read, mask_files.write),
+    "voc": Format(("box",), ("box",), voc.read, voc.write, "JPEGImages", "Annotations"),
+    "masks": Format(("mask",), ("mask",), mask_files.read, mask_files.write, labels="masks"),
 }

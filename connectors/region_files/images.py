@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from connectors.image_folder.listing import locate, walk
+from connectors.image_folder.listing import is_below, locate, walk
 from connectors.images.decode import without_pillow_warnings
 from connectors.images.examine import upright_size
 from connectors.images.threads import map_in_threads
@@ -20,7 +20,7 @@ class Images:
     """The images below a folder.
 
     Attributes:
-        but: a folder in it whose pictures are labels.
+        but: a folder whose pictures are labels, where it lies in the other.
     """
 
     folder: Path
@@ -35,12 +35,19 @@ class Images:
         """
         if not self.folder.is_dir():
             raise RegionFileError(f"{self.folder}: no such folder of images; name it with --images")
-        but = None if self.but is None else os.path.normpath(self.but.absolute()) + os.sep
         files = [file.uri for file in walk(self.folder, follow_links=True) if file.set_aside_reason is None]
-        found = sorted(self.below(uri) for uri in files if but is None or not uri.startswith(but))
+        of_labels = self._of_labels
+        found = sorted(self.below(uri) for uri in files if of_labels is None or not is_below(uri, of_labels))
         if not found:
             raise RegionFileError(f"{self.folder} holds no images: name their folder with --images")
         return tuple(found)
+
+    @property
+    def _of_labels(self) -> str | None:
+        if self.but is None:
+            return None
+        folder, but = (os.path.normpath(path.absolute()) for path in (self.folder, self.but))
+        return but if but != folder and is_below(but, folder) else None
 
     def below(self, uri: str) -> str:
         """The path of a file below the folder."""

@@ -163,11 +163,15 @@ def _document(image: LabelledImage) -> ET.Element:
 
 
 def _edges(region: Region, size: Size) -> dict[str, int]:
-    """Whole pixels, at least one in each direction."""
     left, upper, right, lower = region.geometry or ()
-    x0, y0 = (min(round(share * n), n - 1) for share, n in zip((left, upper), size, strict=True))
-    x1, y1 = (round(share * n) for share, n in zip((right, lower), size, strict=True))
-    return {"xmin": x0 + 1, "ymin": y0 + 1, "xmax": max(x1, x0 + 1), "ymax": max(y1, y0 + 1)}
+    (xmin, xmax), (ymin, ymax) = _pixels(left, right, size.width), _pixels(upper, lower, size.height)
+    return {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax}
+
+
+def _pixels(low: float, high: float, n: int) -> tuple[int, int]:
+    """The first and the last of n pixels, which count from 1; at least one."""
+    first, end = round(low * n), round(high * n)
+    return (first + 1, end) if first < end else (min(int(low * n), n - 1) + 1,) * 2
 
 
 def _add(element: ET.Element, **texts: str | int) -> None:
