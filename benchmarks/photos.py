@@ -115,4 +115,4 @@ def fit_head(features: Tensor, targets: Tensor, *, seed: int) -> Classifier:
 @cache
 def trunk() -> Classifier:
     """The network whose frozen trunk all heads share."""
-    return frozen_body(SETTINGS, n_classes=N_CLASSES)
+    return frozen_body(SETTINGS, classification, n_classes=N_CLASSES)

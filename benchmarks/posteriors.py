@@ -105,7 +105,9 @@ def learn_actively(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def decide(models: Sequence[Classifier], members: MemberSettings, features: Tensor, *, seed: int) -> Tensor:
     """Decisions `(n, 1, K, C)` of all members."""
-    decisions = [part for part, _ in decide_on_features(models, features, members, task=classification, seed=seed)]
+    decisions = [
+        part.decisions for part in decide_on_features(models, features, members, task=classification, seed=seed)
+    ]
     return torch.cat(decisions)
 
 

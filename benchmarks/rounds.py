@@ -28,6 +28,7 @@ from pipeline.learning.lesson import Lesson
 from pipeline.learning.predict import decide_on_features
 from pipeline.learning.settings import MemberSettings
 from pipeline.learning.train import learn
+from pipeline.members.predict import Decided
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.features import extract
 from pipeline.selection.ask import gather_candidates, probs_read, score_candidates
@@ -109,22 +110,22 @@ def score_pool(prepared: Round, heads: Sequence[Classifier], seed: int) -> Candi
     parts = [
         (score_candidates(decisions, HOW).scores, probs_read(decisions, HOW), embeddings.half())
         for start in range(n_labelled, len(prepared.ids), SHARD)
-        for decisions, embeddings in decide(heads, prepared.features(slice(start, start + SHARD)), seed)
+        for decisions, embeddings, _ in decide(heads, prepared.features(slice(start, start + SHARD)), seed)
     ]
     scores, probs, embeddings = (torch.cat(column) for column in zip(*parts, strict=True))
     of_labelled = decide(heads[:1], prepared.features(slice(n_labelled)), seed)
     columns = {
         "probs": lambda: probs,
         "embeddings": lambda: embeddings,
-        "labelled_embeddings": lambda: torch.cat([embedded.half() for _, embedded in of_labelled]),
+        "labelled_embeddings": lambda: torch.cat([embedded.half() for _, embedded, _ in of_labelled]),
         "labelled_targets": lambda: prepared.targets,
     }
     ids = np.array(prepared.ids[n_labelled:], dtype=np.str_)
     return gather_candidates(ids, scores, columns, HOW, n_classes=N_CLASSES)
 
 
-def decide(heads: Sequence[Classifier], features: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Decisions and embeddings of the members, a part of the images at a time."""
+def decide(heads: Sequence[Classifier], features: Tensor, seed: int) -> Iterator[Decided]:
+    """What the members decide, a part of the images at a time."""
     return decide_on_features(heads, features, MEMBERS, task=classification, seed=seed)
 
 

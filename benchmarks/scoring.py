@@ -157,7 +157,7 @@ def score(members: MemberSettings, prepared: tuple[Photos, Path], seed: int) -> 
     heads, probs = photos.heads[: members.ensemble], []
     cache = open_cache(folder, heads[0], image_size=SIZE)
     features = cached_features(cache, heads[0], photos.ids, photos.uris, image_size=SIZE)
-    for decisions, _ in decide_on_features(heads, features, members, task=classification, seed=seed):
+    for decisions, *_ in decide_on_features(heads, features, members, task=classification, seed=seed):
         score_candidates(decisions, HOW)
         probs.append(probs_read(decisions, HOW)[:, 0])
     return torch.cat(probs)
@@ -276,7 +276,7 @@ def moved(data: OnGPU) -> OnGPU:
 def score_on_gpu(data: OnGPU, seed: int) -> Tensor:
     """Score all images, as a round does without a frozen trunk."""
     parts = decide_on_images([data.model], data.images.split(CHUNK), SETTINGS, None, task=classification, seed=seed)
-    return torch.cat([score_candidates(decisions, HOW).scores for decisions, _ in parts])
+    return torch.cat([score_candidates(decisions, HOW).scores for decisions, *_ in parts])
 
 
 def bare_forward(data: OnGPU, seed: int) -> Tensor:

@@ -109,7 +109,7 @@ def run(job: Mapping[str, Any]) -> dict[str, float]:
     lesson = Lesson(classification, N_CLASSES, phase, inputs, data.targets[rows], body)
     trained = train_network(add_out_of_fold(lesson, how, seed=seed), how, MemberSettings(), seed=seed)
     seconds = perf_counter() - begun
-    ((decisions, _),) = decide_on_images([trained.model], [data.test_images], how, None, task=classification, seed=0)
+    ((decisions, *_),) = decide_on_images([trained.model], [data.test_images], how, None, task=classification, seed=0)
     metrics = classification.measure(decisions.mean(dim=2), data.test_targets, [str(c) for c in range(N_CLASSES)])
     measured = {"accuracy": metrics.value, "nll": metrics.nll, "ece": metrics.ece, **metrics.scalars}
     return {**measured, "seconds": seconds, "epochs": len(trained.fit.history)}
@@ -118,7 +118,7 @@ def run(job: Mapping[str, Any]) -> dict[str, float]:
 @cache
 def frozen(name: str) -> tuple[Classifier, Tensor]:
     """The network whose trunk all heads share, and the pool's features `(N, D)`, float16."""
-    body = frozen_body(lite0_settings(name), n_classes=N_CLASSES)
+    body = frozen_body(lite0_settings(name), classification, n_classes=N_CLASSES)
     return body, extract(body, data_of(name).images, device=torch.device("cpu"))
 
 

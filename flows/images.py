@@ -13,6 +13,7 @@ from flows.cache import features_of, shrink_features
 from flows.predict import predictions
 from pipeline.learning.networks import CHUNK
 from pipeline.learning.settings import MemberSettings, ModelSettings
+from pipeline.members.predict import Decided
 from pipeline.networks.classifier import Classifier
 from pipeline.tables import PoolTable
 from pipeline.tasks.task_type import TaskType
@@ -61,8 +62,8 @@ class PoolImages:
         *,
         seed: int = 0,
         on_progress: OnProgress | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Decisions `(n, U, K, C)` and embeddings `(n, D)`, a part of the images at a time."""
+    ) -> Iterator[Decided]:
+        """What members decide, a part of the images at a time."""
         located = self.pool.located(items)
         yield from predictions(
             networks,

@@ -12,6 +12,7 @@ from flows.cache import features_of
 from pipeline.learning.networks import CHUNK
 from pipeline.learning.predict import decide_on_features, decide_on_images, read_features
 from pipeline.learning.settings import MemberSettings, ModelSettings
+from pipeline.members.predict import Decided
 from pipeline.networks.classifier import Classifier
 from pipeline.tasks.task_type import TaskType
 from pipeline.types import OnProgress
@@ -30,8 +31,8 @@ def predictions(
     reading: Reading = WHOLE,
     seed: int = 0,
     on_progress: OnProgress | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Decisions `(n, U, K, C)` and embeddings `(n, D)` of images, a part of them at a time; no more is in memory.
+) -> Iterator[Decided]:
+    """What members decide about images, a part of them at a time; no more is in memory.
 
     A frozen trunk that all networks share is asked once for an image and never again: see `features_of`.
 
@@ -50,9 +51,9 @@ def predictions(
     uris, done = items["uri"].tolist(), 0
     size, channels = settings.image_size, settings.channels
     with closing(stream_images(uris, size=size, channels=channels, chunk=CHUNK, reading=reading)) as images:
-        for decisions, embeddings in decide_on_images(models, images, settings, members, task=task, seed=seed):
-            yield decisions, embeddings
-            done += len(decisions)
+        for decided in decide_on_images(models, images, settings, members, task=task, seed=seed):
+            yield decided
+            done += len(decided.decisions)
             if on_progress is not None:
                 on_progress(done, len(items))
 

@@ -97,8 +97,7 @@ def _predict(ensemble: Ensemble, files: Sequence[File], renamed: Mapping[str, st
     """A row for each file, in order."""
     reasons = {file.uri: file.set_aside_reason for file in files if file.set_aside_reason is not None}
     uris, squares, unreadable = _read([file.uri for file in files if file.uri not in reasons], ensemble)
-    probs, classes = ensemble.task.merged(ensemble.probabilities(squares), ensemble.classes, renamed)
-    seen = pd.DataFrame(ensemble.task.in_columns(probs, classes)).assign(uri=uris)
+    seen = ensemble.table(squares, renamed).assign(uri=uris)
     table = pd.DataFrame({"uri": [file.uri for file in files]})
     table["reason"] = table["uri"].map(reasons | unreadable).astype("str")
     return table.merge(seen, on="uri", how="left")[[*("uri", *seen.columns.drop("uri")), "reason"]]

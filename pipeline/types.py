@@ -32,6 +32,20 @@ Outcome = Literal["labelled", "skipped", "empty", "invalid", "deleted"]
 """What came of asking an annotator: see `Answer`."""
 
 
+class Outputs(NamedTuple):
+    """What comes out of a network for an image.
+
+    Attributes:
+        n: numbers, or channels of a map.
+        n_logits: so many of them, the first, are logits; the others tell where things are.
+        stride: pixels of the image, in each direction, for a place of the map; None where there is one vector.
+    """
+
+    n: int
+    n_logits: int
+    stride: int | None = None
+
+
 class AskFor(NamedTuple):
     """What people are asked for: regions of a kind, and whether an image may have several."""
 

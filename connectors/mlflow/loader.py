@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,13 @@ from pipeline.networks.classifier import Classifier
 from pipeline.networks.weights import load_trunk, load_weights
 from pipeline.pool.reasons import PoolError
 from pipeline.tasks import TASKS, classification
-from pipeline.tasks.task_type import TaskType
+from pipeline.tasks.task_type import TaskType, no_outputs, outputs_of
 
 TRUNK = "trunk.pt"
 """The file of a trunk that all members share; their own files are without it."""
 CHUNK = 256
 """Images that pass through the networks at a time."""
+NOT_RENAMED: Mapping[str, str] = MappingProxyType({})
 CHANNELS = (1, 3, 4)
 """How many an array may have: grey, RGB, RGBA."""
 
@@ -72,19 +74,30 @@ class Ensemble:
         Raises:
             ValueError: for what is no image, with its place in the list.
         """
-        probs = torch.cat([self._no_probabilities, *(self.probabilities(chunk) for chunk in self._squares(images))])
-        return pd.DataFrame(self.task.in_columns(probs, self.classes))
+        tables = [self.table(chunk) for chunk in self._squares(images)]
+        return pd.concat(tables, ignore_index=True) if tables else self.table(self._no_squares)
 
-    def probabilities(self, squares: Tensor) -> Tensor:
-        """Return `(N, U, C)`, the members' mean, for uint8 `(N, channels, image_size, image_size)`."""
+    def table(self, squares: Tensor, renamed: Mapping[str, str] = NOT_RENAMED) -> pd.DataFrame:
+        """What `predict` gives, for uint8 `(N, channels, image_size, image_size)`.
+
+        Args:
+            renamed: what a class was called -> what it is called now.
+        """
+        probs, places = self.probabilities(squares)
+        probs, classes = self.task.merged(probs, self.classes, renamed)
+        return pd.DataFrame(self.task.in_columns(probs, classes, places))
+
+    def probabilities(self, squares: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The members' mean `(N, U, C)`, and what the task needs to know of places."""
         if not len(squares):
-            return self._no_probabilities
-        decisions, _ = predict_members(self.members, squares, task=self.task, seed=0)
-        return decisions.mean(dim=2).cpu()
+            nothing = no_outputs(self.task, 0, len(self.classes))
+            return self.task.logits(nothing), self.task.places(nothing)
+        decided = predict_members(self.members, squares, task=self.task, seed=0)
+        return decided.decisions.mean(dim=2), decided.places
 
     @property
-    def _no_probabilities(self) -> Tensor:
-        return self.task.logits(torch.empty(0, len(self.classes)))
+    def _no_squares(self) -> Tensor:
+        return torch.empty((0, self.channels, self.image_size, self.image_size), dtype=torch.uint8)
 
     def _squares(self, images: object) -> Iterator[Tensor]:
         """Images as the networks take them, `(chunk, channels, image_size, image_size)`."""
@@ -177,7 +190,8 @@ def load_members(told: Mapping[str, Any], weights: Sequence[Path], *, trunk: Pat
     def build() -> Classifier:
         names = ("n_classes", "image_size", "channels", "dropout")
         how = {name: told[name] for name in names} | {"head": told.get("head", "linear")}  # which it was before
-        return build_model(told["name"], **how, weights=None, seed=0)
+        outputs = outputs_of(TASKS[told.get("task", "classification")], told["n_classes"])
+        return build_model(told["name"], **how, outputs=outputs, weights=None, seed=0)
 
     if trunk is None:
         members = [build() for _ in weights]

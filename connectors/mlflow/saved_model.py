@@ -10,7 +10,6 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from mlflow import pyfunc
 from mlflow.entities import LoggedModel
 from mlflow.models import Model, ModelSignature
@@ -18,6 +17,7 @@ from mlflow.types import ColSpec, Schema
 
 from connectors.mlflow import loader
 from pipeline.tasks import TASKS
+from pipeline.tasks.task_type import no_outputs
 
 NEEDED = ("numpy", "pandas", "pillow", "pillow-heif", "torch", "torchvision")
 """What a saved model imports, besides what its network is from."""
@@ -77,7 +77,8 @@ def _own_code(folder: Path) -> list[Path]:
 def columns_of(told: Mapping[str, Any]) -> Schema:
     """What a prediction holds; see `connectors.mlflow.loader`."""
     task, classes = TASKS[told.get("task", "classification")], told["classes"]
-    columns = task.in_columns(task.logits(torch.zeros(1, len(classes))).softmax(dim=-1), classes)
+    outputs = no_outputs(task, 1, len(classes))
+    columns = task.in_columns(task.logits(outputs).softmax(dim=-1), classes, task.places(outputs))
     kinds = {name: "string" if values.dtype == object else "float" for name, values in columns.items()}
     return Schema([ColSpec(kind, name) for name, kind in kinds.items()])
 

@@ -12,6 +12,7 @@ from pipeline.learning.networks import check_network
 from pipeline.learning.settings import MemberSettings, ModelSettings, with_own_image_size
 from pipeline.networks.build import check_model_name
 from pipeline.pool.reasons import PoolError
+from pipeline.tasks import classification
 
 PIXELS, FEATURES = "pixels", "features"
 SMALL_SIDE = 28
@@ -91,7 +92,7 @@ def _network(values: Mapping[str, object]) -> ModelSettings:
 def _checked(network: ModelSettings, members: MemberSettings) -> Model:
     """The settings of a network that can be trained, with members that it can have."""
     is_linear = network.train == "head"  # whose dropout is that of the features
-    check_network(network, MemberSettings() if is_linear else members, n_classes=2)
+    check_network(network, MemberSettings() if is_linear else members, classification, n_classes=2)
     drawn = [name for name in ("swag", "views", "laplace") if is_linear and getattr(members, name)]
     if drawn:
         raise ReplayError(

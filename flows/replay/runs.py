@@ -134,7 +134,7 @@ def _decide(
     else:
         images = (replay.data[part] for part in rows.split(CHUNK))
         found = decide_on_images(models, images, network, members, task=classification, seed=seed)
-    decisions, embeddings = zip(*found, strict=True)
+    decisions, embeddings, _ = zip(*found, strict=True)
     return torch.cat(decisions), torch.cat(embeddings)
 
 
@@ -142,7 +142,7 @@ def _lesson(replay: Replay, network: ModelSettings, labelled: Tensor, *, seed: i
     """What the labelled positions teach; heads share the trunk that they do not train."""
     n_classes = len(replay.settings.classes)
     phase = phase_of(network, n_trained_on=len(labelled), n_classes=n_classes)
-    body = frozen_body(network, n_classes=n_classes) if phase == "head" else None
+    body = frozen_body(network, classification, n_classes=n_classes) if phase == "head" else None
     return Lesson(
         classification,
         n_classes,

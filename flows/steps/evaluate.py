@@ -34,12 +34,17 @@ def evaluate(
     if not len(audit):
         return Predicted.none(), None
     members = load_networks(training, networks, model)
-    decisions = torch.cat([decisions for decisions, _ in images.predict(members, audit.table)])
-    probs, targets = decisions.mean(dim=2), audit.targets(task, classes)
-    metrics = task.measure(probs, targets, classes)
+    temperatures = torch.stack([one.temperature.cpu() for one in members])
+    parts = [
+        (decisions.mean(dim=2), at_temperature_one(decisions, temperatures).mean(dim=2), places)
+        for decisions, _, places in images.predict(members, audit.table)
+    ]
+    probs, plain = (torch.cat(each) for each in list(zip(*parts, strict=True))[:2])
+    places = None if parts[0][2] is None else torch.cat([each for _, _, each in parts if each is not None])
+    targets = audit.targets(task, classes)
+    metrics = task.measure(probs, targets, classes, places)
     if metrics is None:
         return Predicted.made(audit, probs), None
-    plain = at_temperature_one(decisions, torch.stack([one.temperature.cpu() for one in members])).mean(dim=2)
     uncalibrated = task.answered(plain, targets)
     return Predicted.made(audit, probs), AuditMetrics(
         **{field.name: getattr(metrics, field.name) for field in dataclasses.fields(metrics)},

@@ -46,7 +46,7 @@ def score_shard(
     models = load_networks(training, networks, settings.model)
     seed = draws_seed(settings, round_number)
     parts, start = [], 0
-    for decisions, embeddings in images.predict(models, rows, settings.members, seed=seed, on_progress=on_progress):
+    for decisions, embeddings, _ in images.predict(models, rows, settings.members, seed=seed, on_progress=on_progress):
         chunk = rows.iloc[start : start + len(decisions)]
         parts.append(_score_chunk(chunk, decisions, embeddings, settings, task))
         start += len(chunk)
@@ -94,7 +94,7 @@ def embed_labelled(
     models = load_networks(training, networks, settings.model)
     models, members = (models, settings.members) if with_probs else (models[:1], None)
     found = images.predict(models, labelled.table, members, seed=draws_seed(settings, round_number))
-    parts = [(probs_read(decisions, settings), embeddings.half()) for decisions, embeddings in found]
+    parts = [(probs_read(each.decisions, settings), each.embeddings.half()) for each in found]
     probs, embeddings = (torch.cat(part) for part in zip(*parts, strict=True))
     columns = {"item_id": labelled.table["item_id"].to_numpy(), "embedding": as_lists(embeddings)}
     return labelled_embeddings.write(columns | ({"probs": as_lists(probs)} if with_probs else {}))

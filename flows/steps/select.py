@@ -94,17 +94,19 @@ def select(
     batch = select_batch(scored, how, round_number=round_number, seed=settings.seed)
     models, seed = load_networks(training, networks, settings.model), draws_seed(settings, round_number)
     chosen = _located(batch_table(batch), pool).table
-    decided = [decisions.mean(dim=2) for decisions, _ in images.predict(models, chosen, settings.members, seed=seed)]
-    guesses = Guesses.made(batch.ids, [seen for part in decided for seen in task.guess(part, settings.classes)])
+    found = images.predict(models, chosen, settings.members, seed=seed)
+    decided = [(decisions.mean(dim=2), places) for decisions, _, places in found]
+    seen = [each for probs, places in decided for each in task.guess(probs, settings.classes, places)]
+    guesses = Guesses.made(batch.ids, seen)
     table = explain_batch(
         batch,
         scores.rows(batch.ids),
         guesses.by_item(),
         labelled_embeddings.embeddings,
-        n_answers=decided[0].shape[-1],
+        n_answers=decided[0][0].shape[-1],
         confused=None
         if task.has_one_decision
-        else [pair for part in decided for pair in _confused(part, task, settings)],
+        else [pair for probs, _ in decided for pair in _confused(probs, task, settings)],
     )
     if measured:
         table = pd.concat([again, table], ignore_index=True)

@@ -64,7 +64,7 @@ def cross_validate(
     phase = phase_to_cross(plan.phase, targets, model, task=task, groups=groups)
     if phase is None:
         return Predicted.none()
-    body = frozen_body(model, n_classes=len(classes)) if phase == "head" else None
+    body = frozen_body(model, task, n_classes=len(classes)) if phase == "head" else None
     inputs = _inputs(images, body, labelled.table, round_number)
     lesson = Lesson(task, len(classes), phase, inputs, targets, body, groups=groups)
     seed = derive_seed(seed, round_number, FOLDS)
@@ -170,7 +170,7 @@ class _Lessons:
         model, classes, phase = self.settings.model, self.settings.classes, self.plan.phase
         body = sample = None
         if phase == "head":
-            body = frozen_body(model, n_classes=len(classes))
+            body = frozen_body(model, self.task, n_classes=len(classes))
             networks.save_trunk(body)
         elif not model.is_pretrained:
             sample = self._sample_pool()
@@ -227,7 +227,7 @@ class _Lessons:
         """Entropy of the mean of the networks, nats, and likeliest class `(N,)` each; the pool is held in parts."""
         entropies, guesses = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
         with progress_bar("looking for pseudo-labels", unit="images") as on_progress:
-            for decisions, _ in self.images.predict(models, items, on_progress=on_progress):
+            for decisions, _, _ in self.images.predict(models, items, on_progress=on_progress):
                 entropies.append(entropy(decisions[:, 0]))
                 guesses.append(decisions[:, 0].mean(dim=1).argmax(dim=1))
         return torch.cat(entropies), torch.cat(guesses)

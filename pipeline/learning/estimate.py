@@ -4,12 +4,14 @@ from dataclasses import replace
 from itertools import pairwise
 from time import perf_counter
 
+import numpy as np
 from torch import Tensor
 
 from pipeline.learning.lesson import VALIDATION_SHARE
 from pipeline.learning.networks import compute_in_parts, new_model, noise
 from pipeline.learning.out_of_fold import NETWORK_FOLDS
 from pipeline.learning.settings import MemberSettings, ModelSettings
+from pipeline.masks import mask_to_png
 from pipeline.networks.devices import choose_device
 from pipeline.tasks.task_type import TaskType
 from pipeline.training.fit import fit
@@ -41,7 +43,7 @@ def estimate_seconds(
     in_step = min(settings.batch_size, n_trained_on)
     n_timed = min(in_step, N_TIMED)
     images = noise(settings, n_timed)
-    model = new_model(settings, n_classes=n_classes, seed=0)
+    model = new_model(settings, task, n_classes=n_classes, seed=0)
     model.train_only(phase)
     moments: list[float] = []
     fit(
@@ -69,5 +71,7 @@ def estimate_seconds(
 def _made_up_targets(task: TaskType, n: int, n_classes: int) -> Tensor:
     """Targets of n images, one after another of each class."""
     classes = [str(number) for number in range(n_classes)]
-    whole = (0.0, 0.0, 1.0, 1.0) if task.asks.kind != "image" else None
-    return task.targets([(Region(task.asks.kind, classes[row % n_classes], whole),) for row in range(n)], classes)
+    kind = task.asks.kind
+    whole = (0.0, 0.0, 1.0, 1.0) if kind == "box" else None
+    mask = mask_to_png(np.ones((8, 8), dtype=np.bool_)) if kind == "mask" else None
+    return task.targets([(Region(kind, classes[row % n_classes], whole, mask=mask),) for row in range(n)], classes)

@@ -11,12 +11,13 @@ from pipeline.networks.build import build_model
 from pipeline.networks.classifier import PHASES, Classifier, evaluating
 from pipeline.networks.devices import choose_device
 from pipeline.networks.errors import ModelError
+from pipeline.tasks.task_type import TaskType, outputs_of
 
 CHUNK = 256
 """Images that pass through a network at a time."""
 
 
-def new_model(settings: ModelSettings, *, n_classes: int, seed: int) -> Classifier:
+def new_model(settings: ModelSettings, task: TaskType, *, n_classes: int, seed: int) -> Classifier:
     """The untrained network of one member."""
     return build_model(
         settings.name,
@@ -26,13 +27,14 @@ def new_model(settings: ModelSettings, *, n_classes: int, seed: int) -> Classifi
         dropout=settings.dropout,
         weights=settings.weights if settings.is_pretrained else None,
         head=settings.head,
+        outputs=outputs_of(task, n_classes),
         seed=seed,
     )
 
 
-def frozen_body(settings: ModelSettings, *, n_classes: int) -> Classifier:
+def frozen_body(settings: ModelSettings, task: TaskType, *, n_classes: int) -> Classifier:
     """The network whose trunk all members share when they train their heads only, on the settings' device."""
-    model = new_model(settings, n_classes=n_classes, seed=0)
+    model = new_model(settings, task, n_classes=n_classes, seed=0)
     model.train_only("head")
     return model.to(choose_device(settings.device))
 
@@ -48,7 +50,7 @@ def phase_of(settings: ModelSettings, *, n_trained_on: int, n_classes: int) -> s
     return "head" if settings.is_pretrained and n_trained_on / n_classes < settings.all_from else "all"
 
 
-def check_network(settings: ModelSettings, members: MemberSettings, *, n_classes: int) -> None:
+def check_network(settings: ModelSettings, members: MemberSettings, task: TaskType, *, n_classes: int) -> None:
     """Build the network once, so that wrong weights, sizes or devices are found before labels are paid for.
 
     Raises:
@@ -56,7 +58,7 @@ def check_network(settings: ModelSettings, members: MemberSettings, *, n_classes
     """
     try:
         choose_device(settings.device)
-        model = new_model(settings, n_classes=n_classes, seed=0)
+        model = new_model(settings, task, n_classes=n_classes, seed=0)
         if members.mc_dropout:
             only = phase_of(settings, n_trained_on=0, n_classes=n_classes)
             for phase in PHASES if settings.follows_labels else (only,):

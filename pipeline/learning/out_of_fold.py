@@ -133,7 +133,7 @@ def _cross_networks(
 
         epochs: list[Mapping[str, float]] = []
         rest = torch.ones(len(targets), dtype=torch.bool).index_fill(0, folds[number], False)
-        model = new_model(settings, n_classes=lesson.n_classes, seed=seed)
+        model = new_model(settings, lesson.task, n_classes=lesson.n_classes, seed=seed)
         model.train_only(lesson.phase)
         fit(
             model,

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from torch import Tensor
+from torch import Tensor, inference_mode
 
 from pipeline.learning.settings import MemberSettings, ModelSettings
-from pipeline.members.predict import predict_from_features, predict_members
-from pipeline.networks.classifier import Classifier
+from pipeline.members.predict import Decided, predict_from_features, predict_members
+from pipeline.networks.classifier import Classifier, evaluating
 from pipeline.tasks.task_type import TaskType
 
 MAX_PROBABILITIES = 2**26
-"""Numbers that heads on cached features decide at a time: 256 MiB."""
+"""Numbers that heads on cached features give at a time: 256 MiB."""
 
 
 def share_frozen_trunk(models: Sequence[Classifier]) -> bool:
@@ -25,8 +25,8 @@ def read_features(models: Sequence[Classifier], members: MemberSettings | None) 
 
 def decide_on_features(
     models: Sequence[Classifier], features: Tensor, members: MemberSettings | None, *, task: TaskType, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Decisions `(n, U, K, C)` and embeddings `(n, D)`, a part of the images at a time.
+) -> Iterator[Decided]:
+    """What members decide, a part of the images at a time.
 
     Args:
         models: heads on one frozen trunk.
@@ -35,7 +35,9 @@ def decide_on_features(
         seed: of the members' draws.
     """
     members = members or MemberSettings()
-    n_decided = len(models) * max(1, members.mc_dropout) * max(1, members.laplace) * models[0].n_classes
+    with evaluating(models[0]), inference_mode():
+        n_outputs = models[0].read(features[:1].to(models[0].mean.device)).numel()
+    n_decided = len(models) * max(1, members.mc_dropout) * max(1, members.laplace) * max(1, n_outputs)
     for part in features.split(max(1, MAX_PROBABILITIES // n_decided)):
         yield predict_from_features(
             models, part, task=task, mc_dropout=members.mc_dropout, laplace=members.laplace, seed=seed
@@ -50,7 +52,7 @@ def decide_on_images(
     *,
     task: TaskType,
     seed: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Decided]:
     """What `decide_on_features` gives, of images `(n, channels, S, S)` in parts."""
     members = members or MemberSettings()
     for part in images:

@@ -164,7 +164,7 @@ def _start(lesson: Lesson, settings: ModelSettings, *, seed: int, previous: Mapp
         model = with_new_head(lesson.body, seed=seed)
         model.train_only(lesson.phase)
         return model
-    model = new_model(settings, n_classes=lesson.n_classes, seed=seed)
+    model = new_model(settings, lesson.task, n_classes=lesson.n_classes, seed=seed)
     model.train_only(lesson.phase)
     if previous is not None:
         shrink_and_perturb(model, previous)

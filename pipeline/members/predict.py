@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,20 @@ BLOCK = 2**22
 """Numbers read and made at a time from cached features: 16 MiB."""
 
 
+class Decided(NamedTuple):
+    """What members decide about n images; float32 on the CPU.
+
+    Attributes:
+        decisions: probabilities `(n, U, K, C)`.
+        embeddings: `(n, D)`, by the first network.
+        places: `(n, U, G)` as the task has them, the mean over the members; None where it has none.
+    """
+
+    decisions: Tensor
+    embeddings: Tensor
+    places: Tensor | None = None
+
+
 def predict_members(
     models: Sequence[Classifier],
     images: Tensor,
@@ -32,7 +46,7 @@ def predict_members(
     augmentation: str = "none",
     seed: int,
     batch_size: int = 64,
-) -> tuple[Tensor, Tensor]:
+) -> Decided:
     """Decisions of K members on every image, and the first network's embeddings.
 
     K is networks x views x Laplace draws x dropout passes, each at least 1, nested in this order: all members of the
@@ -56,8 +70,7 @@ def predict_members(
         batch_size: images at a time; changes speed and memory only.
 
     Returns:
-        Probabilities `(n, U, K, C)`; and embeddings `(n, D)` of the images as they are with dropout off, averaged over
-        space where the task has places. Float32 on the CPU.
+        Embeddings are of the images as they are with dropout off, averaged over space where there are maps.
     """
     if views < 0 or (views > 0 and augmentation == "none"):
         raise ValueError(f"views must be 0, or more with an augmentation, got {views} with {augmentation!r}")
@@ -71,9 +84,9 @@ def predict_members(
         networks = [_Network(model, mc_dropout, laplace, seed, number) for number, model in enumerate(models)]
         groups = _sharing_a_trunk(networks)
         batches = [[_see(group, batch, changes, task) for group in groups] for batch in images.split(batch_size)]
-    decisions, embeddings = _join(batches)
-    _check_distinct(decisions, len(models), (views, laplace, mc_dropout))
-    return decisions, embeddings
+    decided = _join(batches)
+    _check_distinct(decided.decisions, len(models), (views, laplace, mc_dropout))
+    return decided
 
 
 def predict_from_features(
@@ -84,7 +97,7 @@ def predict_from_features(
     mc_dropout: int = 0,
     laplace: int = 0,
     seed: int,
-) -> tuple[Tensor, Tensor]:
+) -> Decided:
     """What `predict_members` gives for the images of these features, up to the rounding of the features.
 
     Where each tail is a dropout and a Linear layer, all members are one matrix product: masks and draws go into its
@@ -94,21 +107,18 @@ def predict_from_features(
         models: networks that share the trunk that made the features; with passes, it must draw nothing.
         features: `(n, ...)` what the tails read of n images; float16 will do. Give many at once: masks and draws are
             made for each call, and memory is for blocks of them.
-
-    Returns:
-        Probabilities `(n, U, K, C)` and embeddings `(n, D)`, as of `predict_members`.
     """
     _check_counts(models, mc_dropout, laplace)
     with _predicting(models):
         group = _Group([_Network(model, mc_dropout, laplace, seed, number) for number, model in enumerate(models)])
         if any(network.trunk_draws for network in group.networks):
             raise ValueError("dropout passes of a trunk that is not frozen are not in its features; give the images")
-        numbers = features[:1].numel() + len(models) * group.networks[0].n_members * models[0].n_classes
+        numbers = features[:1].numel() + len(models) * group.networks[0].n_members * models[0].n_outputs.n
         blocks = features.split(max(1, BLOCK // numbers))
         batches = [[_decide(task, *group.read(block.to(models[0].mean)))] for block in blocks]
-    decisions, embeddings = _join(batches)
-    _check_distinct(decisions, len(models), (0, laplace, mc_dropout))
-    return decisions, embeddings
+    decided = _join(batches)
+    _check_distinct(decided.decisions, len(models), (0, laplace, mc_dropout))
+    return decided
 
 
 def first_half(decisions: Tensor, n_networks: int) -> Tensor:
@@ -154,7 +164,7 @@ class _Network:
         return last.weight + changes[:, :, :-1], last.bias + changes[:, :, -1]
 
     def read(self, features: Tensor, images: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits `(n, S, C, ...)` of the S = draws x passes, and embeddings `(n, D, ...)` with dropout off."""
+        """Outputs `(n, S, C, ...)` of the S = draws x passes, and embeddings `(n, D, ...)` with dropout off."""
         model = self.model
         plain = model.tail[:-1](features)
         outputs = [] if self.passes else [self._last(plain)]
@@ -162,10 +172,10 @@ class _Network:
             with one.masked():
                 seen = model.features(images).to(features) if self.trunk_draws and images is not None else features
                 outputs.append(self._last(model.tail[:-1](seen)))
-        return torch.stack(outputs, dim=2).flatten(1, 2) / model.temperature, plain
+        return model.calibrated(torch.stack(outputs, dim=2).flatten(1, 2), dim=2), plain
 
     def _last(self, embeddings: Tensor) -> Tensor:
-        """Logits `(n, draws, C, ...)`; the last layer as it is counts as one draw."""
+        """Outputs `(n, draws, C, ...)`; the last layer as it is counts as one draw."""
         if self.draws is None:
             return cast(Tensor, self.model.tail[-1](embeddings)).unsqueeze(1)
         weights, biases = self.draws
@@ -201,7 +211,7 @@ class _Group:
         return self.read(model.features(images).to(model.mean), images)
 
     def read(self, features: Tensor, images: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits `(n, M, S, C, ...)` of M networks, and embeddings `(n, D, ...)` of the first one."""
+        """Outputs `(n, M, S, C, ...)` of M networks, and embeddings `(n, D, ...)` of the first one."""
         if self.folded is not None and features.ndim == 2:
             weights, biases = self.folded
             logits = functional.linear(features, weights.flatten(0, 1), biases.flatten())
@@ -239,30 +249,39 @@ def _is_linear(tail: nn.Sequential) -> bool:
     )
 
 
-def _see(
-    group: _Group, batch: Tensor, changes: Sequence[Callable[[Tensor], Tensor]], task: TaskType
-) -> tuple[Tensor, Tensor]:
-    """Decisions `(n, U, K, C)` of a group on the images and after each change, and embeddings of the images."""
+def _see(group: _Group, batch: Tensor, changes: Sequence[Callable[[Tensor], Tensor]], task: TaskType) -> Decided:
+    """What a group decides about the images and after each change."""
     images = _move(batch, group.networks[0].model.mean.device)
-    outputs = [group.run(images), *(group.run(change(images)) for change in changes)]
-    return _decide(task, torch.stack([logits for logits, _ in outputs], dim=2).flatten(2, 3), outputs[0][1])
+    seen = [group.run(images), *(group.run(change(images)) for change in changes)]
+    return _decide(task, torch.stack([outputs for outputs, _ in seen], dim=2).flatten(2, 3), seen[0][1])
 
 
-def _decide(task: TaskType, logits: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """Decisions `(n, U, K, C)` of logits `(n, M, S, C, ...)`, and embeddings `(n, D)` of `(n, D, ...)`."""
-    n, n_networks, n_members = logits.shape[:3]
-    decisions = (
-        task.logits(logits.flatten(0, 2)).softmax(dim=-1).unflatten(0, (n, n_networks * n_members)).transpose(1, 2)
+def _decide(task: TaskType, outputs: Tensor, embeddings: Tensor) -> Decided:
+    """What outputs `(n, M, S, C, ...)` mean; embeddings are `(n, D, ...)`."""
+    n, n_networks, n_members = outputs.shape[:3]
+    flat, k = outputs.flatten(0, 2), n_networks * n_members
+    decisions, places = task.logits(flat).softmax(dim=-1), task.places(flat)
+    return Decided(
+        decisions.unflatten(0, (n, k)).transpose(1, 2),
+        embeddings if embeddings.ndim == 2 else embeddings.flatten(2).mean(dim=2),
+        None if places is None else places.unflatten(0, (n, k)).mean(dim=1),
     )
-    return decisions, embeddings if embeddings.ndim == 2 else embeddings.flatten(2).mean(dim=2)
 
 
-def _join(batches: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
+def _join(batches: Sequence[Sequence[Decided]]) -> Decided:
     """Put batches `[batch][group]` together, on the CPU: a GPU is not waited for before the last one."""
     groups = list(zip(*batches, strict=True))
-    decisions = [torch.cat([of_batch for of_batch, _ in group]).float().cpu() for group in groups]
-    embeddings = torch.cat([embedded for _, embedded in groups[0]]).float().cpu()
-    return torch.cat(decisions, dim=2), embeddings
+    decisions = [torch.cat([each.decisions for each in group]).float().cpu() for group in groups]
+    places: list[Tensor] = []
+    for group in groups:
+        found = [each.places for each in group if each.places is not None]
+        places += [torch.cat(found).float().cpu()] if found else []
+    members = torch.tensor([float(each.shape[2]) for each in decisions])
+    return Decided(
+        torch.cat(decisions, dim=2),
+        torch.cat([each.embeddings for each in groups[0]]).float().cpu(),
+        (torch.stack(places, dim=-1) @ (members / members.sum())) if places else None,
+    )
 
 
 def _move(images: Tensor, device: torch.device) -> Tensor:
@@ -273,7 +292,7 @@ def _move(images: Tensor, device: torch.device) -> Tensor:
 def _change(augment: Augmentation, seed: int, images: Tensor) -> Tensor:
     """Change every image in the same way, drawn by the seed."""
     with seeded(seed, torch.device("cpu")):
-        changed: Tensor = torch.vmap(lambda image: augment(image[None])[0], randomness="same")(images)
+        changed: Tensor = torch.vmap(lambda image: augment(image[None]).images[0], randomness="same")(images)
     return changed
 
 

@@ -78,9 +78,12 @@ def swag_draws(
 
     def loss_of_batch() -> Tensor:
         rows = torch.randint(len(inputs), (recipe.batch_size,), generator=generator)
-        batch = inputs[rows].to(device)
-        logits = model.read(batch) if from_features else model(augment(batch))
-        return task.loss(logits * model.temperature, targets[rows].to(device), weights, recipe.label_smoothing)
+        batch, wanted = inputs[rows].to(device), targets[rows].to(device)
+        if not from_features:
+            batch, affine = augment(batch)
+            wanted = wanted if affine is None else task.warp(wanted, affine)
+            batch = model.features(batch)
+        return task.loss(model.outputs(batch), wanted, weights, recipe.label_smoothing)
 
     try:
         n_steps = max(MIN_STEPS, -(-len(inputs) // recipe.batch_size))

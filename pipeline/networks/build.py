@@ -6,10 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from pipeline.networks.backbones import check_network_name, draw_anew, load_backbone, trained_image_size
+from pipeline.networks.backbones import Backbone, check_network_name, draw_anew, load_backbone, trained_image_size
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.errors import ModelError
+from pipeline.networks.pyramid import find_pyramid, map_tail, small_maps
 from pipeline.randomness import seeded
+from pipeline.types import Outputs
 
 HEADS = ("linear", "mlp")
 HIDDEN = 256
@@ -25,6 +27,7 @@ def build_model(
     dropout: float = 0.5,
     weights: str | None = None,
     head: str = "linear",
+    outputs: Outputs | None = None,
     seed: int,
 ) -> Classifier:
     """Build a network; the same seed gives the same weights.
@@ -40,7 +43,8 @@ def build_model(
         weights: None draws them (those of a factory anew, layer by layer); the path of a state dict or of a
             `.safetensors` file; a name on the hub: torchvision's, a timm tag, or "DEFAULT"; or "factory", those that
             the factory's network comes with.
-        head: "linear", or "mlp" with one hidden layer of `HIDDEN` units.
+        head: "linear", or "mlp" with one hidden layer of `HIDDEN` units; a map has a head of its own.
+        outputs: what is to come out; None for a logit for each class.
         seed: of the weights; torch's global generator is left as it was.
 
     Raises:
@@ -53,16 +57,19 @@ def build_model(
             f"dropout={dropout}, head={head!r}"
         )
     check_model_name(name)
+    outputs = outputs or Outputs(n_classes, n_classes)
     with seeded(seed, torch.device("cpu")):
-        if name in MODELS:
+        if outputs.stride is not None:
+            model = _with_map(name, n_classes, outputs, outputs.stride, image_size, channels, dropout, weights)
+        elif name in MODELS:
             if weights is not None or head != "linear":
                 raise ModelError(
                     f"model {name!r} has no published weights and a head of its own: weights must be None and head "
                     f"'linear', got {weights!r} and {head!r}"
                 )
-            model = MODELS[name](n_classes, image_size, channels, dropout)
+            model = MODELS[name](n_classes, outputs, image_size, channels, dropout)
         else:
-            model = _classifier(name, n_classes, image_size, channels, dropout, weights, head)
+            model = _classifier(name, n_classes, outputs, image_size, channels, dropout, weights, head)
     return model.to(memory_format=torch.channels_last).eval()
 
 
@@ -94,13 +101,14 @@ def with_new_head(model: Classifier, *, seed: int) -> Classifier:
         pretrained=model.pretrained,
         image_size=model.image_size,
         n_kept=model.n_kept,
+        n_outputs=model.n_outputs,
     )
     new.mean, new.std = model.mean, model.std
     new.frozen = model.frozen
     return new.to(model.mean.device).train(model.training)
 
 
-def small_cnn(n_classes: int, image_size: int, channels: int, dropout: float) -> Classifier:
+def small_cnn(n_classes: int, outputs: Outputs, image_size: int, channels: int, dropout: float) -> Classifier:
     """Two convolutions and two dense layers after Gal, Islam and Ghahramani (2017), for digits and the like.
 
     Theirs has no padding and pools once; pooling after each convolution trains several times faster and is as good.
@@ -122,13 +130,20 @@ def small_cnn(n_classes: int, image_size: int, channels: int, dropout: float) ->
         nn.Linear(64 * (half // pool) ** 2, 128),
         nn.ReLU(),
         nn.Dropout(dropout),
-        nn.Linear(128, n_classes),
+        nn.Linear(128, outputs.n),
     )
-    return Classifier(trunk, tail, n_classes=n_classes, channels=channels, image_size=image_size)
+    return Classifier(trunk, tail, n_classes=n_classes, channels=channels, image_size=image_size, n_outputs=outputs)
 
 
 def _classifier(
-    name: str, n_classes: int, image_size: int, channels: int, dropout: float, weights: str | None, head: str
+    name: str,
+    n_classes: int,
+    outputs: Outputs,
+    image_size: int,
+    channels: int,
+    dropout: float,
+    weights: str | None,
+    head: str,
 ) -> Classifier:
     """A backbone from elsewhere with a new head, drawn by torch's global generator."""
     backbone = load_backbone(name, image_size=image_size, weights=weights)
@@ -136,18 +151,57 @@ def _classifier(
     width = HIDDEN if hidden else backbone.width
     model = Classifier(
         backbone.trunk,
-        nn.Sequential(*backbone.kept, *hidden, nn.Dropout(dropout), nn.Linear(width, n_classes)),
+        nn.Sequential(*backbone.kept, *hidden, nn.Dropout(dropout), nn.Linear(width, outputs.n)),
         n_classes=n_classes,
         channels=channels,
         trunk_channels=3,
         pretrained=weights is not None,
         image_size=image_size,
         n_kept=len(backbone.kept),
+        n_outputs=outputs,
     )
-    if weights is not None:
+    return _standardising(model, backbone)
+
+
+def _standardising(model: Classifier, backbone: Backbone) -> Classifier:
+    """The network with mean and std of the backbone's weights, where they came with it."""
+    if model.pretrained:
         model.mean.copy_(torch.tensor(backbone.preprocessing.mean).reshape(-1, 1, 1))
         model.std.copy_(torch.tensor(backbone.preprocessing.std).reshape(-1, 1, 1))
     return model
 
 
-MODELS: dict[str, Callable[[int, int, int, float], Classifier]] = {"small_cnn": small_cnn}
+def _with_map(
+    name: str,
+    n_classes: int,
+    outputs: Outputs,
+    stride: int,
+    image_size: int,
+    channels: int,
+    dropout: float,
+    weights: str | None,
+) -> Classifier:
+    """A network whose outputs are a map of places, drawn by torch's global generator.
+
+    A network of our own has a trunk of its own for that: `SMALL_MAPS`.
+    """
+    if name in MODELS and weights is not None:
+        raise ModelError(f"model {name!r} has no published weights: weights must be None, got {weights!r}")
+    backbone = None if name in MODELS else load_backbone(name, image_size=image_size, weights=weights)
+    read = channels if backbone is None else 3
+    body = small_maps(read) if backbone is None else backbone.trunk
+    trunk = find_pyramid(body, name, stride=stride, channels=read, image_size=image_size)
+    model = Classifier(
+        trunk,
+        map_tail(trunk, outputs, dropout),
+        n_classes=n_classes,
+        channels=channels,
+        trunk_channels=read,
+        pretrained=weights is not None,
+        image_size=image_size,
+        n_outputs=outputs,
+    )
+    return model if backbone is None else _standardising(model, backbone)
+
+
+MODELS: dict[str, Callable[[int, Outputs, int, int, float], Classifier]] = {"small_cnn": small_cnn}

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.types import Outputs
+
 PHASES = ("head", "all")
 """What a round trains: the tail alone or everything."""
 HALF_FROM = 1_000_000
@@ -19,7 +21,9 @@ class Classifier(nn.Module):
 
     Attributes:
         trunk: from pixels to features, everything before the first dropout; runs once for all members.
-        tail: from features to logits, beginning with the first dropout; the last layer is Linear.
+        tail: from features to outputs, beginning with the first dropout; the last layer is Linear, or a convolution
+            where the outputs are a map.
+        n_outputs: what comes out, of which the first are logits.
         n_kept: how many of the tail's first layers came with the trunk; the head after them is always new.
         pretrained: weights, mean and std came from elsewhere, so that training leaves mean and std alone.
         frozen: names of the parts that training does not touch.
@@ -43,6 +47,7 @@ class Classifier(nn.Module):
         pretrained: bool = False,
         image_size: int | None = None,
         n_kept: int = 0,
+        n_outputs: Outputs | None = None,
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -52,6 +57,7 @@ class Classifier(nn.Module):
         self.pretrained = pretrained
         self.image_size = image_size
         self.n_kept = n_kept
+        self.n_outputs = n_outputs or Outputs(n_classes, n_classes)
         self.frozen: tuple[str, ...] = ()
         shape = (trunk_channels or channels, 1, 1)
         self.register_buffer("mean", torch.zeros(shape))
@@ -60,7 +66,7 @@ class Classifier(nn.Module):
         self.register_module("posterior", None)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `(N, C)` of images `(N, channels, S, S)`, uint8 or floats in [0, 1]; float32."""
+        """Outputs `(N, C, ...)` of images `(N, channels, S, S)`, uint8 or floats in [0, 1]; float32."""
         return self.read(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
@@ -74,13 +80,25 @@ class Classifier(nn.Module):
         return features.float()
 
     def read(self, features: Tensor) -> Tensor:
-        """Logits `(N, C)` of what `features` gives, in any float type."""
-        logits: Tensor = self.tail(features.float())
-        return logits / self.temperature
+        """Outputs `(N, C, ...)` of what `features` gives, in any float type."""
+        return self.calibrated(self.outputs(features))
+
+    def outputs(self, features: Tensor) -> Tensor:
+        """What `read` gives, at temperature 1."""
+        outputs: Tensor = self.tail(features.float())
+        return outputs
+
+    def calibrated(self, outputs: Tensor, dim: int = 1) -> Tensor:
+        """Outputs, along an axis, with the logits among them divided by the temperature."""
+        n, n_logits, _ = self.n_outputs
+        if n == n_logits:
+            return outputs / self.temperature
+        logits, places = outputs.split([n_logits, n - n_logits], dim=dim)
+        return torch.cat([logits / self.temperature, places], dim=dim)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """What the last Linear reads, `(N, D)`, with dropout off whatever mode the network is in."""
+        """What the last layer reads, `(N, D, ...)`, with dropout off whatever mode the network is in."""
         with evaluating(self):
             embeddings: Tensor = self.tail[:-1](self.features(images))
         return embeddings

@@ -22,6 +22,7 @@ from pipeline.types import ONE_CLASS, Metrics, Region
 asks = ONE_CLASS
 has_one_decision = True
 headline = "accuracy"
+stride: int | None = None
 
 
 def read_label(text: str) -> tuple[Region, ...]:
@@ -65,6 +66,21 @@ def check_targets(targets: Tensor, n: int, n_classes: int) -> None:
         raise ValueError(f"targets must be in [0, {n_classes}), got {int(targets.min())} to {int(targets.max())}")
 
 
+def warp(targets: Tensor, affine: Tensor) -> Tensor:
+    """As they are: a whole image stays what it is."""
+    return targets
+
+
+def n_outputs(n_classes: int) -> int:
+    """A logit for each class."""
+    return n_classes
+
+
+def n_logits(n_classes: int) -> int:
+    """All."""
+    return n_classes
+
+
 def strata(targets: Tensor) -> Tensor:
     """The class `(n,)` of each image."""
     return targets
@@ -92,6 +108,10 @@ def logits(outputs: Tensor) -> Tensor:
     return outputs.unsqueeze(-2)
 
 
+def places(outputs: Tensor) -> None:
+    """None: labels of whole images have no place."""
+
+
 def answered(values: Tensor, targets: Tensor) -> Answered:
     """Each image's one decision, of `(n, 1, C)`."""
     return Answered(values.squeeze(1), targets, torch.arange(len(targets)), torch.zeros_like(targets))
@@ -107,7 +127,7 @@ def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     return {"accuracy": (outputs.argmax(dim=-1) == targets).float().mean()}
 
 
-def measure(probs: Tensor, targets: Tensor, classes: Sequence[str]) -> Metrics:
+def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tensor | None = None) -> Metrics:
     """Accuracy with its 95 % Wilson interval, recall of each class that occurs, and their mean.
 
     Args:
@@ -139,7 +159,7 @@ def measure(probs: Tensor, targets: Tensor, classes: Sequence[str]) -> Metrics:
     )
 
 
-def guess(probs: Tensor, classes: Sequence[str]) -> list[tuple[Region, ...]]:
+def guess(probs: Tensor, classes: Sequence[str], places: Tensor | None = None) -> list[tuple[Region, ...]]:
     """The likeliest class of each image."""
     best = probs[:, 0].max(dim=1)
     return [
@@ -148,7 +168,9 @@ def guess(probs: Tensor, classes: Sequence[str]) -> list[tuple[Region, ...]]:
     ]
 
 
-def in_columns(probs: Tensor, classes: Sequence[str]) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
+def in_columns(
+    probs: Tensor, classes: Sequence[str], places: Tensor | None = None
+) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
     """The likeliest `class`, its `probability`, and the probability of each class as `p_` and its name."""
     best = probs[:, 0].max(dim=1)
     columns = {"class": np.array(classes, dtype=object)[best.indices.numpy()], "probability": best.values.numpy()}

@@ -18,6 +18,7 @@ from pipeline.types import AskFor, Metrics, Region
 asks = AskFor(kind="image", several=True)
 has_one_decision = False
 headline = "macro_AP"
+stride: int | None = None
 THERE = 0.5
 """A class of a higher probability is in the guess."""
 
@@ -73,6 +74,21 @@ def check_targets(targets: Tensor, n: int, n_classes: int) -> None:
         )
 
 
+def warp(targets: Tensor, affine: Tensor) -> Tensor:
+    """As they are: a whole image stays what it is."""
+    return targets
+
+
+def n_outputs(n_classes: int) -> int:
+    """A logit for each class."""
+    return n_classes
+
+
+def n_logits(n_classes: int) -> int:
+    """All."""
+    return n_classes
+
+
 def strata(targets: Tensor) -> Tensor:
     """`(n,)` the class of each image that the fewest images have, of equals the first; C where it has none."""
     n_classes = targets.shape[1]
@@ -106,6 +122,10 @@ def logits(outputs: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(outputs), outputs], dim=-1)
 
 
+def places(outputs: Tensor) -> None:
+    """None: labels of whole images have no place."""
+
+
 def answered(values: Tensor, targets: Tensor) -> Answered:
     """All decisions, of `(n, C, 2)`, image by image."""
     n, n_classes = targets.shape
@@ -124,7 +144,7 @@ def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     return {"accuracy": is_right.float().mean(), "exact_match": is_right.all(dim=1).float().mean()}
 
 
-def measure(probs: Tensor, targets: Tensor, classes: Sequence[str]) -> Metrics | None:
+def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tensor | None = None) -> Metrics | None:
     """Mean over the classes of the average precision, with a 95 % bootstrap interval over images; F1 at 0.5.
 
     Classes that no image has are left out of the means over classes.
@@ -168,7 +188,7 @@ def measure(probs: Tensor, targets: Tensor, classes: Sequence[str]) -> Metrics |
     )
 
 
-def guess(probs: Tensor, classes: Sequence[str]) -> list[tuple[Region, ...]]:
+def guess(probs: Tensor, classes: Sequence[str], places: Tensor | None = None) -> list[tuple[Region, ...]]:
     """The classes that are rather there than not, in each image."""
     return [
         tuple(
@@ -180,7 +200,9 @@ def guess(probs: Tensor, classes: Sequence[str]) -> list[tuple[Region, ...]]:
     ]
 
 
-def in_columns(probs: Tensor, classes: Sequence[str]) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
+def in_columns(
+    probs: Tensor, classes: Sequence[str], places: Tensor | None = None
+) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
     """`labels`, the guess as a manifest has it, and the probability of each class as `p_` and its name."""
     cells = np.array([write_label(regions) for regions in guess(probs, classes)], dtype=object)
     return {"labels": cells} | {f"p_{name}": probs[:, place, 1].numpy() for place, name in enumerate(classes)}

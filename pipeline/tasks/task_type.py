@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.types import AskFor, Metrics, Region
+from pipeline.types import AskFor, Metrics, Outputs, Region
 
 
 class Answered(NamedTuple):
@@ -38,6 +39,8 @@ class TaskType(Protocol):
     """Whether U = 1: what reads the probabilities of an image's one decision is refused elsewhere."""
     headline: str
     """Name of the measure that counts, a share."""
+    stride: int | None
+    """Pixels of the image for a place of the networks' maps, in each direction; None where they keep no places."""
 
     def read_label(self, text: str) -> tuple[Region, ...]:
         """The regions that a label in a manifest means."""
@@ -58,6 +61,15 @@ class TaskType(Protocol):
     def check_targets(self, targets: Tensor, n: int, n_classes: int) -> None:
         """Raise ValueError unless these can be the targets of n images, n >= 1."""
 
+    def warp(self, targets: Tensor, affine: Tensor) -> Tensor:
+        """The targets of images that were moved by `affine`, see `Augmented`."""
+
+    def n_outputs(self, n_classes: int) -> int:
+        """Numbers that come out of a network, or channels of its map."""
+
+    def n_logits(self, n_classes: int) -> int:
+        """How many of these, the first, are logits."""
+
     def strata(self, targets: Tensor) -> Tensor:
         """`(n,)` int64, the class that stands for each image where a labelled set is split evenly."""
 
@@ -72,6 +84,9 @@ class TaskType(Protocol):
     def logits(self, outputs: Tensor) -> Tensor:
         """`(n, U, C)`: the softmax over the last axis gives the probabilities of each decision."""
 
+    def places(self, outputs: Tensor) -> Tensor | None:
+        """`(n, U, G)`, what regions are made of besides probabilities; None where they need no more."""
+
     def answered(self, values: Tensor, targets: Tensor) -> Answered:
         """The decisions of `(n, U, C)` whose right answer is among the targets."""
 
@@ -81,16 +96,20 @@ class TaskType(Protocol):
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What to show for each epoch: scalars, each a mean over the images."""
 
-    def measure(self, probs: Tensor, targets: Tensor, classes: Sequence[str]) -> Metrics | None:
+    def measure(
+        self, probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tensor | None = None
+    ) -> Metrics | None:
         """How good predictions `(n, U, C)` are, n >= 1; the mean over the members where there are several.
 
         None where the targets are such that no prediction is better than another by the headline.
         """
 
-    def guess(self, probs: Tensor, classes: Sequence[str]) -> list[tuple[Region, ...]]:
+    def guess(self, probs: Tensor, classes: Sequence[str], places: Tensor | None = None) -> list[tuple[Region, ...]]:
         """What a model sees in each of n images, with its probability, from `(n, U, C)`."""
 
-    def in_columns(self, probs: Tensor, classes: Sequence[str]) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
+    def in_columns(
+        self, probs: Tensor, classes: Sequence[str], places: Tensor | None = None
+    ) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
         """A prediction `(n, U, C)` as a table: texts and numbers `(n,)` by the names of their columns."""
 
     def merged(
@@ -101,3 +120,13 @@ class TaskType(Protocol):
         Args:
             renamed: what a class was called -> what it is called now; two that get one name are one class.
         """
+
+
+def outputs_of(task: TaskType, n_classes: int) -> Outputs:
+    """What networks of a task give."""
+    return Outputs(task.n_outputs(n_classes), task.n_logits(n_classes), task.stride)
+
+
+def no_outputs(task: TaskType, n: int, n_classes: int) -> Tensor:
+    """Outputs of n images in which there is nothing, of one place where they are maps."""
+    return torch.zeros((n, task.n_outputs(n_classes), *((1, 1) if task.stride else ())))

@@ -104,7 +104,7 @@ def fit(
     network, predict = (model.tail, model.read) if from_features else (model, model)
     inputs = inputs.to(device, torch.float32) if from_features else inputs
     augment = unchanged if from_features else AUGMENTATIONS[recipe.augmentation]
-    load = partial(_load, inputs, targets.to(device), device)
+    load = partial(_load, inputs, targets.to(device), device, task)
     groups = model.parameter_groups(recipe.learning_rate, recipe.body_rate)
     optimiser = _make_optimiser(groups, recipe.learning_rate, recipe.weight_decay)
     n_steps = _count_steps(len(train), recipe.batch_size, recipe.min_steps)
@@ -114,7 +114,7 @@ def fit(
     losses: list[float] = []
     best = 0
     best_state: list[Tensor] = []
-    with seeded(seed, device), _few_threads(from_features):
+    with seeded(seed, device), _few_threads(from_features and task.stride is None):
         for epoch in range(recipe.max_epochs):
             of_steps = range(epoch * n_steps, (epoch + 1) * n_steps)
             n_in_all = recipe.max_epochs * n_steps
@@ -204,10 +204,17 @@ def _steps(n: int, batch_size: int, left: int, generator: torch.Generator) -> It
 
 
 def _load(
-    inputs: Tensor, targets: Tensor, device: torch.device, steps: Iterable[Tensor], augment: Augmentation
+    inputs: Tensor,
+    targets: Tensor,
+    device: torch.device,
+    task: TaskType,
+    steps: Iterable[Tensor],
+    augment: Augmentation,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for rows in steps:
-        yield augment(_take(inputs, rows, device)), targets[rows.to(device)]
+        images, affine = augment(_take(inputs, rows, device))
+        wanted = targets[rows.to(device)]
+        yield images, wanted if affine is None else task.warp(wanted, affine)
 
 
 def _take(inputs: Tensor, rows: Tensor, device: torch.device) -> Tensor:

@@ -503,7 +503,7 @@ def test_members_of_one_trunk_keep_it_once_and_say_what_they_said(sqlite_uri, ca
     names = {path.name for path in trunk.parent.iterdir()}
     assert names == {"description.json", "trunk.pt", "member-000.pt", "member-001.pt"}
     images = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    said = load_ensemble(trunk.parent, device="cpu").probabilities(images)[:, 0]
+    said = load_ensemble(trunk.parent, device="cpu").probabilities(images)[0][:, 0]
     with torch.inference_mode():
         wanted = torch.stack([head.eval()(images).softmax(dim=-1) for head in heads]).mean(dim=0)
     torch.testing.assert_close(said, wanted)

@@ -25,6 +25,7 @@ from flows.steps.plan import begin
 from flows.steps.track import start_tracking
 from pipeline.learning import train as learning
 from pipeline.tables import PoolTable
+from pipeline.tasks import TASKS
 from tests.flows.loop import N_IMAGES, Loop
 
 CLASSES = ("left", "middle", "right")
@@ -138,7 +139,8 @@ def make_work(striped_images, tmp_path):
         )
         file.write_text(text)
         settings = load_settings(file)
-        tool, tracker = MemoryTool(settings.classes), MemoryTracker()
+        tool = MemoryTool(settings.classes, asks=TASKS[settings.task].asks)
+        tracker = MemoryTracker()
         work = OpenCampaign(settings, Campaign(settings.folder), tool=tool, tracker=tracker)
         pool = index_pool(settings.pool_source, None, audit_size=settings.audit_size, seed=0)
         work.folder.write(POOL, PoolTable(pool))

@@ -1,6 +1,7 @@
 """A whole campaign in memory: plain functions for steps, an annotation tool and a tracker in this process."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from flows.campaign import open_campaign
 from flows.folder import Campaign
 from flows.outcome import RoundOutcome
 from flows.round import work_on
+from pipeline.tasks import TASKS
 from pipeline.types import Region
 
 CLASSES = ("left", "middle", "right")
@@ -61,7 +63,9 @@ class Loop:
             before = next(line for line in self.file.read_text().splitlines() if line.startswith(f"{name} = "))
             self.change((before, f"{name} = {value}"))
         self.folder = Campaign(folder / "campaign")
-        self.tool, self.tracker = MemoryTool(CLASSES), MemoryTracker()
+        task = re.search(r'^task = "(\w+)"', self.file.read_text(encoding="utf-8"), re.MULTILINE)
+        asks = TASKS[task[1] if task else "classification"].asks
+        self.tool, self.tracker = MemoryTool(CLASSES, asks=asks), MemoryTracker()
 
     def change(self, *replacements: tuple[str, str]) -> None:
         """Change the campaign's file."""

@@ -15,6 +15,7 @@ from pipeline.types import AskFor, Metrics, Region
 asks = AskFor(kind="image", several=True)
 has_one_decision = False
 headline = "exact_match"
+stride: int | None = None
 
 
 def read_label(text: str) -> tuple[Region, ...]:
@@ -42,6 +43,21 @@ def check_targets(targets: Tensor, n: int, n_classes: int) -> None:
         raise ValueError(f"marks need targets ({n}, {n_classes}), got {tuple(targets.shape)}")
 
 
+def warp(targets: Tensor, affine: Tensor) -> Tensor:
+    """As they are: a whole image stays what it is."""
+    return targets
+
+
+def n_outputs(n_classes: int) -> int:
+    """A logit for each class."""
+    return n_classes
+
+
+def n_logits(n_classes: int) -> int:
+    """All."""
+    return n_classes
+
+
 def strata(targets: Tensor) -> Tensor:
     return targets.long().argmax(dim=1)
 
@@ -57,6 +73,10 @@ def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, 
 
 def logits(outputs: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(outputs), outputs], dim=-1)
+
+
+def places(outputs: Tensor) -> None:
+    """None: labels of whole images have no place."""
 
 
 def answered(values: Tensor, targets: Tensor) -> Answered:
@@ -77,7 +97,7 @@ def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     return {"exact_match": ((outputs > 0) == targets).all(dim=1).float().mean()}
 
 
-def measure(probs: Tensor, targets: Tensor, classes: Sequence[str]) -> Metrics:
+def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tensor | None = None) -> Metrics:
     is_right = (probs.argmax(dim=2) == targets.long()).all(dim=1)
     low, high = wilson_interval(int(is_right.sum()), len(is_right))
     known = answered(probs, targets)
@@ -92,14 +112,16 @@ def measure(probs: Tensor, targets: Tensor, classes: Sequence[str]) -> Metrics:
     )
 
 
-def guess(probs: Tensor, classes: Sequence[str]) -> list[tuple[Region, ...]]:
+def guess(probs: Tensor, classes: Sequence[str], places: Tensor | None = None) -> list[tuple[Region, ...]]:
     return [
         tuple(Region("image", name, score=p) for name, p in zip(classes, row, strict=True) if p > 0.5)
         for row in probs[:, :, 1].tolist()
     ]
 
 
-def in_columns(probs: Tensor, classes: Sequence[str]) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
+def in_columns(
+    probs: Tensor, classes: Sequence[str], places: Tensor | None = None
+) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
     return {f"p_{name}": probs[:, place, 1].numpy() for place, name in enumerate(classes)}
 
 

@@ -137,7 +137,7 @@ def test_few_labels_train_heads_on_one_trunk_that_is_written_once(make_work):
     assert not torch.equal(states[0]["tail.1.weight"], states[1]["tail.1.weight"])
     models = networks_of(work, folder)
     assert models[0].trunk is models[1].trunk
-    pretrained = frozen_body(work.settings.model, n_classes=3).trunk.state_dict()
+    pretrained = frozen_body(work.settings.model, classification, n_classes=3).trunk.state_dict()
     assert all(torch.equal(values, pretrained[name]) for name, values in models[0].trunk.state_dict().items())
 
 
@@ -485,7 +485,7 @@ def test_network_starts_between_the_last_round_and_its_pretrained_weights(make_w
     work = make_work(network=TINY, model=still + 'start = "previous"\n')
     first, second = trained_round(work, 1), trained_round(work, 2)
     how, seed = work.settings.model, derive_seed(work.settings.seed, 2, "member-0")
-    fresh = new_model(how, n_classes=3, seed=seed)
+    fresh = new_model(how, classification, n_classes=3, seed=seed)
     before, after = (networks_of(work, folder)[0] for folder in (first, second))
     for name, values in after.named_parameters():
         wanted = 0.6 * before.get_parameter(name) + 0.4 * fresh.get_parameter(name)
@@ -496,7 +496,7 @@ def test_scores_from_cached_features_are_those_of_the_images(make_work):
     work = make_work('strategy = "batch_bald"\nacquisition = "bald"', network=TINY)
     folder = scored_round(work)
     candidates = candidates_of(folder)
-    decisions, embeddings = predict_members(
+    decisions, embeddings, _ = predict_members(
         networks_of(work, folder), images_of(work, candidates), task=classification, seed=0
     )
     read = read_candidates(folder, work.settings)
@@ -510,13 +510,13 @@ def test_image_is_computed_once_in_the_life_of_a_trunk(make_work):
     work = make_work(network=TINY)
     folder = scored_round(work)
     models = networks_of(work, folder)
-    body = frozen_body(work.settings.model, n_classes=3)
+    body = frozen_body(work.settings.model, classification, n_classes=3)
     cache = open_cache(features_folder(), body, image_size=12)
     assert len(cache) == 60 - 6, "all but the audit set, which was not measured"
     nowhere = candidates_of(folder).assign(uri="/nowhere.png")
     assert len(features_of(body, nowhere, work.settings.model)) == len(nowhere)
     assert sum(
-        len(decisions) for decisions, _ in predictions(models, nowhere, work.settings.model, task=classification)
+        len(decisions) for decisions, *_ in predictions(models, nowhere, work.settings.model, task=classification)
     ) == len(nowhere)
     shutil.rmtree(features_folder())
     frozen_features._opened.cache_clear()
@@ -533,7 +533,7 @@ def test_pool_is_predicted_in_parts_that_make_one(make_work, monkeypatch):
 
     def predict(**also):
         parts = list(predictions(models, items, work.settings.model, task=classification, **how, **also))
-        return [len(decisions) for decisions, _ in parts], *map(torch.cat, zip(*parts, strict=True))
+        return [len(part.decisions) for part in parts], *map(torch.cat, list(zip(*parts, strict=True))[:2])
 
     sizes, decisions, embeddings = predict()
     assert sizes == [len(items)] == [30]
@@ -575,7 +575,7 @@ def test_batch_of_half_the_draws_is_that_of_half_the_members(make_work, strategy
     seed = derive_seed(work.settings.seed, folder.number, "mc_dropout")
     how = {"task": classification, "seed": seed}
     parts = predictions(models, work.pool.located(candidates), work.settings.model, work.settings.members, **how)
-    halved = first_half(torch.cat([decisions for decisions, _ in parts]), 2)[:, 0]
+    halved = first_half(torch.cat([part.decisions for part in parts]), 2)[:, 0]
     assert halved.shape[1] == 6
     read = read_candidates(folder, work.settings, of="_half")
     assert torch.allclose(read.scores, ACQUISITIONS["margin"](halved), atol=1e-6)
@@ -646,7 +646,7 @@ def test_training_that_learns_nothing_is_told_on_the_page(make_work):
 
 
 def check(settings):
-    check_network(settings.model, settings.members, n_classes=len(CLASSES))
+    check_network(settings.model, settings.members, classification, n_classes=len(CLASSES))
 
 
 def test_mc_dropout_needs_dropout_in_every_phase(make_work):

@@ -174,7 +174,7 @@ def test_labels_in_memory_make_the_networks_of_the_round_that_has_them_in_files(
     labelled, settings = folder.read(LABELLED), work.settings
     targets = class_indices(labelled.words, settings.classes)
     images = load_images(work.pool.located(labelled.table)["uri"].tolist(), size=12, channels=1)
-    body = None if model else frozen_body(settings.model, n_classes=3)
+    body = None if model else frozen_body(settings.model, classification, n_classes=3)
     inputs = images if body is None else extract(body, images, device=body.mean.device)
     lesson = Lesson(classification, 3, "head" if body else "all", inputs, targets, body)
     networks = learning.learn(lesson, settings.model, settings.members, seed=settings.seed, round_number=folder.number)

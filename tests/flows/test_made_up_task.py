@@ -27,7 +27,6 @@ def label(loop) -> None:
 
 def test_a_made_up_task_runs_three_rounds(make_loop):
     loop = make_loop('task = "marks"\nstrategy = "uherding"')
-    loop.tool.asks = marks_task.asks
     for number in range(3):
         assert f"round {number} asks for" in loop.run()
         label(loop)

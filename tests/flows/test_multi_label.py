@@ -23,10 +23,10 @@ from flows.reports.status import campaign_status, rounds_table, status_lines
 from flows.results import predict_files, write_labels
 from flows.round import work_on
 from flows.successor import write_successor
-from pipeline.types import AskFor, Region
+from pipeline.tasks import multi_label
+from pipeline.types import Region
 
 CLASSES = ("left", "middle", "right")
-SEVERAL = AskFor("image", several=True)
 N_IMAGES = 150
 FILE = """\
 name = "marks"
@@ -82,7 +82,7 @@ class Marks:
     ):
         self.file = folder / "marks.toml"
         self.file.write_text(FILE.format(pool=pool, classes=json.dumps(classes), extra=extra, model=model))
-        self.tool, self.tracker = MemoryTool(classes, asks=SEVERAL), MemoryTracker()
+        self.tool, self.tracker = MemoryTool(classes, asks=multi_label.asks), MemoryTracker()
         self.folder = open_campaign(self.file, tool=self.tool, tracker=self.tracker).folder
 
     def run(self) -> str:
@@ -152,7 +152,7 @@ def test_labels_come_out_as_a_manifest_takes_them(after_three_rounds, tmp_path):
     out = tmp_path / "labels.csv"
     n = write_labels(load_settings(after_three_rounds.file), out)
     pd.read_csv(out)[["uri", "label"]].to_csv(tmp_path / "manifest.csv", index=False)  # it is not split as it was
-    rows = read_manifest(tmp_path / "manifest.csv", CLASSES, asks=SEVERAL).rows
+    rows = read_manifest(tmp_path / "manifest.csv", CLASSES, asks=multi_label.asks).rows
     assert len(rows) == n > 80
     assert {"|", "left", "left|middle|right"} <= set(rows["label"])
     for uri, label in zip(rows["uri"], rows["label"], strict=True):
@@ -238,7 +238,7 @@ def test_manifest_gives_several_labels_in_a_cell(images, tmp_path):
 def test_manifest_of_several_labels_is_read_strictly(images, tmp_path, cell, message):
     (tmp_path / "pool.csv").write_text(f"uri,label\n{images}/000.png,{cell}\n{images}/001.png,left\n")
     with pytest.raises(Exception, match=message):
-        read_manifest(tmp_path / "pool.csv", CLASSES, asks=SEVERAL)
+        read_manifest(tmp_path / "pool.csv", CLASSES, asks=multi_label.asks)
 
 
 def test_manifest_of_one_label_each_takes_no_several(tmp_path):

@@ -33,6 +33,7 @@ from flows.steps.train import _inputs, _Lessons, cross_validate, network_form
 from pipeline.learning.networks import frozen_body
 from pipeline.networks.features import extract
 from pipeline.tables import Labels, PoolTable
+from pipeline.tasks import classification
 from tests.flows.conftest import PLAIN, TINY, ready_round
 from tests.flows.rounds import learn
 from tests.flows.words import regions_of
@@ -191,7 +192,7 @@ class TestReachAllThatReadsImages:
 
     def test_frozen_features_and_what_is_kept_of_them(self, open_work):
         work = open_work(model=TINY)
-        body = frozen_body(work.settings.model, n_classes=2)
+        body = frozen_body(work.settings.model, classification, n_classes=2)
         items = work.pool.table[["item_id", "uri"]]
         blind = features_of(body, items, work.settings.model, reading=work.reading)
         settle_pixel_ranges(work)
@@ -202,10 +203,10 @@ class TestReachAllThatReadsImages:
     def test_scoring(self, open_work):
         work = open_work(model=TINY)
         settle_pixel_ranges(work)
-        body = frozen_body(work.settings.model, n_classes=2)
+        body = frozen_body(work.settings.model, classification, n_classes=2)
         body.train_only("all")
         items = work.pool.table[["item_id", "uri"]].head(9)
-        ((_, embeddings),) = predictions([body], items, work.settings.model, task=work.task, reading=work.reading)
+        ((_, embeddings, _),) = predictions([body], items, work.settings.model, task=work.task, reading=work.reading)
         with torch.no_grad():
             torch.testing.assert_close(embeddings, body.eval().embed(self.wanted(work, items)))
 

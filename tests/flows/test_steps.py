@@ -336,7 +336,7 @@ MODEL = ModelSettings(name="small_cnn", image_size=12, channels=1)
 
 
 def test_evaluate_needs_no_folder(make_work):
-    model = new_model(MODEL, n_classes=3, seed=0).eval()
+    model = new_model(MODEL, classification, n_classes=3, seed=0).eval()
     generator = torch.Generator().manual_seed(0)
     pixels = {str(n): torch.randint(0, 256, (1, 12, 12), generator=generator, dtype=torch.uint8) for n in range(9)}
     audit, networks = labels_of([0, 1, 2] * 3), Networks([model, model])

@@ -1,7 +1,7 @@
 """A dense task, for the tests: every cell of the trunk's own low-resolution grid has one class, so U = h w decisions.
 
-Logits are `(n, C, h, w)`, targets `(n, h, w)` class indices. People give a box (left, top, width, height) for each
-cell, row by row.
+Logits are `(n, C, h, w)`, targets `(n, h, w)` class indices. People give a box for each cell, row
+by row.
 """
 
 from collections import Counter
@@ -18,12 +18,18 @@ from pipeline.types import Metrics, Region
 
 asks = AskFor(kind="box", several=True)
 has_one_decision = False
+headline = "cell_accuracy"
+stride = 4
 
 
 def boxes(names, *, height, width, scores=None):
     """A region for each cell of a grid."""
+
+    def box(row, column):
+        return column / width, row / height, (column + 1) / width, (row + 1) / height
+
     return tuple(
-        Region("box", name, (place % width / width, place // width / height, 1 / width, 1 / height), score)
+        Region("box", name, box(*divmod(place, width)), score)
         for place, (name, score) in enumerate(zip(names, scores or [None] * len(names), strict=True))
     )
 
@@ -52,6 +58,21 @@ def check_targets(targets, n, n_classes):
         raise ValueError(f"a dense task needs targets ({n}, h, w), got {tuple(targets.shape)}")
     if targets.min() < 0 or targets.max() >= n_classes:
         raise ValueError(f"targets must be in [0, {n_classes}), got {int(targets.min())} to {int(targets.max())}")
+
+
+def warp(targets, affine):
+    raise NotImplementedError
+
+
+def n_outputs(n_classes):
+    return n_classes
+
+
+n_logits = n_outputs
+
+
+def places(outputs):
+    return None
 
 
 def strata(targets):
@@ -85,7 +106,7 @@ def in_words(decision, answer, classes):
     return f"{classes[answer]} in cell {decision}"
 
 
-def measure(probs, targets, _classes):
+def measure(probs, targets, _classes, _places=None):
     """Share of cells whose likeliest class is right."""
     known = answered(probs, targets)
     n_right = int((known.values.argmax(dim=1) == known.right).sum())
@@ -101,7 +122,7 @@ def measure(probs, targets, _classes):
     )
 
 
-def guess(probs, classes):
+def guess(probs, classes, _places=None):
     """The likeliest class of each cell, of the squarest grid that is not wider than high."""
     n_cells = probs.shape[1]
     height = next(n for n in range(1, n_cells + 1) if n_cells % n == 0 and n * n >= n_cells)

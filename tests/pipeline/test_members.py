@@ -70,7 +70,7 @@ def close(left, right):
 
 def test_without_dropout_each_model_is_one_member():
     models, images = [small_model(0), small_model(1)], pictures()
-    decisions, embeddings = predict(models, images)
+    decisions, embeddings, _ = predict(models, images)
     assert decisions.shape == (12, 1, 2, 3)
     for number, model in enumerate(models):
         assert close(decisions[:, 0, number], model(images).softmax(dim=1))
@@ -79,8 +79,8 @@ def test_without_dropout_each_model_is_one_member():
 
 def test_members_are_models_times_passes_and_those_of_the_first_model_come_first():
     models, images = [small_model(0), small_model(1)], pictures()
-    decisions, embeddings = predict(models, images, mc_dropout=3)
-    alone, _ = predict(models[:1], images, mc_dropout=3)
+    decisions, embeddings, _ = predict(models, images, mc_dropout=3)
+    alone, *_ = predict(models[:1], images, mc_dropout=3)
     assert decisions.shape == (12, 1, 6, 3)
     assert torch.equal(decisions[:, :, :3], alone)
     assert len({tuple(member.flatten().tolist()) for member in decisions.unbind(dim=2)}) == 6
@@ -88,7 +88,7 @@ def test_members_are_models_times_passes_and_those_of_the_first_model_come_first
 
 
 def test_what_comes_back_is_plain_float32_on_the_processor():
-    decisions, embeddings = predict([small_model()], pictures(), mc_dropout=2)
+    decisions, embeddings, _ = predict([small_model()], pictures(), mc_dropout=2)
     for values in (decisions, embeddings):
         assert (values.dtype, values.device.type, values.requires_grad) == (torch.float32, "cpu", False)
     torch.testing.assert_close(decisions.sum(dim=-1), torch.ones(12, 1, 2))
@@ -97,10 +97,10 @@ def test_what_comes_back_is_plain_float32_on_the_processor():
 @pytest.mark.parametrize("build", [small_model, batch_norm_model, stochastic_depth_model])
 def test_decisions_do_not_depend_on_how_the_pool_is_split_or_ordered(build):
     model, images = build(), pictures()
-    whole, whole_embeddings = predict([model], images, mc_dropout=3)
+    whole, whole_embeddings, _ = predict([model], images, mc_dropout=3)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
     parts = [predict([model], part, mc_dropout=3, batch_size=2) for part in images[order].split(5)]
-    decisions, embeddings = (torch.cat(values) for values in zip(*parts, strict=True))
+    decisions, embeddings = (torch.cat(values) for values in list(zip(*parts, strict=True))[:2])
     torch.testing.assert_close(decisions, whole[order], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(embeddings, whole_embeddings[order], rtol=1e-4, atol=1e-5)
 
@@ -119,7 +119,7 @@ def test_more_passes_leave_the_first_ones_as_they_were():
 
 
 def test_models_of_the_same_weights_get_masks_of_their_own():
-    decisions, _ = predict([small_model(0), small_model(0)], pictures(), mc_dropout=1)
+    decisions, *_ = predict([small_model(0), small_model(0)], pictures(), mc_dropout=1)
     assert not close(decisions[:, :, 0], decisions[:, :, 1])
 
 
@@ -137,7 +137,11 @@ def test_a_member_keeps_one_mask_for_all_images():
         def logits(outputs):
             return torch.stack([outputs, torch.zeros_like(outputs)], dim=-1)
 
-    decisions, _ = predict_members([model], images, task=Logits(), mc_dropout=4, seed=0)
+        @staticmethod
+        def places(outputs):
+            return None
+
+    decisions, *_ = predict_members([model], images, task=Logits(), mc_dropout=4, seed=0)
     seen = decisions.logit()[..., 0].transpose(1, 2)
     masks = seen / (images.flatten(1)[:, None] / 255)
     assert close(masks, masks[:1].expand_as(masks))
@@ -227,13 +231,13 @@ def test_a_stochastic_trunk_runs_for_each_pass_and_one_that_is_frozen_does_not()
     model, runs = stochastic_depth_model(), []
     check_dropout(model, images)
     model.trunk.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
-    decisions, embeddings = predict([model], images, mc_dropout=3)
+    decisions, embeddings, _ = predict([model], images, mc_dropout=3)
     assert len(runs) == 1 + 3
     assert close(embeddings, model.embed(images))
     model.freeze("trunk")
     check_dropout(model, images)
     runs.clear()
-    decisions, _ = predict([model], images, mc_dropout=3)
+    decisions, *_ = predict([model], images, mc_dropout=3)
     assert len(runs) == 1
     assert not close(decisions[:, :, 0], decisions[:, :, 1])
     assert list(stochastic_layers(model)) == ["tail.0"]
@@ -242,7 +246,7 @@ def test_a_stochastic_trunk_runs_for_each_pass_and_one_that_is_frozen_does_not()
 def test_a_pass_through_a_stochastic_trunk_is_the_network_with_some_blocks_taken_out():
     model, images = stochastic_depth_model(), pictures()
     model.tail[0].p = 0.0
-    decisions, _ = predict([model], images, mc_dropout=16)
+    decisions, *_ = predict([model], images, mc_dropout=16)
     features, variants = model.normalise(images), []
     for kept in itertools.product((0.0, 2.0), repeat=3):
         outcome = features
@@ -280,7 +284,7 @@ def test_passes_that_come_out_identical_are_an_error():
 
 
 def test_members_may_be_none_of_an_empty_pool():
-    decisions, embeddings = predict([small_model()], pictures(0), mc_dropout=4)
+    decisions, embeddings, _ = predict([small_model()], pictures(0), mc_dropout=4)
     assert decisions.shape == (0, 1, 4, 3)
     assert embeddings.shape == (0, 128)
 
@@ -363,7 +367,7 @@ def test_a_pass_keeps_or_drops_the_paths_of_timm_networks():
     model, images = model_with(layers.DropPath(0.4)), pictures()
     assert list(stochastic_layers(model)) == ["trunk.part", "tail.0"]
     model.tail[0].p = 0.0
-    decisions, _ = predict([model], images, mc_dropout=12)
+    decisions, *_ = predict([model], images, mc_dropout=12)
     features = model.trunk.first(model.normalise(images))
     variants = [model.tail(model.trunk.last(features * share).flatten(1)).softmax(1) for share in (0.0, 1 / 0.6)]
     found = [[close(member, variant) for variant in variants] for member in decisions[:, 0].unbind(1)]
@@ -378,13 +382,13 @@ def test_from_features_members_are_those_from_images(head):
         with_posterior(model, images)
         model.temperature.fill_(2.0)
     for counts in ({}, {"mc_dropout": 3}, {"laplace": 2}, {"mc_dropout": 2, "laplace": 3}):
-        seen, embedded = predict(models, images, seed=5, **counts)
+        seen, embedded, _ = predict(models, images, seed=5, **counts)
         with torch.no_grad():
             features = models[0].features(images)
-        read, embedded_too = predict_from_features(models, features.half(), task=classification, seed=5, **counts)
+        read, embedded_too, _ = predict_from_features(models, features.half(), task=classification, seed=5, **counts)
         torch.testing.assert_close(read, seen, rtol=0.02, atol=2e-3)
         torch.testing.assert_close(embedded_too, embedded, rtol=2e-3, atol=2e-3)
-        exact, _ = predict_from_features(models, features, task=classification, seed=5, **counts)
+        exact, *_ = predict_from_features(models, features, task=classification, seed=5, **counts)
         torch.testing.assert_close(exact, seen, rtol=1e-4, atol=1e-5)
 
 
@@ -421,7 +425,7 @@ def test_networks_that_share_a_trunk_run_it_once_for_all_passes_and_draws():
         with_posterior(model, images)
         check_dropout(model, images)
     models[0].trunk.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
-    decisions, _ = predict(models, images, mc_dropout=4, laplace=2, batch_size=5)
+    decisions, *_ = predict(models, images, mc_dropout=4, laplace=2, batch_size=5)
     assert runs == [5, 3]
     assert decisions.shape == (8, 1, 24, 3)
 
@@ -429,7 +433,7 @@ def test_networks_that_share_a_trunk_run_it_once_for_all_passes_and_draws():
 def test_laplace_members_are_the_network_with_a_draw_added_to_its_last_layer():
     model, images = small_model(dropout=0.0), pictures(200)
     with_posterior(model, images)
-    decisions, embeddings = predict([model], images, laplace=3, seed=4)
+    decisions, embeddings, _ = predict([model], images, laplace=3, seed=4)
     residual = decisions[:, 0].log() - model(images).log_softmax(1)[:, None]
     inputs = torch.cat([embeddings, torch.ones(200, 1)], dim=1).double()
     assert torch.linalg.matrix_rank(inputs) < 140
@@ -446,11 +450,11 @@ def test_laplace_without_a_posterior_is_refused():
 
 def test_views_are_the_network_on_images_that_are_all_changed_alike():
     models, images = [small_model(0), small_model(1)], pictures(7)
-    decisions, embeddings = predict(models, images, views=3, augmentation="digits", seed=2)
+    decisions, embeddings, _ = predict(models, images, views=3, augmentation="digits", seed=2)
     assert decisions.shape == (7, 1, 6, 3)
     assert close(decisions[:, 0, 0], models[0](images).softmax(1))
     assert close(embeddings, models[0].embed(images))
-    split, _ = predict(models, images.flip(0), views=3, augmentation="digits", seed=2, batch_size=2)
+    split, *_ = predict(models, images.flip(0), views=3, augmentation="digits", seed=2, batch_size=2)
     assert close(split.flip(0), decisions)
     assert not close(decisions[:, :, 1], decisions[:, :, 0])
     # another way: an augmentation of one image draws the same whenever it is seeded the same
@@ -458,7 +462,7 @@ def test_views_are_the_network_on_images_that_are_all_changed_alike():
         changed = []
         for image in images:
             torch.manual_seed(derive_seed(2, 1, "view"))
-            changed.append(digits(image[None]))
+            changed.append(digits(image[None]).images)
     assert close(decisions[:, 0, 4], models[1](torch.cat(changed)).softmax(1))
 
 
@@ -472,12 +476,12 @@ def test_products_are_nested_networks_views_draws_passes():
     images = pictures(6)
     models = [with_posterior(small_model(seed), images) for seed in (0, 1)]
     how = {"views": 2, "augmentation": "digits", "seed": 3}
-    whole, _ = predict(models, images, mc_dropout=3, laplace=2, **how)
+    whole, *_ = predict(models, images, mc_dropout=3, laplace=2, **how)
     grid = whole.unflatten(2, (2, 2, 2, 3))
-    fewer, _ = predict(models, images, mc_dropout=1, laplace=1, **how)
+    fewer, *_ = predict(models, images, mc_dropout=1, laplace=1, **how)
     assert whole.shape == (6, 1, 24, 3)
     torch.testing.assert_close(grid[:, :, :, :, 0, 0].flatten(2, 3), fewer)
-    plain, _ = predict(models, images, mc_dropout=3, laplace=2, seed=3)
+    plain, *_ = predict(models, images, mc_dropout=3, laplace=2, seed=3)
     torch.testing.assert_close(grid[:, :, :, 0].flatten(2, 4), plain)
 
 
@@ -496,18 +500,25 @@ def test_decisions_at_places_and_embeddings_averaged_over_them():
         def logits(outputs):
             return outputs.flatten(2).transpose(1, 2)
 
+        @staticmethod
+        def places(outputs):
+            return outputs[:, :2].flatten(2).transpose(1, 2)
+
     torch.manual_seed(0)
     trunk = nn.Conv2d(1, 5, 3, stride=2)
     models = [
         Classifier(trunk, nn.Sequential(nn.Dropout2d(0.3), nn.Conv2d(5, 3, 1)), n_classes=3, channels=1) for _ in "ab"
     ]
     images = pictures(4)
-    decisions, embeddings = predict_members(models, images, task=Places(), mc_dropout=2, seed=0)
+    decisions, embeddings, places = predict_members(models, images, task=Places(), mc_dropout=2, seed=0)
+    assert places.shape == (4, 25, 2)
+    parts = [predict_members([model], images, task=Places(), seed=0).places for model in models]
+    assert close(predict_members(models, images, task=Places(), seed=0).places, torch.stack(parts).mean(dim=0))
     assert decisions.shape == (4, 25, 4, 3)
     assert close(embeddings, trunk(models[0].normalise(images)).mean(dim=(2, 3)))
     with torch.no_grad():
         features = models[0].features(images)
-    read, _ = predict_from_features(models, features, task=Places(), mc_dropout=2, seed=0)
+    read, *_ = predict_from_features(models, features, task=Places(), mc_dropout=2, seed=0)
     assert close(read, decisions)
 
 
@@ -517,5 +528,5 @@ def test_dropout_passes_of_an_open_trunk_cannot_come_from_features():
 
 
 def test_features_of_no_images_give_no_decisions():
-    decisions, embeddings = predict_from_features(shared_heads(2), torch.rand(0, 512), task=classification, seed=0)
+    decisions, embeddings, _ = predict_from_features(shared_heads(2), torch.rand(0, 512), task=classification, seed=0)
     assert (decisions.shape, embeddings.shape) == ((0, 1, 2, 3), (0, 512))

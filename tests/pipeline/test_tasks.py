@@ -338,7 +338,7 @@ def test_members_scores_and_strategies_take_a_dense_task_as_it_is(dense, mc_drop
     clear, _ = dense_task.patchwork(20, seed=2)
     unsure = torch.full_like(clear[:4], 70) + clear[:4] % 4
     images = torch.cat([clear, unsure])
-    decisions, embeddings = predict_members([model], images, task=dense_task, mc_dropout=mc_dropout, seed=0)
+    decisions, embeddings, _ = predict_members([model], images, task=dense_task, mc_dropout=mc_dropout, seed=0)
     assert decisions.shape == (24, 49, max(1, mc_dropout), 3)
     assert embeddings.shape == (24, 64)
     for reduce in REDUCTIONS:

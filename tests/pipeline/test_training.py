@@ -606,7 +606,7 @@ def test_augmentations_keep_the_form_of_a_batch_and_follow_the_seed(name, channe
     with torch.random.fork_rng(devices=[]):
         for seed in (0, 0, 1):
             torch.manual_seed(seed)
-            outcomes.append(AUGMENTATIONS[name](images))
+            outcomes.append(AUGMENTATIONS[name](images).images)
     first, again, other = outcomes
     assert first.shape == images.shape
     assert first.dtype == torch.uint8 or 0 <= first.min() <= first.max() <= 1
@@ -625,7 +625,7 @@ def test_photographs_are_mirrored_half_the_time_and_digits_never(name, is_mirror
     image[..., :14] = 255
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        augmented = AUGMENTATIONS[name](image.expand(200, -1, -1, -1)).float()
+        augmented = AUGMENTATIONS[name](image.expand(200, -1, -1, -1)).images.float()
     left, right = augmented[..., 0].mean(dim=(1, 2)), augmented[..., -1].mean(dim=(1, 2))
     share = (left < right).float().mean().item()
     assert 0.35 < share < 0.65 if is_mirrored else share == 0
