@@ -41,7 +41,7 @@ class MemoryTool(AnnotationTool):
     def __init__(
         self, classes: Sequence[str], *, asks: AskFor = ONE_CLASS, clock: Callable[[], datetime] = NOW
     ) -> None:
-        self.classes = checked_classes(classes)
+        self.classes = checked_classes(classes, fewest=asks.fewest_classes)
         self.asks = asks
         self.tasks: dict[int, Question] = {}
         self.answers: dict[int, Answer] = {}

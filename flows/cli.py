@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from flows.errors import EXIT_AWAITING, EXIT_STOPPED, CommandGroup, tell
-from flows.home import LAST_CAMPAIGN, home, settle_home
+from flows.home import folder_of, home, settle_home
 from flows.local import prepare_environment, print_addresses, require_prefect, use_prefect
 from flows.terminal import Terminal, prepare_output
 
@@ -165,7 +165,7 @@ def status(
     from flows.folder import Campaign
     from flows.reports.status import campaign_status, rounds_table, status_lines
 
-    folder = Campaign(_campaign_folder(campaign))
+    folder = Campaign(folder_of(campaign))
     folder.check_ours()
     if not folder.has(CAMPAIGN):
         raise tell(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
@@ -248,7 +248,8 @@ def import_(
     """
     from flows.exchange import import_regions
 
-    lines, classes = import_regions(format_, labels, images=images, kind=kind, names=names, out=out)
+    with console.status("reading the labels"):
+        lines, classes = import_regions(format_, labels, images=images, kind=kind, names=names, out=out)
     _print_lines(lines)
     console.print(f"classes = {json.dumps(classes, ensure_ascii=False)}", soft_wrap=True, highlight=False)
 
@@ -412,26 +413,6 @@ def simulate(
 def _print_lines(lines: list[str]) -> None:
     for line in lines:
         console.print(f"{line[0].upper()}{line[1:]}.", soft_wrap=True, highlight=False)
-
-
-def _campaign_folder(campaign: Path | None) -> Path:
-    if campaign is None:
-        from connectors.store import StoreError, read_json
-
-        last = home() / LAST_CAMPAIGN
-        if not last.exists():
-            raise tell("no campaign has been run here; name one: labelcycle status campaign.toml")
-        try:
-            return Path(read_json(last)["folder"])
-        except (KeyError, TypeError) as exc:
-            raise StoreError(f"{last} is damaged; name a campaign: labelcycle status campaign.toml") from exc
-    if campaign.is_dir():
-        return campaign
-    from flows.artefacts import CAMPAIGN
-    from flows.config import load_folder, load_settings
-
-    folder = load_folder(campaign)
-    return folder if (folder / CAMPAIGN.name).exists() else load_settings(campaign).folder  # or what is wrong there
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from connectors.region_files.labelled import LabelledImage, Read, RegionFileErro
 from connectors.store import write_atomic, write_folder
 from flows.campaign import OpenCampaign, standing_labels
 from flows.config import CampaignSettings, ConfigError, images_root
-from flows.results import begun, check_table
+from flows.outputs import check_folder, check_table
 from pipeline.regions import regions_to_json
 from pipeline.registries import look_up
 from pipeline.types import RegionKind
@@ -88,7 +88,9 @@ def export_regions(settings: CampaignSettings, out: Path, name: str) -> list[str
         able = [other for other, each in FORMATS.items() if kind in each.writes]
         mend = f"take {' or '.join(able)}" if able else "leave --format away"
         raise ConfigError(f"the format {name} holds no labels of task = {settings.task!r}: {mend}")
-    _check_folder(out, settings)
+    check_folder(out, settings.pool)
+    from flows.results import begun  # loads torch, which an import needs not
+
     work = OpenCampaign(settings, begun(settings))
     table = standing_labels(work.pool, work.ledger, settings)
     sizes = work.pool.usable.set_index("item_id")[["width", "height"]]
@@ -153,15 +155,6 @@ def _write_manifest(table: pd.DataFrame, out: Path) -> None:
         write_atomic(out, lambda path: table.to_csv(path, index=False))
     else:
         write_atomic(out, lambda path: table.to_parquet(path, index=False))
-
-
-def _check_folder(out: Path, settings: CampaignSettings) -> None:
-    if out.suffix.lower() in (".csv", ".parquet"):
-        raise ConfigError(f"wanted a folder to write, got {out}")
-    if os.path.lexists(out):
-        raise ConfigError(f"{out} exists already; give another name, or move it away")
-    if settings.pool.is_dir() and is_below(os.path.realpath(out), os.path.realpath(settings.pool)):
-        raise ConfigError(f"{out} lies in the pool, whose images would be looked for in it: name a folder elsewhere")
 
 
 def _root(usual: Path, uris: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from flows.campaign import OpenCampaign, standing_labels
 from flows.config import CampaignSettings, ConfigError
 from flows.folder import Campaign, RoundFolder
 from flows.outlook import best_round
+from flows.outputs import check_table
 from flows.progress import progress_bar
 from pipeline.networks.devices import choose_device
 from pipeline.pool.reasons import PoolError
@@ -139,14 +140,6 @@ def _round_with_model(folder: Campaign, number: int | None) -> RoundFolder:
     if not chosen:
         raise ConfigError(f"round {number} has no model; these have: {', '.join(str(f.number) for f in trained)}")
     return chosen[0]
-
-
-def check_table(out: Path) -> None:
-    """Raise ConfigError for a table that would not be written; a file that is there may be somebody's manifest."""
-    if out.suffix.lower() not in (".csv", ".parquet"):
-        raise ConfigError(f"wanted a .csv or .parquet file to write, got {out}")
-    if out.exists():
-        raise ConfigError(f"{out} exists already; give another name, or move it away")
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:

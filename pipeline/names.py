@@ -37,15 +37,18 @@ def checked_class(name: str) -> str:
     return name
 
 
-def checked_classes(names: Sequence[str]) -> tuple[str, ...]:
+def checked_classes(names: Sequence[str], *, fewest: int = 2) -> tuple[str, ...]:
     """The names of classes to choose from.
+
+    Args:
+        fewest: so many there must be.
 
     Raises:
         ValueError: nobody could choose among them.
     """
     checked = tuple(checked_class(name) for name in names)
-    if len(set(checked)) != len(checked) or len(checked) < 2:
-        raise ValueError(f"wanted two or more distinct classes, got {list(names)}")
+    if len(set(checked)) != len(checked) or len(checked) < fewest:
+        raise ValueError(f"wanted {fewest} or more distinct classes, got {list(names)}")
     return checked
 
 

@@ -52,6 +52,11 @@ class AskFor(NamedTuple):
     kind: RegionKind
     several: bool
 
+    @property
+    def fewest_classes(self) -> int:
+        """Classes that there must be: with one alone, what is there can be asked, but not which it is."""
+        return 1 if self.several else 2
+
 
 ONE_CLASS = AskFor(kind="image", several=False)
 """One class for each image."""

@@ -50,7 +50,7 @@ class Project:
         if not 3 <= len(title) <= 50 or title != title.strip():
             raise ValueError(f"a project title has 3 to 50 characters and no space around, got {title!r}")
         self.title = title
-        self.classes = checked_classes(classes)
+        self.classes = checked_classes(classes, fewest=asks.fewest_classes)
         self.renamed = renamed
         self.asks = asks
         self._api = api

@@ -50,9 +50,9 @@ def build_model(
     Raises:
         ModelError: naming what is wrong and what there is instead; without a network, how to bring a weights file.
     """
-    if n_classes < 2 or image_size < 8 or channels not in (1, 3) or not 0 <= dropout < 1 or head not in HEADS:
+    if n_classes < 1 or image_size < 8 or channels not in (1, 3) or not 0 <= dropout < 1 or head not in HEADS:
         raise ValueError(
-            "a model needs n_classes >= 2, image_size >= 8, channels 1 or 3, dropout in [0, 1) and a head of "
+            "a model needs n_classes >= 1, image_size >= 8, channels 1 or 3, dropout in [0, 1) and a head of "
             f"{', '.join(HEADS)}, got n_classes={n_classes}, image_size={image_size}, channels={channels}, "
             f"dropout={dropout}, head={head!r}"
         )

@@ -41,6 +41,14 @@ def campaign(tmp_path: Path):
     return write
 
 
+def test_one_class_is_enough_where_an_image_may_have_none(campaign):
+    one = GOOD.replace('["cat", "dog"]', '["tree"]')
+    several = one.replace("budget", 'task = "multi_label"\nbudget')
+    assert load_settings(campaign(several)).classes == ("tree",)
+    with pytest.raises(ConfigError, match="asks which class an image has, and 'tree' is the only one: name another"):
+        load_settings(campaign(one))
+
+
 def test_example_that_init_writes_is_a_valid_campaign(campaign):
     settings = load_settings(campaign(EXAMPLE))
     assert settings.classes == ("cat", "dog")
