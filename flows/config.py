@@ -225,9 +225,9 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
         if len(self.classes) > MOST_CLASSES:
+            got = f"got {len(self.classes):,}"
             raise ValueError(
-                f"classes must be at most {MOST_CLASSES:,}, as people choose among them on one page, got "
-                f"{len(self.classes):,}"
+                f"classes must be at most {MOST_CLASSES:,}, as people choose among them on one page, {got}"
             )
         repeated = sorted(name for name, count in Counter(self.classes).items() if count > 1)
         if repeated:
@@ -247,10 +247,8 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
     @model_validator(mode="after")
     def _check_number_of_classes(self) -> Self:
         if len(self.classes) < 2 and self.asks.fewest_classes > 1:
-            raise ValueError(
-                f"task = {self.task!r} asks which class an image has, and {self.classes[0]!r} is the only one: name "
-                "another"
-            )
+            only = f"and {self.classes[0]!r} is the only one: name another"
+            raise ValueError(f"task = {self.task!r} asks which class an image has, {only}")
         return self
 
     @model_validator(mode="after")
