@@ -225,10 +225,8 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
         if len(self.classes) > MOST_CLASSES:
-            got = f"got {len(self.classes):,}"
-            raise ValueError(
-                f"classes must be at most {MOST_CLASSES:,}, as people choose among them on one page, {got}"
-            )
+            got = f"people choose among them on one page, got {len(self.classes):,}"
+            raise ValueError(f"classes must be at most {MOST_CLASSES:,}, as {got}")
         repeated = sorted(name for name, count in Counter(self.classes).items() if count > 1)
         if repeated:
             raise ValueError(f"classes must be distinct, repeated: {', '.join(repeated)}")
