@@ -49,7 +49,7 @@ def _found_items(seen: pd.DataFrame, earlier_items: pd.DataFrame, *, is_manifest
     labels = copies.loc[copies["label"].notna(), ["item_id", "label"]].drop_duplicates()
     labels = labels.sort_values("label")
     disputed = labels[labels["item_id"].duplicated(keep=False)]
-    reasons = disputed.groupby("item_id")["label"].agg(_both).radd("labelled more than one way: ")
+    reasons = disputed.groupby("item_id")["label"].agg(_in_short).radd("labelled more than one way: ")
     items = copies.sort_values(["moved", "uri"]).drop_duplicates("item_id")
     given = items["item_id"].map(labels.drop_duplicates("item_id").set_index("item_id")["label"])
     # Copies in two groups are rare, and the first by name is the same in each run.
@@ -94,6 +94,7 @@ def refuse_waste(source: str, seen: pd.DataFrame, table: pd.DataFrame, earlier: 
         )
 
 
-def _both(labels: pd.Series[str]) -> str:
-    """The labels of one image, in short: regions may be long."""
-    return " and ".join(label if len(label) <= LONGEST_TOLD else f"{label[: LONGEST_TOLD - 3]}..." for label in labels)
+def _in_short(labels: pd.Series[str]) -> str:
+    """The labels that one image has; how many there are where they are long, as of regions."""
+    is_long = bool((labels.str.len() > LONGEST_TOLD).any())
+    return f"{len(labels)} lists of regions" if is_long else " and ".join(labels)
