@@ -7,6 +7,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import ImageFile, TiffImagePlugin
 
 from connectors.images.colour import GREY, flatten
+from connectors.images.containers import may_be_turned
 from connectors.images.decode import Decoded, decode_file, open_image, orientation_of, reason_of
 from connectors.images.deep_pixels import deep_of
 from connectors.images.reading import WHOLE, Reading
@@ -81,7 +82,9 @@ def upright_size(uri: str) -> tuple[int, int]:
             except Exception:  # metadata may yet be forgiven
                 seen = examine(file)
                 return seen.width, seen.height
-            return image.size[::-1] if orientation_of(image) >= 5 else image.size
+            # Pillow has the size of a TIFF turned already, and decodes a PNG to look for EXIF.
+            is_upright = image.format == "TIFF" or (image.format == "PNG" and not may_be_turned(file))
+            return image.size if is_upright or orientation_of(image) < 5 else image.size[::-1]
     except Exception as exc:
         raise PoolError(f"{uri}: {reason_of(exc)}") from exc
 

@@ -71,7 +71,7 @@ class Told:
 
     def lines(self) -> list[str]:
         """A line for each kind."""
-        return [f"{n} {what}, such as {printable(example)}" for what, (n, example) in self.kinds.items()]
+        return [f"{what}: {n}, such as {printable(example)}" for what, (n, example) in self.kinds.items()]
 
 
 def box_of(label: str, edges: Sequence[float], size: Size, told: Told, where: str) -> Region | None:

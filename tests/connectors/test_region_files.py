@@ -242,12 +242,12 @@ def test_coco_tells_what_it_leaves_out(folder, tmp_path):
     assert found.found["deep/a.png"] == [None]
     assert found.found.keys() == {"a.png", "deep/a.png"}
     assert told == [
-        "1 images have another size on the disk than in the labels, which are left out, such as turned.jpg: 10 x 6, on "
+        "images have another size on the disk than in the labels, which are left out: 1, such as turned.jpg: 10 x 6, on "
         "the disk 6 x 10 (turned upright)",
-        f"2 images are not in {folder}, and are left out, such as gone.png",
-        f"1 boxes that reach beyond their image are cut at its edge, such as {tmp_path}/c.json: annotations[0]",
-        f"2 boxes without a size, or outside of their image, are left out, such as {tmp_path}/c.json: annotations[1]",
-        f"1 annotations of a crowd (iscrowd) are left out, such as {tmp_path}/c.json: annotations[3]",
+        f"images are not in {folder}, and are left out: 2, such as gone.png",
+        f"boxes that reach beyond their image are cut at its edge: 1, such as {tmp_path}/c.json: annotations[0]",
+        f"boxes without a size, or outside of their image, are left out: 2, such as {tmp_path}/c.json: annotations[1]",
+        f"annotations of a crowd (iscrowd) are left out: 1, such as {tmp_path}/c.json: annotations[3]",
     ]
     write_coco(
         tmp_path, annotations=[{"segmentation": []}, {"segmentation": [[1, 1, 2, 2]]}, {"segmentation": [[0] * 6]}]
@@ -255,9 +255,9 @@ def test_coco_tells_what_it_leaves_out(folder, tmp_path):
     found, told = read("coco", tmp_path / "c.json", folder, kind="mask")
     assert found.found["a.png"] == [None] * 3
     assert [line.split(", such as")[0] for line in told] == [
-        "1 annotations without a segmentation are left out",
-        "1 annotations have parts of fewer than three corners, which are left out",
-        "1 masks in which no pixel's centre lies are left out",
+        "annotations without a segmentation are left out: 1",
+        "annotations have parts of fewer than three corners, which are left out: 1",
+        "masks in which no pixel's centre lies are left out: 1",
     ]
 
 
@@ -375,20 +375,20 @@ def test_yolo_is_read_as_its_makers_mean_it(folder, tmp_path):
     assert found.found["a.png"][1].geometry == pytest.approx((0, 0, 0.2, 0.2))
     assert found.found["deep/a.png"] == []
     assert found.found.keys() == {"a.png", "deep/a.png"}, "without a file there is no label"
-    assert [line.split(", such as")[0] for line in told] == ["2 text files are of no image, and left out"]
+    assert [line.split(", such as")[0] for line in told] == ["text files are of no image, and left out: 2"]
 
 
 def test_polygons_of_yolo_are_masks_or_the_boxes_around_them(folder, tmp_path):
     labels = yolo(tmp_path / "labels", a="1 0.25 0.25 0.75 0.25 0.75 0.5 0.25 0.5\n0 0.5 0.5 1 1")
     found, told = read("yolo", labels, folder)
     assert found.found["a.png"][0].geometry == pytest.approx((0.25, 0.25, 0.75, 0.5))
-    assert "1 polygons are read as the boxes around them" in told[0]
+    assert "polygons are read as the boxes around them: 1" in told[0]
     found, told = read("yolo", labels, folder, kind="mask")
     wanted = np.zeros((8, 12), dtype=bool)
     wanted[2:4, 3:9] = True
     assert np.array_equal(mask_from_png(found.found["a.png"][0].mask), wanted)
     assert found.found["a.png"][1] is None
-    assert "1 boxes are left out, as masks are wanted" in told[0]
+    assert "boxes are left out, as masks are wanted: 1" in told[0]
 
 
 @pytest.mark.parametrize("place", ["images", "labels", "train/images", "train/labels"])
@@ -428,8 +428,8 @@ def test_yolo_leaves_out_boxes_that_are_no_place(folder, tmp_path):
     found, told = read("yolo", yolo(tmp_path / "labels", a=lines), folder)
     assert found.found["a.png"] == [None] * 3
     assert [line.split(" are ")[0] for line in told] == [
-        "2 boxes whose edges",
-        "1 boxes without a size, or outside of their image,",
+        "boxes whose edges",
+        "boxes without a size, or outside of their image,",
     ]
 
 
@@ -504,9 +504,9 @@ def test_voc_is_read_as_its_makers_mean_it(folder, tmp_path):
     assert found.found["a.png"][1].geometry[0] == 0
     assert found.found["deep/a.png"] == [], "found by the name of its file"
     assert [line.split(", such as")[0] for line in told] == [
-        "1 XML files are no annotations, and left out",
-        f"1 XML files are of images that are not in {folder}, and left out",
-        "1 objects are marked as difficult, and stay",
+        "XML files are no annotations, and left out: 1",
+        f"XML files are of images that are not in {folder}, and left out: 1",
+        "objects are marked as difficult, and stay: 1",
     ]
 
 
@@ -572,7 +572,7 @@ def test_masks_are_numbers_of_classes_in_grey_or_a_palette(folder, tmp_path, pic
     assert np.array_equal(mask_from_png(found.found["a.png"][1].mask), SQUARE)
     assert found.found["deep/a.png"] == []
     assert found.found.keys() == {"a.png", "deep/a.png"}
-    assert told == ["1 masks are of no image, and left out, such as gone.png"]
+    assert told == ["masks are of no image, and left out: 1, such as gone.png"]
 
 
 def test_masks_of_few_bits_are_numbers_as_well(folder, tmp_path):
@@ -590,7 +590,7 @@ def test_ignored_pixels_count_as_nothing_and_are_told(folder, tmp_path):
     numbers[0] = 255
     found, told = read("masks", mask_file(tmp_path, Image.fromarray(numbers)), folder)
     assert np.array_equal(mask_from_png(found.found["a.png"][1].mask), SQUARE)
-    assert told == [f"1 masks have pixels of 255 (ignored), which count as nothing, such as {tmp_path}/a.png"]
+    assert told == [f"masks have pixels of 255 (ignored), which count as nothing: 1, such as {tmp_path}/a.png"]
 
 
 def test_what_is_wrong_in_masks_is_named(folder, tmp_path):
@@ -636,4 +636,4 @@ def test_an_image_that_cannot_be_read_has_no_label(folder, tmp_path):
     (images / "a.png").write_bytes((folder / "a.png").read_bytes()[:20])
     found, told = read("yolo", yolo(tmp_path / "labels", a=""), images)
     assert found.found == {}
-    assert "1 images cannot be read, and their labels are left out" in told[0]
+    assert "images cannot be read, and their labels are left out: 1" in told[0]

@@ -291,7 +291,7 @@ def test_an_image_all_of_whose_regions_are_left_out_has_no_label(photos, tmp_pat
     lines, classes = import_regions("yolo", photos)
     assert classes == ("cat",)
     assert lines[0] == f"wrote {photos}/labels.csv: 12 images, 2 of them with a label; in 1 of these nothing is there"
-    assert lines[2] == "1 images have no label, as all their regions were left out, such as one/1.png"
+    assert lines[2] == "images have no label, as all their regions were left out: 1, such as one/1.png"
     table = pd.read_csv(photos / "labels.csv").set_index("uri")["label"]
     assert table["one/3.png"] == "[]"
     assert table.isna().sum() == 10
