@@ -50,6 +50,8 @@ def import_regions(
     """
     format_ = _format(name)
     wanted = _kind(name, format_, kind)
+    if names is not None and format_.has_names:
+        raise ConfigError(f"files of the format {name} name their classes: leave --names away")
     folder = images or _usual_images(labels, format_)
     out = out or folder / "labels.csv"
     check_table(out)

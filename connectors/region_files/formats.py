@@ -18,6 +18,7 @@ class Format(NamedTuple):
         writes: kinds of regions that it can hold.
         write: folder, images, classes.
         images: what a folder of images is called beside the labels.
+        has_names: whether its files name the classes, so that no other file does.
         labels: what a folder of labels is called beside the images; empty where it has no such name.
     """
 
@@ -25,13 +26,14 @@ class Format(NamedTuple):
     writes: tuple[RegionKind, ...]
     read: Callable[[Source], Read]
     write: Callable[[Path, Sequence[LabelledImage], Sequence[str]], None]
+    has_names: bool
     images: str = "images"
     labels: str = ""
 
 
 FORMATS = {
-    "coco": Format(("box", "mask"), ("box", "mask"), coco.read, coco.write),
-    "yolo": Format(("box", "mask"), ("box",), yolo.read, yolo.write),
-    "voc": Format(("box",), ("box",), voc.read, voc.write, "JPEGImages", "Annotations"),
-    "masks": Format(("mask",), ("mask",), mask_files.read, mask_files.write, labels="masks"),
+    "coco": Format(("box", "mask"), ("box", "mask"), coco.read, coco.write, has_names=True),
+    "yolo": Format(("box", "mask"), ("box",), yolo.read, yolo.write, has_names=False),
+    "voc": Format(("box",), ("box",), voc.read, voc.write, has_names=True, images="JPEGImages", labels="Annotations"),
+    "masks": Format(("mask",), ("mask",), mask_files.read, mask_files.write, has_names=False, labels="masks"),
 }

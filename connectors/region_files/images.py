@@ -1,7 +1,7 @@
 """The images that files of regions speak of: which there are below a folder, and how large each is."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from connectors.image_folder.listing import is_below, locate, walk
 from connectors.images.decode import without_pillow_warnings
 from connectors.images.examine import upright_size
 from connectors.images.threads import map_in_threads
-from connectors.region_files.labelled import RegionFileError, Size, Told
+from connectors.region_files.labelled import RegionFileError, Size, Told, with_suffix
 from pipeline.pool.reasons import PoolError
 from pipeline.types import RegionKind
 
@@ -95,16 +95,20 @@ class Source:
     told: Told
 
     def files(self, suffix: str) -> dict[str, Path]:
-        """All files of a suffix below the folder, by the path below it.
+        """All files of a suffix below the folder, links into other folders included, by the path below it.
 
         Raises:
-            RegionFileError: there is no such folder.
+            RegionFileError: there is no such folder, or two files differ in the capitals of the suffix alone.
         """
         if not self.path.is_dir():
             raise RegionFileError(f"{self.path}: wanted a folder of {suffix} files")
-        found = sorted(file for file in self.path.rglob(f"*{suffix}") if file.is_file())
-        paths = {file.relative_to(self.path).as_posix(): file for file in found}
-        return {path: file for path, file in paths.items() if not any(part[0] == "." for part in path.split("/"))}
+        found: dict[str, Path] = {}
+        for file in _files_below(self.path):
+            if file.suffix.lower() == suffix:
+                path = with_suffix(file.relative_to(self.path).as_posix(), suffix)
+                if found.setdefault(path, file) != file:
+                    raise RegionFileError(f"{found[path]} and {file} are of one image: delete one of the two")
+        return found
 
     def name_file(self, *usual: str) -> Path:
         """The file of the names of classes: the one that was named, or the first of the usual ones that is there.
@@ -117,3 +121,18 @@ class Source:
             if file.is_file():
                 return file
         raise RegionFileError(f"{candidates[0]}: no such file; name the file of the class names with --names")
+
+
+def _files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """All files that are not hidden; no link leads back into a folder above it."""
+    told = folder.stat()
+    here = (told.st_dev, told.st_ino)
+    if here in above:
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files_below(path, above | {here})
+        elif path.is_file():
+            yield path

@@ -122,7 +122,13 @@ def checked_names(names: Sequence[object], where: str) -> tuple[str, ...]:
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Names of classes, a line each."""
+    """Names of classes, a line each.
+
+    Raises:
+        RegionFileError: the file holds something else.
+    """
+    if path.suffix.lower() in (".yaml", ".yml", ".json", ".csv"):
+        raise RegionFileError(f"{path}: wanted a text file with the name of a class in each line")
     return checked_names(read_text(path).rstrip().splitlines(), str(path))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -169,6 +170,25 @@ def test_images_that_differ_in_the_suffix_alone_are_never_written_over_each_othe
 
 
 @pytest.mark.parametrize("name", ["coco", "yolo", "voc", "masks"])
+def test_classes_of_any_name_come_back(folder, tmp_path, name):
+    mask = mask_to_png(np.eye(8, 12, dtype=bool))
+    classes = CLASSES[:90]
+    regions = [
+        Region("mask", label, mask=mask_to_png(np.arange(96).reshape(8, 12) == n))
+        if name == "masks"
+        else Region("mask", label, mask=mask)
+        if name == "coco"
+        else Region("box", label, BOX.geometry)
+        for n, label in enumerate(classes)
+    ]
+    out = written(name, [labelled("a.png", *regions)], classes, tmp_path)
+    found, told = read(name, labels_in(name, out), folder, kind=regions[0].kind)
+    assert told == []
+    assert set(found.classes) == set(classes)
+    assert [region.label for region in found.found["a.png"]] == list(classes)
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo", "voc", "masks"])
 def test_files_of_any_name_come_back_or_are_refused(tmp_path, name):
     names = {text.replace("\0", "").replace("/", "_")[:60] for text in NAMES + HIDDEN if "\ud800" not in text}
     for text in sorted(names):
@@ -242,8 +262,8 @@ def test_coco_tells_what_it_leaves_out(folder, tmp_path):
     assert found.found["deep/a.png"] == [None]
     assert found.found.keys() == {"a.png", "deep/a.png"}
     assert told == [
-        "images have another size on the disk than in the labels, which are left out: 1, such as turned.jpg: 10 x 6, on "
-        "the disk 6 x 10 (turned upright)",
+        "images have another size on the disk than in the labels, which are left out: 1, such as turned.jpg: 10 x 6, "
+        "on the disk 6 x 10 (turned upright)",
         f"images are not in {folder}, and are left out: 2, such as gone.png",
         f"boxes that reach beyond their image are cut at its edge: 1, such as {tmp_path}/c.json: annotations[0]",
         f"boxes without a size, or outside of their image, are left out: 2, such as {tmp_path}/c.json: annotations[1]",
@@ -464,6 +484,19 @@ def test_names_of_yolo_that_cannot_be_read_are_refused(folder, tmp_path, text, m
         read("yolo", tmp_path, folder)
 
 
+def test_labels_lie_behind_links_and_have_suffixes_in_capitals(folder, tmp_path):
+    yolo(tmp_path / "elsewhere", deep__a="0 0.5 0.5 1 1")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    (tmp_path / "labels" / "deep").symlink_to(tmp_path / "elsewhere" / "deep")
+    (tmp_path / "labels" / "round").symlink_to(tmp_path / "labels")
+    (tmp_path / "labels" / "a.TXT").write_text("")
+    assert read("yolo", tmp_path, folder)[0].found.keys() == {"a.png", "deep/a.png"}
+    (tmp_path / "labels" / "a.txt").write_text("")
+    with pytest.raises(RegionFileError, match=r"a\.TXT and .*a\.txt are of one image: delete one"):
+        read("yolo", tmp_path, folder)
+
+
 def test_names_of_classes_are_asked_for(folder, tmp_path):
     for name in ("yolo", "masks"):
         with pytest.raises(RegionFileError, match="no such file; name the file of the class names with --names"):
@@ -471,6 +504,8 @@ def test_names_of_classes_are_asked_for(folder, tmp_path):
     (tmp_path / "n.txt").write_text("cat\n\ndog\n")
     with pytest.raises(RegionFileError, match="a class name is not empty"):
         read_names(tmp_path / "n.txt")
+    with pytest.raises(RegionFileError, match=r"n\.yaml: wanted a text file with the name of a class in each line"):
+        read_names(tmp_path / "n.yaml")
     (tmp_path / "n.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(RegionFileError, match="is not UTF-8"):
         read_names(tmp_path / "n.txt")
@@ -637,3 +672,75 @@ def test_an_image_that_cannot_be_read_has_no_label(folder, tmp_path):
     found, told = read("yolo", yolo(tmp_path / "labels", a=""), images)
     assert found.found == {}
     assert "images cannot be read, and their labels are left out: 1" in told[0]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=6,
+)
+PLACES = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "segmentation", "iscrowd"),
+    "categories": ("id", "name"),
+}
+
+
+def is_read_or_refused(*how, **more) -> None:
+    with suppress(RegionFileError):
+        read(*how, **more)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.sampled_from([(part, key) for part, keys in PLACES.items() for key in ("", *keys)]), JSON, st.booleans())
+def test_any_value_in_coco_is_read_or_refused_in_words(folder, place, value, is_mask):
+    part, key = place
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 12, "height": 8}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "segmentation": [[0] * 6]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    if key:
+        document[part][0][key] = value
+    else:
+        document[part] = value
+    with tempfile.TemporaryDirectory() as out:
+        (Path(out) / "c.json").write_text(json.dumps(document))
+        is_read_or_refused("coco", Path(out) / "c.json", folder, kind="mask" if is_mask else "box")
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.sampled_from(["counts", "size"]), JSON | st.lists(st.integers(-9, 99)) | st.text("0123456789:;<=>?@PQo"))
+def test_any_run_lengths_are_read_or_refused_in_words(folder, key, value):
+    with tempfile.TemporaryDirectory() as out:
+        write_coco(Path(out), annotations=[{"segmentation": {"size": [8, 12], "counts": [96], key: value}}])
+        is_read_or_refused("coco", Path(out) / "c.json", folder, kind="mask")
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.text() | st.lists(st.sampled_from(["0", "1", "0.5", "-1", "nan", "1e400", "x", " ", "\n", "²"])).map(" ".join),
+    st.text(max_size=20),
+)
+def test_any_text_of_yolo_is_read_or_refused_in_words(folder, text, names):
+    with tempfile.TemporaryDirectory() as out:
+        (Path(out) / "a.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
+        (Path(out) / "classes.txt").write_text("cat\ndog\n")
+        is_read_or_refused("yolo", Path(out), folder)
+        is_read_or_refused("yolo", Path(out), folder, kind="mask")
+        (Path(out) / "data.yaml").write_bytes(b"names: " + names.encode("utf-8", "surrogatepass"))
+        is_read_or_refused("yolo", Path(out), folder)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_any_damage_to_voc_and_to_masks_is_read_or_refused_in_words(folder, data):
+    mask = Region("mask", "cat", mask=mask_to_png(SQUARE))
+    with tempfile.TemporaryDirectory() as place:
+        for name, region, path in (("voc", BOX, "Annotations/a.xml"), ("masks", mask, "masks/a.png")):
+            out = written(name, [labelled("a.png", region)], ["cat"], Path(place) / name)
+            content = bytearray((out / path).read_bytes())
+            for _ in range(data.draw(st.integers(0, 3))):
+                content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+            (out / path).write_bytes(content[: data.draw(st.integers(0, len(content)))])
+            is_read_or_refused(name, labels_in(name, out), folder)

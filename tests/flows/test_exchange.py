@@ -313,6 +313,8 @@ def test_what_cannot_be_imported_is_told(photos, tmp_path):
         (("coca", photos), "unknown format 'coca', did you mean 'coco'?"),
         (("voc", photos, "--kind", "mask"), "the format voc is read as box, got 'mask'"),
         (("yolo", photos), "has a label for none of the images in"),
+        (("coco", photos, "--names", photos / "classes.txt"), "name their classes: leave --names away"),
+        (("masks", photos, "--names", "data.yaml"), "no such file; name the file of the class names"),
         (("yolo", photos, "--out", photos / "x.txt"), "wanted a .csv or .parquet file to write"),
         (("yolo", photos, "--out", tmp_path / "elsewhere" / "x.csv"), "the images of a manifest lie in its own folder"),
         (("yolo", tmp_path / "nowhere"), "no such file; name the file of the class names with --names"),
