@@ -55,9 +55,7 @@ def import_regions(
     folder = images or _usual_images(labels, format_)
     out = out or folder / "labels.csv"
     check_table(out)
-    root = os.path.normpath(out.absolute().parent)
-    if not is_below(os.path.normpath(folder.absolute()), root):
-        raise ConfigError(f"the images of a manifest lie in its own folder: put {out.name} into {folder}, or above it")
+    root = _root_of(out, folder)
     told = Told()
     labels = labels / format_.labels if (labels / format_.labels).is_dir() else labels
     source = Source(labels, Images(folder, but=labels), wanted, names, told)
@@ -67,11 +65,8 @@ def import_regions(
         raise RegionFileError("; ".join([f"{labels} has a label for none of the images in {folder}", *told.lines()]))
     rows = [{"uri": _uri(folder / path, root), "label": given.get(path)} for path in source.images.paths]
     _write_manifest(pd.DataFrame(rows, columns=["uri", "label"]), out)
-    n_empty = sum(cell == "[]" for cell in given.values())
-    wrote = (
-        f"wrote {out}: {len(rows)} images, {len(given)} of them with a label; in {n_empty} of these nothing is there"
-    )
-    return [wrote, *told.lines()], read.classes
+    counts = f"{len(rows)} images, {len(given)} of them with a label; in {list(given.values()).count('[]')} of these"
+    return [f"wrote {out}: {counts} nothing is there", *told.lines()], read.classes
 
 
 def export_regions(settings: CampaignSettings, out: Path, name: str) -> list[str]:
@@ -132,6 +127,16 @@ def _kind(name: str, format_: Format, kind: str | None) -> RegionKind:
 def _usual_images(labels: Path, format_: Format) -> Path:
     folder = labels if labels.is_dir() else labels.parent
     return folder / format_.images if (folder / format_.images).is_dir() else folder
+
+
+def _root_of(manifest: Path, images: Path) -> str:
+    """The folder that a manifest's names of files start from."""
+    root = os.path.normpath(manifest.absolute().parent)
+    if not is_below(os.path.normpath(images.absolute()), root):
+        raise ConfigError(
+            f"the images of a manifest lie in its own folder: put {manifest.name} into {images}, or above it"
+        )
+    return root
 
 
 def _given(read: Read, told: Told) -> dict[str, str]:

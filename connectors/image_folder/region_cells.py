@@ -7,10 +7,10 @@ from typing import Any
 from pipeline.masks import mask_from_png
 from pipeline.names import shorten
 from pipeline.regions import region_of, regions_from_json, regions_to_json
-from pipeline.types import RegionKind, mask_size
+from pipeline.types import Region, RegionKind, mask_size
 
 NOTHING = "write [] where nothing is there, and leave the field empty where there is no label"
-KEYS = {"image": set[str](), "box": {"geometry"}, "polygon": {"geometry"}, "mask": {"mask"}}
+KEYS = {"box": {"geometry"}, "polygon": {"geometry"}, "mask": {"mask"}}
 """What a region of a kind has besides kind and label."""
 FORMS = {
     "box": '{"kind": "box", "label": "...", "geometry": [left, upper, right, lower]}, in fractions of the image',
@@ -49,11 +49,11 @@ def checked_regions(cell: str, kind: RegionKind, class_of: Callable[[str], str])
         raise WrongCell(f"has a label that is no JSON ({exc})", NOTHING) from exc
     if not isinstance(given, list):
         raise WrongCell("has a label that is no list of regions", NOTHING)
-    written = [_checked(one, kind, class_of, f"has a label whose region {n}") for n, one in enumerate(given, 1)]
-    return f"[{', '.join(written)}]"
+    regions = [_checked(one, kind, class_of, f"has a label whose region {n}") for n, one in enumerate(given, 1)]
+    return regions_to_json(regions)
 
 
-def _checked(one: Any, kind: RegionKind, class_of: Callable[[str], str], which: str) -> str:
+def _checked(one: Any, kind: RegionKind, class_of: Callable[[str], str], which: str) -> Region:
     if not isinstance(one, dict) or one.get("kind") != kind or not isinstance(one.get("label"), str):
         raise WrongCell(f"{which} is {shorten(one)}", f"the campaign's task asks for {FORMS[kind]}")
     if "score" in one:
@@ -68,10 +68,9 @@ def _checked(one: Any, kind: RegionKind, class_of: Callable[[str], str], which: 
     if kind != "mask" and not _are_numbers(one["geometry"]):
         raise WrongCell(f"{which} has the geometry {shorten(one['geometry'])}", f"wanted {FORMS[kind]}")
     try:
-        region = region_of(one | {"label": label})
+        return region_of(one | {"label": label})
     except (ValueError, TypeError) as exc:
         raise WrongCell(f"{which} is wrong ({exc})", f"wanted {FORMS[kind]}") from exc
-    return regions_to_json([region])[1:-1]
 
 
 def check_masks(cell: str, width: int, height: int) -> None:
