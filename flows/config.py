@@ -152,7 +152,9 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
     )
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
     task: Annotated[str, AfterValidator(check_task)] = Field(
-        TASK, description="classification: one class for each image; multi_label: any of the classes, or none"
+        TASK,
+        description="classification: one class for each image; multi_label: any of the classes, or none; "
+        "segmentation: masks of them",
     )
     classes: tuple[ClassName, ...] = Field(min_length=1, description="what annotators choose from")
     renamed: Renamed = Field({}, description="what a class was called before = what it is called")
@@ -240,10 +242,6 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
                 raise ValueError(f"renamed: {old!r} is still one of the classes: take it out of classes, or of renamed")
             if self.former_classes[old] not in self.classes:
                 raise ValueError(f"renamed: {old!r} becomes {self.renamed[old]!r}, which is not one of the classes")
-        return self
-
-    @model_validator(mode="after")
-    def _check_number_of_classes(self) -> Self:
         if len(self.classes) < 2 and self.asks.fewest_classes > 1:
             only = f"and {self.classes[0]!r} is the only one: name another"
             raise ValueError(f"task = {self.task!r} asks which class an image has, {only}")

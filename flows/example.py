@@ -13,7 +13,8 @@ EXAMPLE = """\
 name = "my-campaign"             # lower case; names the Label Studio project and the MLflow experiment
 pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label and group
 # follow_links = false           # use images that symbolic links bring in from outside the pool
-# task = "classification"        # one class for each image; multi_label: any of the classes, or none
+# task = "classification"        # one class for each image; multi_label: any of the classes, or none;
+                                 # segmentation: masks of them
 classes = ["cat", "dog"]         # what annotators choose from; one may be added at any time, and renamed: see [renamed]
 
 # Every setting may change between rounds, but for name, task, audit_size and group; to change these,
@@ -34,6 +35,8 @@ query_size = 100                 # labels asked for in each later round
                                  # typiclust or max_herding
 # acquisition = "margin"         # entropy, margin, least_confidence, variance, mean_std,
                                  # variation_ratio, bald (the last four need at least two members)
+# reduction = "mean"             # of many decisions about an image, how their scores become one: mean, max, sum,
+                                 # top_tenth, foreground; by default as suits the task
 # strategy = "auto"              # covers the pool while labels are few, then what is uncertain. Others by score: top_k,
                                  # power; by place: k_center, novel, typical, coverage, typiclust, max_herding; by
                                  # both: uherding, badge, falcun, bait, suggestive, weighted_k_center, top_k_diverse,

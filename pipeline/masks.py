@@ -1,4 +1,4 @@
-"""Masks as PNG of 1 bit a pixel: what is not the mask is transparent, as annotation tools want it."""
+"""Masks: brought to a size, filled from outlines, and as PNG of 1 bit a pixel whose transparent part is no mask."""
 
 import struct
 import zlib
@@ -6,11 +6,33 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.types import PNG_BEGINS, mask_size
+from pipeline.types import PNG_BEGINS, Region, mask_size
 
 AS_IT_IS, LESS_THE_ROW_ABOVE = 0, 2
 """How PNG may store a row."""
 LEVEL = 6
+
+
+def resized(mask: NDArray[np.bool_], width: int, height: int) -> NDArray[np.bool_]:
+    """A mask `(H, W)` at another size: a smaller one has the pixels of which half or more belongs to the mask.
+
+    >>> resized(np.array([[True, True, False, False]]), 2, 3).tolist()
+    [[True, False], [True, False], [True, False]]
+    """
+    if mask.shape == (height, width):
+        return mask
+    shares, n_pixels = mask.view(np.uint8), np.ones((1, 1), dtype=np.intp)
+    for axis, size in ((0, height), (1, width)):
+        length = shares.shape[axis]
+        if size >= length:
+            nearest = ((np.arange(size) + 0.5) * length / size).astype(np.intp)
+            shares = shares.take(nearest, axis=axis)
+        else:
+            # a pixel belongs to the one that its centre falls into
+            begins = np.ceil(np.arange(size) * length / size - 0.5).astype(np.intp)
+            shares = np.add.reduceat(shares, begins, axis=axis, dtype=np.int32)
+            n_pixels = n_pixels * np.expand_dims(np.diff(begins, append=length), 1 - axis)
+    return np.asarray(2 * shares >= n_pixels)
 
 
 def filled(corners: NDArray[np.float64], width: int, height: int) -> NDArray[np.bool_]:
@@ -31,6 +53,19 @@ def filled(corners: NDArray[np.float64], width: int, height: int) -> NDArray[np.
     crossings = np.zeros((height, width + 1), dtype=np.int32)
     np.add.at(crossings, (row, first_right), 1)
     return np.asarray(crossings[:, :width].cumsum(axis=1) % 2 == 1)
+
+
+def pixels_of(region: Region, width: int, height: int) -> NDArray[np.bool_]:
+    """The pixels `(height, width)` of a mask or a polygon, brought to this size.
+
+    Raises:
+        ValueError: the region is of another kind, or its mask is damaged.
+    """
+    if region.mask is not None:
+        return resized(mask_from_png(region.mask), width, height)
+    if region.kind == "polygon":
+        return filled(np.reshape(region.geometry or (), (-1, 2)), width, height)
+    raise ValueError(f"wanted a mask or a polygon, got a region of kind {region.kind!r}, labelled {region.label!r}")
 
 
 def mask_to_png(mask: NDArray[np.bool_]) -> bytes:

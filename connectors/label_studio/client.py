@@ -22,7 +22,7 @@ from connectors.label_studio.images import ShownImages
 from connectors.label_studio.kinds.table import kind_of
 from connectors.label_studio.mending import Mended, Mender, last_choice
 from connectors.label_studio.ours import Sorted, progress_of, sort, without_doubles
-from connectors.label_studio.pages import check_columns, check_masks, task_to_import
+from connectors.label_studio.pages import check_columns, guess_of_size, task_to_import
 from connectors.label_studio.project import Project
 from connectors.label_studio.reading import HeldProject, HeldTask, is_copied, read_answer
 from connectors.label_studio.tasks import Tasks, Wanted
@@ -241,7 +241,6 @@ class LabelStudio(AnnotationTool):
             try:
                 image = self._images.address(question.uri, item_id)
                 size = self._images.size(image) if kind_of(self._project.asks).has_parts else None
-                check_masks(question, size)
             except AnnotationToolUnavailable:
                 raise
             except AnnotationToolError as exc:
@@ -250,7 +249,7 @@ class LabelStudio(AnnotationTool):
                 problems.append(str(exc))
                 continue
             task = task_to_import(
-                question,
+                guess_of_size(question, size),
                 image=image,
                 version=version,
                 n_ranks=n_ranks,

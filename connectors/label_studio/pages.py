@@ -1,18 +1,20 @@
 """What a labelling page, a task and an annotation of Label Studio look like; no connection."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 from unicodedata import normalize
 from xml.etree import ElementTree
 
-from connectors.annotation import AnnotationToolError, Question
+from connectors.annotation import Question
 from connectors.escaping import label_studio_choice, reads_as_variable
 from connectors.label_studio.kinds.classes import ONE, SEVERAL
 from connectors.label_studio.kinds.kind import CONTROL, NOTHING, NOTHING_KEY, OBJECT, Kind, Size
 from connectors.label_studio.kinds.table import kind_of
 from pipeline.colours import class_colours
-from pipeline.types import ONE_CLASS, AskFor, mask_size
+from pipeline.masks import mask_to_png, pixels_of
+from pipeline.types import ONE_CLASS, AskFor, Region, mask_size
 
 IMAGE, REASONS = "image", "reasons"
 WIDTH, HEIGHT = "width", "height"
@@ -149,15 +151,21 @@ def check_columns(questions: Sequence[Question]) -> None:
             raise ValueError(f"item {question.item_id}: column {name!r} is taken")
 
 
-def check_masks(question: Question, size: Size | None) -> None:
-    """Raise AnnotationToolError for a guess whose masks are not as large as the image: it would show elsewhere."""
-    for region in question.guess or ():
-        if region.mask is not None and size is not None and mask_size(region.mask) != size:
-            width, height = mask_size(region.mask)
-            raise AnnotationToolError(
-                f"item {question.item_id}: a guess is a mask of {width} x {height} pixels, and the image that "
-                f"annotators see has {size.width} x {size.height}: the mask would be in the wrong place"
-            )
+def guess_of_size(question: Question, size: Size | None) -> Question:
+    """The question with the masks of its guess as large as the image that annotators see.
+
+    Label Studio shows a mask of another size in its right place, and changes it in a wrong one. So where nobody knows
+    how large the image is, a guess with masks is not shown.
+    """
+    if not any(region.mask for region in question.guess or ()):
+        return question
+    return replace(question, guess=size and tuple(_of_size(region, size) for region in question.guess or ()))
+
+
+def _of_size(region: Region, size: Size) -> Region:
+    if region.mask is None or mask_size(region.mask) == size:
+        return region
+    return replace(region, mask=mask_to_png(pixels_of(region, *size)))
 
 
 def task_to_import(

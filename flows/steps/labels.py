@@ -88,11 +88,13 @@ def review_labels(
 
 
 class _Judged(NamedTuple):
-    """Labels that predictions can judge: whose they are, their images, and the decisions with their probabilities."""
+    """Labels that predictions can judge: whose they are, their images, and the decisions with their probabilities, of
+    so many about an image."""
 
     what: str
     item_ids: list[str]
     answered: Answered
+    n_decisions: int
 
 
 def _judged(labelled: Labels, found: Predicted, task: TaskType, classes: Sequence[str]) -> Iterator[_Judged]:
@@ -100,12 +102,13 @@ def _judged(labelled: Labels, found: Predicted, task: TaskType, classes: Sequenc
     if not len(found):
         return
     answered = task.answered(found.values, labelled.targets(task, classes))
-    groups = None if labelled.groups is None else labelled.groups[answered.image]
-    known = judged_out_of_fold(_kinds(answered), groups)
+    groups = answered.image if labelled.groups is None else labelled.groups[answered.image]
+    known = judged_out_of_fold(_kinds(answered, task), groups)
     if known.any():
         items = [labelled.item_ids[row] for row in answered.image[known].tolist()]
         probs = answered.values[known].softmax(dim=1)
-        yield _Judged(LABELS, items, Answered(probs, *(part[known] for part in answered[1:])))
+        judged = Answered(probs, *(part[known] for part in answered[1:]))
+        yield _Judged(LABELS, items, judged, found.values.shape[1])
 
 
 def _judged_audit(
@@ -115,16 +118,18 @@ def _judged_audit(
     if not len(found):
         return
     answered = task.answered(found.values, audit.targets(task, classes))
-    nothing = torch.zeros(len(labelled), *found.values.shape[1:])
-    learnt = _kinds(task.answered(nothing, labelled.targets(task, classes)))
-    known = learnt.bincount(minlength=found.values[0].numel())[_kinds(answered)] >= MIN_JUDGED
+    nothing = torch.zeros(()).expand(len(labelled), *found.values.shape[1:])
+    learnt = _kinds(task.answered(nothing, labelled.targets(task, classes)), task)
+    known = learnt.bincount(minlength=found.values[0].numel())[_kinds(answered, task)] >= MIN_JUDGED
     if known.any():
         items = [audit.item_ids[row] for row in answered.image[known].tolist()]
-        yield _Judged(AUDIT_LABELS, items, Answered(*(part[known] for part in answered)))
+        yield _Judged(AUDIT_LABELS, items, Answered(*(part[known] for part in answered)), found.values.shape[1])
 
 
-def _kinds(answered: Answered) -> Tensor:
-    """A number `(m,)` for each right answer to each decision."""
+def _kinds(answered: Answered, task: TaskType) -> Tensor:
+    """A number `(m,)` for each right answer to each decision; an answer is the same one wherever it is given."""
+    if task.stride:
+        return answered.right
     return answered.decision * answered.values.shape[-1] + answered.right
 
 
@@ -133,18 +138,27 @@ def _review(one: _Judged, task: TaskType, classes: Sequence[str]) -> tuple[Revie
     found, share = find_label_errors(probs, right), share_right(probs, right)
     is_listed = (found.wrong_probability >= LIKELY_WRONG) & (share >= FEWEST_RIGHT)
     rows = found.positions[is_listed]
-    asked, suggested = decision[rows].tolist(), found.suggested[is_listed].tolist()
+    asked = decision[rows].tolist()
+
+    def words(answers: Tensor) -> list[str]:
+        return [
+            task.in_words(u, answer, classes, one.n_decisions)
+            for u, answer in zip(asked, answers.tolist(), strict=True)
+        ]
+
     suspects = pd.DataFrame(
         {
             "item_id": [one.item_ids[row] for row in rows.tolist()],
             "split": "audit" if one.what == AUDIT_LABELS else "pool",
-            "label": [task.in_words(u, answer, classes) for u, answer in zip(asked, right[rows].tolist(), strict=True)],
-            "suggested": [task.in_words(u, answer, classes) for u, answer in zip(asked, suggested, strict=True)],
+            "label": words(right[rows]),
+            "suggested": words(found.suggested[is_listed]),
             "given_probability": found.given_probability[is_listed].numpy(),
             "suggested_probability": found.suggested_probability[is_listed].numpy(),
             "wrong_probability": found.wrong_probability[is_listed].numpy(),
         }
     )
+    if task.stride:  # a wrong region is many wrong cells, and a person looks once: at the likeliest one
+        suspects = suspects.drop_duplicates("item_id", ignore_index=True)
     review = ReviewedSet(
         what=one.what,
         n=len(one.item_ids),

@@ -56,7 +56,7 @@ def score_shard(
 def _score_chunk(
     chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, settings: CampaignSettings, task: TaskType
 ) -> pa.Table:
-    scored = score_candidates(decisions, settings)
+    scored = score_candidates(decisions, settings, reduction=task.reduction)
     columns = {
         "item_id": chunk["item_id"].to_numpy(),
         "score": scored.scores.numpy(),
@@ -71,7 +71,7 @@ def _score_chunk(
         columns["probs"] = as_lists(probs_read(decisions, settings))
     if settings.members.n_half > 1:
         half = first_half(decisions, settings.members.ensemble)
-        columns["score_half"] = score_candidates(half, settings).scores.numpy()
+        columns["score_half"] = score_candidates(half, settings, reduction=task.reduction).scores.numpy()
         if with_probs:
             columns["probs_half"] = as_lists(probs_read(half, settings))
     return pa.table(columns)

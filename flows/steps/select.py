@@ -29,6 +29,7 @@ from pipeline.selection.ask import (
 from pipeline.selection.batch import select_batch
 from pipeline.selection.explain import batch_table, explain_batch, least_settled
 from pipeline.selection.reasons import AUDIT_REASON, MEASURED_REASON, SEED_REASON
+from pipeline.selection.settings import NEEDS_BACKGROUND
 from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, class_indices
 from pipeline.tasks.task_type import TaskType
 from pipeline.types import Aim, Batch, Candidates
@@ -48,6 +49,11 @@ def check_strategy(settings: CampaignSettings, task: TaskType) -> None:
         raise ConfigError(
             f"strategy = {settings.strategy!r} reads {', '.join(sorted(reads))}, which need one decision for each "
             f"image, and task = {settings.task!r} takes several: choose a strategy that reads scores or embeddings"
+        )
+    if settings.reduction is not None and NEEDS_BACKGROUND[settings.reduction] and not task.stride:
+        raise ConfigError(
+            f"reduction = {settings.reduction!r} weighs by how likely something is there, and task = "
+            f"{settings.task!r} does not ask where: leave reduction out"
         )
     try:
         try_strategy(
@@ -117,8 +123,12 @@ def select(
 def _confused(probs: Tensor, task: TaskType, settings: CampaignSettings) -> list[tuple[str, str]]:
     """The two likeliest answers, in words, to the decision about each image that is least settled."""
     decisions, answers = least_settled(probs)
+
+    def words(decision: int, answer: int) -> str:
+        return task.in_words(decision, answer, settings.classes, probs.shape[1])
+
     return [
-        (task.in_words(decision, first, settings.classes), task.in_words(decision, second, settings.classes))
+        (words(decision, first), words(decision, second))
         for decision, (first, second) in zip(decisions.tolist(), answers.tolist(), strict=True)
     ]
 

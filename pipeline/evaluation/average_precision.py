@@ -5,10 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.metrics import wilson_interval
-
-N_DRAWS = 1000
-"""Draws of the images, with replacement, that an interval is taken from."""
+from pipeline.evaluation.bootstrap import draw_images, percentile_interval
 
 
 class MacroAveragePrecision(NamedTuple):
@@ -21,11 +18,10 @@ class MacroAveragePrecision(NamedTuple):
 
 
 def macro_average_precision(scores: Tensor, is_there: Tensor, *, seed: int = 0) -> MacroAveragePrecision:
-    """Mean over the classes of the average precision, with its percentile bootstrap interval over images (Efron, 1979).
+    """Mean over the classes of the average precision, with its percentile bootstrap interval over images.
 
     Each draw weighs an image by how often it was drawn, so that the images are ranked once. A class that a draw has no
-    image of is left out of that draw's mean. Draws of a ranking without a fault are all without one, which tells
-    nothing of the next fault: then the interval is Wilson's of as many images that are all right.
+    image of is left out of that draw's mean.
 
     Args:
         scores: `(n, C)`, higher for images that rather have the class.
@@ -33,19 +29,12 @@ def macro_average_precision(scores: Tensor, is_there: Tensor, *, seed: int = 0) 
         seed: of the draws.
     """
     n, n_classes = is_there.shape
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(n, (N_DRAWS, n), generator=generator)
-    weights = torch.zeros(1 + N_DRAWS, n, dtype=torch.float64)
-    weights[0] = 1
-    weights[1:].scatter_add_(1, drawn, torch.ones(1, 1, dtype=torch.float64).expand(N_DRAWS, n))
+    weights = draw_images(n, seed=seed)
     each = torch.stack(
         [average_precision(scores[:, place], is_there[:, place], weights) for place in range(n_classes)], dim=1
     )
-    value, of_draws = float(each[0].mean()), each[1:].nanmean(dim=1)
-    low, high = torch.quantile(of_draws[~of_draws.isnan()], torch.tensor([0.025, 0.975]).double()).tolist()
-    if value == 1.0:
-        low, high = wilson_interval(n, n)
-    return MacroAveragePrecision(value, min(low, value), max(high, value), each[0].tolist())
+    low, high = percentile_interval(each.nanmean(dim=1), n)
+    return MacroAveragePrecision(float(each[0].mean()), low, high, each[0].tolist())
 
 
 def average_precision(scores: Tensor, is_there: Tensor, weights: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def labelled_set(
         classes: labels that may occur.
 
     Returns:
-        `item_id`, `regions` (JSON), `n_answers` (votes counted), `agreement` (of the annotators, in (0, 1]; missing for
+        `item_id`, `regions` (JSON), `n_answers` (votes counted), `agreement` (of the annotators, in [0, 1]; missing for
         a label of the manifest, on which nobody voted) and `source` ("annotators" or "manifest").
 
     Raises:

@@ -1,6 +1,7 @@
 """Networks that keep places: a trunk's maps of several sizes, and the head that makes one map of them."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -79,16 +80,19 @@ class MergedMaps(nn.Module):
         """Maps `(n, WIDTH, side, side)`."""
         parts = rows.split([channels * height * width for channels, height, width in self.shapes], dim=1)
         layers = zip(self.lateral, parts, self.shapes, strict=True)
-        maps = [lateral(_resized(part.unflatten(1, shape), self.side)) for lateral, part, shape in layers]
+        maps = [_brought(lateral, part.unflatten(1, shape), self.side) for lateral, part, shape in layers]
         merged: Tensor = self.around(torch.stack(maps).sum(dim=0))
         return merged
 
 
-def _resized(maps: Tensor, side: int) -> Tensor:
-    """Maps `(n, channels, h, h)` as `(n, channels, side, side)`."""
+def _brought(lateral: nn.Module, maps: Tensor, side: int) -> Tensor:
+    """Maps `(n, channels, h, h)` as `(n, WIDTH, side, side)`; a convolution of single places may come before or after.
+
+    It comes where there are fewer places: a step on a trunk that ends in 1,280 channels takes a fifth of the time then.
+    """
     if maps.shape[-1] >= side:
-        return adaptive_avg_pool2d(maps, side)
-    return interpolate(maps, size=(side, side), mode="bilinear")
+        return cast(Tensor, lateral(adaptive_avg_pool2d(maps, side)))
+    return interpolate(lateral(maps), size=(side, side), mode="bilinear")
 
 
 def map_tail(pyramid: Pyramid, outputs: Outputs, dropout: float) -> nn.Sequential:

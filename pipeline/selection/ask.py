@@ -30,8 +30,8 @@ class Scored:
 
     Attributes:
         scores: `(n,)` of the acquisition function.
-        entropies: `(n,)` of the mean prediction, in nats.
-        parts: "aleatoric" and "epistemic", `(n,)` each, in nats; none of a single member.
+        entropies: `(n,)` of the mean prediction, in nats, a mean over the decisions.
+        parts: "aleatoric" and "epistemic", `(n,)` each, likewise; none of a single member.
         likeliest: `(n, 2)` int64, the class that the mean predicts and the runner-up; None where an image takes more
             than one decision.
     """
@@ -63,17 +63,19 @@ def reads_model(how: SelectionSettings) -> bool:
     return STRATEGIES[how.strategy].reads_model or how.prefilter is not None or how.balance_classes
 
 
-def score_candidates(decisions: Tensor, how: SelectionSettings) -> Scored:
+def score_candidates(decisions: Tensor, how: SelectionSettings, *, reduction: str = "mean") -> Scored:
     """Return the scores and guesses of candidates; any split of these into shards gives the same.
 
     Args:
         decisions: `(n, U, K, C)` class probabilities by K members.
+        reduction: the task's, for settings that name none.
     """
     parts = ("aleatoric", "epistemic") if decisions.shape[2] > 1 else ()
-    scores = score_columns(decisions, {how.acquisition, "entropy", *parts}, reduce="mean")
+    means = {name: (name, "mean") for name in ("entropy", *parts)}
+    scores = score_columns(decisions, {"score": (how.acquisition, how.reduction or reduction), **means})
     is_one = decisions.shape[1] == 1
     likeliest = decisions[:, 0].mean(dim=1).topk(2).indices if is_one else None
-    return Scored(scores[how.acquisition], scores["entropy"], {name: scores[name] for name in parts}, likeliest)
+    return Scored(scores["score"], scores["entropy"], {name: scores[name] for name in parts}, likeliest)
 
 
 def probs_read(decisions: Tensor, how: SelectionSettings) -> Tensor:

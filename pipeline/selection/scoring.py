@@ -1,7 +1,8 @@
 """From the decisions about an image to one score for the image."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from pipeline.probabilities import check_probs
@@ -24,37 +25,39 @@ def score_images(decisions: Tensor, acquisition: str, *, reduce: str) -> Tensor:
     >>> score_images(torch.tensor([[[[0.5, 0.5]], [[0.9, 0.1]]]]), "least_confidence", reduce="mean")
     tensor([0.3000])
     """
-    return score_columns(decisions, [acquisition], reduce=reduce)[acquisition]
+    return score_columns(decisions, {"score": (acquisition, reduce)})["score"]
 
 
-def score_columns(decisions: Tensor, acquisitions: Iterable[str], *, reduce: str) -> dict[str, Tensor]:
-    """Return `(n,)` scores for each name in `acquisitions`; the decisions are checked and read once for all.
+def score_columns(decisions: Tensor, columns: Mapping[str, tuple[str, str]]) -> dict[str, Tensor]:
+    """Return `(n,)` scores by the names of columns; the decisions are checked and read once for all.
 
-    Args: as in `score_images`.
+    Args:
+        decisions: as in `score_images`.
+        columns: name -> acquisition and reduction, as in `score_images`.
     """
-    reduction = look_up(REDUCTIONS, reduce, "reduction")
+    reductions = {reduce: look_up(REDUCTIONS, reduce, "reduction") for _, reduce in columns.values()}
     if decisions.ndim != 4 or decisions.shape[1] < 1:
         raise ValueError(f"decisions must be (n, U, K, C) with U >= 1, got {tuple(decisions.shape)}")
-    scores = score_all(check_probs(decisions), acquisitions)
-    return {name: reduction(of_decisions) for name, of_decisions in scores.items()}
+    scores = score_all(check_probs(decisions), {acquisition for acquisition, _ in columns.values()})
+    return {name: reductions[reduce](scores[acquisition], decisions) for name, (acquisition, reduce) in columns.items()}
 
 
-def mean(scores: Tensor) -> Tensor:
+def mean(scores: Tensor, _decisions: Tensor) -> Tensor:
     """Mean over the decisions: `(n, U) -> (n,)`."""
     return scores.mean(dim=1)
 
 
-def maximum(scores: Tensor) -> Tensor:
+def maximum(scores: Tensor, _decisions: Tensor) -> Tensor:
     """Score of the most informative decision: `(n, U) -> (n,)`."""
     return scores.amax(dim=1)
 
 
-def total(scores: Tensor) -> Tensor:
+def total(scores: Tensor, _decisions: Tensor) -> Tensor:
     """Sum over the decisions, so that an image with more of them scores higher: `(n, U) -> (n,)`."""
     return scores.sum(dim=1)
 
 
-def top_mean(scores: Tensor) -> Tensor:
+def top_tenth(scores: Tensor, _decisions: Tensor) -> Tensor:
     """Mean of the most informative tenth of the decisions, at least one: `(n, U) -> (n,)`.
 
     Between mean, where a large easy background hides a small doubt, and max, which one odd pixel decides.
@@ -63,9 +66,20 @@ def top_mean(scores: Tensor) -> Tensor:
     return scores.topk(n_top, dim=1).values.mean(dim=1)
 
 
-REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+def foreground(scores: Tensor, decisions: Tensor) -> Tensor:
+    """Mean over the decisions `(n, U) -> (n,)`, each weighted by how likely its answer is another than the first.
+
+    The first answer is that nothing is there. So an image with many objects scores no higher than one with few.
+    """
+    weights = 1 - decisions[..., 0].mean(dim=2)
+    return (weights * scores).sum(dim=1) / weights.sum(dim=1).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "foreground": foreground,
     "max": maximum,
     "mean": mean,
     "sum": total,
-    "top_mean": top_mean,
+    "top_tenth": top_tenth,
 }
+"""From scores `(n, U)` and the decisions `(n, U, K, C)` that they are of."""

@@ -18,10 +18,17 @@ NEEDS_MEMBERS = {
     "variation_ratio": True,
 }
 """Acquisition functions, and whether each measures disagreement, which is zero everywhere with a single member."""
+NEEDS_BACKGROUND = {"foreground": True, "max": False, "mean": False, "sum": False, "top_tenth": False}
+"""Reductions, and whether each reads the first answer of a decision as nothing being there."""
 
 
 def _check_acquisition(value: str) -> str:
     look_up(NEEDS_MEMBERS, value, "acquisition function")
+    return value
+
+
+def _check_reduction(value: str) -> str:
+    look_up(NEEDS_BACKGROUND, value, "reduction")
     return value
 
 
@@ -37,6 +44,9 @@ class SelectionSettings(Settings):
     random_slice: float = Field(0.0, ge=0, le=1, description="share of each batch that is drawn at random")
     acquisition: Annotated[str, AfterValidator(_check_acquisition)] = Field(
         "margin", description="acquisition function: the score of an image"
+    )
+    reduction: Annotated[str, AfterValidator(_check_reduction)] | None = Field(
+        None, description="how the scores of an image's decisions become one; by default as suits the task"
     )
     strategy: Annotated[str, AfterValidator(_check_strategy)] = Field(
         "auto", description="query strategy: how a batch is chosen by scores and places"

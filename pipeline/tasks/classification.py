@@ -23,6 +23,7 @@ asks = ONE_CLASS
 has_one_decision = True
 headline = "accuracy"
 stride: int | None = None
+reduction = "mean"
 
 
 def read_label(text: str) -> tuple[Region, ...]:
@@ -117,7 +118,7 @@ def answered(values: Tensor, targets: Tensor) -> Answered:
     return Answered(values.squeeze(1), targets, torch.arange(len(targets)), torch.zeros_like(targets))
 
 
-def in_words(_decision: int, answer: int, classes: Sequence[str]) -> str:
+def in_words(_decision: int, answer: int, classes: Sequence[str], _n_decisions: int) -> str:
     """The class."""
     return classes[answer]
 

@@ -19,6 +19,7 @@ asks = AskFor(kind="image", several=True)
 has_one_decision = False
 headline = "macro_AP"
 stride: int | None = None
+reduction = "mean"
 THERE = 0.5
 """A class of a higher probability is in the guess."""
 
@@ -133,7 +134,7 @@ def answered(values: Tensor, targets: Tensor) -> Answered:
     return Answered(values.flatten(0, 1), targets.flatten().long(), image, torch.arange(n_classes).repeat(n))
 
 
-def in_words(decision: int, answer: int, classes: Sequence[str]) -> str:
+def in_words(decision: int, answer: int, classes: Sequence[str], _n_decisions: int) -> str:
     """The class, or that it is not there."""
     return classes[decision] if answer else f"no {classes[decision]}"
 

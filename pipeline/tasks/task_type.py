@@ -40,7 +40,10 @@ class TaskType(Protocol):
     headline: str
     """Name of the measure that counts, a share."""
     stride: int | None
-    """Pixels of the image for a place of the networks' maps, in each direction; None where they keep no places."""
+    """Pixels of the image for a place of the networks' maps, in each direction; None where they keep no places. Each
+    place is decided about between the same answers, of which the first is that nothing is there."""
+    reduction: str
+    """How the scores of the decisions about an image become one where a campaign does not choose: see `REDUCTIONS`."""
 
     def read_label(self, text: str) -> tuple[Region, ...]:
         """The regions that a label in a manifest means."""
@@ -49,7 +52,7 @@ class TaskType(Protocol):
         """The label in a manifest that `read_label` reads as these regions."""
 
     def consensus(self, given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], float]:
-        """What several people found in an image, at least one, and how far they agree, in (0, 1].
+        """What several people found in an image, at least one, and how far they agree, in [0, 1].
 
         Args:
             given: regions of each person, oldest first.
@@ -90,8 +93,8 @@ class TaskType(Protocol):
     def answered(self, values: Tensor, targets: Tensor) -> Answered:
         """The decisions of `(n, U, C)` whose right answer is among the targets."""
 
-    def in_words(self, decision: int, answer: int, classes: Sequence[str]) -> str:
-        """What an answer to one of an image's decisions means."""
+    def in_words(self, decision: int, answer: int, classes: Sequence[str], n_decisions: int) -> str:
+        """What an answer to one of an image's U decisions means."""
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What to show for each epoch: scalars, each a mean over the images."""

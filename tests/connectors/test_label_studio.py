@@ -1,5 +1,6 @@
 """Label Studio's connector against a real Label Studio."""
 
+import base64
 import io
 import json
 import socket
@@ -1455,12 +1456,12 @@ class TestKinds:
         assert {len(regions) for regions in found} > {1}
         assert all(region.geometry != boxes[0].geometry for regions in found for region in regions)
 
-    def test_a_mask_of_another_size_is_refused_on_the_way_out_and_on_the_way_in(self, asking, api, space):
+    def test_a_mask_of_another_size_is_brought_to_that_of_the_image_and_refused_from_people(self, asking, api, space):
         half = mask_to_png(np.ones((32, 32), dtype=bool))
-        with pytest.raises(AnnotationToolError, match=r"mask of 32 x 32 pixels, and the image .* has 64 x 64"):
-            asking("mask", (Region("mask", "cat", mask=half),))
-        assert tasks_of(api, space) == []
-        tool, task_ids = asking("mask", None, None)
+        tool, task_ids = asking("mask", (Region("mask", "cat", mask=half),), None)
+        whole = Region("mask", "cat", mask=mask_to_png(np.ones((64, 64), dtype=bool)))
+        assert results_of(api, space)[task_ids["1.0"]] == [kind_of(AskFor("mask", True)).write([whole], {})]
+        assert tend(tool).mended == ()
         scrambled, whole = kind_of(AskFor("mask", True)).write([Region("mask", "dog", mask=half), *KINDS["mask"]], {})
         annotate(api, task_ids["1.0"], scrambled)
         annotate(api, task_ids["1.1"], whole, scrambled)
@@ -1476,10 +1477,14 @@ class TestKinds:
         Image.new("RGB", (60, 40)).save(Path(space.uris[0]).with_suffix(".jpg"), exif=exif)
         tool = connect(space, asks=AskFor("mask", several=True))
         tool.prepare()
-        upright = Region("mask", "cat", mask=mask_to_png(np.ones((60, 40), dtype=bool)))
-        push(tool, [question("1.0", str(Path(space.uris[0]).with_suffix(".jpg")), guess=(upright,))])
+        guess = Region("mask", "cat", mask=mask_to_png(np.tri(2, dtype=bool)))
+        push(tool, [question("1.0", str(Path(space.uris[0]).with_suffix(".jpg")), guess=(guess,))])
         [task] = tasks_of(api, space)
         assert (task["data"]["width"], task["data"]["height"]) == (40, 60)
+        [[result]] = results_of(api, space).values()
+        picture = Image.open(io.BytesIO(base64.b64decode(result[0]["value"]["imageDataURL"].split(",")[1])))
+        seen = np.asarray(picture.convert("RGBA"))[..., 3] > 0
+        assert np.array_equal(seen, np.tri(2, dtype=bool).repeat(30, axis=0).repeat(20, axis=1))
 
     @pytest.mark.parametrize("kind", ["image", "box"])
     def test_regions_of_classes_that_were_renamed_and_merged_have_the_new_names(self, asking, api, space, kind):

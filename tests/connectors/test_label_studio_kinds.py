@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import random
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,15 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as of_numpy
-from PIL import Image
+from PIL import ExifTags, Image
 
-from connectors.annotation import AnnotationToolError, Question, check_questions
+from connectors.annotation import Question, check_questions
+from connectors.images.shown import size_shown
 from connectors.label_studio import tasks as label_studio_tasks
 from connectors.label_studio.kinds.kind import KEYS_BESIDE_TOOLS, LeftOut, Size
 from connectors.label_studio.kinds.masks import decode_runs
 from connectors.label_studio.kinds.table import kind_of, kind_on
 from connectors.label_studio.pages import (
-    check_masks,
+    guess_of_size,
     hotkeys,
     labelling_page,
     page_differences,
@@ -29,7 +31,7 @@ from connectors.label_studio.pages import (
 from connectors.label_studio.reading import HeldTask, read_answer
 from connectors.mistakes import Mistakes, with_mistakes
 from pipeline.masks import mask_from_png, mask_to_png
-from pipeline.types import ONE_CLASS, Ask, AskFor, Region
+from pipeline.types import ONE_CLASS, Ask, AskFor, Region, mask_size
 
 CLASSES = ("cat", "dog")
 SIZE = Size(40, 30)
@@ -409,11 +411,35 @@ class TestMasks:
         with pytest.raises(LeftOut, match="another size"):
             decode_runs(runs, 16)
 
-    def test_a_guess_whose_mask_is_not_as_large_as_the_image_is_refused(self):
-        question = Question(ASK, "a.png", 0, tuple(SAMPLES[MASK]))
-        check_masks(question, SIZE)
-        with pytest.raises(AnnotationToolError, match=r"mask of 40 x 30 pixels, .* has 30 x 40"):
-            check_masks(question, Size(30, 40))
+    def test_a_guess_has_masks_as_large_as_the_image_that_people_see(self):
+        left = np.tile(np.arange(16) < 8, (16, 1))
+        masks = tuple(Region("mask", name, mask=mask_to_png(left), score=0.5) for name in ("cat", "dog"))
+        guess = guess_of_size(Question(ASK, "a.png", 0, masks), SIZE).guess
+        assert [(one.label, one.score, mask_size(one.mask)) for one in guess] == [
+            ("cat", 0.5, SIZE),
+            ("dog", 0.5, SIZE),
+        ]
+        assert all(np.array_equal(mask_from_png(one.mask), np.tile(np.arange(40) < 20, (30, 1))) for one in guess)
+        fitting = Question(ASK, "a.png", 0, tuple(SAMPLES[MASK]))
+        assert guess_of_size(fitting, SIZE) == fitting
+
+    @pytest.mark.parametrize("orientation", [1, 6])
+    def test_a_guess_lies_on_the_picture_as_it_is_turned_upright(self, tmp_path, orientation):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+        corner = Region("mask", "cat", mask=mask_to_png(np.tri(2, dtype=bool)))
+        size = Size(*size_shown(tmp_path / "a.jpg"))
+        [seen] = guess_of_size(Question(ASK, "a.jpg", 0, (corner,)), size).guess
+        height, width = (60, 40) if orientation == 6 else (40, 60)
+        wanted = np.tri(2, dtype=bool).repeat(height // 2, axis=0).repeat(width // 2, axis=1)
+        assert np.array_equal(mask_from_png(seen.mask), wanted)
+
+    def test_a_mask_is_no_guess_for_an_image_whose_size_nobody_knows(self):
+        question = Question(ASK, "s3://bucket/a.png", 0, tuple(SAMPLES[MASK]))
+        assert guess_of_size(question, None).guess is None
+        for guess in (tuple(SAMPLES[BOX]), (), None):
+            assert guess_of_size(replace(question, guess=guess), None).guess == guess
 
 
 def slow_runs(values, rng) -> list[int]:

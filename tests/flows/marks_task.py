@@ -16,6 +16,7 @@ asks = AskFor(kind="image", several=True)
 has_one_decision = False
 headline = "exact_match"
 stride: int | None = None
+reduction = "mean"
 
 
 def read_label(text: str) -> tuple[Region, ...]:
@@ -89,7 +90,7 @@ def answered(values: Tensor, targets: Tensor) -> Answered:
     )
 
 
-def in_words(decision: int, answer: int, classes: Sequence[str]) -> str:
+def in_words(decision: int, answer: int, classes: Sequence[str], n_decisions: int) -> str:
     return classes[decision] if answer else f"no {classes[decision]}"
 
 

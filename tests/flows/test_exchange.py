@@ -24,11 +24,11 @@ from pipeline.regions import regions_from_json, regions_to_json
 from pipeline.tables import PoolTable
 from pipeline.tasks import TASKS
 from pipeline.types import Annotation, Answer, Ask, AskFor, Region
-from tests.flows.places_task import task_of
 from tests.flows.rounds import THEN, close_round
 
 CLASSES = ("cat", "dog")
 BOXES, MASKS = AskFor("box", several=True), AskFor("mask", several=True)
+HELD = {"detection": ("coco", "yolo", "voc"), "segmentation": ("coco", "masks")}
 FILE = """\
 name = "places"
 task = "{task}"
@@ -42,12 +42,6 @@ query_size = 2
 strategy = "uherding"
 {more}
 """
-
-
-@pytest.fixture(autouse=True)
-def _tasks(monkeypatch):
-    monkeypatch.setitem(TASKS, "boxes", task_of("box"))
-    monkeypatch.setitem(TASKS, "masks", task_of("mask"))
 
 
 @pytest.fixture
@@ -107,9 +101,7 @@ def campaign(folder: Path, pool: str, task: str, *, more: str = "") -> Path:
     return file
 
 
-@pytest.mark.parametrize(
-    ("name", "task"), [("coco", "boxes"), ("yolo", "boxes"), ("voc", "boxes"), ("coco", "masks"), ("masks", "masks")]
-)
+@pytest.mark.parametrize(("name", "task"), [(name, task) for task, names in HELD.items() for name in names])
 def test_labels_go_out_to_other_tools_and_come_back(photos, tmp_path, monkeypatch, name, task):
     kind = TASKS[task].asks.kind
     rows = [{"uri": f"one/{n}.png", "label": regions_to_json(regions_of(kind, str(n)))} for n in (1, 2, 3)]
@@ -144,7 +136,7 @@ def assert_alike(regions, wanted) -> None:
             assert region.geometry == pytest.approx(other.geometry)
 
 
-@pytest.mark.parametrize("task", ["boxes", "masks"])
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_labels_of_regions_come_out_as_a_manifest_takes_them(photos, tmp_path, task, suffix):
     file = campaign(tmp_path, "photos", task)
@@ -161,7 +153,7 @@ def test_labels_of_a_manifest_are_learnt_from_and_renamed(photos, tmp_path):
     rows = [{"uri": f"one/{n}.png", "label": regions_to_json(regions_of("box", str(n)))} for n in (1, 2, 3, 4)]
     text = pd.DataFrame(rows).to_csv(index=False).replace('""cat""', '""kitty""')
     (photos / "pool.csv").write_text(text + "".join(f"two/{n}.png,\n" for n in range(6)))
-    file = campaign(tmp_path, "photos/pool.csv", "boxes", more='renamed = { kitty = "cat" }')
+    file = campaign(tmp_path, "photos/pool.csv", "detection", more='renamed = { kitty = "cat" }')
     work = open_campaign(file, tracker=MemoryTracker())
     assert work.pool.count_given(work.settings.asks) == {"cat": 2, "dog": 2}
     labelled = standing_labels(work.pool, work.ledger, work.settings)
@@ -179,7 +171,7 @@ def test_labels_of_a_manifest_are_learnt_from_and_renamed(photos, tmp_path):
     assert '""owl""' in (tmp_path / "labels.csv").read_text()
 
 
-@pytest.mark.parametrize("task", ["boxes", "masks"])
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_another_campaign_begins_with_all_regions(photos, tmp_path, task):
     file = campaign(tmp_path, "photos", task)
     new = tmp_path / "places-two.toml"
@@ -330,9 +322,11 @@ def test_what_cannot_be_imported_is_told(photos, tmp_path):
 
 
 def test_what_cannot_be_exported_is_told(photos, tmp_path, monkeypatch):
-    file = campaign(tmp_path, "photos", "masks")
+    file = campaign(tmp_path, "photos", "segmentation")
     settings = load_settings(file)
-    with pytest.raises(ConfigError, match="the format yolo holds no labels of task = 'masks': take coco or masks"):
+    with pytest.raises(
+        ConfigError, match="the format yolo holds no labels of task = 'segmentation': take coco or masks"
+    ):
         export_regions(settings, tmp_path / "out", "yolo")
     with pytest.raises(ConfigError, match=r"wanted a folder to write, got .*labels\.csv"):
         export_regions(settings, tmp_path / "labels.csv", "coco")
@@ -340,7 +334,7 @@ def test_what_cannot_be_exported_is_told(photos, tmp_path, monkeypatch):
         export_regions(settings, tmp_path / "photos", "coco")
     with pytest.raises(ConfigError, match="lies in the pool"):
         export_regions(settings, tmp_path / "photos" / "out", "masks")
-    file.write_text(file.read_text().replace('"masks"', '"classification"'))
+    file.write_text(file.read_text().replace('"segmentation"', '"classification"'))
     with pytest.raises(
         ConfigError, match="the format coco holds no labels of task = 'classification': leave --format away"
     ):
@@ -354,7 +348,7 @@ def test_an_export_that_fails_leaves_nothing_behind(photos, tmp_path, monkeypatc
     rows = [{"uri": f"one/1{suffix}", "label": "[]"} for suffix in (".png", ".jpg")]
     rows += [{"uri": f"two/{n}.png", "label": None} for n in range(6)]
     pd.DataFrame(rows).to_csv(photos / "pool.csv", index=False)
-    file = campaign(tmp_path, "photos/pool.csv", "boxes")
+    file = campaign(tmp_path, "photos/pool.csv", "detection")
     before = sorted(tmp_path.iterdir())
     exit_code, told = command("labels", file, tmp_path / "out", "--format", "voc")
     assert exit_code == 2

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 
 from flows.artefacts import CAMPAIGN, CONFIG, METRICS, OUTLOOK, PUSHED, TRAINING
@@ -15,7 +13,7 @@ from flows.steps.select import check_strategy, query_size_of, select_first
 from flows.steps.track import summarise
 from pipeline.evaluation.stopping import MeasuredRound, forecast, level_of_look, surely_reached
 from pipeline.selection.strategies.rows import STRATEGIES
-from pipeline.tasks import classification
+from pipeline.tasks import classification, multi_label, segmentation
 from tests.flows.conftest import CLASSES, ready_round
 from tests.flows.rounds import answer, ask_nothing, close_round, config_of, metrics_of, outlook_of, training_of
 
@@ -215,12 +213,19 @@ def test_every_strategy_passes_the_trial_before_the_first_label(make_work, strat
 )
 def test_strategy_that_reads_one_decision_is_refused_where_an_image_takes_several(make_work, strategy, columns):
     settings = make_work(f'strategy = "{strategy}"').settings
-    several = SimpleNamespace(has_one_decision=False)
     if columns is None:
-        check_strategy(settings, several)
+        check_strategy(settings, multi_label)
     else:
         with pytest.raises(ConfigError, match=f"strategy = '{strategy}' reads {columns}, which need one decision"):
-            check_strategy(settings, several)
+            check_strategy(settings, multi_label)
+
+
+def test_reduction_that_reads_whether_something_is_there_is_refused_where_nobody_asks_where(make_work):
+    settings = make_work('strategy = "top_k"\nreduction = "foreground"').settings
+    check_strategy(settings, segmentation)
+    with pytest.raises(ConfigError, match="reduction = 'foreground' weighs by how likely something is there"):
+        check_strategy(settings, multi_label)
+    check_strategy(make_work('strategy = "top_k"\nreduction = "max"').settings, multi_label)
 
 
 @pytest.mark.parametrize("settings", ["laplace", "pseudo_labels"])
@@ -229,7 +234,7 @@ def test_what_needs_one_decision_is_refused_where_an_image_takes_several(make_wo
     work = make_work(members="laplace = 2") if settings == "laplace" else make_work(model=pseudo)
     check_members(work.settings, classification)
     with pytest.raises(ConfigError, match=f"{settings} needs one decision for each image"):
-        check_members(work.settings, SimpleNamespace(has_one_decision=False))
+        check_members(work.settings, multi_label)
 
 
 def test_option_that_a_strategy_refuses_is_found_before_anything_is_asked(make_work):

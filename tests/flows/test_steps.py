@@ -9,6 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -35,12 +36,13 @@ from flows.steps.train import cross_validate, train
 from pipeline.labels.ledger import Ledger, RoundOfLedger
 from pipeline.learning.networks import new_model
 from pipeline.learning.settings import MemberSettings, ModelSettings
+from pipeline.masks import mask_to_png
 from pipeline.members.predict import predict_members
 from pipeline.regions import regions_to_json
-from pipeline.tables import Labels, PoolTable
-from pipeline.tasks import classification
+from pipeline.tables import Labels, PoolTable, Predicted
+from pipeline.tasks import classification, segmentation
 from pipeline.tasks.task_type import TaskType
-from pipeline.types import Ask
+from pipeline.types import Ask, Region
 from tests.flows.conftest import CLASSES
 from tests.flows.rounds import metrics_of, training_of
 
@@ -350,6 +352,36 @@ def test_evaluate_needs_no_folder(make_work):
     assert networks.is_clear
     nothing, none = evaluate.function(labels_of([]), training_of(), networks, images=Images({}), **how)
     assert (len(nothing), none) == (0, None)
+
+
+def test_image_whose_mask_is_probably_wrong_is_listed_once_with_the_place():
+    names = ("cat", "dog")
+    rasters = np.zeros((30, 8, 8), dtype=bool)
+    rasters[:, :, 4:] = True
+    given = [(Region("mask", names[image % 2], mask=mask_to_png(one)),) for image, one in enumerate(rasters)]
+    right = segmentation.targets(given, names)
+    wrong = {"3": "cat", "8": "dog"}
+    for item_id, name in wrong.items():
+        given[int(item_id)] = (Region("mask", name, mask=mask_to_png(rasters[0])),)
+    rows = [{"item_id": str(place), "regions": regions_to_json(regions)} for place, regions in enumerate(given)]
+    labels = Labels(pd.DataFrame(rows).assign(source="annotators", group=None))
+    cells = right[:, 16::32, 16::32].flatten(1).long()
+    noise = torch.randn(30, 64, 3, generator=torch.Generator().manual_seed(0))
+    found = Predicted.made(labels, 6 * torch.nn.functional.one_hot(cells, 3) + noise, phase="head")
+    pool = PoolTable(pd.DataFrame({"item_id": labels.item_ids, "uri": labels.item_ids}))
+    review, suspicious = review_labels.function(
+        labels, Labels(labels.table[:0]), found, Predicted.none(), pool, Ledger(), task=segmentation, classes=names
+    )
+    assert set(suspicious["item_id"]) == set(wrong)
+    assert suspicious["item_id"].is_unique
+    assert review.n_listed == 2
+    for row in suspicious.itertuples():
+        said, suggested = (text.split(" at ") for text in (row.label, row.suggested))
+        assert (said[0], suggested[0]) == (wrong[row.item_id], {"cat": "dog", "dog": "cat"}[wrong[row.item_id]])
+        assert said[1] == suggested[1]
+        across, down = (int(number) for number in re.findall(r"(\d+) %", said[1]))
+        assert across > 50
+        assert 0 < down < 100
 
 
 @pytest.mark.parametrize(("n_labels", "phase"), [(12, "head"), (150, "all")])

@@ -13,6 +13,7 @@ from torch.nn import functional
 from pipeline.evaluation.metrics import calibration_error, negative_log_likelihood, wilson_interval
 from pipeline.networks.build import build_model
 from pipeline.networks.classifier import Classifier
+from pipeline.regions import regions_from_json, regions_to_json
 from pipeline.tasks.task_type import Answered, AskFor
 from pipeline.types import Metrics, Region
 
@@ -20,6 +21,7 @@ asks = AskFor(kind="box", several=True)
 has_one_decision = False
 headline = "cell_accuracy"
 stride = 4
+reduction = "mean"
 
 
 def boxes(names, *, height, width, scores=None):
@@ -34,9 +36,7 @@ def boxes(names, *, height, width, scores=None):
     )
 
 
-def read_label(text):
-    """One class in all of the image."""
-    return boxes([text], height=1, width=1)
+read_label, write_label = regions_from_json, regions_to_json
 
 
 def consensus(given):
@@ -102,7 +102,7 @@ def answered(values, targets):
     )
 
 
-def in_words(decision, answer, classes):
+def in_words(decision, answer, classes, _n_decisions):
     return f"{classes[answer]} in cell {decision}"
 
 

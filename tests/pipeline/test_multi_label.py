@@ -111,7 +111,7 @@ def test_every_decision_is_answered_once():
     assert torch.equal(values, probs[image, decision])
     assert torch.equal(right.bool(), targets[image, decision])
     assert len({*zip(image.tolist(), decision.tolist(), strict=True)}) == 24
-    assert [multi_label.in_words(1, answer, CLASSES) for answer in (0, 1)] == ["no dog", "dog"]
+    assert [multi_label.in_words(1, answer, CLASSES, 4) for answer in (0, 1)] == ["no dog", "dog"]
 
 
 def test_measures_are_those_of_other_libraries():

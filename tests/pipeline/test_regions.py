@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as of_numpy
 from PIL import Image
 
 from pipeline.colours import class_colours
-from pipeline.masks import mask_from_png, mask_to_png
+from pipeline.masks import filled, mask_from_png, mask_to_png, pixels_of, resized
 from pipeline.polygons import area, crosses_itself
 from pipeline.regions import regions_from_json, regions_to_json
 from pipeline.types import Region, mask_size
@@ -92,6 +92,50 @@ def test_a_damaged_or_foreign_mask_is_refused():
     picture.putpalette([0] * 6)
     picture.save(file, format="PNG", bits=1)
     assert np.array_equal(mask_from_png(file.getvalue()), np.tri(64, dtype=bool)), "rows stored plainly are read"
+
+
+@settings(deadline=None)
+@given(MASKS, st.integers(1, 50), st.integers(1, 50))
+def test_a_mask_at_another_size_is_the_nearest_pixel_or_the_majority_along_each_axis(mask, width, height):
+    def picks(length, size):
+        """Which pixels of a row each new pixel is made of."""
+        if size >= length:
+            return [[int((place + 0.5) * length / size)] for place in range(size)]
+        return [[old for old in range(length) if int((old + 0.5) * size / length) == place] for place in range(size)]
+
+    rows, columns = picks(mask.shape[0], height), picks(mask.shape[1], width)
+    slow = [[mask[np.ix_(row, column)].mean() >= 0.5 for column in columns] for row in rows]
+    assert np.array_equal(resized(mask, width, height), slow)
+    assert resized(mask, *mask.shape[::-1]) is mask
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=7, unique=True))
+def test_a_polygon_holds_the_pixels_from_whose_centre_a_line_meets_its_outline_an_odd_number_of_times(points):
+    corners = np.array(points) / 9
+    edges = list(zip(points, [*points[1:], points[0]], strict=True))
+
+    def is_inside(x, y):
+        meets = [
+            ax + (y - ay) / (by - ay) * (bx - ax) for (ax, ay), (bx, by) in edges if min(ay, by) <= y < max(ay, by)
+        ]
+        return sum(each <= x for each in meets) % 2 == 1
+
+    slow = [[is_inside((column + 0.37) * 9 / 12, (row + 0.5) * 9 / 10) for column in range(12)] for row in range(10)]
+    shifted = (corners * 12 + (0.13, 0)) / (12, 12)  # so that no centre lies on an edge but for rounding
+    found = filled(np.stack([shifted[:, 0], corners[:, 1]], axis=1), 12, 10)
+    assert np.array_equal(found, slow)
+
+
+def test_a_polygon_as_pixels_is_a_mask_of_the_same_area():
+    angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    corners = 0.5 + 0.4 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    pixels = pixels_of(Region("polygon", "cat", tuple(corners.flatten().tolist())), 300, 200)
+    assert pixels.shape == (200, 300)
+    assert pixels.mean() == pytest.approx(area(corners), abs=2e-3)
+    assert np.array_equal(pixels_of(Region("mask", "cat", mask=mask_to_png(pixels)), 300, 200), pixels)
+    with pytest.raises(ValueError, match="wanted a mask or a polygon, got a region of kind 'box'"):
+        pixels_of(Region("box", "cat", (0.0, 0.0, 1.0, 1.0)), 3, 3)
 
 
 @settings(deadline=None)

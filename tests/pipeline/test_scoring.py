@@ -5,12 +5,14 @@ from torch import Tensor
 
 from pipeline.selection.acquisition import ACQUISITIONS
 from pipeline.selection.scoring import REDUCTIONS, score_columns, score_images
+from pipeline.selection.settings import NEEDS_BACKGROUND, SelectionSettings
 
 TEXTBOOK = {
-    "max": max,
-    "mean": lambda scores: sum(scores) / len(scores),
-    "sum": sum,
-    "top_mean": lambda scores: np.mean(sorted(scores)[-max(1, int(np.ceil(len(scores) / 10))) :]),
+    "foreground": lambda scores, there: sum(s * p for s, p in zip(scores, there, strict=True)) / sum(there),
+    "max": lambda scores, _: max(scores),
+    "mean": lambda scores, _: sum(scores) / len(scores),
+    "sum": lambda scores, _: sum(scores),
+    "top_tenth": lambda scores, _: np.mean(sorted(scores)[-max(1, int(np.ceil(len(scores) / 10))) :]),
 }
 
 every_reduction = pytest.mark.parametrize("reduce", REDUCTIONS)
@@ -27,7 +29,13 @@ def some_decisions(n: int = 6, n_decisions: int = 25, n_members: int = 3, n_clas
 @pytest.mark.parametrize("n_decisions", [1, 9, 10, 11, 25])
 def test_equals_the_slow_loop_over_decisions(reduce, acquisition, n_decisions):
     decisions = some_decisions(n_decisions=n_decisions)
-    wanted = [TEXTBOOK[reduce]([ACQUISITIONS[acquisition](d).item() for d in image]) for image in decisions]
+    wanted = [
+        TEXTBOOK[reduce](
+            [ACQUISITIONS[acquisition](decision).item() for decision in image],
+            [1 - decision[:, 0].mean().item() for decision in image],
+        )
+        for image in decisions
+    ]
     assert score_images(decisions, acquisition, reduce=reduce).tolist() == pytest.approx(wanted, abs=1e-5)
 
 
@@ -49,16 +57,32 @@ def test_one_decision_is_its_own_score(reduce):
 
 def test_columns_are_the_scores_by_name():
     decisions = some_decisions()
-    names = ["bald", "margin", "aleatoric", "epistemic"]
-    columns = score_columns(decisions, names, reduce="mean")
-    assert list(columns) == names
-    for name, scores in columns.items():
-        assert torch.equal(scores, score_images(decisions, name, reduce="mean"))
+    columns = {"score": ("bald", "sum"), "entropy": ("entropy", "mean"), "most": ("entropy", "max")}
+    found = score_columns(decisions, columns)
+    assert list(found) == list(columns)
+    for name, (acquisition, reduce) in columns.items():
+        assert torch.equal(found[name], score_images(decisions, acquisition, reduce=reduce))
 
 
 def test_the_parts_of_the_uncertainty_are_columns_that_add_up():
-    columns = score_columns(some_decisions(), ["entropy", "aleatoric", "epistemic"], reduce="mean")
+    columns = score_columns(some_decisions(), {name: (name, "mean") for name in ("entropy", "aleatoric", "epistemic")})
     torch.testing.assert_close(columns["aleatoric"] + columns["epistemic"], columns["entropy"])
+
+
+def test_where_nothing_is_there_for_sure_no_foreground_is_a_doubt():
+    decisions = torch.tensor([1.0, 0.0, 0.0]).expand(2, 9, 3, 3).clone()
+    assert score_images(decisions, "entropy", reduce="foreground").tolist() == [0.0, 0.0]
+    decisions[1, 4, :] = torch.tensor([0.5, 0.5, 0.0])
+    alone, beside = score_images(decisions, "entropy", reduce="foreground"), decisions[1, 4, None, None]
+    assert alone[1] == score_images(beside, "entropy", reduce="mean")
+
+
+def test_settings_know_every_reduction():
+    assert set(NEEDS_BACKGROUND) == set(REDUCTIONS)
+    assert {name for name, needs in NEEDS_BACKGROUND.items() if needs} == {"foreground"}
+    assert SelectionSettings(reduction="max").of_size(3).reduction == "max"
+    with pytest.raises(ValueError, match="unknown reduction 'top_ten', did you mean 'top_tenth'"):
+        SelectionSettings(reduction="top_ten")
 
 
 def test_no_images_give_no_scores():
@@ -81,5 +105,5 @@ def test_refuses_logits():
 def test_a_wrong_name_gets_the_nearest_one():
     with pytest.raises(ValueError, match="unknown acquisition function 'entropie', did you mean 'entropy'"):
         score_images(some_decisions(), "entropie", reduce="mean")
-    with pytest.raises(ValueError, match=r"unknown reduction 'median'.* max, mean, sum, top_mean"):
+    with pytest.raises(ValueError, match=r"unknown reduction 'median'.* foreground, max, mean, sum, top_tenth"):
         score_images(some_decisions(), "entropy", reduce="median")

@@ -1,0 +1,290 @@
+"""Segmentation: every cell of a network's map is a decision of C + 1 answers, nothing there or one of C classes."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.evaluation.intersection import Overlap, intersection_over_union, mean_intersection, overlap
+from pipeline.evaluation.metrics import calibration_error, negative_log_likelihood
+from pipeline.masks import mask_to_png, pixels_of
+from pipeline.probabilities import check_probs
+from pipeline.regions import regions_from_json, regions_to_json
+from pipeline.tasks import cells
+from pipeline.tasks.task_type import Answered
+from pipeline.types import AskFor, Metrics, Region, mask_size
+
+asks = AskFor(kind="mask", several=True)
+has_one_decision = False
+headline = "mIoU"
+stride: int | None = 4
+reduction = "top_tenth"
+SIDE = 256
+"""Rows and columns of a raster, whatever the size of an image and of a network's map."""
+MOST_CLASSES = 255
+PART = 2**22
+"""Numbers made at a time: 16 MiB."""
+
+
+def n_outputs(n_classes: int) -> int:
+    """Channels of a network's map: one for each answer."""
+    return 1 + n_classes
+
+
+def n_logits(n_classes: int) -> int:
+    """All of them."""
+    return 1 + n_classes
+
+
+def read_label(text: str) -> tuple[Region, ...]:
+    """The regions that `regions_to_json` wrote; "[]" says that nothing is there."""
+    return regions_from_json(text)
+
+
+def write_label(regions: Sequence[Region]) -> str:
+    """The cell that `read_label` reads."""
+    return regions_to_json(regions)
+
+
+def consensus(given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], float]:
+    """What most people painted at each pixel, of a tie what the first of them painted, as a mask of each class.
+
+    People agree as far as two of them do on average: the mean of their intersections over unions over the classes that
+    either painted. Two who painted nothing agree.
+
+    Returns:
+        Masks, as large as the first mask that somebody gave, or `SIDE` where all gave polygons; and the agreement,
+        in [0, 1]. What a single person gave stays as it is.
+
+    Raises:
+        ValueError: somebody gave a region that is neither a mask nor a polygon.
+    """
+    classes = sorted({region.label for regions in given for region in regions})
+    width, height = next((mask_size(one.mask) for regions in given for one in regions if one.mask), (SIDE, SIDE))
+    rasters = torch.from_numpy(np.stack([_raster(regions, classes, width, height) for regions in given]))
+    if len(given) == 1:
+        return tuple(given[0]), 1.0
+    votes = torch.stack([(rasters == one).sum(dim=0, dtype=torch.int16) for one in rasters])
+    agreed = rasters.gather(0, votes.argmax(dim=0, keepdim=True))[0].numpy()
+    masks = {label: agreed == 1 + place for place, label in enumerate(classes)}
+    regions = tuple(Region("mask", label, mask=mask_to_png(mask)) for label, mask in masks.items() if mask.any())
+    first, second = torch.triu_indices(len(given), len(given), offset=1)
+    return regions, _agreement(rasters, first.tolist(), second.tolist(), 1 + len(classes))
+
+
+def _agreement(rasters: Tensor, first: Sequence[int], second: Sequence[int], n_answers: int) -> float:
+    """Mean over pairs of people of the mean intersection over union of classes."""
+    shares = []
+    for one, other in zip(first, second, strict=True):
+        found = overlap(rasters[one, None], rasters[other, None], n_answers=n_answers)
+        mean = float(intersection_over_union(*found)[0, 1:].nanmean())
+        shares.append(1.0 if math.isnan(mean) else mean)
+    return sum(shares) / len(shares)
+
+
+def _raster(regions: Sequence[Region], classes: Sequence[str], width: int, height: int) -> NDArray[np.uint8]:
+    """`(height, width)`, 0 or 1 + the index of the class; what comes later covers what came before."""
+    raster = np.zeros((height, width), dtype=np.uint8)
+    for region in regions:
+        raster[pixels_of(region, width, height)] = 1 + classes.index(region.label)
+    return raster
+
+
+def targets(labels: Sequence[Sequence[Region]], classes: Sequence[str]) -> Tensor:
+    """`(n, SIDE, SIDE)` uint8 of masks and polygons: 0 where there is nothing, else 1 + the index of the class."""
+    if len(classes) > MOST_CLASSES:
+        raise ValueError(f"segmentation takes {MOST_CLASSES} classes at most, got {len(classes)}")
+    rasters = np.zeros((len(labels), SIDE, SIDE), dtype=np.uint8)
+    for raster, regions in zip(rasters, labels, strict=True):
+        raster[:] = _raster(regions, classes, SIDE, SIDE)
+    return torch.from_numpy(rasters)
+
+
+def check_targets(targets: Tensor, n: int, n_classes: int) -> None:
+    """Raise ValueError unless these are n rasters of answers, n >= 1."""
+    if targets.shape != (n, SIDE, SIDE) or targets.dtype != torch.uint8 or n == 0:
+        raise ValueError(
+            f"rasters are targets ({n}, {SIDE}, {SIDE}) of uint8, n >= 1, got {tuple(targets.shape)} of {targets.dtype}"
+        )
+    if targets.max() > n_classes:
+        raise ValueError(f"targets must be in [0, {n_classes}], got {int(targets.max())}")
+
+
+def warp(targets: Tensor, affine: Tensor) -> Tensor:
+    """The rasters after the augmentation, by the nearest pixel; what lies outside repeats the edge, as in images."""
+    floats = targets[:, None].float()
+    grid = functional.affine_grid(affine.to(floats), list(floats.shape), align_corners=False)
+    moved = functional.grid_sample(floats, grid, mode="nearest", padding_mode="border", align_corners=False)
+    return moved[:, 0].to(targets.dtype)
+
+
+def strata(targets: Tensor) -> Tensor:
+    """`(n,)` the class of each image that the fewest images have, of equals the first.
+
+    Images without any class are a stratum of their own, one above the highest class that there is.
+    """
+    there = _there(targets, int(targets.max()) if len(targets) else 0)
+    return cells.rarest(there)
+
+
+def class_counts(targets: Tensor, n_classes: int) -> Tensor:
+    """Images `(C,)` that have each class, float64."""
+    return _there(targets, n_classes).sum(dim=0).double()
+
+
+def _there(targets: Tensor, n_classes: int) -> Tensor:
+    """Whether each image has each class, `(n, C)` bool."""
+    counts = [raster.flatten().bincount(minlength=1 + n_classes)[1:] for raster in targets]
+    return torch.stack(counts) > 0 if counts else torch.zeros(0, n_classes, dtype=torch.bool, device=targets.device)
+
+
+def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of the cells with the shares that answers have in them, in nats.
+
+    Args:
+        outputs: logits `(n, C + 1, h, w)`.
+        targets: `(n, SIDE, SIDE)` uint8.
+        class_weights: `(C,)`; what is nothing counts 1. None where every pixel counts the same.
+        label_smoothing: share of the probability that the right answer gives to all C + 1 evenly.
+    """
+    n_answers = outputs.shape[1]
+    shares = _shares(targets, n_answers, outputs.shape[-1]).to(outputs)
+    weights = outputs.new_ones(n_answers)
+    if class_weights is not None:
+        weights[1:] = class_weights.to(outputs)
+    weighted = shares * weights[:, None, None]
+    smoothed = weighted * (1 - label_smoothing) + label_smoothing / n_answers * weights[:, None, None]
+    return -(smoothed * outputs.log_softmax(dim=1)).sum() / weighted.sum()
+
+
+def _shares(targets: Tensor, n_answers: int, side: int) -> Tensor:
+    """`(n, A, side, side)` the share of each cell's pixels that has each answer; a pixel is of the cell it is in."""
+    n, length = len(targets), max(SIDE, side)
+    middle = torch.arange(length, device=targets.device) + 0.5
+    nearest, cell = (middle * SIDE / length).long(), (middle * side / length).long()
+    answers = targets if length == SIDE else targets[:, nearest][:, :, nearest]
+    image = torch.arange(n, device=targets.device)[:, None, None]
+    bins = ((image * side + cell[:, None]) * side + cell) * n_answers + answers
+    counts = bins.flatten().bincount(minlength=n * side * side * n_answers).reshape(n, side, side, n_answers)
+    return (counts / counts.sum(dim=3, keepdim=True)).movedim(3, 1)
+
+
+def _majority(targets: Tensor, n_answers: int, side: int) -> Tensor:
+    """`(n, side * side)` the answer that most of a cell's pixels have, of equals the lowest."""
+    n_images = max(1, PART // (n_answers * side * side + SIDE * SIDE))
+    parts = [_shares(part, n_answers, side).argmax(dim=1).flatten(1) for part in targets.split(n_images)]
+    return torch.cat(parts)
+
+
+def logits(outputs: Tensor) -> Tensor:
+    """`(n, h w, C + 1)` from logits `(n, C + 1, h, w)`: a decision for each cell, row by row."""
+    return outputs.flatten(2).transpose(1, 2)
+
+
+def places(_outputs: Tensor) -> None:
+    """None: probabilities are all that a mask is made of."""
+    return None
+
+
+def answered(values: Tensor, targets: Tensor) -> Answered:
+    """Some cells of each image, and what most of their pixels are."""
+    return cells.answered(values, _majority(targets, values.shape[2], cells.side_of(values.shape[1])))
+
+
+in_words = cells.in_words
+
+
+def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Share of the cells that are right; mean intersection over union of each image, 1 where it has no class."""
+    n_answers = outputs.shape[1]
+    right, guessed = _majority(targets, n_answers, outputs.shape[-1]), outputs.argmax(dim=1).flatten(1)
+    each = intersection_over_union(*overlap(guessed, right, n_answers=n_answers))[:, 1:].nanmean(dim=1)
+    return {"accuracy": (guessed == right).float().mean(), "image_mIoU": each.nan_to_num(1.0).mean()}
+
+
+def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tensor | None = None) -> Metrics | None:
+    """Mean over the classes of the intersection over union of all images together, with its bootstrap interval.
+
+    Predictions are brought up to the rasters first. Classes that no image has are left out. Log-likelihood and
+    calibration are those of the cells that `answered` takes, half of them of classes.
+
+    Args:
+        probs: `(n, U, C + 1)`, n >= 1.
+        targets: `(n, SIDE, SIDE)` uint8.
+        classes: C names.
+        places: there are none.
+
+    Returns:
+        None where no image has any class: nothing could be found.
+    """
+    if len(probs) == 0:
+        raise ValueError("there are no images to measure on")
+    n_answers = n_outputs(len(classes))
+    if probs.ndim != 3 or (len(probs), probs.shape[2]) != (len(targets), n_answers):
+        raise ValueError(f"probs must be (n, U, C + 1) = ({len(targets)}, U, {n_answers}), got {tuple(probs.shape)}")
+    check_targets(targets, len(probs), len(classes))
+    probs, targets = check_probs(probs.cpu()), targets.cpu()
+    if not targets.any():
+        return None
+    parts = [overlap(seen.argmax(dim=1), targets[rows], n_answers=n_answers) for rows, seen in _brought_up(probs)]
+    found = Overlap(*(torch.cat(counts) for counts in zip(*parts, strict=True)))
+    occurs = found.true.any(dim=0)
+    occurs[0] = False
+    over_classes = mean_intersection(Overlap(*(counts[:, occurs] for counts in found)))
+    names = [name for name, has_pixels in zip(classes, occurs[1:].tolist(), strict=True) if has_pixels]
+    known = answered(probs, targets)
+    return Metrics(
+        n=len(targets),
+        headline=headline,
+        value=over_classes.value,
+        low=over_classes.low,
+        high=over_classes.high,
+        nll=negative_log_likelihood(known.values, known.right),
+        ece=calibration_error(known.values, known.right),
+        scalars={
+            "background_IoU": float(intersection_over_union(*(counts[:, 0].sum() for counts in found)).nan_to_num(1.0)),
+            "pixel_accuracy": float(found.both.sum() / found.true.sum()),
+        },
+        by_class={"IoU": dict(zip(names, over_classes.of_answers, strict=True))},
+        is_share_of_images=False,
+    )
+
+
+def _brought_up(probs: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Some of the images of `(n, U, A)` after another, each with its probabilities `(images, A, SIDE, SIDE)`."""
+    side, n_images = cells.side_of(probs.shape[1]), max(1, PART // (probs.shape[2] * SIDE * SIDE))
+    for start in range(0, len(probs), n_images):
+        rows = slice(start, start + n_images)
+        maps = probs[rows].transpose(1, 2).unflatten(2, (side, side))
+        yield rows, functional.interpolate(maps, (SIDE, SIDE), mode="bilinear", align_corners=False)
+
+
+def guess(probs: Tensor, classes: Sequence[str], places: Tensor | None = None) -> list[tuple[Region, ...]]:
+    """One mask of each class that is the likeliest answer somewhere, with the mean of its pixels' probabilities."""
+    return [_masks(seen, classes) for _, part in _brought_up(probs) for seen in part]
+
+
+def _masks(seen: Tensor, classes: Sequence[str]) -> tuple[Region, ...]:
+    """What probabilities `(A, SIDE, SIDE)` show."""
+    best = seen.max(dim=0)
+    masks = []
+    for answer in best.indices.unique().tolist():
+        if answer:
+            mask = best.indices == answer
+            score = min(1.0, float(best.values[mask].mean()))
+            masks.append(Region("mask", classes[answer - 1], score=score, mask=mask_to_png(mask.numpy())))
+    return tuple(masks)
+
+
+def in_columns(
+    probs: Tensor, classes: Sequence[str], places: Tensor | None = None
+) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
+    """`regions`, the guess as JSON."""
+    return {"regions": np.array([write_label(regions) for regions in guess(probs, classes)], dtype=object)}
+
+
+merged = cells.merged
