@@ -25,7 +25,7 @@ from connectors.label_studio.settings import LabelStudioSettings
 from connectors.mlflow.settings import MLflowSettings
 from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
-from flows.task_types import TASK, asked_for, check_task
+from flows.task_types import TASK, WHAT_TASKS_ASK, asked_for, check_task
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
@@ -151,11 +151,7 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         description="a folder of images, or a .csv or .parquet with uri and, if known, label and group"
     )
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
-    task: Annotated[str, AfterValidator(check_task)] = Field(
-        TASK,
-        description="classification: one class for each image; multi_label: any of the classes, or none; "
-        "segmentation: masks of them",
-    )
+    task: Annotated[str, AfterValidator(check_task)] = Field(TASK, description=WHAT_TASKS_ASK)
     classes: tuple[ClassName, ...] = Field(min_length=1, description="what annotators choose from")
     renamed: Renamed = Field({}, description="what a class was called before = what it is called")
     folder: LocalPath = Field(

@@ -8,6 +8,10 @@ from pipeline.types import ONE_CLASS, AskFor
 
 TASK, HEADLINE = "classification", "accuracy"
 """The task type where none is named, and what its models are judged by."""
+WHAT_TASKS_ASK = (
+    "classification: one class for each image; multi_label: any of the classes, or none; segmentation: masks of them; "
+    "detection: boxes around them"
+)
 
 
 def check_task(value: str, info: ValidationInfo) -> str:
