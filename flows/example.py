@@ -14,7 +14,7 @@ name = "my-campaign"             # lower case; names the Label Studio project an
 pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label and group
 # follow_links = false           # use images that symbolic links bring in from outside the pool
 # task = "classification"        # one class for each image; multi_label: any of the classes, or none;
-                                 # segmentation: masks of them
+                                 # segmentation: masks of them; detection: boxes around them
 classes = ["cat", "dog"]         # what annotators choose from; one may be added at any time, and renamed: see [renamed]
 
 # Every setting may change between rounds, but for name, task, audit_size and group; to change these,

