@@ -20,8 +20,8 @@ help: ## list the commands
 
 install: .venv/ready ## make the environment, in .venv
 
-demo: .venv/ready ## run a whole campaign on 5,000 digits: servers, rounds, a simulated annotator
-	$(BIN)/labelcycle demo
+demo: .venv/ready ## run a whole campaign: servers, rounds, a simulated annotator; TASK=multi_label, segmentation, detection
+	$(BIN)/labelcycle demo $(if $(TASK),--task $(TASK))
 
 test: .venv/ready ## run all tests, against real servers
 	$(BIN)/python -m pytest --numprocesses 3 # also on two cores: some wait for servers

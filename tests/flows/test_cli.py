@@ -123,3 +123,9 @@ def test_every_command_explains_itself(command, name):
     exit_code, output = command(name, "--help")
     assert exit_code == 0
     assert f"Usage: root {name} [OPTIONS]" in output
+
+
+def test_demo_of_a_task_that_is_not_there_names_those_that_are(command):
+    exit_code, output = command("demo", "--task", "detektion")
+    assert exit_code == 2
+    assert "unknown task type 'detektion', did you mean 'detection'?" in output
