@@ -79,8 +79,8 @@ def serve_campaign(file: Path, settings: CampaignSettings) -> None:
     folder = Campaign(settings.folder)
     os.environ[SERVED_FILE] = str(file)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of a runner that is stopped
-    with only_server_of(folder, settings.name), output_to(folder.path / LOG) as screen:
-        Service(file, settings, folder, zone, screen).run()
+    with only_server_of(folder, settings.name), output_to(folder.path / LOG) as screen, _loop_of_a_thread() as loop:
+        Service(file, settings, folder, zone, screen, loop).run()
 
 
 def machine_timezone() -> str:
@@ -172,13 +172,19 @@ class Service:
     """
 
     def __init__(
-        self, file: Path, settings: CampaignSettings, folder: Campaign, zone: ZoneInfo, screen: TextIO
+        self,
+        file: Path,
+        settings: CampaignSettings,
+        folder: Campaign,
+        zone: ZoneInfo,
+        screen: TextIO,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.file, self.settings, self.folder, self.zone, self.screen = file, settings, folder, zone, screen
+        self.loop = loop
         self.tag = books.campaign_tag(folder)
         self.poll_seconds = get_current_settings().runner.poll_frequency
         self.runner = Runner(name="labelcycle", limit=1, prefetch_seconds=0, pause_on_shutdown=False)
-        self.loop = _loop_of_a_thread()
         self.deployment_id: UUID | None = None
         self.running: Future[None] | None = None
         self.is_away = False
@@ -416,8 +422,9 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _loop_of_a_thread() -> asyncio.AbstractEventLoop:
-    """An event loop that runs in a thread of its own.
+@contextmanager
+def _loop_of_a_thread() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop that runs in a thread of its own; what still waits in it at the end is cancelled there.
 
     In the main thread Prefect's runner would put its own handler of SIGTERM in place of ours. Ctrl+C, which a terminal
     sends to all its processes, is not heard by the runs that the thread starts: we end them.
@@ -426,7 +433,13 @@ def _loop_of_a_thread() -> asyncio.AbstractEventLoop:
 
     def run() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        loop.run_forever()
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:  # a task that the interpreter's end meets would warn
+            runner.get_loop().run_forever()
 
-    threading.Thread(target=run, name="labelcycle-runner", daemon=True).start()
-    return loop
+    thread = threading.Thread(target=run, name="labelcycle-runner", daemon=True)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(AWAY_SECONDS)

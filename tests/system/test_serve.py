@@ -164,7 +164,8 @@ def test_schedule_of_each_minute_fires_after_a_kill_and_outlives_a_signal(make_c
     assert serving.lines[-1].endswith("  stopped\n")
     for line in (*killed.lines, *serving.lines):
         datetime.strptime(line[:19], "%Y-%m-%d %H:%M:%S")  # each is an event, none is a traceback or a warning
-    assert "never awaited" not in serving.log.read_text()
+    log = serving.log.read_text()
+    assert "never awaited" not in log, log
     assert not deployment_of(prefect, campaign).paused
     assert not [run for run in runs_of(prefect, campaign) if run.state.is_running() or run.state.is_pending()]
     with campaign.folder.lock():  # nobody works on it any more
