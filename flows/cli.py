@@ -239,12 +239,22 @@ def predict(
 
 @app.command()
 def demo(
+    task: Annotated[
+        str, typer.Option(help="What is asked for: classification, multi_label, segmentation or detection.")
+    ] = "classification",
     anew: Annotated[bool, typer.Option(help="Start a new campaign even where the last one is not finished.")] = False,
 ) -> None:
-    """Run a whole campaign on 5,000 MNIST digits, with a simulated annotator working in Label Studio."""
-    from flows.demo import run_demo
+    """Run a whole campaign with a simulated annotator working in Label Studio, by default on 5,000 MNIST digits.
 
-    run_demo(settle_home(), console=console, anew=anew)
+    Other tasks run on scenes with several digits.
+    """
+    from flows.demo import run_demo, show_of
+
+    try:
+        show = show_of(task)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--task") from None
+    run_demo(settle_home(), show, console=console, anew=anew)
 
 
 @app.command()

@@ -21,9 +21,14 @@ _TIMEOUT_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """What an annotator did, in the order in which Label Studio served it."""
+    """What an annotator did, in the order in which Label Studio served it.
+
+    Attributes:
+        given: what was marked in each, None where it was skipped.
+    """
 
     item_ids: tuple[str, ...]
+    given: tuple[tuple[Region, ...] | None, ...]
     n_labelled: int
     n_wrong: int
     n_skipped: int
@@ -98,6 +103,7 @@ class SimulatedAnnotator:
                     on_progress(len(done), n or len(done))
         return Labelled(
             item_ids=tuple(item_id for item_id, _ in done),
+            given=tuple(regions for _, regions in done),
             n_labelled=sum(regions is not None for _, regions in done),
             n_wrong=sum(regions is not None and regions != self._right(item_id) for item_id, regions in done),
             n_skipped=sum(regions is None for _, regions in done),

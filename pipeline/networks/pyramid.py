@@ -103,11 +103,15 @@ def map_tail(pyramid: Pyramid, outputs: Outputs, dropout: float) -> nn.Sequentia
 
 
 def small_maps(channels: int) -> nn.Sequential:
-    """A trunk of six convolutions for drawn shapes and the like, with maps of stride 4, 8 and 16."""
+    """A trunk of seven convolutions for drawn shapes and the like, with maps of stride 4, 8 and 16.
+
+    On a processor it is trained several times faster than one that pools, as no map is as large as the image.
+    """
     layers: list[nn.Module] = []
     came = channels
-    for width in (32, 64, 96, 128):
-        layers += [nn.Conv2d(came, width, kernel_size=3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+    for width, step in ((16, 2), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1)):
+        conv = nn.Conv2d(came, width, kernel_size=3, stride=step, padding=1)
+        layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
         came = width
     return nn.Sequential(*layers)
 

@@ -1,11 +1,12 @@
-"""Small campaigns on real digits, against the real servers."""
+"""Small campaigns against the real servers, most of them on real digits."""
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -18,10 +19,12 @@ from PIL import Image
 from connectors.annotation import Pulled
 from connectors.label_studio.client import LabelStudio
 from connectors.label_studio.person import Labelled, SimulatedAnnotator
+from connectors.mistakes import Mistakes
 from deploy.servers import Servers
 from flows.artefacts import BATCH, POOL, PUSHED, Artefact
 from flows.folder import Campaign, RoundFolder
 from pipeline.tables import Labels
+from pipeline.types import ONE_CLASS, AskFor, Region
 from tests.conftest import LOGIN_VARIABLES
 
 N_IMAGES = 80
@@ -72,16 +75,18 @@ def words_of(folder: RoundFolder, labels: Artefact[Labels]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class TestCampaign:
-    """A campaign on a few digits whose answers are known."""
+    """A campaign on a few images whose answers are known."""
 
     __test__ = False
 
     file: Path
-    truth: dict[str, str]
+    truth: dict[str, str | Sequence[Region]]
     servers: Servers
     token: str
     environment: dict[str, str]
     fork: Callable[..., tuple[int | None, str]]
+    classes: Sequence[str] = CLASSES
+    asks: AskFor = ONE_CLASS
 
     @property
     def name(self) -> str:
@@ -119,8 +124,8 @@ class TestCampaign:
         assert self.token not in output
         return output
 
-    def labels(self) -> dict[str, str]:
-        """The right label of each item."""
+    def labels(self) -> dict[str, str | Sequence[Region]]:
+        """The right label of each item, or its regions."""
         pool = self.folder.read(POOL).table
         return {item_id: self.truth[Path(uri).name] for item_id, uri in zip(pool["item_id"], pool["uri"], strict=True)}
 
@@ -129,7 +134,7 @@ class TestCampaign:
         pool = self.folder.read(POOL).table
         return dict(zip(pool["item_id"], pool["uri"], strict=True))
 
-    def annotator(self, **options: float) -> SimulatedAnnotator:
+    def annotator(self, **options: float | Mistakes) -> SimulatedAnnotator:
         return SimulatedAnnotator(
             url=self.servers.label_studio_url, token=self.token, project=self.name, answers=self.labels(), **options
         )
@@ -143,7 +148,8 @@ class TestCampaign:
             url=self.servers.label_studio_url,
             token=self.token,
             project=self.name,
-            classes=CLASSES,
+            classes=self.classes,
+            asks=self.asks,
             shown_in=self.servers.images / self.name,
             remember_in=self.folder.path / "label_studio.json",
         )
@@ -223,6 +229,32 @@ def _command(output: str, arguments: tuple[str, ...], environment: dict[str, str
 
     with Path(output).open("w", encoding="utf-8", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
         main()
+
+
+def run_until_killed(file: str, victim: str) -> None:
+    """Run a round; die when everything is done for `victim` and it is about to become visible."""
+    rename = Path.replace
+
+    def rename_or_die(self: Path, target: Path) -> Path:
+        if Path(target).name == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+
+    Path.replace = rename_or_die
+    from flows.flow import run_round
+
+    run_round(file)
+
+
+@pytest.fixture
+def kill_at(fork):
+    """Run a campaign's round in a process of its own that is killed at an artefact."""
+
+    def kill(campaign, victim: str) -> None:
+        exit_code, message = fork(run_until_killed, str(campaign.file), victim)
+        assert exit_code == -signal.SIGKILL, f"{victim} was never written: exit code {exit_code}, {message}"
+
+    return kill
 
 
 @pytest.fixture(scope="session")

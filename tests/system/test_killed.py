@@ -1,11 +1,6 @@
 """Processes killed for real, with real servers: the next run goes on as if nothing had happened."""
 
-import os
-import signal
-from pathlib import Path
-
 import httpx
-import pytest
 from mlflow import MlflowClient
 
 from flows.artefacts import METRICS, ROUND
@@ -14,32 +9,6 @@ FIRST = ("pool.parquet", "batch.parquet", "pushed.json")
 CLOSING = ("annotations.parquet", "round.json")
 ASKING = ("member-0.json", "training.json", "model.json", "summary.json", "pushed.json")
 """Before these files a server was asked for something, or a network was trained; tests/flows/test_loop.py has all."""
-
-
-def run_until_killed(file: str, victim: str) -> None:
-    """Run a round; die when everything is done for `victim` and it is about to become visible."""
-    rename = Path.replace
-
-    def rename_or_die(self: Path, target: Path) -> Path:
-        if Path(target).name == victim:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return rename(self, target)
-
-    Path.replace = rename_or_die
-    from flows.flow import run_round
-
-    run_round(file)
-
-
-@pytest.fixture
-def kill_at(fork):
-    """Run a campaign's round in a process of its own that is killed at an artefact."""
-
-    def kill(campaign, victim: str) -> None:
-        exit_code, message = fork(run_until_killed, str(campaign.file), victim)
-        assert exit_code == -signal.SIGKILL, f"{victim} was never written: exit code {exit_code}, {message}"
-
-    return kill
 
 
 def test_killed_campaign_asks_for_the_same_images_and_loses_no_label(make_campaign, kill_at):
