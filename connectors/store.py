@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -89,6 +90,24 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
         finally:
             with suppress(OSError):  # of a disk that went away, which is told already
                 temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary folder beside `path`, then rename it: `path` is never seen half written.
+
+    Raises:
+        StoreError: the disk does not take it, or `path` is there.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            write(temporary)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 

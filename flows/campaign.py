@@ -89,7 +89,7 @@ class OpenCampaign:
             images_root=None if shown_in else images_root(self.settings.pool),
             shown_in=shown_in,
             remember_in=self.folder.path / "label_studio.json",
-            asks=self.task.asks,
+            asks=self.settings.asks,
             instructions=settings.instructions or None,
             say=say,
             reading=self.reading,
@@ -128,7 +128,7 @@ class OpenCampaign:
         self._pool = (_stamp(self.folder.path_of(POOL)), self._present(pool))
 
     def _present(self, pool: PoolTable) -> PoolTable:
-        return pool.renamed(self.settings.former_classes, takes_several=self.settings.takes_several)
+        return pool.renamed(self.settings.former_classes, self.settings.asks)
 
     @property
     def ledger(self) -> Ledger:
@@ -220,7 +220,7 @@ def standing_labels(pool: PoolTable, ledger: Ledger, settings: CampaignSettings)
     Raises:
         CampaignChanged: some are of no class of the campaign.
     """
-    given = pool.count_given(takes_several=settings.takes_several)
+    given = pool.count_given(settings.asks)
     refuse_lost_classes(count_labels(ledger.answers) + given, settings)
     return ledger.labels(pool, task_type(settings), classes=settings.classes)
 

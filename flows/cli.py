@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from flows.errors import EXIT_AWAITING, EXIT_STOPPED, CommandGroup, tell
-from flows.home import LAST_CAMPAIGN, home, settle_home
+from flows.home import folder_of, home, settle_home
 from flows.local import prepare_environment, print_addresses, require_prefect, use_prefect
 from flows.terminal import Terminal, prepare_output
 
@@ -57,8 +57,7 @@ def init(
     if old is not None:
         from flows.successor import write_successor
 
-        for line in write_successor(path, old):
-            console.print(f"{line[0].upper()}{line[1:]}.", soft_wrap=True, highlight=False)
+        _print_lines(write_successor(path, old))
         return
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -166,7 +165,7 @@ def status(
     from flows.folder import Campaign
     from flows.reports.status import campaign_status, rounds_table, status_lines
 
-    folder = Campaign(_campaign_folder(campaign))
+    folder = Campaign(folder_of(campaign))
     folder.check_ours()
     if not folder.has(CAMPAIGN):
         raise tell(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
@@ -204,17 +203,55 @@ def cache(
 @app.command()
 def labels(
     campaign: CampaignFile,
-    out: Annotated[Path, typer.Argument(help="File to write, .csv or .parquet.")] = Path("labels.csv"),
+    out: Annotated[Path, typer.Argument(help="File to write, .csv or .parquet; with --format the folder.")] = Path(
+        "labels.csv"
+    ),
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Boxes or masks as files for other tools: coco, yolo, voc or masks.")
+    ] = None,
 ) -> None:
     """Write the labels that the campaign has collected: file, label, split, how many people agree.
 
     Train on the rows whose split is "pool", and measure on the rows whose split is "audit".
     """
     from flows.config import load_settings
+
+    if format_ is not None:
+        from flows.exchange import export_regions
+
+        _print_lines(export_regions(load_settings(campaign), out, format_))
+        return
     from flows.results import write_labels
 
     count = write_labels(load_settings(campaign), out)
     console.print(f"Wrote {count} labels to {out}.", soft_wrap=True, highlight=False)
+
+
+@app.command("import")
+def import_(
+    format_: Annotated[str, typer.Argument(metavar="FORMAT", help="coco, yolo, voc or masks.")],
+    labels: Annotated[Path, typer.Argument(help="COCO's file, or the folder of the files of labels.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the images; that of the labels, if open.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Manifest to write, .csv or .parquet; labels.csv beside the images, if open.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="box, or mask; what the format usually holds (coco and yolo: box), if open.")
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="File of the names of the classes, a line each, or a data.yaml.")
+    ] = None,
+) -> None:
+    """Make a manifest, the pool of a campaign, from boxes or masks in files of another tool.
+
+    Needs no server. An image without a label file stays and has no label; an empty one says that nothing is there.
+    """
+    from flows.exchange import import_regions
+
+    with console.status("reading the labels"):
+        lines, classes = import_regions(format_, labels, images=images, kind=kind, names=names, out=out)
+    _print_lines(lines)
+    console.print(f"classes = {json.dumps(classes, ensure_ascii=False)}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -383,24 +420,9 @@ def simulate(
     console.print(f"Look at it: {out / 'report.html'}", soft_wrap=True)
 
 
-def _campaign_folder(campaign: Path | None) -> Path:
-    if campaign is None:
-        from connectors.store import StoreError, read_json
-
-        last = home() / LAST_CAMPAIGN
-        if not last.exists():
-            raise tell("no campaign has been run here; name one: labelcycle status campaign.toml")
-        try:
-            return Path(read_json(last)["folder"])
-        except (KeyError, TypeError) as exc:
-            raise StoreError(f"{last} is damaged; name a campaign: labelcycle status campaign.toml") from exc
-    if campaign.is_dir():
-        return campaign
-    from flows.artefacts import CAMPAIGN
-    from flows.config import load_folder, load_settings
-
-    folder = load_folder(campaign)
-    return folder if (folder / CAMPAIGN.name).exists() else load_settings(campaign).folder  # or what is wrong there
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        console.print(f"{line[0].upper()}{line[1:]}.", soft_wrap=True, highlight=False)
 
 
 def main() -> None:

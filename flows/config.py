@@ -25,7 +25,7 @@ from connectors.label_studio.settings import LabelStudioSettings
 from connectors.mlflow.settings import MLflowSettings
 from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
-from flows.task_types import TASK, check_task, takes_one_class, takes_several
+from flows.task_types import TASK, asked_for, check_task
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
@@ -34,6 +34,7 @@ from pipeline.registries import look_up
 from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.settings import MOST, Duration, Plain, Share, Size, is_held
+from pipeline.types import AskFor
 
 if TYPE_CHECKING:
     from connectors.image_folder.index import PoolSource
@@ -215,25 +216,24 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
             follow_links=self.follow_links,
             max_unused=self.max_unused,
             renamed=self.former_classes,
-            takes_several=self.takes_several,
+            asks=self.asks,
         )
 
-    def takes_several(self) -> bool:
-        """Whether an image may have several labels of its own."""
-        return takes_several(self.task)
+    @property
+    def asks(self) -> AskFor:
+        """What people are asked for; loads torch, but for classification."""
+        return asked_for(self.task)
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
         if len(self.classes) > MOST_CLASSES:
-            raise ValueError(
-                f"classes must be at most {MOST_CLASSES:,}, as people choose among them on one page, got "
-                f"{len(self.classes):,}"
-            )
+            got = f"people choose among them on one page, got {len(self.classes):,}"
+            raise ValueError(f"classes must be at most {MOST_CLASSES:,}, as {got}")
         repeated = sorted(name for name, count in Counter(self.classes).items() if count > 1)
         if repeated:
             raise ValueError(f"classes must be distinct, repeated: {', '.join(repeated)}")
         divided = [name for name in (*self.classes, *self.renamed) if SEPARATOR in name]
-        if divided and self.takes_several():
+        if divided and self.asks == AskFor("image", several=True):
             raise ValueError(
                 f"a class name must not hold {SEPARATOR}, which stands between labels, as {divided[0]!r} does"
             )
@@ -242,15 +242,9 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
                 raise ValueError(f"renamed: {old!r} is still one of the classes: take it out of classes, or of renamed")
             if self.former_classes[old] not in self.classes:
                 raise ValueError(f"renamed: {old!r} becomes {self.renamed[old]!r}, which is not one of the classes")
-        return self
-
-    @model_validator(mode="after")
-    def _check_number_of_classes(self) -> Self:
-        if len(self.classes) < 2 and not takes_one_class(self.task):
-            raise ValueError(
-                f"task = {self.task!r} asks which class an image has, and {self.classes[0]!r} is the only one: name "
-                "another"
-            )
+        if len(self.classes) < 2 and self.asks.fewest_classes > 1:
+            only = f"and {self.classes[0]!r} is the only one: name another"
+            raise ValueError(f"task = {self.task!r} asks which class an image has, {only}")
         return self
 
     @model_validator(mode="after")

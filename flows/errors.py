@@ -30,6 +30,7 @@ KNOWN = (
     ("flows.changes", "CampaignChanged", EXIT_USAGE),
     ("connectors.annotation", "AuthenticationFailed", EXIT_USAGE),
     ("pipeline.pool.reasons", "PoolError", EXIT_USAGE),
+    ("connectors.region_files.labelled", "RegionFileError", EXIT_USAGE),
     ("pipeline.networks.errors", "ModelError", EXIT_USAGE),
     ("connectors.annotation", "AnnotationToolError", EXIT_FAILURE),
     ("connectors.tracking", "TrackerError", EXIT_FAILURE),

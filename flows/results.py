@@ -18,6 +18,7 @@ from flows.campaign import OpenCampaign, standing_labels
 from flows.config import CampaignSettings, ConfigError
 from flows.folder import Campaign, RoundFolder
 from flows.outlook import best_round
+from flows.outputs import check_table
 from flows.progress import progress_bar
 from pipeline.networks.devices import choose_device
 from pipeline.pool.reasons import PoolError
@@ -50,9 +51,9 @@ def write_labels(settings: CampaignSettings, out: Path) -> int:
     Raises:
         ConfigError: there is no campaign yet; `out` exists, or is of a kind that is not known.
     """
-    _check_out(out)
+    check_table(out)
     columns = ["uri", "label", "split", "source", "n_answers", "agreement", "item_id"]
-    work = OpenCampaign(settings, _begun(settings))
+    work = OpenCampaign(settings, begun(settings))
     labels = standing_labels(work.pool, work.ledger, settings)
     cells = [work.task.write_label(regions) for regions in labels.regions]
     table = labels.table.assign(label=cells)[columns].sort_values("uri", ignore_index=True)
@@ -72,8 +73,8 @@ def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_
     Raises:
         ConfigError: there is no such model, or nothing to predict; `out` exists, or is of a kind that is not known.
     """
-    _check_out(out)
-    folder = _round_with_model(_begun(settings), round_number)
+    check_table(out)
+    folder = _round_with_model(begun(settings), round_number)
     files = list(walk(images)) if images.is_dir() else [stat_file(str(images.absolute()))]
     if not files:
         raise ConfigError(f"{images} is empty: wanted an image, or a folder of images")
@@ -116,7 +117,12 @@ def _read(uris: list[str], ensemble: Ensemble) -> tuple[list[str], Tensor, dict[
     return first[0] + second[0], torch.cat([first[1], second[1]]), first[2] | second[2]
 
 
-def _begun(settings: CampaignSettings) -> Campaign:
+def begun(settings: CampaignSettings) -> Campaign:
+    """The folder of a campaign that was run.
+
+    Raises:
+        ConfigError: it was not.
+    """
     folder = Campaign(settings.folder)
     folder.check_ours()
     if not folder.has(POOL):
@@ -134,14 +140,6 @@ def _round_with_model(folder: Campaign, number: int | None) -> RoundFolder:
     if not chosen:
         raise ConfigError(f"round {number} has no model; these have: {', '.join(str(f.number) for f in trained)}")
     return chosen[0]
-
-
-def _check_out(out: Path) -> None:
-    """Refuse what would not be written; a file that is there may be somebody's manifest."""
-    if out.suffix.lower() not in (".csv", ".parquet"):
-        raise ConfigError(f"wanted a .csv or .parquet file to write, got {out}")
-    if out.exists():
-        raise ConfigError(f"{out} exists already; give another name, or move it away")
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:

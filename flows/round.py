@@ -102,7 +102,7 @@ def refresh_pool(work: OpenCampaign) -> None:
             tell=told.append,
         )
     pool = PoolTable(table)
-    refuse_lost_classes(pool.count_given(takes_several=settings.takes_several), settings)
+    refuse_lost_classes(pool.count_given(settings.asks), settings)
     note_pool(work.folder, [*told, *unused_lines(table)], changes(before, table))
     if before is None or not table.equals(before):
         if not was_asked and work.folder.rounds():  # it has begun with another audit set, or without these labels

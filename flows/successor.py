@@ -95,7 +95,7 @@ def _read_old(old: Path) -> tuple[CampaignSettings, Campaign]:
 def _labels_of(folder: Campaign, settings: CampaignSettings) -> tuple[pd.DataFrame, dict[str, int]]:
     """Usable images as `uri`, `label` and `group`, missing without one; and labels left out, by what they are."""
     task = task_type(settings)
-    pool = folder.read(POOL).renamed(settings.former_classes, takes_several=settings.takes_several).usable
+    pool = folder.read(POOL).renamed(settings.former_classes, settings.asks).usable
     answers = read_ledger(folder, settings).answers
     given = pool[pool["label"].notna()]
     named = {region.label for answer in answers if answer.annotation for region in answer.annotation.regions}

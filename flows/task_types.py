@@ -4,6 +4,7 @@ from pydantic import ValidationInfo
 
 from pipeline.registries import look_up
 from pipeline.settings import is_held
+from pipeline.types import ONE_CLASS, AskFor
 
 TASK, HEADLINE = "classification", "accuracy"
 """The task type where none is named, and what its models are judged by."""
@@ -19,16 +20,10 @@ def check_task(value: str, info: ValidationInfo) -> str:
     return value
 
 
-def takes_several(task: str) -> bool:
-    """Whether an image may have several labels of its own."""
+def asked_for(task: str) -> AskFor:
+    """What people are asked for."""
+    if task == TASK:
+        return ONE_CLASS
     from pipeline.tasks import TASKS
 
-    asks = TASKS[task].asks
-    return asks.kind == "image" and asks.several
-
-
-def takes_one_class(task: str) -> bool:
-    """Whether there may be one class alone."""
-    from pipeline.tasks import TASKS
-
-    return TASKS[task].asks.fewest_classes == 1
+    return TASKS[task].asks

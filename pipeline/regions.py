@@ -3,9 +3,10 @@
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from pipeline.types import Region
+from pipeline.types import AskFor, Region
 
 SEPARATOR = "|"
 """Stands between the labels of an image in one cell of a table; alone, it says that none of the classes is there."""
@@ -22,10 +23,11 @@ def regions_to_json(regions: Sequence[Region]) -> str:
 
 def regions_from_json(text: str) -> tuple[Region, ...]:
     """The regions that `regions_to_json` wrote."""
-    return tuple(_region(one) for one in json.loads(text))
+    return tuple(region_of(one) for one in json.loads(text))
 
 
-def _region(values: dict[str, Any]) -> Region:
+def region_of(values: Mapping[str, Any]) -> Region:
+    """The region of what stands between a pair of braces in the JSON."""
     return Region(
         values["kind"],
         values["label"],
@@ -49,13 +51,33 @@ def labels_of_cell(cell: str) -> list[str]:
     return [] if cell in ("", SEPARATOR) else cell.split(SEPARATOR)
 
 
-def renamed_cell(cell: str, names: Mapping[str, str]) -> str:
-    """The cell whose labels have other names; labels that get one name are one.
+def classes_in_cell(cell: str, asks: AskFor) -> list[str]:
+    """The class of each label that a cell of a manifest gives, by what people are asked for.
 
-    >>> renamed_cell("cat|kitty|dog", {"kitty": "cat"})
+    >>> classes_in_cell("cat|dog", AskFor("image", several=True))
+    ['cat', 'dog']
+    >>> classes_in_cell("cat|dog", AskFor("image", several=False))
+    ['cat|dog']
+    >>> classes_in_cell("[]", AskFor("box", several=True))
+    []
+    """
+    if asks.kind != "image":
+        return [region.label for region in regions_from_json(cell)]
+    return labels_of_cell(cell) if asks.several else [cell]
+
+
+def renamed_cell(cell: str, names: Mapping[str, str], asks: AskFor) -> str:
+    """The cell of a manifest whose classes have other names; labels of the image that get one name are one.
+
+    >>> renamed_cell("cat|kitty|dog", {"kitty": "cat"}, AskFor("image", several=True))
     'cat|dog'
     """
-    return cell_of_labels([*dict.fromkeys(names.get(name, name) for name in labels_of_cell(cell))])
+    if asks.kind != "image":
+        regions = regions_from_json(cell)
+        return regions_to_json([replace(region, label=names.get(region.label, region.label)) for region in regions])
+    if asks.several:
+        return cell_of_labels([*dict.fromkeys(names.get(name, name) for name in labels_of_cell(cell))])
+    return names.get(cell, cell)
 
 
 def regions_in_words(regions: Sequence[Region]) -> str:

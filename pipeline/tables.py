@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,20 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline.regions import (
-    SEPARATOR,
-    labels_of_cell,
-    regions_from_json,
-    regions_in_words,
-    regions_to_json,
-    renamed_cell,
-)
+from pipeline.regions import classes_in_cell, regions_from_json, regions_in_words, regions_to_json, renamed_cell
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.tasks.task_type import TaskType
-    from pipeline.types import Region
+    from pipeline.types import AskFor, Region
 
 
 @dataclass(frozen=True)
@@ -57,32 +50,26 @@ class PoolTable(Rows):
         """Where each usable image is now, by item id."""
         return self.usable.set_index("item_id")["uri"]
 
-    def renamed(self, names: Mapping[str, str], *, takes_several: Callable[[], bool]) -> PoolTable:
+    def renamed(self, names: Mapping[str, str], asks: AskFor) -> PoolTable:
         """The table whose labels have the names that their classes have now.
 
         Args:
             names: what a class was called -> what it is called now.
-            takes_several: whether a cell may hold several labels; called only where one looks like it.
+            asks: what people are asked for, and so what a label is.
         """
         if not names:
             return self
-        given = self.table["label"].dropna().unique()
-        present = dict(names)
-        if any(SEPARATOR in cell for cell in given) and takes_several():
-            present = {cell: renamed_cell(cell, names) for cell in given}
-        return PoolTable(self.table.assign(label=self.table["label"].replace(present)))
+        label = self.table["label"].map(lambda cell: renamed_cell(cell, names, asks), na_action="ignore")
+        return PoolTable(self.table.assign(label=label.astype(self.table["label"].dtype)))
 
     def given_labels(self) -> dict[str, str]:
         """The labels of the manifest on usable images, by item id."""
         given = self.usable[self.usable["label"].notna()]
         return dict(zip(given["item_id"], given["label"], strict=True))
 
-    def count_given(self, *, takes_several: Callable[[], bool]) -> Counter[str]:
-        """How many labels of each class the manifest gives to usable images; `takes_several` as in `renamed`."""
-        cells = Counter(self.given_labels().values())
-        if not any(SEPARATOR in cell for cell in cells) or not takes_several():
-            return cells
-        return Counter(name for cell, n in cells.items() for name in labels_of_cell(cell) * n)
+    def count_given(self, asks: AskFor) -> Counter[str]:
+        """How many labels of each class the manifest gives to usable images; `asks` as in `renamed`."""
+        return Counter(name for cell in self.given_labels().values() for name in classes_in_cell(cell, asks))
 
     def located(self, items: pd.DataFrame) -> pd.DataFrame:
         """The items with the `uri` at which the pool knows them now: files may move while a round lasts."""

@@ -14,18 +14,20 @@ import pandas as pd
 
 from connectors.image_folder.listing import File, PassedOver, locate, stat_file, walk
 from connectors.image_folder.manifest import MANIFEST_SUFFIXES, distinct, read_manifest, readings_in_words
+from connectors.image_folder.region_cells import WrongCell, check_masks
 from connectors.images.containers import JPEG_MAGIC, PNG_MAGIC
 from connectors.images.decode import open_image, reason_of, without_pillow_warnings
 from connectors.images.examine import examine
 from connectors.images.reading import WHOLE, Reading
 from connectors.images.threads import map_in_threads
+from pipeline.names import printable
 from pipeline.pool.audit import check_groups, draw_audit, hold_out_of_audit
 from pipeline.pool.group_rules import groups_of
 from pipeline.pool.merge import merge, refuse_waste
 from pipeline.pool.notes import item_notes
 from pipeline.pool.reasons import NOT_NAMED, PASSED_OVER, TOO_LARGE, UNREAD, PoolError
 from pipeline.pool.table import as_table, is_in, typed
-from pipeline.types import OnProgress
+from pipeline.types import ONE_CLASS, AskFor, OnProgress
 
 MAX_BYTES = 2 * 1024**3
 """Of a file; a larger one would take minutes to read, and is refused by its size."""
@@ -46,7 +48,7 @@ class PoolSource:
         max_unused: share of the images, or of those of the earlier table, above which it is an error that they
             cannot be used.
         renamed: what a class was called, which a manifest may give too -> what it is called now.
-        takes_several: whether a manifest may give several labels to an image; see `read_manifest`.
+        asks: what people are asked for, and so what a label in a manifest is; see `read_manifest`.
     """
 
     path: Path
@@ -55,7 +57,7 @@ class PoolSource:
     follow_links: bool = False
     max_unused: float = 1.0
     renamed: Mapping[str, str] = field(default_factory=dict)
-    takes_several: Callable[[], bool] = lambda: False
+    asks: AskFor = ONE_CLASS
 
     @property
     def is_folder(self) -> bool:
@@ -139,6 +141,8 @@ def index_pool(
     seen = _read_contents(_with_items_elsewhere(listed, earlier, source), earlier, reading, on_progress)
     if was_asked:
         check_groups(seen, earlier, name, rule=source.group)
+    if source.asks.kind == "mask":
+        _check_masks(source.path, seen, earlier)
     table = merge(seen, earlier, is_manifest=not source.is_folder)
     refuse_waste(name, seen, table, earlier, source.max_unused)
     table = hold_out_of_audit(table)
@@ -177,7 +181,7 @@ def _list_source(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFram
 
 
 def _list_manifest(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFrame:
-    table = read_manifest(source.path, source.classes, source.renamed, takes_several=source.takes_several)
+    table = read_manifest(source.path, source.classes, source.renamed, source.asks)
     uris = table.rows["uri"].tolist()
     found = locate(uris, source.root, follow_links=source.follow_links)
     lost = [file.modified_ns is None for file in found.files]
@@ -266,6 +270,21 @@ def _read_contents(
     not_read = seen["set_aside_reason"].str.startswith((UNREAD, TOO_LARGE), na=False)
     seen.loc[not_read, ["size_bytes", "modified_ns"]] = pd.NA
     return seen
+
+
+def _check_masks(path: Path, seen: pd.DataFrame, earlier: pd.DataFrame) -> None:
+    """Raise PoolError for the first mask that does not fit its image, of those that the earlier table does not have."""
+    columns = ["item_id", "label"]
+    known = set(earlier[columns].dropna().itertuples(index=False, name=None))
+    for uri, item_id, label, width, height in (
+        seen[["uri", *columns, "width", "height"]].dropna().itertuples(index=False, name=None)
+    ):
+        if (item_id, label) in known:
+            continue
+        try:
+            check_masks(label, width, height)
+        except WrongCell as exc:
+            raise PoolError(f"{path}: {printable(uri)} {exc}") from exc
 
 
 def _examine(uri: str, known_ids: Collection[str], reading: Reading) -> _Content:

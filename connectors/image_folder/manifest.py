@@ -3,17 +3,20 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import pandas as pd
 
 from connectors.image_folder.listing import Located
-from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, trim
+from connectors.image_folder.region_cells import WrongCell, checked_regions
+from connectors.image_folder.strict_table import LONGEST_FIELD, StrictTable, nfc, read_strictly, trim
 from pipeline.names import shorten
 from pipeline.pool.reasons import PoolError
 from pipeline.regions import SEPARATOR, cell_of_labels, labels_of_cell
+from pipeline.types import ONE_CLASS, AskFor
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
 KNOWN = {
@@ -35,30 +38,32 @@ TRAINED_ON = frozenset({"train", "training", "pool", "unlabelled", "unlabeled"})
 HELD_BACK = frozenset({"test", "testing", "val", "valid", "validation", "dev", "holdout", "eval", "audit"})
 NO_LABEL = frozenset({"na", "n/a", "nan", "null", "none", "?", "-", "unlabelled", "unlabeled", "unknown"})
 N_CLASSES_NAMED = 20
+LONGEST_REGIONS = 2**28
+"""Characters of a label of regions: masks are long."""
 
 
 def read_manifest(
     path: Path,
     classes: Sequence[str],
     renamed: Mapping[str, str] = MappingProxyType({}),
-    *,
-    takes_several: Callable[[], bool] = lambda: False,
+    asks: AskFor = ONE_CLASS,
 ) -> StrictTable:
     """The rows of a manifest: `uri` as written, `label` (one of the classes) and `group`, None where there is none.
 
     Where an image may have several labels, a cell may hold several, as in "cat|dog", in any order; "|" alone says that
-    none of the classes is there. They come back in the order of the classes, each once.
+    none of the classes is there. They come back in the order of the classes, each once. Labels of regions are JSON as
+    `pipeline.regions` writes it; "[]" says that there is none.
 
     Args:
         path: of the file.
         classes: what labels may be.
         renamed: what a class was called, which labels may be too -> what it is called now.
-        takes_several: whether an image may have several labels; called only where a cell looks like it.
+        asks: what people are asked for, and so what a label is.
 
     Raises:
         PoolError: naming the file, the row and what to write.
     """
-    table = read_strictly(path, KNOWN)
+    table = read_strictly(path, KNOWN, longest=LONGEST_FIELD if asks.kind == "image" else LONGEST_REGIONS)
     _refuse_labels_elsewhere(table, [*classes, *renamed])
     _refuse_splits(table)
     table.refuse(
@@ -68,11 +73,7 @@ def read_manifest(
     )
     table = trim(trim(table, "label"), "group")
     names = {form: renamed.get(name, name) for form, name in forms_of([*renamed, *classes]).items()}
-    given = table.rows["label"].dropna().unique()
-    meant = {cell: _named(cell, names) for cell in given}
-    if any(name is None and SEPARATOR in cell for cell, name in meant.items()) and takes_several():
-        meant |= {cell: _several(cell, names, classes) for cell, name in meant.items() if name is None}
-    _refuse_labels(table, meant, names, classes)
+    meant = _regions(table, asks, names, classes) if asks.kind != "image" else _classes(table, asks, names, classes)
     label, group = table.rows["label"].map(meant), table.rows["group"].map(nfc, na_action="ignore")
     rows = table.rows[["uri"]].assign(label=label, group=group).astype(object)
     rows = rows.where(rows.notna(), None)
@@ -82,6 +83,34 @@ def read_manifest(
 def _named(given: str, names: Mapping[str, str]) -> str | None:
     """The class that a text names; None for none."""
     return names.get(given) or names.get(nfc(given))
+
+
+def _classes(
+    table: StrictTable, asks: AskFor, names: Mapping[str, str], classes: Sequence[str]
+) -> dict[str, str | None]:
+    """What each label of whole images means; the first one that means nothing is refused."""
+    meant = {cell: _named(cell, names) for cell in table.rows["label"].dropna().unique()}
+    if asks.several:
+        meant |= {cell: _several(cell, names, classes) for cell, name in meant.items() if name is None}
+    _refuse_labels(table, meant, names, classes)
+    return meant
+
+
+def _regions(table: StrictTable, asks: AskFor, names: Mapping[str, str], classes: Sequence[str]) -> dict[str, str]:
+    """Each label of regions by the names of the classes; the first one that is wrong is refused."""
+    meant: dict[str, str] = {}
+    for cell in table.rows["label"].dropna().unique():
+        try:
+            meant[cell] = checked_regions(cell, asks.kind, partial(_class_of, names=names, classes=classes))
+        except WrongCell as exc:
+            table.refuse(table.rows["label"] == cell, exc.what, exc.mend)
+    return meant
+
+
+def _class_of(given: str, names: Mapping[str, str], classes: Sequence[str]) -> str:
+    if (name := _named(given, names)) is None:
+        raise WrongCell(f"{shorten(given)}, which is not one of the classes {_listed(classes)}", _meant(given, classes))
+    return name
 
 
 def _several(cell: str, names: Mapping[str, str], classes: Sequence[str]) -> str | None:
@@ -155,23 +184,29 @@ def _refuse_labels(
     parts = [part.strip() for part in re.split(r"[|,;/]", given)]
     are_several = len(parts) > 1 and any(_named(part, names) for part in parts)
     given = next((part for part in parts if _named(part, names) is None), given) if are_several else given
-    named = ", ".join(classes[:N_CLASSES_NAMED])
-    named += f" and {len(classes) - N_CLASSES_NAMED} more" if len(classes) > N_CLASSES_NAMED else ""
-    alike = [name for name in classes if name.casefold() == given.casefold()]
-    alike += difflib.get_close_matches(given, classes, n=1, cutoff=0.6)
-    mend = ""
+    mend = _meant(given, classes)
     if are_several and (not given or given not in parts):
         mend = (
             f"several labels of an image have {SEPARATOR} between them, where the campaign's task takes several, and "
             "nothing else does"
         )
-    elif alike:
-        # Letters of two alphabets may look the same.
-        code = f" (not {given!a})" if not given.isascii() else ""
-        mend = f"did you mean {shorten(alike[0])}{code}?"
-    elif given.casefold() in NO_LABEL:
+    elif not mend and given.casefold() in NO_LABEL:
         mend = "leave the field empty where there is no label"
-    table.refuse(wrong, f"has a label that is not one of the classes {named}", mend)
+    table.refuse(wrong, f"has a label that is not one of the classes {_listed(classes)}", mend)
+
+
+def _listed(classes: Sequence[str]) -> str:
+    more = f" and {len(classes) - N_CLASSES_NAMED} more" if len(classes) > N_CLASSES_NAMED else ""
+    return ", ".join(classes[:N_CLASSES_NAMED]) + more
+
+
+def _meant(given: str, classes: Sequence[str]) -> str:
+    """A question for the class that a text is nearly; empty where there is none."""
+    alike = [name for name in classes if name.casefold() == given.casefold()]
+    alike += difflib.get_close_matches(given, classes, n=1, cutoff=0.6)
+    # Letters of two alphabets may look the same.
+    code = f" (not {given!a})" if not given.isascii() else ""
+    return f"did you mean {shorten(alike[0])}{code}?" if alike else ""
 
 
 def _refuse_labels_elsewhere(table: StrictTable, classes: Sequence[str]) -> None:

@@ -27,6 +27,8 @@ NOT_CSV = {
     b"\xfe\xff": "is UTF-16: save it as UTF-8",
 }
 """How files begin that are no CSV in UTF-8, and what to do."""
+LONGEST_FIELD = 131_072
+"""Characters of a field; in a longer one a quote was left open."""
 BLANK = r"[\s\u200b\u2060\ufeff]+"
 """White space, also such as nobody sees."""
 
@@ -67,7 +69,7 @@ class StrictTable:
         raise PoolError(f"{self.path}: row {self.rows.index[bad[0]]} ({held}) {what}{': ' if mend else ''}{mend}{more}")
 
 
-def read_strictly(path: Path, known: Mapping[str, Collection[str]]) -> StrictTable:
+def read_strictly(path: Path, known: Mapping[str, Collection[str]], *, longest: int = LONGEST_FIELD) -> StrictTable:
     """Read a CSV (UTF-8) or, by its name, a Parquet file.
 
     White space, case and quotes around the name of a column are forgiven, and so are semicolons and tabs between the
@@ -77,6 +79,7 @@ def read_strictly(path: Path, known: Mapping[str, Collection[str]]) -> StrictTab
         path: of the file.
         known: names of the columns, the first of which must be there; each with other words for it, in lower case
             without spaces and signs, which are refused where the column itself is missing or empty.
+        longest: characters of a field of a CSV.
 
     Raises:
         PoolError: naming the file, the row and what to write.
@@ -85,7 +88,7 @@ def read_strictly(path: Path, known: Mapping[str, Collection[str]]) -> StrictTab
         if path.suffix.lower() == ".parquet":
             columns, notes = _read_parquet(path, known), list[str]()
         else:
-            columns, notes = _read_csv(path, next(iter(known)))
+            columns, notes = _read_csv(path, next(iter(known)), longest)
     except FileNotFoundError as exc:
         raise PoolError(f"{path}: no such file") from exc
     except (OSError, ValueError, pa.ArrowException) as exc:
@@ -187,7 +190,7 @@ def _is_like(name: str, known: str) -> bool:
 # CSV
 
 
-def _read_csv(path: Path, first: str) -> tuple[list[tuple[str, list[str | None]]], list[str]]:
+def _read_csv(path: Path, first: str, longest: int) -> tuple[list[tuple[str, list[str | None]]], list[str]]:
     """Names and values of the columns, an empty field as None, and what to say of it."""
     if path.exists() and not path.is_file():
         raise PoolError(f"{path}: is not a regular file")
@@ -201,6 +204,7 @@ def _read_csv(path: Path, first: str) -> tuple[list[tuple[str, list[str | None]]
     records = _records(
         path,
         csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=is_spaced),
+        longest,
     )
     names = next((record for record in records if any(map(_trimmed, record))), None)
     if names is None:
@@ -234,8 +238,9 @@ def _decode(path: Path, content: bytes) -> str:
     return text
 
 
-def _records(path: Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
+def _records(path: Path, reader: Iterator[list[str]], longest: int) -> Iterator[list[str]]:
     n_read = 0
+    before = csv.field_size_limit(longest)  # of the whole process
     try:
         for record in reader:
             yield record
@@ -248,6 +253,8 @@ def _records(path: Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
         else:
             mend = "a quote that is opened here is not closed"
         raise PoolError(f"{path}: {f'row {n_read}' if n_read else 'the first line'}: {mend}") from exc
+    finally:
+        csv.field_size_limit(before)
 
 
 def _fields(path: Path, row: int, record: list[str], names: Sequence[str], named: int) -> list[str]:

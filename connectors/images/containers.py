@@ -15,6 +15,8 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 START_OF_SCAN = b"\xff\xda"
 NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """What ends the compressed data of a scan."""
+WITH_METADATA = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
+"""Chunks of a PNG that may say which side is up."""
 BLOCK = 2**20
 NUMBERS = {1: "unsigned integers", 2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex floats"}
 
@@ -67,6 +69,19 @@ def without_metadata(file: BinaryIO) -> BinaryIO | None:
         file.seek(0)
         return io.BytesIO(b"".join(_jpeg_segments(file.read())))
     return None
+
+
+def may_be_turned(file: BinaryIO) -> bool:
+    """Whether a PNG has chunks, anywhere, that may hold EXIF or XMP; the file stays where it is."""
+    position = file.tell()
+    file.seek(len(PNG_MAGIC))
+    kinds = []
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        kinds.append(kind)
+        file.seek(length + 4, io.SEEK_CUR)
+    file.seek(position)
+    return not WITH_METADATA.isdisjoint(kinds)
 
 
 def _png_chunks(file: BinaryIO) -> Iterator[bytes]:

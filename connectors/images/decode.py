@@ -214,7 +214,7 @@ def _decode(file: BinaryIO, use: Callable[[Decoded], T], at_least: AtLeast, read
             low = Image.open(file, formats=(str(image.format),))
             unpack_low_bytes(low)
             low.load()
-        return use(Decoded(image, deep, low, size, _orientation(image), drafted[1] if drafted else None))
+        return use(Decoded(image, deep, low, size, orientation_of(image), drafted[1] if drafted else None))
 
 
 def _scale(image: ImageFile.ImageFile, wanted: tuple[int, int]) -> int:
@@ -240,7 +240,8 @@ def _bytes_needed(image: ImageFile.ImageFile, deep: Deep | None, scale: int) -> 
     return n_bytes
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def orientation_of(image: ImageFile.ImageFile) -> int:
+    """How a viewer turns the image, by EXIF: a key of `UPRIGHT`, or 1 for not at all."""
     if image.format == "HEIF":  # turned by the decoder, as the container says
         return 1
     try:

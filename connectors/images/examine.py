@@ -7,7 +7,8 @@ from typing import BinaryIO, NamedTuple
 from PIL import ImageFile, TiffImagePlugin
 
 from connectors.images.colour import GREY, flatten
-from connectors.images.decode import Decoded, decode_file, open_image, reason_of
+from connectors.images.containers import may_be_turned
+from connectors.images.decode import Decoded, decode_file, open_image, orientation_of, reason_of
 from connectors.images.deep_pixels import deep_of
 from connectors.images.reading import WHOLE, Reading
 from pipeline.pool.reasons import PoolError
@@ -62,6 +63,28 @@ def has_colour(uri: str) -> bool:
             image = open_image(file)
             deep = deep_of(image)
             return deep.has_colours if deep else image.mode not in GREY
+    except Exception as exc:
+        raise PoolError(f"{uri}: {reason_of(exc)}") from exc
+
+
+def upright_size(uri: str) -> tuple[int, int]:
+    """Width and height of an image when it is upright, by the header of its file where that can be read.
+
+    Raises:
+        PoolError: it cannot be read; the message begins with its uri.
+    """
+    try:
+        with Path(uri).open("rb") as file:
+            try:
+                image = open_image(file)
+            except PoolError:
+                raise
+            except Exception:  # metadata may yet be forgiven
+                seen = examine(file)
+                return seen.width, seen.height
+            # Pillow has the size of a TIFF turned already, and decodes a PNG to look for EXIF.
+            is_upright = image.format == "TIFF" or (image.format == "PNG" and not may_be_turned(file))
+            return image.size if is_upright or orientation_of(image) < 5 else image.size[::-1]
     except Exception as exc:
         raise PoolError(f"{uri}: {reason_of(exc)}") from exc
 

@@ -129,7 +129,7 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
     """
     folder = Campaign(settings.folder)
     pool = folder.read(POOL) if folder.has(POOL) else PoolTable(_index(settings))
-    pool = pool.renamed(settings.former_classes, takes_several=settings.takes_several)
+    pool = pool.renamed(settings.former_classes, settings.asks)
     ledger = read_ledger(folder, settings)
     standing = standing_labels(pool, ledger, settings)
     labels = standing.table[["item_id"]].assign(label=standing.words)

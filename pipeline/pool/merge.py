@@ -4,12 +4,17 @@ What was seen is one row for each file, with `uri`, `size_bytes`, `modified_ns`,
 what its content is, and `listed`: whether the folder or the manifest has it now, or an item was there.
 """
 
+from __future__ import annotations
+
 import pandas as pd
 
 from pipeline.names import printable
 from pipeline.pool.notes import unused_lines
 from pipeline.pool.reasons import CHANGED, NO_SUFFIX, NOT_BY_NAME, PoolError
 from pipeline.pool.table import as_table, is_in, usable
+
+LONGEST_TOLD = 80
+"""Characters of a label in a reason."""
 
 
 def merge(seen: pd.DataFrame, earlier: pd.DataFrame, *, is_manifest: bool) -> pd.DataFrame:
@@ -44,7 +49,7 @@ def _found_items(seen: pd.DataFrame, earlier_items: pd.DataFrame, *, is_manifest
     labels = copies.loc[copies["label"].notna(), ["item_id", "label"]].drop_duplicates()
     labels = labels.sort_values("label")
     disputed = labels[labels["item_id"].duplicated(keep=False)]
-    reasons = disputed.groupby("item_id")["label"].agg(" and ".join).radd("labelled more than one way: ")
+    reasons = disputed.groupby("item_id")["label"].agg(_in_short).radd("labelled more than one way: ")
     items = copies.sort_values(["moved", "uri"]).drop_duplicates("item_id")
     given = items["item_id"].map(labels.drop_duplicates("item_id").set_index("item_id")["label"])
     # Copies in two groups are rare, and the first by name is the same in each run.
@@ -87,3 +92,9 @@ def refuse_waste(source: str, seen: pd.DataFrame, table: pd.DataFrame, earlier: 
             f"{source}: {len(gone)} of the {len(before)} images of the last run cannot be used any more, {mend} for "
             f"one run if that is meant. Such as {printable(first['uri'])}: {first['set_aside_reason']}"
         )
+
+
+def _in_short(labels: pd.Series[str]) -> str:
+    """The labels that one image has; how many there are where they are long, as of regions."""
+    is_long = bool((labels.str.len() > LONGEST_TOLD).any())
+    return f"{len(labels)} lists of regions" if is_long else " and ".join(labels)

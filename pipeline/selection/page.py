@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from pipeline.selection.acquisition import ACQUISITIONS
+from pipeline.selection.scoring import REDUCTIONS
 from pipeline.selection.settings import NEEDS_MEMBERS
 from pipeline.selection.strategies.rows import STRATEGIES, Strategy
 
@@ -38,6 +39,11 @@ An **acquisition function** gives the scores that strategies read: `acquisition 
 means `top_k` by it, and `power:bald` means `power` by BALD.
 """
 
+REDUCED = """
+Where an image takes many decisions, as the cells of a map, a **reduction** makes one score of theirs: `reduction =
+"top_tenth"`. By default a task has its own.
+"""
+
 NOTES = {
     "may_begin": "may choose the seed set",
     "compares_members": "needs at least two members",
@@ -56,7 +62,9 @@ def strategies_page() -> str:
         for asks, source in [_line_and_source(function)]
     ]
     table = _table(("name", "what the score is", "source of the formula"), scores)
-    return f"{HEAD}\n{_table(head, rows)}{SCORES}\n{table}"
+    reductions = [(f"`{name}`", _line_and_source(function)[0]) for name, function in REDUCTIONS.items()]
+    reduced = _table(("name", "what the score of the image is"), reductions)
+    return f"{HEAD}\n{_table(head, rows)}{SCORES}\n{table}{REDUCED}\n{reduced}"
 
 
 def _cells(row: Strategy) -> Iterator[str]:

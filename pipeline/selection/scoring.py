@@ -43,34 +43,28 @@ def score_columns(decisions: Tensor, columns: Mapping[str, tuple[str, str]]) -> 
 
 
 def mean(scores: Tensor, _decisions: Tensor) -> Tensor:
-    """Mean over the decisions: `(n, U) -> (n,)`."""
+    """Mean over the decisions."""
     return scores.mean(dim=1)
 
 
 def maximum(scores: Tensor, _decisions: Tensor) -> Tensor:
-    """Score of the most informative decision: `(n, U) -> (n,)`."""
+    """Score of the most informative decision, which one odd place decides."""
     return scores.amax(dim=1)
 
 
 def total(scores: Tensor, _decisions: Tensor) -> Tensor:
-    """Sum over the decisions, so that an image with more of them scores higher: `(n, U) -> (n,)`."""
+    """Sum over the decisions: an image with many doubtful places scores high, however small each doubt is."""
     return scores.sum(dim=1)
 
 
 def top_tenth(scores: Tensor, _decisions: Tensor) -> Tensor:
-    """Mean of the most informative tenth of the decisions, at least one: `(n, U) -> (n,)`.
-
-    Between mean, where a large easy background hides a small doubt, and max, which one odd pixel decides.
-    """
+    """Mean over the most informative tenth: between the mean, where a large background hides a doubt, and the most."""
     n_top = -(-scores.shape[1] // 10)
     return scores.topk(n_top, dim=1).values.mean(dim=1)
 
 
 def foreground(scores: Tensor, decisions: Tensor) -> Tensor:
-    """Mean over the decisions `(n, U) -> (n,)`, each weighted by how likely its answer is another than the first.
-
-    The first answer is that nothing is there. So an image with many objects scores no higher than one with few.
-    """
+    """Mean weighted by how likely something is there: many objects score no higher than few; of tasks with places."""
     weights = 1 - decisions[..., 0].mean(dim=2)
     return (weights * scores).sum(dim=1) / weights.sum(dim=1).clamp(min=torch.finfo(weights.dtype).tiny)
 
@@ -82,4 +76,4 @@ REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": total,
     "top_tenth": top_tenth,
 }
-"""From scores `(n, U)` and the decisions `(n, U, K, C)` that they are of."""
+"""From scores `(n, U)` and the decisions `(n, U, K, C)` that they are of to scores `(n,)` of the images."""

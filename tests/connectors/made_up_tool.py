@@ -28,7 +28,7 @@ class FolderTool(AnnotationTool):
 
     def __init__(self, folder: Path, classes: Sequence[str], asks: AskFor = ONE_CLASS) -> None:
         self.folder = folder
-        self.classes = checked_classes(classes)
+        self.classes = checked_classes(classes, fewest=asks.fewest_classes)
         self.asks = asks
 
     def prepare(self) -> str:

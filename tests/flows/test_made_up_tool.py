@@ -9,6 +9,7 @@ from connectors.memory import MemoryTracker
 from flows.artefacts import ANSWERS
 from flows.campaign import OpenCampaign
 from flows.round import work_on
+from pipeline.types import Region
 from tests.connectors.made_up_tool import FolderTool
 from tests.flows.conftest import CLASSES
 
@@ -28,7 +29,10 @@ def test_three_rounds_are_asked_and_answered_in_it(make_work, tmp_path, prefect)
         outcome = run(work)
         assert (outcome.kind, outcome.round_number) == ("asked", number)
         for place, task_id in enumerate(tool.served()):
-            tool.answer(task_id, CLASSES[place % 3] if place % 5 else None)
+            if place % 5:
+                tool.answer(task_id, Region("image", CLASSES[place % 3]))
+            else:
+                tool.skip(task_id)
     assert (run(work).round_number, len(work.folder.rounds())) == (3, 4)
     answers = pd.concat([pd.read_parquet(folder.path_of(ANSWERS)) for folder in work.folder.rounds()[:3]])
     assert set(answers["outcome"]) == {"labelled", "skipped"}

@@ -152,7 +152,7 @@ def test_labels_come_out_as_a_manifest_takes_them(after_three_rounds, tmp_path):
     out = tmp_path / "labels.csv"
     n = write_labels(load_settings(after_three_rounds.file), out)
     pd.read_csv(out)[["uri", "label"]].to_csv(tmp_path / "manifest.csv", index=False)  # it is not split as it was
-    rows = read_manifest(tmp_path / "manifest.csv", CLASSES, takes_several=lambda: True).rows
+    rows = read_manifest(tmp_path / "manifest.csv", CLASSES, asks=multi_label.asks).rows
     assert len(rows) == n > 80
     assert {"|", "left", "left|middle|right"} <= set(rows["label"])
     for uri, label in zip(rows["uri"], rows["label"], strict=True):
@@ -187,7 +187,7 @@ def test_successor_has_all_labels(after_three_rounds, tmp_path):
     assert "labels of 150 images" in write_successor(new, after_three_rounds.file)[0]
     settings = load_settings(new)
     assert settings.task == "multi_label"
-    rows = read_manifest(settings.pool, CLASSES, takes_several=settings.takes_several).rows
+    rows = read_manifest(settings.pool, CLASSES, asks=settings.asks).rows
     given = rows.dropna(subset=["label"])
     assert all(
         label == ("|".join(labels_of(uri)) or "|") for uri, label in zip(given["uri"], given["label"], strict=True)
@@ -238,7 +238,7 @@ def test_manifest_gives_several_labels_in_a_cell(images, tmp_path):
 def test_manifest_of_several_labels_is_read_strictly(images, tmp_path, cell, message):
     (tmp_path / "pool.csv").write_text(f"uri,label\n{images}/000.png,{cell}\n{images}/001.png,left\n")
     with pytest.raises(Exception, match=message):
-        read_manifest(tmp_path / "pool.csv", CLASSES, takes_several=lambda: True)
+        read_manifest(tmp_path / "pool.csv", CLASSES, asks=multi_label.asks)
 
 
 def test_manifest_of_one_label_each_takes_no_several(tmp_path):

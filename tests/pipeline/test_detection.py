@@ -11,10 +11,14 @@ from torchvision.ops import box_iou
 
 from pipeline.evaluation.box_matching import OVERLAPS, Found, average_precision, box_precision, rank
 from pipeline.evaluation.metrics import wilson_interval
+from pipeline.members.predict import predict_members
+from pipeline.networks.build import build_model
 from pipeline.regions import regions_from_json
 from pipeline.tasks import detection
+from pipeline.tasks.task_type import outputs_of
 from pipeline.training.augmentation import AUGMENTATIONS
 from pipeline.types import Region
+from tests.pipeline.training import train
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -353,6 +357,16 @@ def test_a_model_that_wavers_between_two_classes_guesses_one_box():
     assert region.score == pytest.approx(0.5)
 
 
+def test_neighbouring_cells_tell_together_where_an_object_is():
+    probs = torch.tensor([[[0.1, 0.8, 0.1, 0.0], [0.3, 0.4, 0.3, 0.0], [0.2, 0.8, 0.0, 0.0], [0.8, 0.2, 0.0, 0.0]]])
+    places = torch.tensor([[[0.1, 0.1, 0.5, 0.5], [0.16, 0.1, 0.56, 0.5], [0.7, 0.7, 0.7, 0.9], [0.1, 0.1, 0.4, 0.5]]])
+    [[region]] = detection.guess(probs, CLASSES, places)
+    assert region.geometry == pytest.approx((0.12, 0.1, 0.52, 0.5)), "by their scores; what has no area is no box"
+    found = detection._found(probs[0], places[0])
+    assert found.scores.tolist() == pytest.approx([0.8, 0.8, 0.3])
+    assert found.labels.tolist() == [0, 0, 1]
+
+
 def test_at_most_a_hundred_boxes_are_guessed():
     probs = torch.tensor([0.1, 0.9, 0.0, 0.0]).expand(1, 400, 4)
     place = torch.arange(400)
@@ -455,3 +469,49 @@ def test_nobody_marks_an_object_twice():
     assert [region.geometry for region in regions] == [CAT.geometry]
     regions, _ = detection.consensus([(CAT,), (NEAR, CAT)])
     assert [region.geometry for region in regions] == [CAT.geometry, NEAR.geometry]
+
+
+def shapes(n: int, *, seed: int, size: int = 64):
+    """Grey images of up to four squares, full or hollow, and their boxes."""
+    generator = np.random.default_rng(seed)
+    images, labels = generator.integers(0, 40, (n, 1, size, size)), []
+    for image in images[:, 0]:
+        found = []
+        for upper, left in itertools.product((0, 32), (0, 32)):
+            label = CLASSES[generator.integers(3)]
+            side = int(generator.integers(14, 27))
+            top, start = (int(generator.integers(33 - side)) + corner for corner in (upper, left))
+            if label == "owl":
+                continue
+            image[top : top + side, start : start + side] += 150
+            if label == "dog":
+                image[top + 4 : top + side - 4, start + 4 : start + side - 4] -= 150
+            found.append(box(label, start / size, top / size, (start + side) / size, (top + side) / size))
+        labels.append(found)
+    return torch.from_numpy(images).to(torch.uint8), targets_of(*labels, classes=CLASSES[:2])
+
+
+def test_a_network_learns_boxes_from_few_images():
+    model = build_model(
+        "small_cnn", n_classes=2, image_size=64, channels=1, dropout=0.2, outputs=outputs_of(detection, 2), seed=0
+    )
+    images, targets = shapes(40, seed=0)
+    train(
+        model,
+        images,
+        targets,
+        task=detection,
+        seed=0,
+        device=torch.device("cpu"),
+        batch_size=8,
+        max_epochs=6,
+        patience=None,
+        augmentation="natural",
+    )
+    unseen, wanted = shapes(30, seed=1)
+    decided = predict_members([model], unseen, task=detection, mc_dropout=2, seed=0)
+    assert decided.decisions.shape == (30, 64, 2, 3)
+    assert decided.places.shape == (30, 64, 4)
+    metrics = detection.measure(decided.decisions.mean(dim=2), wanted, CLASSES[:2], decided.places)
+    assert metrics.low > 0.6
+    assert metrics.nll < 0.1

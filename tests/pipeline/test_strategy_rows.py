@@ -12,6 +12,7 @@ from flows.config import CampaignSettings
 from flows.example import EXAMPLE
 from pipeline.selection.acquisition import ACQUISITIONS
 from pipeline.selection.page import WORDS, strategies_page
+from pipeline.selection.scoring import REDUCTIONS
 from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.types import Candidates
 
@@ -24,12 +25,13 @@ def names_in(text: str, begin: str, end: str) -> set[str]:
     """The words with an underscore, or that are names, of a part of a text."""
     part = text[text.index(begin) + len(begin) :]
     words = re.findall(r"[a-z]\w*", part[: part.index(end)])
-    return {word for word in words if "_" in word or word in STRATEGIES or word in ACQUISITIONS}
+    return {word for word in words if "_" in word or word in {**STRATEGIES, **ACQUISITIONS, **REDUCTIONS}}
 
 
 def test_the_example_of_a_campaign_file_names_every_strategy_for_campaigns_and_no_other():
     assert names_in(EXAMPLE, "# strategy =", "# strategy_options") == FOR_CAMPAIGNS
-    assert names_in(EXAMPLE, "# acquisition =", "# strategy =") == set(ACQUISITIONS)
+    assert names_in(EXAMPLE, "# acquisition =", "# reduction =") == set(ACQUISITIONS)
+    assert names_in(EXAMPLE, "# reduction =", "# strategy =") == set(REDUCTIONS)
 
 
 def test_the_help_of_a_replay_names_every_strategy_and_no_other(monkeypatch):
