@@ -92,7 +92,8 @@ def consensus(given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], fl
     boxes of the two. Two who marked nothing agree.
 
     Returns:
-        Boxes by their upper edge; and the agreement, in [0, 1]. What a single person gave stays as it is.
+        Boxes, those that somebody marked first coming first; and the agreement, in [0, 1]. What a single person gave
+        stays as it is.
 
     Raises:
         ValueError: somebody gave a region that is no box.
@@ -307,7 +308,7 @@ in_words = cells.in_words
 
 
 def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Of the cells that have a class, the share that tell it, and the mean overlap of their boxes; 0 without any."""
+    """Of the cells that have a class, the share that tell it, and how far their boxes are off; 0 where none has one."""
     wanted = _wanted(targets, outputs.shape[-1])
     has_class = wanted.answers > 0
     n_cells = has_class.sum().clamp(min=1)

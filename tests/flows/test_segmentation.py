@@ -1,90 +1,45 @@
 """A campaign of masks: from the first question to a model, its labels and its predictions."""
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
-from PIL import Image
 
-from connectors.memory import MemoryTool, MemoryTracker
 from flows.artefacts import BATCH, CONFUSION_TABLE, GUESSES, METRICS, REVIEW
-from flows.campaign import open_campaign
 from flows.config import load_settings
 from flows.reports.round_page import round_markdown
 from flows.results import predict_files, write_labels
-from flows.round import work_on
 from pipeline.masks import mask_to_png
 from pipeline.regions import regions_from_json
 from pipeline.tasks import segmentation
 from pipeline.types import Region
+from tests.flows.region_campaign import RegionCampaign, write_images
 from tests.pipeline.test_segmentation import rectangles
 
 CLASSES = ("dim", "bright")
-N_IMAGES = 70
-FILE = """\
-name = "masks"
-task = "segmentation"
-pool = "{pool}"
-classes = ["dim", "bright"]
-folder = "campaign"
-budget = 60
-audit_size = 16
-seed_set_size = 12
-query_size = 8
 
-[model]
-name = "small_cnn"
-image_size = 32
-channels = 1
-augmentation = "none"
-max_epochs = 4
 
-[members]
-ensemble = 2
-"""
+def drawn(n: int, *, seed: int):
+    """Images of rectangles, and what people paint in each, at half of its size."""
+    images, targets = rectangles(n, seed=seed)
+    rasters = targets[:, ::8, ::8].numpy()
+    found = [
+        tuple(
+            Region("mask", name, mask=mask_to_png(raster == 1 + place))
+            for place, name in enumerate(CLASSES)
+            if (raster == 1 + place).any()
+        )
+        for raster in rasters
+    ]
+    return images[:, 0].numpy(), found
 
 
 @pytest.fixture(scope="module")
-def drawn():
-    """Images of rectangles and what is in each, at half of their size."""
-    images, targets = rectangles(N_IMAGES, seed=0)
-    return images[:, 0].numpy(), targets[:, ::8, ::8].numpy()
-
-
-@pytest.fixture(scope="module")
-def masks(drawn, tmp_path_factory):
+def masks(tmp_path_factory):
     """A campaign in memory after three rounds, and its people, who make no mistakes."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("masks")
         patch.setenv("LABELCYCLE_HOME", str(folder / "home"))
-        return Masks(folder, *drawn).after(3)
-
-
-class Masks:
-    def __init__(self, folder: Path, images, answers):
-        (folder / "images").mkdir()
-        for number, pixels in enumerate(images):
-            Image.fromarray(pixels).save(folder / "images" / f"{number:02d}.png")
-        self.file = folder / "masks.toml"
-        self.file.write_text(FILE.format(pool=folder / "images"))
-        self.answers = answers
-        self.tool, self.tracker = MemoryTool(CLASSES, asks=segmentation.asks), MemoryTracker()
-
-    def found(self, uri: str) -> tuple[Region, ...]:
-        """What people paint in an image."""
-        raster = self.answers[int(Path(uri).stem)]
-        painted = [(name, raster == 1 + place) for place, name in enumerate(CLASSES)]
-        return tuple(Region("mask", name, mask=mask_to_png(mask)) for name, mask in painted if mask.any())
-
-    def after(self, n_rounds: int):
-        for number in range(n_rounds):
-            work = open_campaign(self.file, tool=self.tool, tracker=self.tracker)
-            with work.folder.lock():
-                assert f"round {number} asks for" in work_on(work).message
-            self.folder = work.folder
-            for question in self.tool.served():
-                self.tool.answer(question.ask, *self.found(question.uri), annotator="ann")
-        return self
+        drawings = drawn(70, seed=0)
+        return RegionCampaign(folder, "segmentation", segmentation.asks, CLASSES, *drawings, max_epochs=4).after(3)
 
 
 def test_audit_measures_the_mean_intersection_over_union(masks):
@@ -122,10 +77,8 @@ def test_labels_and_predictions_come_out_as_regions(masks, tmp_path):
     assert len(rows) == n == 36
     for uri, label in zip(rows["uri"], rows["label"], strict=True):
         assert segmentation.read_label(label) == masks.found(uri)
-    (tmp_path / "new").mkdir()
     images, targets = rectangles(6, seed=9)
-    for number, pixels in enumerate(images[:, 0].numpy()):
-        Image.fromarray(pixels).save(tmp_path / "new" / f"{number}.png")
+    write_images(tmp_path / "new", images[:, 0].numpy())
     predict_files(load_settings(masks.file), tmp_path / "new", tmp_path / "predicted.csv")
     predicted = pd.read_csv(tmp_path / "predicted.csv").sort_values("uri")
     seen = segmentation.targets([regions_from_json(text) for text in predicted["regions"]], CLASSES)
