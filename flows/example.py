@@ -44,7 +44,8 @@ query_size = 100                 # labels asked for in each later round
 # strategy_options = {}          # keywords of the strategy, for example { beta = 2.0 } of power
 # sub_pool = 10000               # the strategy sees at most this many candidates, drawn at random
 # prefilter = 10                 # and of these the best by score: this many times query_size
-# balance_classes = false        # ask for as many of each guessed class as makes the labels even
+# balance_classes = false        # ask for as many of each guessed class as makes the labels even; where images have
+                                 # several labels, for each class in turn, that of the fewest labels first
 # random_slice = 0.1             # share of each batch drawn at random: keeps exploring
 # close_at = 1.0                 # close a round when this share of it is answered; late labels join the next round
 # close_after = "3d"             # or when this much time has passed: s, m, h, d, w

@@ -254,7 +254,6 @@ def test_manifest_of_one_label_each_takes_no_several(tmp_path):
     [
         ({"classes": ("a|b", "c")}, "must not hold |, which stands between labels"),
         ({"extra": 'strategy = "badge"'}, "need one decision for each image, and task = 'multi_label' takes several"),
-        ({"extra": "balance_classes = true"}, "reads guesses, labelled_targets"),
         ({"model": "pseudo_labels.threshold = 0.1"}, "pseudo_labels needs one decision for each image"),
     ],
 )
