@@ -29,7 +29,7 @@ from flows.task_types import TASK, WHAT_TASKS_ASK, asked_for, check_task
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
-from pipeline.regions import SEPARATOR
+from pipeline.regions import OPEN, PERHAPS, SEPARATOR, is_open
 from pipeline.registries import look_up
 from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
@@ -150,6 +150,9 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
     pool: LocalPath = Field(
         description="a folder of images, or a .csv or .parquet with uri and, if known, label and group"
     )
+    manifest_labels: Literal["complete", "positives_only"] = Field(
+        "complete", description="whether a class that a label of the pool's table does not name is absent, or unknown"
+    )
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
     task: Annotated[str, AfterValidator(check_task)] = Field(TASK, description=WHAT_TASKS_ASK)
     classes: tuple[ClassName, ...] = Field(min_length=1, description="what annotators choose from")
@@ -213,6 +216,7 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
             max_unused=self.max_unused,
             renamed=self.former_classes,
             asks=self.asks,
+            are_open=self.manifest_labels == "positives_only",
         )
 
     @property
@@ -228,11 +232,6 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         repeated = sorted(name for name, count in Counter(self.classes).items() if count > 1)
         if repeated:
             raise ValueError(f"classes must be distinct, repeated: {', '.join(repeated)}")
-        divided = [name for name in (*self.classes, *self.renamed) if SEPARATOR in name]
-        if divided and self.asks == AskFor("image", several=True):
-            raise ValueError(
-                f"a class name must not hold {SEPARATOR}, which stands between labels, as {divided[0]!r} does"
-            )
         for old in self.renamed:
             if old in self.classes:
                 raise ValueError(f"renamed: {old!r} is still one of the classes: take it out of classes, or of renamed")
@@ -241,6 +240,29 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         if len(self.classes) < 2 and self.asks.fewest_classes > 1:
             only = f"and {self.classes[0]!r} is the only one: name another"
             raise ValueError(f"task = {self.task!r} asks which class an image has, {only}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        names, has_positives_only = (*self.classes, *self.renamed), self.manifest_labels == "positives_only"
+        suspects = [name for name in names if SEPARATOR in name or name == PERHAPS]
+        if not suspects and not has_positives_only:
+            return self
+        has_several = self.asks == AskFor("image", several=True)
+        divided = [name for name in suspects if SEPARATOR in name]
+        if divided and has_several:
+            raise ValueError(
+                f"a class name must not hold {SEPARATOR}, which stands between labels, as {divided[0]!r} does"
+            )
+        open_ended = [name for name in suspects if has_several or is_open(name)]
+        if open_ended:
+            told = f"{OPEN} at the end of a label leaves open what else is in the image"
+            raise ValueError(f"no class can be called {open_ended[0]!r}: {told}")
+        if has_positives_only and not has_several:
+            raise ValueError(
+                "manifest_labels = 'positives_only' needs a task whose images have several labels, and task = "
+                f"{self.task!r} takes a label as the whole answer: leave manifest_labels out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -93,7 +93,11 @@ def embed_labelled(
     settings: CampaignSettings,
     round_number: int,
 ) -> LabelledEmbeddings:
-    """Write the embeddings of the labelled images and, where the strategy reads it, what the members predict there."""
+    """Write the embeddings of the labelled images and, where the strategy reads it, what the members predict there.
+
+    Images whose labels are not complete may be asked for, and are left out: what is near them is not labelled well.
+    """
+    labelled = labelled.complete or labelled
     with_probs = "labelled_probs" in columns_read(settings, absent_columns(task))
     models = load_networks(training, networks, settings.model)
     models, members = (models, settings.members) if with_probs else (models[:1], None)
