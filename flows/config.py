@@ -29,7 +29,7 @@ from flows.task_types import TASK, WHAT_TASKS_ASK, asked_for, check_task
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
-from pipeline.regions import OPEN, PERHAPS, SEPARATOR, is_open
+from pipeline.regions import check_signs, may_read_as_labels
 from pipeline.registries import look_up
 from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
@@ -50,7 +50,6 @@ BYTE_ORDER_MARKS = (
 TYPOGRAPHIC_QUOTES = "“”„‟‘’‚«»"  # noqa: RUF001
 WEIGHTS_FILES = frozenset({".pt", ".pth", ".safetensors"})
 """Endings of the files that weights are in; no name of a hub ends so."""
-
 MOST_CLASSES = 1000
 LARGEST = 10_000_000
 """Bytes of a campaign file."""
@@ -120,8 +119,6 @@ def _check_timezone(value: str | None, info: ValidationInfo) -> str | None:
 
 
 ClassName = Annotated[str, AfterValidator(checked_class)]
-
-
 Name = Annotated[str, Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 LocalPath = Annotated[Path, BeforeValidator(_check_on_disk), AfterValidator(Path.expanduser)]
 Options = Annotated[
@@ -129,8 +126,6 @@ Options = Annotated[
     # As one value: what changed is said of all options together.
     PlainSerializer(lambda value: sorted(value.items()), when_used="json"),
 ]
-
-
 Renamed = Annotated[
     dict[ClassName, ClassName],
     # As one value: class names are no names of settings.
@@ -244,24 +239,13 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
 
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
-        names, has_positives_only = (*self.classes, *self.renamed), self.manifest_labels == "positives_only"
-        suspects = [name for name in names if SEPARATOR in name or name == PERHAPS]
-        if not suspects and not has_positives_only:
-            return self
-        has_several = self.asks == AskFor("image", several=True)
-        divided = [name for name in suspects if SEPARATOR in name]
-        if divided and has_several:
+        names = [name for name in (*self.classes, *self.renamed) if may_read_as_labels(name)]
+        if names:  # else torch need not be loaded to know what is asked
+            check_signs(names, self.asks)
+        if self.manifest_labels == "positives_only" and self.asks != AskFor("image", several=True):
+            whole = f"and task = {self.task!r} takes a label as the whole answer: leave manifest_labels out"
             raise ValueError(
-                f"a class name must not hold {SEPARATOR}, which stands between labels, as {divided[0]!r} does"
-            )
-        open_ended = [name for name in suspects if has_several or is_open(name)]
-        if open_ended:
-            told = f"{OPEN} at the end of a label leaves open what else is in the image"
-            raise ValueError(f"no class can be called {open_ended[0]!r}: {told}")
-        if has_positives_only and not has_several:
-            raise ValueError(
-                "manifest_labels = 'positives_only' needs a task whose images have several labels, and task = "
-                f"{self.task!r} takes a label as the whole answer: leave manifest_labels out"
+                f"manifest_labels = 'positives_only' needs a task whose images have several labels, {whole}"
             )
         return self
 

@@ -13,6 +13,8 @@ EXAMPLE = """\
 name = "my-campaign"             # lower case; names the Label Studio project and the MLflow experiment
 pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label and group
 # follow_links = false           # use images that symbolic links bring in from outside the pool
+# manifest_labels = "complete"   # "positives_only" where a class that the labels in the pool's table do not name is
+                                 # unknown, and not absent; of images with several labels
 # task = "classification"        # one class for each image; multi_label: any of the classes, or none;
                                  # segmentation: masks of them; detection: boxes around them
 classes = ["cat", "dog"]         # what annotators choose from; one may be added at any time, and renamed: see [renamed]

@@ -65,6 +65,23 @@ def is_open(cell: str) -> bool:
     return cell.endswith(OPEN)
 
 
+def may_read_as_labels(name: str) -> bool:
+    """Whether the name of a class has a sign that means something in a cell of labels."""
+    return SEPARATOR in name or name == PERHAPS
+
+
+def check_signs(names: Sequence[str], asks: AskFor) -> None:
+    """Raise ValueError for names of classes, of which each `may_read_as_labels`, that cannot be told from labels."""
+    has_several = asks.kind == "image" and asks.several
+    for name in names:
+        if has_several and SEPARATOR in name:
+            raise ValueError(f"a class name must not hold {SEPARATOR}, which stands between labels, as {name!r} does")
+        if has_several or is_open(name):
+            raise ValueError(
+                f"no class can be called {name!r}: {OPEN} ends a label that leaves open what else is there"
+            )
+
+
 def classes_in_cell(cell: str, asks: AskFor) -> list[str]:
     """The class of each label that a cell of a manifest gives, by what people are asked for.
 
