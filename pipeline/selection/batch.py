@@ -148,7 +148,7 @@ def _ask_class_after_class(
     turns = torch.arange(size) % len(rarest_first)
     chosen = torch.empty(size, dtype=torch.long)
     told: list[Told] = [("", "unsure")] * size
-    for turn, of_class in enumerate(rarest_first.tolist()):
+    for turn, of_class in enumerate(rarest_first[:size].tolist()):
         places = (turns == turn).nonzero().flatten()
         left = rows[~torch.isin(rows, chosen[turns < turn])]
         chosen[places], of_these = ask(left, len(places), candidates.class_scores[:, of_class])

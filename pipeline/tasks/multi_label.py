@@ -44,7 +44,7 @@ def write_label(regions: Sequence[Region]) -> str:
 
 
 def _found(names: Sequence[str]) -> tuple[Region, ...]:
-    return tuple(Region("image", name) for name in sorted(set(names)))
+    return tuple(Region("image", name) for name in sorted(set(names), key=lambda name: (name == OTHERS, name)))
 
 
 def consensus(given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], float]:

@@ -290,7 +290,7 @@ def test_what_people_answer_is_complete_and_wins_over_a_list_of_positives(positi
         assert labels == labels_of(name)
     of_manifest = Labels(labelled.table[labelled.table["source"] == "manifest"])
     for name, labels in by_item(of_manifest).items():
-        assert labels == [OTHERS, listed(int(name))]
+        assert labels == [listed(int(name)), OTHERS]
 
 
 def test_audit_set_has_complete_answers_alone(positives_only):

@@ -54,7 +54,7 @@ def test_image_of_which_only_positives_are_known_may_be_asked_for_until_people_a
     told = dict(zip(labels.item_ids, labels.words, strict=True))
     assert told == {"a": "cat", "b": "cat"}, "what people answer wins"
     before = Ledger().labels(given, multi_label, classes=CLASSES)
-    assert before.words == ["perhaps others; cat", "cat"]
+    assert before.words == ["cat; perhaps others", "cat"]
     assert before.complete.item_ids == ["b"]
 
 
