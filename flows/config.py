@@ -29,7 +29,7 @@ from flows.task_types import TASK, WHAT_TASKS_ASK, asked_for, check_task
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
-from pipeline.regions import SEPARATOR
+from pipeline.regions import check_signs, may_read_as_labels
 from pipeline.registries import look_up
 from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
@@ -50,7 +50,6 @@ BYTE_ORDER_MARKS = (
 TYPOGRAPHIC_QUOTES = "“”„‟‘’‚«»"  # noqa: RUF001
 WEIGHTS_FILES = frozenset({".pt", ".pth", ".safetensors"})
 """Endings of the files that weights are in; no name of a hub ends so."""
-
 MOST_CLASSES = 1000
 LARGEST = 10_000_000
 """Bytes of a campaign file."""
@@ -120,8 +119,6 @@ def _check_timezone(value: str | None, info: ValidationInfo) -> str | None:
 
 
 ClassName = Annotated[str, AfterValidator(checked_class)]
-
-
 Name = Annotated[str, Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 LocalPath = Annotated[Path, BeforeValidator(_check_on_disk), AfterValidator(Path.expanduser)]
 Options = Annotated[
@@ -129,8 +126,6 @@ Options = Annotated[
     # As one value: what changed is said of all options together.
     PlainSerializer(lambda value: sorted(value.items()), when_used="json"),
 ]
-
-
 Renamed = Annotated[
     dict[ClassName, ClassName],
     # As one value: class names are no names of settings.
@@ -149,6 +144,9 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
     name: Name = Field(description="of the campaign, its Label Studio project and its MLflow experiment")
     pool: LocalPath = Field(
         description="a folder of images, or a .csv or .parquet with uri and, if known, label and group"
+    )
+    manifest_labels: Literal["complete", "positives_only"] = Field(
+        "complete", description="whether a class that a label of the pool's table does not name is absent, or unknown"
     )
     follow_links: bool = Field(False, description="use images that symbolic links bring in from outside the pool")
     task: Annotated[str, AfterValidator(check_task)] = Field(TASK, description=WHAT_TASKS_ASK)
@@ -213,6 +211,7 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
             max_unused=self.max_unused,
             renamed=self.former_classes,
             asks=self.asks,
+            are_open=self.manifest_labels == "positives_only",
         )
 
     @property
@@ -228,11 +227,6 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         repeated = sorted(name for name, count in Counter(self.classes).items() if count > 1)
         if repeated:
             raise ValueError(f"classes must be distinct, repeated: {', '.join(repeated)}")
-        divided = [name for name in (*self.classes, *self.renamed) if SEPARATOR in name]
-        if divided and self.asks == AskFor("image", several=True):
-            raise ValueError(
-                f"a class name must not hold {SEPARATOR}, which stands between labels, as {divided[0]!r} does"
-            )
         for old in self.renamed:
             if old in self.classes:
                 raise ValueError(f"renamed: {old!r} is still one of the classes: take it out of classes, or of renamed")
@@ -241,6 +235,18 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         if len(self.classes) < 2 and self.asks.fewest_classes > 1:
             only = f"and {self.classes[0]!r} is the only one: name another"
             raise ValueError(f"task = {self.task!r} asks which class an image has, {only}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        names = [name for name in (*self.classes, *self.renamed) if may_read_as_labels(name)]
+        if names:  # else torch need not be loaded to know what is asked
+            check_signs(names, self.asks)
+        if self.manifest_labels == "positives_only" and self.asks != AskFor("image", several=True):
+            whole = f"and task = {self.task!r} takes a label as the whole answer: leave manifest_labels out"
+            raise ValueError(
+                f"manifest_labels = 'positives_only' needs a task whose images have several labels, {whole}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,8 @@ EXAMPLE = """\
 name = "my-campaign"             # lower case; names the Label Studio project and the MLflow experiment
 pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label and group
 # follow_links = false           # use images that symbolic links bring in from outside the pool
+# manifest_labels = "complete"   # "positives_only" where a class that the labels in the pool's table do not name is
+                                 # unknown, and not absent; of images with several labels
 # task = "classification"        # one class for each image; multi_label: any of the classes, or none;
                                  # segmentation: masks of them; detection: boxes around them
 classes = ["cat", "dog"]         # what annotators choose from; one may be added at any time, and renamed: see [renamed]
@@ -44,7 +46,8 @@ query_size = 100                 # labels asked for in each later round
 # strategy_options = {}          # keywords of the strategy, for example { beta = 2.0 } of power
 # sub_pool = 10000               # the strategy sees at most this many candidates, drawn at random
 # prefilter = 10                 # and of these the best by score: this many times query_size
-# balance_classes = false        # ask for as many of each guessed class as makes the labels even
+# balance_classes = false        # ask for as many of each guessed class as makes the labels even; where images have
+                                 # several labels, for each class in turn, that of the fewest labels first
 # random_slice = 0.1             # share of each batch drawn at random: keeps exploring
 # close_at = 1.0                 # close a round when this share of it is answered; late labels join the next round
 # close_after = "3d"             # or when this much time has passed: s, m, h, d, w

@@ -16,6 +16,7 @@ from flows.config import CampaignSettings, ConfigError, images_root, load_settin
 from flows.folder import Campaign
 from flows.ledger import read_ledger
 from pipeline.labels.answers import labelled_set
+from pipeline.regions import OTHERS
 from pipeline.tables import Labels
 
 
@@ -109,7 +110,8 @@ def _labels_of(folder: Campaign, settings: CampaignSettings) -> tuple[pd.DataFra
         )
     )
     labels = standing.table[["item_id"]].assign(label=[task.write_label(regions) for regions in standing.regions])
-    lost_of = [[region.label for region in each if region.label not in settings.classes] for each in standing.regions]
+    known = (*settings.classes, OTHERS)
+    lost_of = [[region.label for region in each if region.label not in known] for each in standing.regions]
     is_known = pd.Series([not lost for lost in lost_of], labels.index, dtype=bool)
     is_used = labels["item_id"].isin(pool["item_id"])
     lost = Counter(label for of_image, used in zip(lost_of, is_used, strict=True) if used for label in of_image)
@@ -131,7 +133,7 @@ def _place_of_manifest(file: Path, images: pd.DataFrame, settings: CampaignSetti
 
 def _as_file(settings: CampaignSettings, name: str, manifest: Path, old: Path) -> str:
     values = settings.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-    for key in ("folder", "renamed", "group"):
+    for key in ("folder", "renamed", "group", "manifest_labels"):  # a cell shows whether it lists positives only
         values.pop(key, None)
     values.get("label_studio", {}).pop("project", None)
     values |= {"name": name, "pool": str(manifest)}

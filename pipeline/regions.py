@@ -10,6 +10,11 @@ from pipeline.types import AskFor, Region
 
 SEPARATOR = "|"
 """Stands between the labels of an image in one cell of a table; alone, it says that none of the classes is there."""
+OTHERS = ""
+"""A further label of an image of which only what is there was written down: a class that is not named may be there."""
+PERHAPS = "?"
+OPEN = f"{SEPARATOR}{PERHAPS}"
+"""How a cell ends that has this label."""
 
 
 def regions_to_json(regions: Sequence[Region]) -> str:
@@ -38,17 +43,43 @@ def region_of(values: Mapping[str, Any]) -> Region:
 
 
 def cell_of_labels(labels: Sequence[str]) -> str:
-    """Labels of an image as one cell of a table.
+    """Labels of an image as one cell of a table; `OTHERS` comes last.
 
-    >>> cell_of_labels(["cat", "dog"]), cell_of_labels([])
-    ('cat|dog', '|')
+    >>> cell_of_labels(["cat", "dog"]), cell_of_labels([]), cell_of_labels(["cat", OTHERS])
+    ('cat|dog', '|', 'cat|?')
     """
-    return SEPARATOR.join(labels) or SEPARATOR
+    named = SEPARATOR.join(name for name in labels if name != OTHERS)
+    return f"{named}{OPEN}" if OTHERS in labels else named or SEPARATOR
 
 
 def labels_of_cell(cell: str) -> list[str]:
     """The labels that `cell_of_labels` wrote; none of an empty cell."""
-    return [] if cell in ("", SEPARATOR) else cell.split(SEPARATOR)
+    if cell in ("", SEPARATOR):
+        return []
+    named = cell.removesuffix(OPEN).split(SEPARATOR)
+    return [*named, OTHERS] if is_open(cell) else named
+
+
+def is_open(cell: str) -> bool:
+    """Whether a cell has the label `OTHERS`; no class of any task ends as such a cell does."""
+    return cell.endswith(OPEN)
+
+
+def may_read_as_labels(name: str) -> bool:
+    """Whether the name of a class has a sign that means something in a cell of labels."""
+    return SEPARATOR in name or name == PERHAPS
+
+
+def check_signs(names: Sequence[str], asks: AskFor) -> None:
+    """Raise ValueError for names of classes, of which each `may_read_as_labels`, that cannot be told from labels."""
+    has_several = asks.kind == "image" and asks.several
+    for name in names:
+        if has_several and SEPARATOR in name:
+            raise ValueError(f"a class name must not hold {SEPARATOR}, which stands between labels, as {name!r} does")
+        if has_several or is_open(name):
+            raise ValueError(
+                f"no class can be called {name!r}: {OPEN} ends a label that leaves open what else is there"
+            )
 
 
 def classes_in_cell(cell: str, asks: AskFor) -> list[str]:
@@ -63,14 +94,14 @@ def classes_in_cell(cell: str, asks: AskFor) -> list[str]:
     """
     if asks.kind != "image":
         return [region.label for region in regions_from_json(cell)]
-    return labels_of_cell(cell) if asks.several else [cell]
+    return [name for name in labels_of_cell(cell) if name != OTHERS] if asks.several else [cell]
 
 
 def renamed_cell(cell: str, names: Mapping[str, str], asks: AskFor) -> str:
     """The cell of a manifest whose classes have other names; labels of the image that get one name are one.
 
-    >>> renamed_cell("cat|kitty|dog", {"kitty": "cat"}, AskFor("image", several=True))
-    'cat|dog'
+    >>> renamed_cell("cat|kitty|dog|?", {"kitty": "cat"}, AskFor("image", several=True))
+    'cat|dog|?'
     """
     if asks.kind != "image":
         regions = regions_from_json(cell)
@@ -86,7 +117,7 @@ def regions_in_words(regions: Sequence[Region]) -> str:
     >>> regions_in_words([Region("image", "cat")])
     'cat'
     """
-    return "; ".join(region.label for region in regions)
+    return "; ".join("perhaps others" if region.label == OTHERS else region.label for region in regions)
 
 
 def _values(region: Region) -> dict[str, object]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline.regions import classes_in_cell, regions_from_json, regions_in_words, regions_to_json, renamed_cell
+from pipeline.regions import OTHERS, classes_in_cell, regions_from_json, regions_in_words, regions_to_json, renamed_cell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +89,12 @@ class Labels(Rows):
     def words(self) -> list[str]:
         """The labels of each image, in words."""
         return [regions_in_words(regions) for regions in self.regions]
+
+    @property
+    def complete(self) -> Labels:
+        """The labels that tell of all classes, and not only of those that are there."""
+        is_open = [any(region.label == OTHERS for region in regions) for regions in self.regions]
+        return Labels(self.table[~np.array(is_open, dtype=bool)])
 
     @property
     def n_paid(self) -> int:

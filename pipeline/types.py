@@ -227,6 +227,8 @@ class Candidates:
         guesses: `(N,)` int64, index of the class that the model predicts.
         labelled_probs: `(M, K, C)` class probabilities of the images that already have a label.
         labelled_targets: `(M,)` int64, index of the class of each labelled image.
+        class_scores: `(N, C)` of the acquisition function, about each class, where each is a decision of its own.
+        class_counts: `(C,)` labels of each class.
         n_classes: of the campaign.
     """
 
@@ -238,12 +240,14 @@ class Candidates:
     guesses: Tensor | None = None
     labelled_probs: Tensor | None = None
     labelled_targets: Tensor | None = None
+    class_scores: Tensor | None = None
+    class_counts: Tensor | None = None
     n_classes: int | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.ids.tolist())) != len(self.ids):
             raise ValueError("candidates must have distinct ids")
-        for name in ("scores", "embeddings", "probs", "guesses"):
+        for name in ("scores", "embeddings", "probs", "guesses", "class_scores"):
             values = getattr(self, name)
             if values is None:
                 continue

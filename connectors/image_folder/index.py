@@ -49,6 +49,7 @@ class PoolSource:
             cannot be used.
         renamed: what a class was called, which a manifest may give too -> what it is called now.
         asks: what people are asked for, and so what a label in a manifest is; see `read_manifest`.
+        are_open: whether the labels of a manifest list only what is there; see `read_manifest`.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class PoolSource:
     max_unused: float = 1.0
     renamed: Mapping[str, str] = field(default_factory=dict)
     asks: AskFor = ONE_CLASS
+    are_open: bool = False
 
     @property
     def is_folder(self) -> bool:
@@ -181,7 +183,7 @@ def _list_source(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFram
 
 
 def _list_manifest(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFrame:
-    table = read_manifest(source.path, source.classes, source.renamed, source.asks)
+    table = read_manifest(source.path, source.classes, source.renamed, source.asks, are_open=source.are_open)
     uris = table.rows["uri"].tolist()
     found = locate(uris, source.root, follow_links=source.follow_links)
     lost = [file.modified_ns is None for file in found.files]

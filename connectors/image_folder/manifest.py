@@ -15,7 +15,7 @@ from connectors.image_folder.region_cells import WrongCell, checked_regions
 from connectors.image_folder.strict_table import LONGEST_FIELD, StrictTable, nfc, read_strictly, trim
 from pipeline.names import shorten
 from pipeline.pool.reasons import PoolError
-from pipeline.regions import SEPARATOR, cell_of_labels, labels_of_cell
+from pipeline.regions import OTHERS, PERHAPS, SEPARATOR, cell_of_labels
 from pipeline.types import ONE_CLASS, AskFor
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
@@ -47,18 +47,21 @@ def read_manifest(
     classes: Sequence[str],
     renamed: Mapping[str, str] = MappingProxyType({}),
     asks: AskFor = ONE_CLASS,
+    *,
+    are_open: bool = False,
 ) -> StrictTable:
     """The rows of a manifest: `uri` as written, `label` (one of the classes) and `group`, None where there is none.
 
     Where an image may have several labels, a cell may hold several, as in "cat|dog", in any order; "|" alone says that
-    none of the classes is there. They come back in the order of the classes, each once. Labels of regions are JSON as
-    `pipeline.regions` writes it; "[]" says that there is none.
+    none of the classes is there, and "cat|?" leaves open what else is. They come back in the order of the classes, each
+    once. Labels of regions are JSON as `pipeline.regions` writes it; "[]" says that there is none.
 
     Args:
         path: of the file.
         classes: what labels may be.
         renamed: what a class was called, which labels may be too -> what it is called now.
         asks: what people are asked for, and so what a label is.
+        are_open: whether a cell that names classes means the same as one with "|?" after them.
 
     Raises:
         PoolError: naming the file, the row and what to write.
@@ -73,7 +76,11 @@ def read_manifest(
     )
     table = trim(trim(table, "label"), "group")
     names = {form: renamed.get(name, name) for form, name in forms_of([*renamed, *classes]).items()}
-    meant = _regions(table, asks, names, classes) if asks.kind != "image" else _classes(table, asks, names, classes)
+    meant: Mapping[str, str | None] = (
+        _regions(table, asks, names, classes)
+        if asks.kind != "image"
+        else _classes(table, asks, names, classes, are_open=are_open)
+    )
     label, group = table.rows["label"].map(meant), table.rows["group"].map(nfc, na_action="ignore")
     rows = table.rows[["uri"]].assign(label=label, group=group).astype(object)
     rows = rows.where(rows.notna(), None)
@@ -86,12 +93,15 @@ def _named(given: str, names: Mapping[str, str]) -> str | None:
 
 
 def _classes(
-    table: StrictTable, asks: AskFor, names: Mapping[str, str], classes: Sequence[str]
+    table: StrictTable, asks: AskFor, names: Mapping[str, str], classes: Sequence[str], *, are_open: bool
 ) -> dict[str, str | None]:
     """What each label of whole images means; the first one that means nothing is refused."""
-    meant = {cell: _named(cell, names) for cell in table.rows["label"].dropna().unique()}
-    if asks.several:
-        meant |= {cell: _several(cell, names, classes) for cell, name in meant.items() if name is None}
+    read = (
+        partial(_several, names=names, classes=classes, is_open=are_open)
+        if asks.several
+        else partial(_named, names=names)
+    )
+    meant = {cell: read(cell) for cell in table.rows["label"].dropna().unique()}
     _refuse_labels(table, meant, names, classes)
     return meant
 
@@ -113,11 +123,17 @@ def _class_of(given: str, names: Mapping[str, str], classes: Sequence[str]) -> s
     return name
 
 
-def _several(cell: str, names: Mapping[str, str], classes: Sequence[str]) -> str | None:
+def _several(cell: str, names: Mapping[str, str], classes: Sequence[str], *, is_open: bool) -> str | None:
     """The cell by the names and in the order of the classes; None where a part names none."""
-    meant = [_named(part.strip(), names) for part in labels_of_cell(cell)]
+    if cell == SEPARATOR:
+        return cell
+    parts = [part.strip() for part in cell.split(SEPARATOR)]
+    if len(parts) > 1 and parts[-1] == PERHAPS:
+        parts, is_open = parts[:-1], True
+    meant = [_named(part, names) for part in parts]
     known = [name for name in meant if name is not None]
-    return cell_of_labels(sorted(set(known), key=classes.index)) if len(known) == len(meant) else None
+    others = [OTHERS] if is_open else []
+    return cell_of_labels([*sorted(set(known), key=classes.index), *others]) if len(known) == len(meant) else None
 
 
 def unused_columns(table: StrictTable) -> list[str]:

@@ -102,6 +102,8 @@ def _judged(labelled: Labels, found: Predicted, task: TaskType, classes: Sequenc
     if not len(found):
         return
     answered = task.answered(found.values, labelled.targets(task, classes))
+    if not len(answered.right):
+        return
     groups = answered.image if labelled.groups is None else labelled.groups[answered.image]
     known = judged_out_of_fold(_kinds(answered, task), groups)
     if known.any():

@@ -19,9 +19,9 @@ from flows.step import step
 from flows.steps.train import load_networks
 from pipeline.members.predict import first_half
 from pipeline.randomness import derive_seed
-from pipeline.selection.ask import columns_read, probs_read, score_candidates
+from pipeline.selection.ask import columns_read, probs_read, score_candidates, score_classes
 from pipeline.tables import Labels
-from pipeline.tasks.task_type import TaskType
+from pipeline.tasks.task_type import TaskType, absent_columns
 from pipeline.types import OnProgress
 
 
@@ -66,14 +66,18 @@ def _score_chunk(
     }
     if scored.likeliest is not None:
         columns["guess"], columns["runner_up"] = np.array(settings.classes)[scored.likeliest.numpy()].T
-    with_probs = "probs" in columns_read(settings, has_one_decision=task.has_one_decision)
-    if with_probs:
+    read = columns_read(settings, absent_columns(task))
+    if "probs" in read:
         columns["probs"] = as_lists(probs_read(decisions, settings))
+    if "class_scores" in read:
+        columns["class_scores"] = as_lists(score_classes(decisions, settings))
     if settings.members.n_half > 1:
         half = first_half(decisions, settings.members.ensemble)
         columns["score_half"] = score_candidates(half, settings, reduction=task.reduction).scores.numpy()
-        if with_probs:
+        if "probs" in read:
             columns["probs_half"] = as_lists(probs_read(half, settings))
+        if "class_scores" in read:
+            columns["class_scores_half"] = as_lists(score_classes(half, settings))
     return pa.table(columns)
 
 
@@ -89,8 +93,12 @@ def embed_labelled(
     settings: CampaignSettings,
     round_number: int,
 ) -> LabelledEmbeddings:
-    """Write the embeddings of the labelled images and, where the strategy reads it, what the members predict there."""
-    with_probs = "labelled_probs" in columns_read(settings, has_one_decision=task.has_one_decision)
+    """Write the embeddings of the labelled images and, where the strategy reads it, what the members predict there.
+
+    Images whose labels are not complete may be asked for, and are left out: what is near them is not labelled well.
+    """
+    labelled = labelled.complete or labelled
+    with_probs = "labelled_probs" in columns_read(settings, absent_columns(task))
     models = load_networks(training, networks, settings.model)
     models, members = (models, settings.members) if with_probs else (models[:1], None)
     found = images.predict(models, labelled.table, members, seed=draws_seed(settings, round_number))

@@ -19,7 +19,6 @@ from flows.steps.train import NothingToTrainOn, load_networks
 from pipeline.labels.ledger import Ledger
 from pipeline.randomness import derive_seed
 from pipeline.selection.ask import (
-    OF_ONE_DECISION,
     columns_needed,
     gather_candidates,
     select_seed_set,
@@ -31,7 +30,7 @@ from pipeline.selection.explain import batch_table, explain_batch, least_settled
 from pipeline.selection.reasons import AUDIT_REASON, MEASURED_REASON, SEED_REASON
 from pipeline.selection.settings import NEEDS_BACKGROUND
 from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, class_indices
-from pipeline.tasks.task_type import TaskType
+from pipeline.tasks.task_type import TaskType, absent_columns
 from pipeline.types import Aim, Batch, Candidates
 
 EMBEDDING_SIDE = 16
@@ -44,8 +43,9 @@ def check_strategy(settings: CampaignSettings, task: TaskType) -> None:
     Raises:
         ConfigError: naming what is wrong.
     """
-    reads = columns_needed(settings) & OF_ONE_DECISION
-    if reads and not task.has_one_decision:
+    absent = absent_columns(task)
+    reads = columns_needed(settings, absent) & absent
+    if reads:
         raise ConfigError(
             f"strategy = {settings.strategy!r} reads {', '.join(sorted(reads))}, which need one decision for each "
             f"image, and task = {settings.task!r} takes several: choose a strategy that reads scores or embeddings"
@@ -60,7 +60,7 @@ def check_strategy(settings: CampaignSettings, task: TaskType) -> None:
             settings,
             n_members=settings.members.n_members,
             n_classes=len(settings.classes),
-            has_one_decision=task.has_one_decision,
+            absent=absent,
         )
     except (TypeError, ValueError) as exc:
         raise ConfigError(f"strategy = {settings.strategy!r} with {settings.strategy_options}: {exc}") from exc
@@ -177,12 +177,12 @@ def _read_candidates(
         "labelled_embeddings": lambda: embeddings.embeddings,
         "labelled_probs": lambda: embeddings.probs(len(classes)),
         "labelled_targets": lambda: labelled.targets(task, classes),
+        "class_scores": lambda: scores.lists(f"class_scores{of}"),
+        "class_counts": lambda: task.class_counts(labelled.targets(task, classes), len(classes)),
     }
-    if not task.has_one_decision:
-        columns = {name: read for name, read in columns.items() if name not in OF_ONE_DECISION}
     ids = np.array(scores.column("item_id").to_pylist(), dtype=np.str_)
     score = torch.from_numpy(scores.column(f"score{of}").to_numpy().copy())
-    return gather_candidates(ids, score, columns, settings, n_classes=len(classes))
+    return gather_candidates(ids, score, columns, settings, n_classes=len(classes), absent=absent_columns(task))
 
 
 @step(BATCH)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipeline.regions import regions_from_json, regions_to_json
+from pipeline.regions import OTHERS, regions_from_json, regions_to_json
 from pipeline.types import Annotation, Answer, Ask, Region
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def labelled_set(
     Args:
         answers: the ledger.
         prelabelled: item id -> label from the manifest; what annotators found wins over it.
-        classes: labels that may occur.
+        classes: labels that may occur, besides `OTHERS`.
 
     Returns:
         `item_id`, `regions` (JSON), `n_answers` (votes counted), `agreement` (of the annotators, in [0, 1]; missing for
@@ -147,7 +147,7 @@ def labelled_set(
     given = {item_id: task.read_label(label) for item_id, label in (prelabelled or {}).items() if item_id not in votes}
     agreed = {item_id: task.consensus(found) for item_id, found in votes.items()}
     for item_id, regions in (given | {item_id: regions for item_id, (regions, _) in agreed.items()}).items():
-        unknown = [region.label for region in regions if region.label not in classes]
+        unknown = [region.label for region in regions if region.label not in (*classes, OTHERS)]
         if unknown:
             raise ValueError(f"item {item_id} has the label {unknown[0]!r}; the classes are {', '.join(classes)}")
     rows: list[tuple[str, str, int, float | None, str]] = [

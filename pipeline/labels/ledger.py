@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipeline.labels.answers import current, labelled_set, set_aside, with_present_names
+from pipeline.pool.table import has_complete_label
 from pipeline.tables import Labels, PoolTable
 from pipeline.types import Answer, Ask, Split
 
@@ -144,7 +145,7 @@ class Ledger:
         return Labels(labels.merge(usable[["item_id", "uri", "split", "group"]], how="inner", validate="one_to_one"))
 
     def may_be_asked(self, pool: PoolTable, *, split: Split, classes: Collection[str]) -> pd.DataFrame:
-        """The images of a split that are usable, unlabelled and not with the annotators: item_id, uri.
+        """The images of a split that are usable, not with the annotators, and lack a complete label: item_id, uri.
 
         An image that nobody could label is among them once there are classes that people could not choose then.
         """
@@ -152,7 +153,7 @@ class Ledger:
         again = {item_id for item_id in set_aside(self.answers) if self.asked_items.get(item_id) in before}
         known = {*self.asked_items, *self.answered_items} - again
         usable = pool.usable
-        rows = (usable["split"] == split) & usable["label"].isna() & ~usable["item_id"].isin(list(known))
+        rows = (usable["split"] == split) & ~has_complete_label(usable) & ~usable["item_id"].isin(list(known))
         return usable.loc[rows, ["item_id", "uri"]].sort_values("item_id", ignore_index=True)
 
     def _rounds_of_fewer_classes(self, classes: Collection[str]) -> set[int]:

@@ -3,11 +3,11 @@
 import pandas as pd
 
 from pipeline.pool.reasons import IN_AUDIT, PoolError
-from pipeline.pool.table import usable
+from pipeline.pool.table import has_complete_label, usable
 
 
 def draw_audit(table: pd.DataFrame, audit_size: int, seed: int) -> pd.DataFrame:
-    """The pool table with an audit set, drawn from the usable images without a label.
+    """The pool table with an audit set, drawn from the usable images without a complete label.
 
     Raises:
         PoolError: `audit_size` leaves nothing for the pool, or cannot be drawn in whole groups.
@@ -18,7 +18,7 @@ def draw_audit(table: pd.DataFrame, audit_size: int, seed: int) -> pd.DataFrame:
     from pipeline.randomness import seeded_generator
 
     rows = usable(table)
-    labelled = rows["label"].notna()
+    labelled = has_complete_label(rows)
     labelled |= rows["group"].isin(rows.loc[labelled, "group"].dropna())
     # By item id, so that neither the order nor the names of the files decide.
     candidates = rows[~labelled].sort_values("item_id")
@@ -37,7 +37,8 @@ def draw_audit(table: pd.DataFrame, audit_size: int, seed: int) -> pd.DataFrame:
             f"an audit set of {audit_size} cannot be drawn in whole groups: there are {len(sizes)} without a label, of "
             f"{int(sizes.min())} to {int(sizes.max())} images. Raise audit_size, or make the groups smaller (group)"
         )
-    return table.assign(split=table["split"].mask(table["item_id"].isin(candidates["item_id"][is_drawn]), "audit"))
+    is_audit = table["item_id"].isin(candidates["item_id"][is_drawn])
+    return table.assign(split=table["split"].mask(is_audit, "audit"), label=table["label"].mask(is_audit))
 
 
 def check_groups(seen: pd.DataFrame, earlier: pd.DataFrame, source: str, *, rule: str | None) -> None:

@@ -18,6 +18,8 @@ One row is one image (an item) or one file that holds no usable image:
 
 import pandas as pd
 
+from pipeline.regions import OPEN
+
 COLUMNS = {
     "item_id": "str",
     "uri": "str",
@@ -52,6 +54,11 @@ def is_in(values: "pd.Series[str]", others: "pd.Series[str]") -> "pd.Series[bool
 def usable(pool: pd.DataFrame) -> pd.DataFrame:
     """Rows of the pool table that are not set aside; `item_id` is distinct among them."""
     return pool[pool["set_aside_reason"].isna()]
+
+
+def has_complete_label(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether the manifest gives each row a label that tells of all classes, and not only of those that are there."""
+    return rows["label"].notna() & ~rows["label"].astype("str").str.endswith(OPEN, na=False)
 
 
 def set_aside_counts(pool: pd.DataFrame) -> dict[str, int]:

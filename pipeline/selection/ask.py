@@ -2,20 +2,26 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.probabilities import check_probs
+from pipeline.selection.acquisition import score_all
 from pipeline.selection.batch import select_batch
 from pipeline.selection.scoring import score_columns, score_images
 from pipeline.selection.settings import SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.types import Batch, Candidates
 
-BALANCING = frozenset({"guesses", "labelled_targets"})
-"""Columns that balancing the classes reads."""
+BY_GUESS = frozenset({"guesses", "labelled_targets"})
+"""Columns that balancing reads where the classes exclude each other."""
+
+OF_EACH_CLASS = frozenset({"class_scores", "class_counts"})
+"""Columns that there are, for balancing alone, where each class is a decision of its own."""
 
 OF_ONE_DECISION = frozenset({"probs", "guesses", "labelled_probs", "labelled_targets"})
 """Columns that there are where an image takes one decision."""
@@ -42,20 +48,27 @@ class Scored:
     likeliest: Tensor | None
 
 
-def columns_read(how: SelectionSettings, *, has_one_decision: bool = True) -> frozenset[str]:
+def columns_read(how: SelectionSettings, absent: frozenset[str] = OF_EACH_CLASS) -> frozenset[str]:
     """Return the columns of `Candidates` that choosing a batch reads; nothing else need be computed or kept.
 
     Args:
-        has_one_decision: whether an image takes one decision; otherwise `OF_ONE_DECISION` are not there to be read.
+        absent: columns that are not there to be read: `OF_EACH_CLASS` where an image takes one decision, and
+            `OF_ONE_DECISION` where it takes several.
     """
-    read = frozenset(STRATEGIES[how.strategy].columns) | (BALANCING if how.balance_classes else frozenset())
-    return read if has_one_decision else read - OF_ONE_DECISION
+    return (frozenset(STRATEGIES[how.strategy].columns) | _balancing(how, absent)) - absent
 
 
-def columns_needed(how: SelectionSettings) -> frozenset[str]:
-    """Return those of the columns without which no batch can be chosen."""
-    optional = {name for name, is_needed in STRATEGIES[how.strategy].columns.items() if not is_needed}
-    return columns_read(how) - (optional - (BALANCING if how.balance_classes else frozenset()))
+def columns_needed(how: SelectionSettings, absent: frozenset[str] = OF_EACH_CLASS) -> frozenset[str]:
+    """Return the columns without which no batch can be chosen, those that are absent included."""
+    needed = {name for name, is_needed in STRATEGIES[how.strategy].columns.items() if is_needed}
+    return _balancing(how, absent) | needed
+
+
+def _balancing(how: SelectionSettings, absent: frozenset[str]) -> frozenset[str]:
+    """Return the columns that balancing the classes reads."""
+    if not how.balance_classes:
+        return frozenset()
+    return BY_GUESS if absent >= OF_EACH_CLASS else OF_EACH_CLASS
 
 
 def reads_model(how: SelectionSettings) -> bool:
@@ -78,6 +91,11 @@ def score_candidates(decisions: Tensor, how: SelectionSettings, *, reduction: st
     return Scored(scores["score"], scores["entropy"], {name: scores[name] for name in parts}, likeliest)
 
 
+def score_classes(decisions: Tensor, how: SelectionSettings) -> Tensor:
+    """Return the scores `(n, U)` of each decision about the candidates, `(n, U, K, C)`."""
+    return score_all(check_probs(decisions), {how.acquisition})[how.acquisition]
+
+
 def probs_read(decisions: Tensor, how: SelectionSettings) -> Tensor:
     """Return what the strategy reads of the members: `(n, K, C)` where it compares them, else their mean `(n, 1, C)`.
 
@@ -95,6 +113,7 @@ def gather_candidates(
     how: SelectionSettings,
     *,
     n_classes: int,
+    absent: frozenset[str] = OF_EACH_CLASS,
 ) -> Candidates:
     """Return the candidates with the columns that choosing a batch reads.
 
@@ -103,8 +122,9 @@ def gather_candidates(
         scores: `(N,)`.
         columns: name of each column that there is -> how it is read, which is called only where it is wanted.
         n_classes: C.
+        absent: as in `columns_read`.
     """
-    wanted = columns_read(how)
+    wanted = columns_read(how, absent)
     read_columns = {name: read() for name, read in columns.items() if name in wanted}
     return Candidates(ids, scores, **read_columns, n_classes=n_classes if "n_classes" in wanted else None)
 
@@ -171,11 +191,13 @@ def share_kept(
     return len(set(batch) & set(other.ids)) / len(batch)
 
 
-def try_strategy(how: SelectionSettings, *, n_members: int, n_classes: int, has_one_decision: bool = True) -> None:
+def try_strategy(
+    how: SelectionSettings, *, n_members: int, n_classes: int, absent: frozenset[str] = OF_EACH_CLASS
+) -> None:
     """Choose a batch of a few made-up candidates, so that an option that cannot be is found before labels are paid for.
 
     Args:
-        has_one_decision: as in `columns_read`.
+        absent: as in `columns_read`.
 
     Raises:
         TypeError or ValueError: what the strategy refuses.
@@ -193,8 +215,9 @@ def try_strategy(how: SelectionSettings, *, n_members: int, n_classes: int, has_
         labelled_embeddings=embeddings[labelled],
         labelled_probs=probs[labelled],
         labelled_targets=torch.arange(MADE_UP)[labelled] % n_classes,
+        class_scores=torch.rand(MADE_UP, n_classes, generator=generator),
+        class_counts=torch.arange(n_classes),
         n_classes=n_classes,
     )
-    if not has_one_decision:
-        candidates = replace(candidates, probs=None, guesses=None, labelled_probs=None, labelled_targets=None)
-    select_batch(candidates, how.of_size(4), round_number=0, seed=0)
+    nothing: dict[str, Any] = dict.fromkeys(absent)
+    select_batch(replace(candidates, **nothing), how.of_size(4), round_number=0, seed=0)

@@ -19,8 +19,9 @@ from pipeline.types import Aim, Batch, Candidates
 Told = tuple[str, Aim]
 """A note on a pick, and what it was picked for."""
 
-Asking = Callable[[Tensor, int], tuple[Tensor, list[Told]]]
-"""Rows `(R,)` that may be asked for, and how many of them are wanted: these rows, and what is told of each."""
+Asking = Callable[[Tensor, int, Tensor], tuple[Tensor, list[Told]]]
+"""Rows `(R,)` that may be asked for, how many of them are wanted, and scores `(N,)` of the candidates: these rows, and
+what is told of each."""
 
 
 def select_batch(candidates: Candidates, how: SelectionSettings, *, round_number: int, seed: int) -> Batch:
@@ -31,7 +32,7 @@ def select_batch(candidates: Candidates, how: SelectionSettings, *, round_number
 
     Args:
         candidates: everything that may be asked for; a pool smaller than the batch is taken whole. A batch with
-            balanced classes needs their `guesses` and `labelled_targets`.
+            balanced classes needs their `guesses` and `labelled_targets`, or their `class_scores` and `class_counts`.
         seed: of the campaign.
     """
     row = STRATEGIES[how.strategy]
@@ -42,13 +43,14 @@ def select_batch(candidates: Candidates, how: SelectionSettings, *, round_number
     seen = _rows_seen(candidates.scores, order, how, row)
     generator = seeded_generator(seed, round_number, "strategy")
 
-    def ask(rows: Tensor, size: int) -> tuple[Tensor, list[Told]]:
-        return _ask(candidates, row, rows, size, generator, how.strategy_options)
+    def ask(rows: Tensor, size: int, scores: Tensor) -> tuple[Tensor, list[Told]]:
+        return _ask(candidates, row, rows, size, scores, generator, how.strategy_options)
 
     if how.balance_classes:
-        chosen, told = _ask_each_class(ask, candidates, seen, size - n_random, generator)
+        ask_balanced = _ask_each_class if candidates.class_scores is None else _ask_class_after_class
+        chosen, told = ask_balanced(ask, candidates, seen, size - n_random, generator)
     else:
-        chosen, told = ask(seen, size - n_random)
+        chosen, told = ask(seen, size - n_random, candidates.scores)
     drawn = _draw_from_the_rest(order, chosen, n_random, by_lot)
     return _batch(candidates, how.strategy, chosen, told, drawn, round_number)
 
@@ -72,12 +74,12 @@ def _rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings, row: Strat
     return seen[best[: math.ceil(how.prefilter * how.query_size)].sort().values.cpu()]
 
 
-def _columns(candidates: Candidates, row: Strategy, rows: Tensor) -> list[Tensor | None]:
+def _columns(candidates: Candidates, row: Strategy, rows: Tensor, scores: Tensor) -> list[Tensor | None]:
     """Return the columns that a strategy reads, those of the candidates in `rows`; None for an optional one."""
     in_order = torch.equal(rows, torch.arange(len(rows)))  # then a view does, and a large pool is held once
     columns = []
     for name, is_needed in row.columns.items():
-        values = getattr(candidates, name)
+        values = scores if name == "scores" else getattr(candidates, name)
         if values is None and is_needed:
             raise ValueError(f"strategy {row.name!r} needs {name}, which scoring did not compute")
         if values is not None and name != "n_classes" and not name.startswith("labelled_"):
@@ -91,11 +93,12 @@ def _ask(
     row: Strategy,
     rows: Tensor,
     size: int,
+    scores: Tensor,
     generator: torch.Generator,
     options: Mapping[str, object],
 ) -> tuple[Tensor, list[Told]]:
     """Return `(size,)` of the rows, with a note and an aim each; the best by score fill what the strategy leaves."""
-    columns = _columns(candidates, row, rows)
+    columns = _columns(candidates, row, rows, scores)
     if size == 0:
         return rows[:0], []
     answer = row.ask(*columns, query_size=size, generator=generator, **options)
@@ -105,8 +108,8 @@ def _ask(
     left = torch.ones(len(rows), dtype=torch.bool)
     left[positions] = False
     rest = rows[left]
-    scores = candidates.scores[rest.to(candidates.scores.device)]
-    filling = rest[top_k(scores, query_size=size - len(positions), generator=generator).cpu()]
+    of_rest = scores[rest.to(scores.device)]
+    filling = rest[top_k(of_rest, query_size=size - len(positions), generator=generator).cpu()]
     filled: list[Told] = [("filled by score", "unsure")] * len(filling)
     return torch.cat([rows[positions], filling]), [(note, aim)] * len(positions) + filled
 
@@ -126,7 +129,29 @@ def _ask_each_class(
     for guess in turns.unique().tolist():
         places = (turns == guess).nonzero().flatten()
         of_class = rows[guesses == guess]
-        chosen[places], of_these = ask(of_class, len(places))
+        chosen[places], of_these = ask(of_class, len(places), candidates.scores)
+        for place, each in zip(places.tolist(), of_these, strict=True):
+            told[place] = each
+    return chosen, told
+
+
+def _ask_class_after_class(
+    ask: Asking, candidates: Candidates, rows: Tensor, size: int, generator: torch.Generator
+) -> tuple[Tensor, list[Told]]:
+    """Let the classes take turns, the one with the fewest labels first; ask for each by the scores of its decision."""
+    if candidates.class_scores is None or candidates.class_counts is None:
+        raise ValueError(
+            "a batch of class after class needs class_scores and class_counts, which scoring did not compute"
+        )
+    by_lot = torch.randperm(candidates.class_scores.shape[1], generator=generator)
+    rarest_first = by_lot[candidates.class_counts.cpu()[by_lot].argsort(stable=True)]
+    turns = torch.arange(size) % len(rarest_first)
+    chosen = torch.empty(size, dtype=torch.long)
+    told: list[Told] = [("", "unsure")] * size
+    for turn, of_class in enumerate(rarest_first[:size].tolist()):
+        places = (turns == turn).nonzero().flatten()
+        left = rows[~torch.isin(rows, chosen[turns < turn])]
+        chosen[places], of_these = ask(left, len(places), candidates.class_scores[:, of_class])
         for place, each in zip(places.tolist(), of_these, strict=True):
             told[place] = each
     return chosen, told

@@ -18,6 +18,10 @@ NEEDS_MEMBERS = {
     "variation_ratio": True,
 }
 """Acquisition functions, and whether each measures disagreement, which is zero everywhere with a single member."""
+BALANCING = (
+    "ask for as many of each guessed class as makes labels even; where an image has several labels, for each class in "
+    "turn, that of the fewest labels first"
+)
 NEEDS_BACKGROUND = {"foreground": True, "max": False, "mean": False, "sum": False, "top_tenth": False}
 """Reductions, and whether each reads the first answer of a decision as nothing being there."""
 
@@ -54,7 +58,7 @@ class SelectionSettings(Settings):
     strategy_options: dict[str, Any] = Field({}, description="keywords of the strategy")
     sub_pool: Size | None = Field(None, description="the strategy sees a random part of this many candidates")
     prefilter: float | None = Field(None, ge=1, le=MOST, description="and of these the best by score, times query_size")
-    balance_classes: bool = Field(False, description="ask for as many of each guessed class as makes labels even")
+    balance_classes: bool = Field(False, description=BALANCING)
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:

@@ -21,6 +21,7 @@ from pipeline.types import ONE_CLASS, Metrics, Region
 
 asks = ONE_CLASS
 has_one_decision = True
+decides_each_class = False
 headline = "accuracy"
 stride: int | None = None
 reduction = "mean"

@@ -26,6 +26,7 @@ from pipeline.types import AskFor, Metrics, Region
 
 asks = AskFor(kind="box", several=True)
 has_one_decision = False
+decides_each_class = False
 headline = "AP50"
 stride: int | None = 8
 reduction = "mean"

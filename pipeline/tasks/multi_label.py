@@ -11,21 +11,30 @@ from torch.nn import functional
 from pipeline.evaluation.average_precision import macro_average_precision
 from pipeline.evaluation.metrics import calibration_error, f1, negative_log_likelihood
 from pipeline.probabilities import check_probs
-from pipeline.regions import cell_of_labels, labels_of_cell
+from pipeline.regions import OTHERS, cell_of_labels, labels_of_cell
+from pipeline.tasks import cells
 from pipeline.tasks.task_type import Answered
 from pipeline.types import AskFor, Metrics, Region
 
 asks = AskFor(kind="image", several=True)
 has_one_decision = False
+decides_each_class = True
 headline = "macro_AP"
 stride: int | None = None
 reduction = "mean"
 THERE = 0.5
 """A class of a higher probability is in the guess."""
+UNKNOWN = -1
+"""The target of a class of which nobody wrote down whether it is there."""
+UNLISTED = 0.1
+"""How much such a class counts as absent, of 1 for a class that is known."""
 
 
 def read_label(text: str) -> tuple[Region, ...]:
-    """The classes of a cell such as "cat|dog"; an empty one and "|" alone say that none of the classes is there."""
+    """The classes of a cell such as "cat|dog"; an empty one and "|" alone say that none of the classes is there.
+
+    "cat|?" names what is there, and leaves open what else is: it gives the label `OTHERS` too.
+    """
     return _found(labels_of_cell(text))
 
 
@@ -35,7 +44,7 @@ def write_label(regions: Sequence[Region]) -> str:
 
 
 def _found(names: Sequence[str]) -> tuple[Region, ...]:
-    return tuple(Region("image", name) for name in sorted(set(names)))
+    return tuple(Region("image", name) for name in sorted(set(names), key=lambda name: (name == OTHERS, name)))
 
 
 def consensus(given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], float]:
@@ -60,19 +69,21 @@ def _classes_of(regions: Sequence[Region]) -> frozenset[str]:
 
 
 def targets(labels: Sequence[Sequence[Region]], classes: Sequence[str]) -> Tensor:
-    """Whether each class is there, `(n, C)` bool."""
+    """`(n, C)` int8: 1 where a class is there, 0 where it is not, `UNKNOWN` where a label leaves that open."""
     found = [_classes_of(regions) for regions in labels]
-    rows = [[name in names for name in classes] for names in found]
-    return torch.tensor(rows, dtype=torch.bool).reshape(len(rows), len(classes))
+    rows = [[1 if name in names else UNKNOWN if OTHERS in names else 0 for name in classes] for names in found]
+    return torch.tensor(rows, dtype=torch.int8).reshape(len(rows), len(classes))
 
 
 def check_targets(targets: Tensor, n: int, n_classes: int) -> None:
-    """Raise ValueError unless these are bool `(n, C)`, n >= 1."""
-    if targets.shape != (n, n_classes) or targets.dtype != torch.bool or n == 0:
+    """Raise ValueError unless these are int8 `(n, C)` of 0, 1 and `UNKNOWN`, n >= 1."""
+    if targets.shape != (n, n_classes) or targets.dtype != torch.int8 or n == 0:
         raise ValueError(
-            f"several labels for each image are targets ({n}, {n_classes}) of bool, n >= 1, got "
+            f"several labels for each image are targets ({n}, {n_classes}) of int8, n >= 1, got "
             f"{tuple(targets.shape)} of {targets.dtype}"
         )
+    if not torch.isin(targets, targets.new_tensor([0, 1, UNKNOWN])).all():
+        raise ValueError(f"targets must be 0, 1 or {UNKNOWN}, got {targets.unique().tolist()}")
 
 
 def warp(targets: Tensor, affine: Tensor) -> Tensor:
@@ -92,30 +103,29 @@ def n_logits(n_classes: int) -> int:
 
 def strata(targets: Tensor) -> Tensor:
     """`(n,)` the class of each image that the fewest images have, of equals the first; C where it has none."""
-    n_classes = targets.shape[1]
-    if not targets.numel():
-        return torch.full((len(targets),), n_classes, dtype=torch.int64, device=targets.device)
-    counts = torch.where(targets, targets.sum(dim=0), len(targets) + 1)
-    return torch.where(targets.any(dim=1), counts.argmin(dim=1), n_classes)
+    return cells.rarest(targets == 1)
 
 
 def class_counts(targets: Tensor, n_classes: int) -> Tensor:
-    """Images `(C,)` that have each class, float64."""
-    return targets.sum(dim=0).double()
+    """Images `(C,)` that have each class as far as is known, float64."""
+    return (targets == 1).sum(dim=0).double()
 
 
 def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Mean binary cross-entropy over images and classes, in nats.
+    """Mean binary cross-entropy over images and classes, in nats; an unknown class is weakly absent: `UNLISTED`.
 
     Args:
         outputs: logits `(n, C)` of each class being there.
-        targets: `(n, C)` bool.
+        targets: `(n, C)` int8.
         class_weights: `(C,)`, how much both answers about a class count; None where all count the same.
         label_smoothing: share of the probability that the right answer gives to both evenly.
     """
-    wanted = targets.to(outputs) * (1 - label_smoothing) + label_smoothing / 2
-    losses = functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="none").mean(dim=0)
-    return losses.mean() if class_weights is None else losses @ class_weights / class_weights.sum()
+    weights = torch.where(targets == UNKNOWN, UNLISTED, 1.0).to(outputs)
+    if class_weights is not None:
+        weights = weights * class_weights
+    wanted = (targets == 1).to(outputs) * (1 - label_smoothing) + label_smoothing / 2
+    losses = functional.binary_cross_entropy_with_logits(outputs, wanted, weights, reduction="sum")
+    return losses / weights.sum()
 
 
 def logits(outputs: Tensor) -> Tensor:
@@ -128,10 +138,14 @@ def places(outputs: Tensor) -> None:
 
 
 def answered(values: Tensor, targets: Tensor) -> Answered:
-    """All decisions, of `(n, C, 2)`, image by image."""
-    n, n_classes = targets.shape
-    image = torch.arange(n).repeat_interleave(n_classes)
-    return Answered(values.flatten(0, 1), targets.flatten().long(), image, torch.arange(n_classes).repeat(n))
+    """The decisions of `(n, C, 2)` about the images of which all are known, image by image.
+
+    Of other images only what is there is known, and whoever sees everything everywhere is right about them:
+    a temperature that is fitted to them makes predictions worse.
+    """
+    is_complete = (targets != UNKNOWN).all(dim=1, keepdim=True)
+    image, decision = is_complete.expand_as(targets).nonzero(as_tuple=True)
+    return Answered(values[image, decision], targets[image, decision].long(), image, decision)
 
 
 def in_words(decision: int, answer: int, classes: Sequence[str], _n_decisions: int) -> str:
@@ -140,9 +154,12 @@ def in_words(decision: int, answer: int, classes: Sequence[str], _n_decisions: i
 
 
 def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Share of the decisions that are right, and of the images all of whose decisions are."""
-    is_right = (outputs > 0) == targets
-    return {"accuracy": is_right.float().mean(), "exact_match": is_right.all(dim=1).float().mean()}
+    """Share of the known decisions that are right, and of the images all of whose known decisions are."""
+    is_known, is_right = targets != UNKNOWN, (outputs > 0) == (targets == 1)
+    return {
+        "accuracy": is_right[is_known].float().mean(),
+        "exact_match": (is_right | ~is_known).all(dim=1).float().mean(),
+    }
 
 
 def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tensor | None = None) -> Metrics | None:
@@ -152,7 +169,7 @@ def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tens
 
     Args:
         probs: `(n, C, 2)`, n >= 1.
-        targets: `(n, C)` bool.
+        targets: `(n, C)` int8, all known.
         classes: C names.
 
     Returns:
@@ -163,12 +180,15 @@ def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tens
     if probs.shape != (len(targets), len(classes), 2):
         raise ValueError(f"probs must be (n, C, 2) = {(len(targets), len(classes), 2)}, got {tuple(probs.shape)}")
     check_targets(targets, len(probs), len(classes))
+    if (targets == UNKNOWN).any():
+        raise ValueError("wanted labels that tell of every class whether it is there: others measure nothing")
     probs, targets = check_probs(probs.cpu()), targets.cpu()
-    occurs = targets.any(dim=0)
+    is_there, known = targets == 1, answered(probs, targets)
+    occurs = is_there.any(dim=0)
     if not occurs.any():
         return None
-    there, known = probs[..., 1], answered(probs, targets)
-    precision = macro_average_precision(there[:, occurs], targets[:, occurs])
+    there = probs[..., 1]
+    precision = macro_average_precision(there[:, occurs], is_there[:, occurs])
     guessed = there > THERE
     names = [name for name, has_images in zip(classes, occurs.tolist(), strict=True) if has_images]
     return Metrics(
@@ -180,9 +200,9 @@ def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tens
         nll=negative_log_likelihood(known.values, known.right),
         ece=calibration_error(known.values, known.right),
         scalars={
-            "macro_f1": float(f1(guessed, targets)[occurs].mean()),
-            "micro_f1": float(f1(guessed.flatten(), targets.flatten())),
-            "exact_match": float((guessed == targets).all(dim=1).double().mean()),
+            "macro_f1": float(f1(guessed, is_there)[occurs].mean()),
+            "micro_f1": float(f1(guessed.flatten(), is_there.flatten())),
+            "exact_match": float((guessed == is_there).all(dim=1).double().mean()),
         },
         by_class={"average_precision": dict(zip(names, precision.of_classes, strict=True))},
         is_share_of_images=False,

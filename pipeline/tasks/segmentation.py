@@ -20,6 +20,7 @@ from pipeline.types import AskFor, Metrics, Region, mask_size
 
 asks = AskFor(kind="mask", several=True)
 has_one_decision = False
+decides_each_class = False
 headline = "mIoU"
 stride: int | None = 4
 reduction = "top_tenth"

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.selection.ask import OF_EACH_CLASS, OF_ONE_DECISION
 from pipeline.types import AskFor, Metrics, Outputs, Region
 
 
@@ -37,6 +38,8 @@ class TaskType(Protocol):
     asks: AskFor
     has_one_decision: bool
     """Whether U = 1: what reads the probabilities of an image's one decision is refused elsewhere."""
+    decides_each_class: bool
+    """Whether decision u is about class u alone: is it in the image or not."""
     headline: str
     """Name of the measure that counts, a share."""
     stride: int | None
@@ -123,6 +126,12 @@ class TaskType(Protocol):
         Args:
             renamed: what a class was called -> what it is called now; two that get one name are one class.
         """
+
+
+def absent_columns(task: TaskType) -> frozenset[str]:
+    """Columns of `Candidates` that there are not where images take a task's decisions."""
+    of_several = frozenset() if task.has_one_decision else OF_ONE_DECISION
+    return of_several | (frozenset() if task.decides_each_class else OF_EACH_CLASS)
 
 
 def outputs_of(task: TaskType, n_classes: int) -> Outputs:

@@ -21,6 +21,7 @@ from connectors.images.pixels import load_images, stream_images
 from pipeline.pool.notes import unused_lines
 from pipeline.pool.reasons import CHANGED, PoolError
 from pipeline.pool.table import COLUMNS, set_aside_counts, usable
+from pipeline.types import AskFor
 from tests.images import index_images, load_image
 
 CLASSES = ("cat", "dog", "NA")
@@ -566,6 +567,16 @@ class TestManifest:
         assert all(row_of(table, folder / "b.png")["split"] == "pool" for table in tables)
         with pytest.raises(PoolError, match="an audit set of 3 leaves nothing for the pool: 3 images"):
             index(path, audit_size=3)
+
+    def test_draws_images_of_which_only_positives_are_known_and_drops_what_is_known_of_them(self, folder):
+        path = self.write(folder, "uri,label\nb.png,cat\na.jpg,cat|dog\nd.bmp,|\ndeep/er/c.PNG,dog\n")
+        several = {"asks": AskFor("image", several=True), "are_open": True}
+        tables = [index(path, audit_size=2, seed=seed, **several) for seed in range(10)]
+        for table in tables:
+            assert row_of(table, folder / "d.bmp")["split"] == "pool", "whose label is complete"
+            assert table.groupby("split")["label"].count().to_dict() == {"audit": 0, "pool": 2}
+        assert len({tuple(table["split"]) for table in tables}) > 1
+        assert index(path, tables[0], audit_size=2, **several).equals(tables[0])
 
     def test_adds_labels_later_but_not_to_the_audit_set(self, folder):
         names = ["b.png", "a.jpg", "d.bmp", "deep/er/c.PNG"]

@@ -14,6 +14,7 @@ from pipeline.types import AskFor, Metrics, Region
 
 asks = AskFor(kind="image", several=True)
 has_one_decision = False
+decides_each_class = True
 headline = "exact_match"
 stride: int | None = None
 reduction = "mean"

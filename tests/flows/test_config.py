@@ -49,6 +49,23 @@ def test_one_class_is_enough_where_an_image_may_have_none(campaign):
         load_settings(campaign(one))
 
 
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_manifest_of_positives_alone_is_refused_where_a_label_is_the_whole_answer(campaign, task):
+    told = GOOD.replace("budget", f'task = "{task}"\nmanifest_labels = "positives_only"\nbudget')
+    with pytest.raises(
+        ConfigError, match=rf"positives_only' needs a task .*, and task = '{task}' takes a label as the"
+    ):
+        load_settings(campaign(told))
+    several = told.replace(task, "multi_label")
+    assert load_settings(campaign(several)).manifest_labels == "positives_only"
+
+
+def test_class_that_reads_like_an_open_label_is_refused(campaign):
+    with pytest.raises(ConfigError, match=r"no class can be called 'cat\|\?'"):
+        load_settings(campaign(GOOD.replace('"cat"', '"cat|?"')))
+    assert load_settings(campaign(GOOD.replace('"cat"', '"?"'))).classes == ("?", "dog")
+
+
 def test_example_that_init_writes_is_a_valid_campaign(campaign):
     settings = load_settings(campaign(EXAMPLE))
     assert settings.classes == ("cat", "dog")

@@ -64,7 +64,6 @@ def test_people_are_asked_for_what_the_task_asks(make_loop, monkeypatch):
             'strategy = "badge"',
             "strategy = 'badge' reads .*, which need one decision for each image, and task = 'marks'",
         ),
-        ('strategy = "uherding"\nbalance_classes = true', "reads guesses, labelled_targets"),
     ],
 )
 def test_what_needs_one_decision_for_each_image_is_refused_before_anything_is_asked(make_loop, lines, reason):

@@ -13,7 +13,18 @@ from PIL import Image
 from connectors.image_folder.manifest import read_manifest
 from connectors.memory import MemoryTool, MemoryTracker
 from connectors.mlflow.loader import load_ensemble
-from flows.artefacts import ANSWERS, BATCH, CONFUSION_TABLE, GUESSES, MEMBERS, METRICS, TRAINING
+from flows.artefacts import (
+    ANSWERS,
+    AUDIT,
+    BATCH,
+    CONFUSION_TABLE,
+    GUESSES,
+    LABELLED,
+    MEMBERS,
+    METRICS,
+    STABILITY,
+    TRAINING,
+)
 from flows.campaign import open_campaign
 from flows.config import ConfigError, load_settings
 from flows.replay.command import replay_strategies
@@ -23,6 +34,8 @@ from flows.reports.status import campaign_status, rounds_table, status_lines
 from flows.results import predict_files, write_labels
 from flows.round import work_on
 from flows.successor import write_successor
+from pipeline.regions import OTHERS
+from pipeline.tables import Labels
 from pipeline.tasks import multi_label
 from pipeline.types import Region
 
@@ -226,6 +239,104 @@ def test_manifest_gives_several_labels_in_a_cell(images, tmp_path):
     assert metrics.value > 0.85
 
 
+def listed(number: int) -> str:
+    """A cell that lists one class of those that are there; the images differ in which."""
+    names = labels_of(f"{number}.png")
+    return names[number % len(names)] if names else ""
+
+
+@pytest.fixture(scope="module")
+def positives_only(images, tmp_path_factory):
+    """A campaign whose manifest names a class for each image that has any, after two rounds."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("positives")
+        patch.setenv("LABELCYCLE_HOME", str(folder / "home"))
+        copytree(images, folder / "images")
+        rows = [{"uri": f"images/{n:03d}.png", "label": listed(n)} for n in range(N_IMAGES)]
+        pd.DataFrame(rows).to_csv(folder / "pool.csv", index=False)
+        marks = Marks(folder, folder / "pool.csv", extra='manifest_labels = "positives_only"\nrandom_slice = 0')
+        for number in range(2):
+            assert f"round {number} asks for" in marks.run()
+            marks.label()
+        assert "round 2 asks for" in marks.run()
+        return marks
+
+
+def by_item(labels: Labels) -> dict[str, list[str]]:
+    return {
+        Path(uri).stem: [one.label for one in r] for uri, r in zip(labels.table["uri"], labels.regions, strict=True)
+    }
+
+
+def test_images_of_which_only_positives_are_known_are_learnt_from_and_asked_for_all_the_same(positives_only):
+    folder = positives_only.folder
+    labelled = folder.round(2).read(LABELLED)
+    n_open = len(labelled) - len(labelled.complete)
+    assert (
+        len(labelled.complete) == len([o for o in positives_only.tool.tasks.values() if o.ask.purpose != "audit"]) - 16
+    )
+    assert n_open > 60
+    assert folder.round(2).read(TRAINING).n_trained_on == len(labelled)
+    asked = {Path(one.uri).stem for one in positives_only.tool.tasks.values() if one.ask.round_number == 2}
+    known = by_item(labelled)
+    assert any(OTHERS in known.get(name, ()) for name in asked)
+    assert folder.round(2).read(METRICS).value > 0.75
+
+
+def test_what_people_answer_is_complete_and_wins_over_a_list_of_positives(positives_only):
+    labelled = positives_only.folder.round(2).read(LABELLED)
+    of_people = Labels(labelled.table[labelled.table["source"] == "annotators"])
+    for name, labels in by_item(of_people).items():
+        assert labels == labels_of(name)
+    of_manifest = Labels(labelled.table[labelled.table["source"] == "manifest"])
+    for name, labels in by_item(of_manifest).items():
+        assert labels == [listed(int(name)), OTHERS]
+
+
+def test_audit_set_has_complete_answers_alone(positives_only):
+    audit = positives_only.folder.round(2).read(AUDIT)
+    assert len(audit) == 40
+    assert set(audit.table["source"]) == {"annotators"}
+    for name, labels in by_item(audit).items():
+        assert labels == labels_of(name)
+
+
+def test_labels_and_successor_tell_which_labels_list_positives_only(positives_only, tmp_path):
+    out = tmp_path / "labels.csv"
+    write_labels(load_settings(positives_only.file), out)
+    table = pd.read_csv(out)
+    for uri, label, source in zip(table["uri"], table["label"], table["source"], strict=True):
+        number = int(Path(uri).stem)
+        assert label == (f"{listed(number)}|?" if source == "manifest" else "|".join(labels_of(uri)) or "|")
+    new = positives_only.file.parent / "marks-two.toml"
+    write_successor(new, positives_only.file)
+    settings = load_settings(new)
+    assert settings.manifest_labels == "complete"
+    rows = read_manifest(settings.pool, CLASSES, asks=settings.asks).rows
+    given = dict(zip(table["uri"].map(lambda uri: Path(uri).stem), table["label"], strict=True))
+    assert {Path(uri).stem: label for uri, label in zip(rows["uri"], rows["label"], strict=True) if label} == given
+
+
+def test_campaign_learns_from_positives_alone_until_people_answer(images, tmp_path):
+    copytree(images, tmp_path / "images")
+    rows = [{"uri": f"images/{n:03d}.png", "label": listed(n)} for n in range(N_IMAGES)]
+    pd.DataFrame(rows).to_csv(tmp_path / "pool.csv", index=False)
+    text = 'manifest_labels = "positives_only"\nbalance_classes = true\nstrategy = "top_k"'
+    marks = Marks(tmp_path, tmp_path / "pool.csv", extra=text)
+    marks.file.write_text(
+        f"{marks.file.read_text().replace('seed_set_size = 16', 'seed_set_size = 0')}mc_dropout = 4\n"
+    )
+    for number in range(3):
+        assert f"round {number} asks for" in marks.run()
+        marks.label()
+    first = marks.folder.round(1)
+    assert len(first.read(LABELLED)) > 60
+    assert {OTHERS} < {label for labels in by_item(first.read(LABELLED)).values() for label in labels}
+    assert len(first.read(BATCH)) == 16
+    assert 0 <= first.read(STABILITY).batch_kept_with_half_the_members <= 1
+    assert {member.calibration for member in first.read(TRAINING).members} == {None}, "nothing can be judged yet"
+
+
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
@@ -233,12 +344,31 @@ def test_manifest_gives_several_labels_in_a_cell(images, tmp_path):
         ("left|", r"several labels of an image have | between them"),
         ("left;right", r"several labels of an image have | between them"),
         ("none", r"leave the field empty where there is no label"),
+        ("?", r"leave the field empty where there is no label"),
+        ("|?", r"not one of the classes"),
+        ("?|left", r"not one of the classes"),
+        ("left||?", r"several labels of an image have | between them"),
     ],
 )
 def test_manifest_of_several_labels_is_read_strictly(images, tmp_path, cell, message):
     (tmp_path / "pool.csv").write_text(f"uri,label\n{images}/000.png,{cell}\n{images}/001.png,left\n")
     with pytest.raises(Exception, match=message):
         read_manifest(tmp_path / "pool.csv", CLASSES, asks=multi_label.asks)
+
+
+def test_manifest_lists_positives_only_where_a_cell_or_the_campaign_tells_so(tmp_path):
+    cells = ["left", " right | left ", "|", "", "middle | ?", "left|?"]
+    pd.DataFrame({"uri": [f"{n}.png" for n in range(6)], "label": cells}).to_csv(tmp_path / "pool.csv", index=False)
+
+    def read(*, are_open: bool) -> list[str | None]:
+        return (
+            read_manifest(tmp_path / "pool.csv", CLASSES, asks=multi_label.asks, are_open=are_open)
+            .rows["label"]
+            .tolist()
+        )
+
+    assert read(are_open=False) == ["left", "left|right", "|", None, "middle|?", "left|?"]
+    assert read(are_open=True) == ["left|?", "left|right|?", "|", None, "middle|?", "left|?"]
 
 
 def test_manifest_of_one_label_each_takes_no_several(tmp_path):
@@ -253,8 +383,8 @@ def test_manifest_of_one_label_each_takes_no_several(tmp_path):
     ("how", "message"),
     [
         ({"classes": ("a|b", "c")}, "must not hold |, which stands between labels"),
+        ({"classes": ("a", "?")}, r"no class can be called '\?': \|\? ends a label that leaves open"),
         ({"extra": 'strategy = "badge"'}, "need one decision for each image, and task = 'multi_label' takes several"),
-        ({"extra": "balance_classes = true"}, "reads guesses, labelled_targets"),
         ({"model": "pseudo_labels.threshold = 0.1"}, "pseudo_labels needs one decision for each image"),
     ],
 )

@@ -220,6 +220,17 @@ def test_strategy_that_reads_one_decision_is_refused_where_an_image_takes_severa
             check_strategy(settings, multi_label)
 
 
+def test_classes_are_balanced_where_an_image_has_one_or_each_is_a_decision_and_not_in_places(make_work):
+    settings = make_work('strategy = "top_k"\nbalance_classes = true').settings
+    for task in (classification, multi_label):
+        check_strategy(settings, task)
+    with pytest.raises(ConfigError, match="reads guesses, labelled_targets, which need one decision"):
+        check_strategy(settings, segmentation)
+    novel = make_work('strategy = "novel"\nbalance_classes = true').settings
+    with pytest.raises(ConfigError, match="reads labelled_targets, which need one decision"):
+        check_strategy(novel, multi_label)
+
+
 def test_reduction_that_reads_whether_something_is_there_is_refused_where_nobody_asks_where(make_work):
     settings = make_work('strategy = "top_k"\nreduction = "foreground"').settings
     check_strategy(settings, segmentation)

@@ -19,6 +19,7 @@ from pipeline.types import Metrics, Region
 
 asks = AskFor(kind="box", several=True)
 has_one_decision = False
+decides_each_class = False
 headline = "cell_accuracy"
 stride = 4
 reduction = "mean"

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.labels.ledger import Ledger, RoundOfLedger, count_labels
 from pipeline.tables import PoolTable
-from pipeline.tasks import classification
+from pipeline.tasks import classification, multi_label
 from pipeline.types import Annotation, Answer, Ask, Region
 
 CLASSES = ("cat", "dog")
@@ -43,6 +43,19 @@ def test_campaign_without_rounds_has_everything_before_it():
     assert (ledger.n_labels_paid, ledger.n_outstanding, ledger.budget_left(7)) == (0, 0, 7)
     assert ledger.seconds_to_batch() is None
     assert (asked(ledger), asked(ledger, "audit")) == (["a", "b", "c"], ["d"])
+
+
+def test_image_of_which_only_positives_are_known_may_be_asked_for_until_people_answer():
+    given = pool(label=["cat|?", "cat", None, None])
+    assert asked(Ledger(), of=given) == ["a", "c"]
+    answered = Ledger([one(0, "a", answers=[answer("a", "cat")])])
+    assert asked(answered, of=given) == ["c"]
+    labels = answered.labels(given, multi_label, classes=CLASSES)
+    told = dict(zip(labels.item_ids, labels.words, strict=True))
+    assert told == {"a": "cat", "b": "cat"}, "what people answer wins"
+    before = Ledger().labels(given, multi_label, classes=CLASSES)
+    assert before.words == ["cat; perhaps others", "cat"]
+    assert before.complete.item_ids == ["b"]
 
 
 def test_label_is_paid_for_once_and_a_task_that_is_out_may_still_cost_one():

@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import (
 
 from pipeline.evaluation.average_precision import average_precision, macro_average_precision
 from pipeline.evaluation.metrics import wilson_interval
+from pipeline.regions import OTHERS
 from pipeline.selection.explain import least_settled
 from pipeline.tasks import multi_label
 from pipeline.training.fit import class_weights
@@ -32,7 +33,7 @@ def drawn(n: int = 60, *, seed: int = 0, n_classes: int = N_CLASSES):
     targets = torch.rand(n, n_classes, generator=generator) < 0.3
     targets[:n_classes] |= torch.eye(n_classes, dtype=torch.bool)
     there = (torch.randn(n, n_classes, generator=generator) + 1.5 * targets - 1).sigmoid().mul(20).round() / 20
-    return torch.stack([1 - there, there], dim=2), targets
+    return torch.stack([1 - there, there], dim=2), targets.to(torch.int8)
 
 
 def test_labels_of_a_manifest_come_back_as_they_were():
@@ -71,9 +72,9 @@ def test_part_of_an_image_is_no_label_of_it():
 
 def test_targets_say_of_every_class_whether_it_is_there():
     targets = multi_label.targets([found("dog", "fox"), ()], CLASSES)
-    assert targets.tolist() == [[False, True, False, True], [False] * 4]
+    assert targets.tolist() == [[0, 1, 0, 1], [0] * 4]
     multi_label.check_targets(targets, 2, N_CLASSES)
-    for wrong, n in ((targets, 3), (targets[:, :3], 2), (targets[:0], 0), (targets.long(), 2)):
+    for wrong, n in ((targets, 3), (targets[:, :3], 2), (targets[:0], 0), (targets.long(), 2), (targets + 1, 2)):
         with pytest.raises(ValueError, match="target"):
             multi_label.check_targets(wrong, n, N_CLASSES)
     assert multi_label.targets([], CLASSES).shape == (0, N_CLASSES)
@@ -101,6 +102,51 @@ def test_loss_is_the_binary_cross_entropy_of_every_class():
     torch.testing.assert_close(probs[..., 1], outputs.sigmoid())
 
 
+OPEN = [found("cat", OTHERS), found("dog", "fox", OTHERS), found("cat"), ()]
+"""Labels of which the first two leave open what else is there."""
+
+
+def test_label_that_leaves_open_what_else_is_there_is_read_and_written():
+    assert multi_label.read_label("dog|cat|?") == found("cat", "dog", OTHERS)
+    for cell in ("cat|dog|?", "cat|?", "cat", "|"):
+        assert multi_label.write_label(multi_label.read_label(cell)) == cell
+
+
+def test_class_that_a_label_leaves_open_is_unknown():
+    targets = multi_label.targets(OPEN, CLASSES)
+    assert targets.tolist() == [[1, -1, -1, -1], [-1, 1, -1, 1], [1, 0, 0, 0], [0] * 4]
+    multi_label.check_targets(targets, 4, N_CLASSES)
+    assert multi_label.strata(targets).tolist() == [0, 1, 0, 4]
+    assert multi_label.class_counts(targets, N_CLASSES).tolist() == [2.0, 1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 2.0, 4.0]])
+def test_unknown_class_counts_little_in_the_loss_and_as_absent(weights):
+    targets = multi_label.targets(OPEN, CLASSES)
+    outputs = torch.randn(4, N_CLASSES, generator=torch.Generator().manual_seed(0))
+    total = weight = 0.0
+    for z_row, y_row in zip(outputs.tolist(), targets.tolist(), strict=True):
+        for place, (z, y) in enumerate(zip(z_row, y_row, strict=True)):
+            each = (weights[place] if weights else 1.0) * (multi_label.UNLISTED if y < 0 else 1.0)
+            total += each * np.logaddexp(0, -z if y == 1 else z)
+            weight += each
+    loss = multi_label.loss(outputs, targets, None if weights is None else torch.tensor(weights))
+    assert loss.item() == pytest.approx(total / weight, rel=1e-5)
+
+
+def test_networks_are_judged_by_complete_labels_alone():
+    targets, (probs, _) = multi_label.targets(OPEN, CLASSES), drawn(4)
+    answered = multi_label.answered(probs, targets)
+    assert answered.image.tolist() == [2] * 4 + [3] * 4
+    assert answered.right.tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert torch.equal(answered.values, probs[2:].flatten(0, 1))
+    assert len(multi_label.answered(probs[:2], targets[:2]).right) == 0
+    with pytest.raises(ValueError, match="labels that tell of every class"):
+        multi_label.measure(probs, targets, CLASSES)
+    shown = multi_label.metrics(torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1], [1, -1, -1, -1], [-1, -1, -1, 1]]), targets)
+    assert (shown["accuracy"].item(), shown["exact_match"].item()) == pytest.approx((10 / 11, 3 / 4))
+
+
 def test_classes_without_any_label_weigh_as_much_as_the_others():
     assert class_weights(torch.zeros(3, dtype=torch.float64)).tolist() == [1.0] * 3
 
@@ -109,7 +155,7 @@ def test_every_decision_is_answered_once():
     probs, targets = drawn(6)
     values, right, image, decision = multi_label.answered(probs, targets)
     assert torch.equal(values, probs[image, decision])
-    assert torch.equal(right.bool(), targets[image, decision])
+    assert torch.equal(right, targets[image, decision].long())
     assert len({*zip(image.tolist(), decision.tolist(), strict=True)}) == 24
     assert [multi_label.in_words(1, answer, CLASSES, 4) for answer in (0, 1)] == ["no dog", "dog"]
 
@@ -139,7 +185,7 @@ def test_a_draw_of_images_counts_as_if_they_were_there_so_often():
     probs, targets = drawn(30)
     weights = torch.randint(3, (5, 30), generator=torch.Generator().manual_seed(1))
     weights[:, 0] = 1
-    precision = average_precision(probs[:, 0, 1], targets[:, 0], weights.double())
+    precision = average_precision(probs[:, 0, 1], targets[:, 0] == 1, weights.double())
     for row, value in zip(weights, precision.tolist(), strict=True):
         there, y = probs[:, 0, 1].repeat_interleave(row), targets[:, 0].repeat_interleave(row)
         assert value == pytest.approx(average_precision_score(y, there))
@@ -147,6 +193,7 @@ def test_a_draw_of_images_counts_as_if_they_were_there_so_often():
 
 def test_interval_is_that_of_draws_with_replacement():
     probs, targets = drawn(80)
+    targets = targets == 1
     told = macro_average_precision(probs[..., 1], targets)
     draw, values = np.random.default_rng(5), []
     for _ in range(300):
@@ -161,15 +208,15 @@ def test_interval_is_that_of_draws_with_replacement():
 def test_interval_holds_the_truth_about_as_often_as_it_says():
     _, targets = drawn(4000)
     big, big_targets = drawn(4000, seed=1)
-    truth = macro_average_precision(big[..., 1], big_targets).value
-    told = [macro_average_precision(*((probs[..., 1], y))) for probs, y in (drawn(100, seed=s) for s in range(40))]
+    truth = macro_average_precision(big[..., 1], big_targets == 1).value
+    told = [macro_average_precision(probs[..., 1], y == 1) for probs, y in (drawn(100, seed=s) for s in range(40))]
     assert sum(one.low <= truth <= one.high for one in told) >= 34, "of 40; 38 are expected"
     assert targets.any(dim=0).all()
 
 
 def test_a_ranking_without_a_fault_is_as_sure_as_so_many_right_images():
     targets = multi_label.targets([found("cat"), found("dog"), (), found("cat", "dog")], CLASSES)
-    metrics = multi_label.measure(torch.stack([~targets, targets], dim=2).float(), targets, CLASSES)
+    metrics = multi_label.measure(torch.stack([1 - targets, targets], dim=2).float(), targets, CLASSES)
     assert metrics.value == metrics.scalars["exact_match"] == metrics.scalars["macro_f1"] == 1.0
     assert (metrics.low, metrics.high) == wilson_interval(4, 4)
     assert metrics.by_class["average_precision"] == {"cat": 1.0, "dog": 1.0}, "of classes that occur"
@@ -213,12 +260,36 @@ def test_guess_and_columns_are_the_classes_that_are_rather_there():
     assert least_settled(probs)[1][1].tolist() == [0, 1]
 
 
+def test_positives_teach_more_where_what_is_not_listed_is_weakly_absent(monkeypatch):
+    def value_with(unlisted: float, seed: int) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        features = torch.randn(600, 24, generator=generator)
+        is_there = features @ torch.randn(24, 3, generator=generator) > 3.5
+        is_listed = is_there & (torch.rand(600, 3, generator=generator) < 0.4)
+        targets = torch.where(is_listed, 1, multi_label.UNKNOWN).to(torch.int8)
+        targets[:20] = is_there[:20].to(torch.int8)
+        monkeypatch.setattr(multi_label, "UNLISTED", unlisted)
+        weights, bias = torch.zeros(24, 3, requires_grad=True), torch.zeros(3, requires_grad=True)
+        optimiser = torch.optim.AdamW([weights, bias], lr=0.1, weight_decay=0.1)
+        for _ in range(60):
+            optimiser.zero_grad()
+            multi_label.loss(features[:150] @ weights + bias, targets[:150]).backward()
+            optimiser.step()
+        return macro_average_precision((features[150:] @ weights + bias).detach(), is_there[150:]).value
+
+    chosen, absent, left_out = (
+        np.mean([value_with(unlisted, seed) for seed in range(6)]) for unlisted in (multi_label.UNLISTED, 1.0, 0.0)
+    )
+    assert chosen > absent + 0.01, (chosen, absent)
+    assert chosen > left_out + 0.01, (chosen, left_out)
+
+
 def test_a_network_learns_several_labels():
     generator = torch.Generator().manual_seed(0)
-    targets = torch.rand(120, 3, generator=generator) < 0.4
+    targets = (torch.rand(120, 3, generator=generator) < 0.4).to(torch.int8)
     images = torch.randint(0, 60, (120, 1, 12, 12), generator=generator, dtype=torch.uint8)
     for place in range(3):
-        images[targets[:, place], :, :, 4 * place : 4 * place + 3] += 150
+        images[targets[:, place] == 1, :, :, 4 * place : 4 * place + 3] += 150
     from pipeline.networks.build import build_model
 
     model = build_model("small_cnn", n_classes=3, image_size=12, channels=1, weights=None, seed=0)

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize, one_hot
 
 from pipeline import types
 from pipeline.selection.acquisition import bald, margin
+from pipeline.selection.ask import OF_ONE_DECISION, score_candidates, score_classes
 from pipeline.selection.batch import seeded_order, select_batch
 from pipeline.selection.geometry import cover, distances
 from pipeline.selection.geometry.clusters import kmeans
@@ -569,6 +570,62 @@ def test_classes_with_equally_many_labels_come_first_equally_often():
         guess_of[select(candidates, "top_k", 1, balance_classes=True, seed=seed).ids[0]] for seed in range(300)
     )
     assert scipy.stats.chisquare([first[c] for c in range(3)]).pvalue > 0.001
+
+
+def of_each_class(n: int = 60, counts: tuple[int, ...] = (9, 0, 4)) -> Candidates:
+    scores = torch.rand(n, len(counts), generator=seeded(3))
+    absent = {"probs": None, "guesses": None, "labelled_probs": None, "labelled_targets": None}
+    return replace(some_candidates(n), class_scores=scores, class_counts=torch.tensor(counts), **absent)
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if not OF_ONE_DECISION & {*required(name)}])
+@pytest.mark.parametrize(("n", "query_size"), [(60, 10), (60, 2), (7, 10), (1, 3), (0, 3)])
+def test_asks_class_after_class_and_keeps_the_contract(strategy, n, query_size):
+    batch = select(of_each_class(n), strategy, query_size, balance_classes=True, random_slice=0.2)
+    assert len(set(batch.ids)) == min(n, query_size)
+
+
+def test_asks_for_each_class_in_turn_what_is_best_for_it_and_begins_with_the_one_with_the_fewest_labels():
+    candidates = of_each_class()
+    wanted: list[int] = []
+    of_turns: dict[int, list[int]] = {}
+    for of_class, n_turns in ((1, 3), (2, 3), (0, 2)):  # of 8
+        best = candidates.class_scores[:, of_class].argsort(descending=True).tolist()
+        of_turns[of_class] = [row for row in best if row not in wanted][:n_turns]
+        wanted += of_turns[of_class]
+    in_turn = [
+        of_turns[of_class][turn] for turn in range(3) for of_class in (1, 2, 0) if turn < len(of_turns[of_class])
+    ]
+    batch = select(candidates, "top_k", 8, balance_classes=True)
+    assert batch.ids == tuple(candidates.ids[in_turn])
+    assert batch.scores == tuple(candidates.scores[in_turn].tolist()), "of the image, as without balancing"
+
+
+def test_asks_class_after_class_only_with_the_labels_of_each_class():
+    with pytest.raises(ValueError, match="needs class_scores and class_counts, which scoring did not compute"):
+        select(replace(of_each_class(), class_counts=None), "top_k", balance_classes=True)
+
+
+@pytest.mark.parametrize("strategy", ["top_k", "uherding", "auto"])
+def test_asks_for_more_images_of_a_rare_class_in_turn_than_by_the_mean_over_the_classes(strategy):
+    generator = seeded(7)
+    is_there = torch.rand(400, 3, generator=generator) < torch.tensor([0.5, 0.4, 0.03])
+    logits = torch.where(is_there, 1.0, -1.0) - torch.tensor([0.0, 0.0, 1.5])  # of the rare class always below 0
+    there = (logits + torch.randn(400, 3, generator=generator) * torch.tensor([1.5, 1.5, 0.5])).sigmoid()
+    decisions = torch.stack([1 - there, there], dim=2)[:, :, None]
+    how = SelectionSettings(acquisition="margin")
+    candidates = replace(
+        of_each_class(400, counts=(20, 16, 2)),
+        scores=score_candidates(decisions, how).scores,
+        class_scores=score_classes(decisions, how),
+    )
+    rare = {*candidates.ids[is_there[:, 2].numpy()]}
+    plain, in_turn = (
+        sum(len(rare & {*select(candidates, strategy, 18, balance_classes=each, seed=seed).ids}) for seed in range(5))
+        for each in (False, True)
+    )
+    assert len(rare) < 20
+    assert in_turn >= 1.5 * plain, (plain, in_turn)
 
 
 # The strategies one by one
