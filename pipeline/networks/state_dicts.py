@@ -55,8 +55,8 @@ class _Names(NamedTuple):
 def load_state(network: nn.Module, path: Path, *, without: Sequence[str]) -> Loaded:
     """Load all but the layers `without`, which may have other classes, from a state dict in a file.
 
-    The file may hold more than the network: a detector or a segmenter of which it is the trunk. Then the layers beside
-    the last one may be lacking too, as a trunk has no classifier.
+    The file may hold more than the network: a detector or a segmenter of which it is the trunk. As a trunk has no
+    classifier, the layers in a row with the last one may be lacking too.
 
     Raises:
         ModelError: the file has the weights of another network, or of several.
@@ -65,7 +65,7 @@ def load_state(network: nn.Module, path: Path, *, without: Sequence[str]) -> Loa
     old_densenet = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
     renamed = {old_densenet.sub(r"\1\2", key): values for key, values in read_state_dict(path).items()}
     needed = [name for name, _ in network.named_parameters() if not name.startswith(ends)]
-    names = _names_of(renamed, needed, without, path)
+    names = _names_of(renamed, needed, _rows_of(network, without), path)
     inner = {
         names.ours + key.removeprefix(names.theirs): values
         for key, values in renamed.items()
@@ -87,16 +87,13 @@ def load_state(network: nn.Module, path: Path, *, without: Sequence[str]) -> Loa
 
 def _note(path: Path, held: Iterable[str], names: _Names, *, n_taken: int) -> str | None:
     left = Counter(_branch(key, names.theirs) for key in held if not key.startswith(names.theirs))
-    if not left:
+    lacking = dict.fromkeys(name.rpartition(".")[0] for name in names.lacking)
+    if not left and not lacking:
         return None
-    listed = ", ".join(f"{branch} ({n})" for branch, n in left.items())
-    note = (
-        f"weights {path.name}: the trunk takes the {n_taken} tensors of {names.theirs.rstrip('.')}; left out: {listed}"
-    )
-    if not names.lacking:
-        return note
-    layers = dict.fromkeys(name.rpartition(".")[0] for name in names.lacking)
-    return f"{note}; without weights, and so not part of the trunk: {', '.join(layers)}"
+    told = [f"weights {path.name}: the trunk takes {names.theirs.rstrip('.') or 'all'} ({n_taken})"]
+    told += [f"left out: {', '.join(f'{branch} ({n})' for branch, n in left.items())}"] if left else []
+    told += [f"not in the file: {', '.join(lacking)}"] if lacking else []
+    return "; ".join(told)
 
 
 def _branch(name: str, prefix: str) -> str:
@@ -106,7 +103,8 @@ def _branch(name: str, prefix: str) -> str:
     ('backbone.fpn', 'rpn')
     """
     parts, others = name.split("."), prefix.split(".")
-    n_shared = next(place for place, (one, other) in enumerate(zip(parts, others, strict=False)) if one != other)
+    pairs = enumerate(zip(parts, others, strict=False))
+    n_shared = next((place for place, (one, other) in pairs if one != other), len(parts))
     return ".".join(parts[: n_shared + 1])
 
 
@@ -148,16 +146,25 @@ def _read_pickle(path: Path) -> object:
         ) from exc
 
 
-def _names_of(held: Iterable[str], needed: Sequence[str], ends: Sequence[str], path: Path) -> _Names:
+def _rows_of(network: nn.Module, ends: Sequence[str]) -> tuple[str, ...]:
+    """Beginnings of the names of layers that are in a row with one of these."""
+    modules = dict(network.named_modules())
+    parents = [end.rpartition(".")[0] for end in ends]
+    return tuple(f"{name}." for name in parents if name and isinstance(modules.get(name), nn.Sequential))
+
+
+def _names_of(held: Iterable[str], needed: Sequence[str], rows: tuple[str, ...], path: Path) -> _Names:
     """How the file calls the network's tensors; as the network does where it has not all of them.
 
     A trunk that was taken out of a classifier may have lost the name of its own, as "features." of a MobileNet, and
     what came after it.
+
+    Args:
+        rows: beginnings of the names of what may be lacking.
     """
-    beside_end = tuple(f"{parent}." for end in ends if (parent := end.rpartition(".")[0]))
-    for ours in ("", f"{needed[0].partition('.')[0]}."):
+    for ours in ("", f"{needed[0].partition('.')[0]}.") if needed else ():
         lacking = [name for name in needed if not name.startswith(ours)]
-        if all(name.startswith(beside_end) for name in lacking):
+        if all(name.startswith(rows) for name in lacking):
             wanted = [name.removeprefix(ours) for name in needed if name.startswith(ours)]
             theirs = _prefix_of(held, wanted, path)
             if theirs is not None:

@@ -334,7 +334,7 @@ def test_first_round_tells_what_was_taken_of_the_weights_of_a_detector(make_work
     work = make_work(network=TINY.replace("factory", str(tmp_path / "detector.pth")))
     first, later = work.folder.round(0), ready_round(work)
     work.do(begin, first)
-    note = "weights detector.pth: the trunk takes the 7 tensors of backbone.body; left out: rpn (1)"
+    note = "weights detector.pth: the trunk takes backbone.body (7); left out: rpn (1)"
     assert notes_of_changes(first.read(CONFIG), work.settings) == (note,)
     assert notes_of_changes(later.read(CONFIG), work.settings) == ()
 

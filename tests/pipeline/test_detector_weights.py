@@ -108,8 +108,8 @@ def test_all_weights_of_the_body_are_taken_for_every_task(name, trunk, outputs, 
 def test_what_is_left_out_is_told(tmp_path):
     torch.save(whole_network("fasterrcnn_mobilenet_v3_large_fpn").state_dict(), tmp_path / "weights.pth")
     assert build("mobilenet_v3_large", tmp_path / "weights.pth", outputs=None).weights_note == (
-        "weights weights.pth: the trunk takes the 308 tensors of backbone.body; left out: backbone.fpn (8), rpn (6), "
-        "roi_heads (8); without weights, and so not part of the trunk: classifier.0"
+        "weights weights.pth: the trunk takes backbone.body (308); left out: backbone.fpn (8), rpn (6), roi_heads (8); "
+        "not in the file: classifier.0"
     )
 
 
@@ -126,6 +126,16 @@ def test_a_trunk_without_its_classifier_ends_before_it(tmp_path):
     assert not any(isinstance(module, nn.Linear) for module in model.trunk.modules())
     assert [type(layer) for layer in model.tail] == [nn.Dropout, nn.Linear]
     torch.testing.assert_close(model.embed(pictures()), model.trunk.features(model.normalise(pictures())).mean((2, 3)))
+
+
+def test_a_norm_between_trunk_and_classifier_stays_where_it_is(tmp_path):
+    torch.manual_seed(3)
+    features = get_model("convnext_tiny", weights=None).features
+    torch.save({f"backbone.{name}": values for name, values in features.state_dict().items()}, tmp_path / "weights.pth")
+    model = build("convnext_tiny", tmp_path / "weights.pth", outputs=None)
+    assert [type(layer).__name__ for layer in model.trunk.classifier] == ["LayerNorm2d", "Flatten", "Identity"]
+    assert torch.equal(model.trunk.features[0][0].weight, features[0][0].weight)
+    assert model.weights_note.endswith("; not in the file: classifier.0")
 
 
 def test_frozen_batch_norms_of_a_detector_are_read(tmp_path):
@@ -149,8 +159,7 @@ def test_a_detector_in_a_checkpoint_of_a_training_is_found(tmp_path):
     model = build("resnet50", tmp_path / "w.pth")
     assert torch.equal(model.trunk.body.conv1.weight, whole.backbone.body.conv1.weight)
     assert model.weights_note == (
-        "weights w.pth: the trunk takes the 318 tensors of module.backbone.body; left out: module.backbone.fpn (16), "
-        "module.head (20)"
+        "weights w.pth: the trunk takes module.backbone.body (318); left out: module.backbone.fpn (16), module.head (20)"
     )
 
 
