@@ -159,7 +159,8 @@ def test_a_detector_in_a_checkpoint_of_a_training_is_found(tmp_path):
     model = build("resnet50", tmp_path / "w.pth")
     assert torch.equal(model.trunk.body.conv1.weight, whole.backbone.body.conv1.weight)
     assert model.weights_note == (
-        "weights w.pth: the trunk takes module.backbone.body (318); left out: module.backbone.fpn (16), module.head (20)"
+        "weights w.pth: the trunk takes module.backbone.body (318); left out: module.backbone.fpn (16), "
+        "module.head (20)"
     )
 
 
