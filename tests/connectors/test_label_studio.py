@@ -594,7 +594,7 @@ class TestPush:
             ({"item_id": "1.1"}, "item 1.1 is in the batch twice"),
             ({"round_number": 2}, "belongs to round 2, not 1"),
             ({"rank": -1}, "rank counts from 0"),
-            ({"guess": (Region("image", "owl"),)}, "one of cat, dog, fox, got 'owl'"),
+            ({"guess": (Region("image", "owl"),)}, "one of cat, dog, fox for the whole image, got 'owl'"),
             ({"guess": (Region("box", "cat", (0.0, 0.0, 1.0, 1.0)),)}, "for the whole image"),
             ({"columns": {"image": "x"}}, "'image' is taken"),
             ({"columns": {"uncertainty": float("nan")}}, "not a finite number"),

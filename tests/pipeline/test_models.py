@@ -387,7 +387,7 @@ def test_a_size_that_shrinks_to_nothing_is_found_when_the_network_is_built():
         build("torchvision:alexnet", image_size=8)
 
 
-@pytest.mark.parametrize("wrong", [{"n_classes": 1}, {"image_size": 7}, {"channels": 4}, {"dropout": 1.0}])
+@pytest.mark.parametrize("wrong", [{"n_classes": 0}, {"image_size": 7}, {"channels": 4}, {"dropout": 1.0}])
 def test_impossible_settings_are_refused(wrong):
     (name, value), *_ = wrong.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
