@@ -128,11 +128,13 @@ def changes_since_last(earlier: Sequence[RoundFolder], settings: CampaignSetting
 
 
 def notes_of_changes(config: RoundConfig, settings: CampaignSettings) -> tuple[str, ...]:
-    """Lines on changed settings: what the round is made with, and what waits for the next round."""
+    """Lines on settings: what the round is made with that is new, and what waits for the next round."""
     number = config.round_number
+    taken = [config.weights] if config.weights else []
     made = [f"changed since round {number - 1}: {line}" for line in config.changes]
     waiting = changed_settings(config.settings, resolved(settings))
     return (
+        *taken,
         *made,
         *(
             f"from round {number + 1} on: {line}"

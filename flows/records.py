@@ -18,6 +18,7 @@ class RoundConfig:
         query_size: labels that it may ask for: what the budget leaves.
         settings: the campaign's, resolved.
         changes: what changed since the round before, a line for each setting.
+        weights: what the networks take of a weights file that holds more than they need; where that was looked up.
     """
 
     round_number: int
@@ -25,6 +26,7 @@ class RoundConfig:
     query_size: int
     settings: Plain
     changes: Sequence[str]
+    weights: str | None = None
 
     @property
     def classes(self) -> list[str]:

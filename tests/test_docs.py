@@ -117,7 +117,8 @@ def test_make_has_these_targets(page):
 
 @each_page
 def test_settings_in_blocks_make_a_campaign(page, tmp_path):
-    (tmp_path / "resnet18.pth").touch()
+    for weights in ("resnet18.pth", "fasterrcnn_resnet50_fpn.pth"):
+        (tmp_path / weights).touch()
     for text in blocks(page, "toml"):
         given = tomllib.loads(text)
         missing = "".join(f"{key} = {value!r}\n" for key, value in SMALLEST.items() if key not in given)

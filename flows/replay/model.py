@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from connectors.images.decode import without_pillow_warnings
 from connectors.images.examine import has_colour
+from flows.progress import say
 from flows.replay.inputs import ReplayError
 from pipeline.learning.networks import check_network
 from pipeline.learning.settings import MemberSettings, ModelSettings, with_own_image_size
@@ -92,7 +93,9 @@ def _network(values: Mapping[str, object]) -> ModelSettings:
 def _checked(network: ModelSettings, members: MemberSettings) -> Model:
     """The settings of a network that can be trained, with members that it can have."""
     is_linear = network.train == "head"  # whose dropout is that of the features
-    check_network(network, MemberSettings() if is_linear else members, classification, n_classes=2)
+    note = check_network(network, MemberSettings() if is_linear else members, classification, n_classes=2)
+    if note:
+        say(note)
     drawn = [name for name in ("swag", "views", "laplace") if is_linear and getattr(members, name)]
     if drawn:
         raise ReplayError(

@@ -38,9 +38,10 @@ def begin(
     called: labels cost more than finding that out later.
     """
     changes = changes_since_last(earlier, settings)
+    weights = None
     if round_number == 0 or changes:
         check_members(settings, task)
-        check_network(settings.model, settings.members, task, n_classes=len(settings.classes))
+        weights = check_network(settings.model, settings.members, task, n_classes=len(settings.classes))
         check_strategy(settings, task)
     return RoundConfig(
         round_number=round_number,
@@ -48,6 +49,7 @@ def begin(
         query_size=min(settings.query_size, budget_left),
         settings=resolved(settings),
         changes=changes,
+        weights=weights,
     )
 
 

@@ -50,8 +50,11 @@ def phase_of(settings: ModelSettings, *, n_trained_on: int, n_classes: int) -> s
     return "head" if settings.is_pretrained and n_trained_on / n_classes < settings.all_from else "all"
 
 
-def check_network(settings: ModelSettings, members: MemberSettings, task: TaskType, *, n_classes: int) -> None:
+def check_network(settings: ModelSettings, members: MemberSettings, task: TaskType, *, n_classes: int) -> str | None:
     """Build the network once, so that wrong weights, sizes or devices are found before labels are paid for.
+
+    Returns:
+        What the trunk took of a weights file and what it left out, for people; None where nothing was left out.
 
     Raises:
         ModelError: naming what is wrong.
@@ -70,6 +73,7 @@ def check_network(settings: ModelSettings, members: MemberSettings, task: TaskTy
             check_dropout(model, noise(settings, 2))
     except ValueError as exc:
         raise ModelError(str(exc)) from exc
+    return model.weights_note
 
 
 def noise(settings: ModelSettings, n: int) -> Tensor:

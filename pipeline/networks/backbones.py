@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import importlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.networks.errors import ModelError
 from pipeline.networks.sources import FACTORY, FACTORY_NAME, TIMM, TORCHVISION, USUAL_IMAGE_SIZE
-from pipeline.networks.state_dicts import load_state
+from pipeline.networks.state_dicts import Loaded, load_state
 from pipeline.networks.stochastic import is_stochastic
 
 TUPLES_IN_TRAINING = ("googlenet", "inception_v3")
@@ -44,12 +44,14 @@ class Backbone:
         kept: layers of its classifier from the first dropout on, less the last Linear and a dropout before it.
         width: D, what the last Linear read.
         preprocessing: what its weights expect.
+        note: what of a weights file was taken and what was left out, for people; None where nothing was.
     """
 
     trunk: nn.Module
     kept: tuple[nn.Module, ...]
     width: int
     preprocessing: Preprocessing
+    note: str | None = None
 
 
 def check_network_name(name: str, *, own: Iterable[str] = ()) -> None:
@@ -112,10 +114,15 @@ def load_backbone(name: str, *, image_size: int, weights: str | None) -> Backbon
         network = _own_network(name, weights, is_filled_later=file is not None)
         preprocessing = _own_preprocessing(network, name)
     end = _find_end(network.eval(), name, image_size)
-    if file:
-        load_state(network, file, without=[end])
-    kept, width = _cut(network, end)
-    return Backbone(network, tuple(kept), width, preprocessing)
+    loaded = load_state(network, file, without=[end]) if file else Loaded((), None)
+    kept, width = _cut(network, _first_lacking(network, loaded.lacking) or end)
+    return Backbone(network, tuple(kept), width, preprocessing, loaded.note)
+
+
+def _first_lacking(network: nn.Module, lacking: Sequence[str]) -> str | None:
+    """Name of the first Linear layer that has no weights: a trunk ends before it."""
+    layers = (name.rpartition(".")[0] for name in lacking)
+    return next((layer for layer in layers if isinstance(network.get_submodule(layer), nn.Linear)), None)
 
 
 def _find_end(network: nn.Module, name: str, image_size: int) -> str:
@@ -150,10 +157,10 @@ def _cut(network: nn.Module, end: str) -> tuple[list[nn.Module], int]:
     """Take the classifier's end out of `network`, from its first dropout.
 
     Args:
-        end: name of the last Linear.
+        end: name of the last Linear, or of one before it after which nothing is kept.
 
     Returns:
-        The layers taken, less the last Linear and a dropout right before it; and the width of that Linear.
+        The layers taken up to it, less this Linear and a dropout right before it; and the width of that Linear.
     """
     parent_name, _, name = end.rpartition(".")
     if not name:
@@ -165,7 +172,7 @@ def _cut(network: nn.Module, end: str) -> tuple[list[nn.Module], int]:
         layers = list(parent)[: list(parent).index(linear) + 1]
         start = next((i for i, layer in enumerate(layers) if is_stochastic(layer)), len(layers) - 1)
         taken = layers[start:]
-        for position in range(start, len(layers)):
+        for position in range(start, len(parent)):
             parent[position] = nn.Identity()
     else:
         setattr(parent, name, nn.Identity())
@@ -302,10 +309,9 @@ def _timm_backbone(network: str, image_size: int, weights: str | None, file: Pat
     features = _run_empty_image(trunk.eval(), name, image_size)
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise ModelError(f"{name} does not give one vector of features for an image; choose another network")
-    if file:
-        ends = settings.classifier or ()
-        load_state(trunk, file, without=[ends] if isinstance(ends, str) else ends)
-    return Backbone(trunk, (), features.shape[1], _timm_preprocessing(settings))
+    ends = settings.classifier or ()
+    note = load_state(trunk, file, without=[ends] if isinstance(ends, str) else ends).note if file else None
+    return Backbone(trunk, (), features.shape[1], _timm_preprocessing(settings), note)
 
 
 def _find_factory(name: str) -> Callable[[], object]:

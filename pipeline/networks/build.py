@@ -164,7 +164,8 @@ def _classifier(
 
 
 def _standardising(model: Classifier, backbone: Backbone) -> Classifier:
-    """The network with mean and std of the backbone's weights, where they came with it."""
+    """The network with mean and std of the backbone's weights, where they came with it, and what is known of these."""
+    model.weights_note = backbone.note
     if model.pretrained:
         model.mean.copy_(torch.tensor(backbone.preprocessing.mean).reshape(-1, 1, 1))
         model.std.copy_(torch.tensor(backbone.preprocessing.std).reshape(-1, 1, 1))

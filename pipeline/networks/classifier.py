@@ -29,6 +29,7 @@ class Classifier(nn.Module):
         frozen: names of the parts that training does not touch.
         temperature: what logits are divided by, 1 until they are calibrated (Guo et al., 2017).
         posterior: of the last layer's weights, where one was fitted; saved with them.
+        weights_note: what its trunk took of a weights file and what it left out, for people; None where nothing was.
     """
 
     mean: Tensor
@@ -59,6 +60,7 @@ class Classifier(nn.Module):
         self.n_kept = n_kept
         self.n_outputs = n_outputs or Outputs(n_classes, n_classes)
         self.frozen: tuple[str, ...] = ()
+        self.weights_note: str | None = None
         shape = (trunk_channels or channels, 1, 1)
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("std", torch.ones(shape))

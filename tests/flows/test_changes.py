@@ -61,6 +61,7 @@ from tests.flows.rounds import (
     training_of,
     with_settings,
 )
+from tests.flows.tiny import tiny_network
 
 PETS = """\
 name = "pets"
@@ -325,6 +326,17 @@ def test_changes_are_told_with_the_round_that_is_made_with_them(make_work):
     )
     page = round_markdown(following, "stripes")
     assert f"Changed since the round before: {markdown('members.mc_dropout: 0 -> 2')}" in page
+
+
+def test_first_round_tells_what_was_taken_of_the_weights_of_a_detector(make_work, tmp_path):
+    state = {f"backbone.body.{name}": values for name, values in tiny_network().state_dict().items()}
+    torch.save({**state, "rpn.head.bias": torch.zeros(2)}, tmp_path / "detector.pth")
+    work = make_work(network=TINY.replace("factory", str(tmp_path / "detector.pth")))
+    first, later = work.folder.round(0), ready_round(work)
+    work.do(begin, first)
+    note = "weights detector.pth: the trunk takes backbone.body (7); left out: rpn (1)"
+    assert notes_of_changes(first.read(CONFIG), work.settings) == (note,)
+    assert notes_of_changes(later.read(CONFIG), work.settings) == ()
 
 
 def test_changes_that_count_at_once_are_not_said_to_wait(make_work):

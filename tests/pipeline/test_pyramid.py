@@ -10,6 +10,8 @@ from pipeline.networks.errors import ModelError
 from pipeline.networks.features import extract, feature_key
 from pipeline.networks.pyramid import Pyramid, find_pyramid
 from pipeline.networks.weights import load_weights, save_weights
+from pipeline.tasks import TASKS
+from pipeline.tasks.task_type import outputs_of
 from pipeline.types import Outputs
 
 OUTPUTS = Outputs(n=7, n_logits=3, stride=4)
@@ -122,3 +124,12 @@ def test_weights_come_back_and_the_key_of_features_knows_the_maps(tmp_path):
     fewer = Pyramid(model.trunk.body, {4: (model.trunk.names[0], model.trunk.shapes[0])})
     model.trunk = fewer
     assert feature_key(model, image_size=32) != key
+
+
+def test_tasks_that_read_maps_share_the_features_of_a_trunk():
+    form = {"n_classes": 2, "image_size": 64, "channels": 3, "seed": 0}
+    keys = {
+        feature_key(build_model("torchvision:resnet18", **form, outputs=outputs_of(TASKS[name], 2)), image_size=64)
+        for name in ("segmentation", "detection")
+    }
+    assert len(keys) == 1
