@@ -42,7 +42,7 @@ def decided(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def candidates(settings: SelectionSettings) -> Candidates:
-    return candidates_of(IDS, decided(N, 0), lambda: decided(M, 1), TARGETS, settings)
+    return candidates_of(IDS, [decided(N, 0)], lambda: [decided(M, 1)], TARGETS, settings, n_classes=C)
 
 
 @every
@@ -98,9 +98,9 @@ def test_what_is_labelled_is_only_predicted_where_it_is_read():
     def never() -> tuple[Tensor, Tensor]:
         raise AssertionError("predicted for nothing")
 
-    assert candidates_of(IDS, decided(N, 0), never, TARGETS, how("badge")).labelled_embeddings is None
+    assert candidates_of(IDS, [decided(N, 0)], never, TARGETS, how("badge"), n_classes=C).labelled_embeddings is None
     with pytest.raises(AssertionError, match="predicted for nothing"):
-        candidates_of(IDS, decided(N, 0), never, TARGETS, how("k_center"))
+        candidates_of(IDS, [decided(N, 0)], never, TARGETS, how("k_center"), n_classes=C)
 
 
 def test_only_a_random_batch_as_it_is_reads_no_model():
