@@ -117,9 +117,10 @@ def adaptive_radius(pool: Pool) -> float:
 
 def as_candidates(pool: Pool, how: SelectionSettings) -> Candidates:
     """Return the candidates with those columns that choosing a batch reads."""
-    decided = pool.probs[N_LABELLED:].unsqueeze(1), pool.candidates
-    labelled = pool.probs[:N_LABELLED].unsqueeze(1), pool.labelled
-    return candidates_of(make_ids(pool), decided, lambda: labelled, pool.targets[:N_LABELLED], how)
+    decided = [(pool.probs[N_LABELLED:].unsqueeze(1), pool.candidates)]
+    labelled = [(pool.probs[:N_LABELLED].unsqueeze(1), pool.labelled)]
+    labels = {"labelled_targets": lambda: pool.targets[:N_LABELLED]}
+    return candidates_of(make_ids(pool), decided, lambda: labelled, labels, how, n_classes=pool.probs.shape[2])
 
 
 def make_ids(pool: Pool) -> NDArray[np.str_]:

@@ -302,6 +302,13 @@ def simulate(
         Path | None,
         typer.Option(help="CSV with the columns file,label; a third, split, may mark rows as test or pool."),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose labels they are: classification (default), multi_label, segmentation or detection; the last "
+            "three need --model."
+        ),
+    ] = None,
     features: Annotated[
         Path | None,
         typer.Option(help="Ready-made features, .npy or .parquet, a row for each row of the labels; no images needed."),
@@ -388,6 +395,7 @@ def simulate(
         out=out,
         images=images,
         labels=labels,
+        task=task,
         features=features,
         group=group,
         campaign=campaign,

@@ -22,7 +22,6 @@ from flows.replay.model import SMALL_SIDE
 from pipeline.learning.networks import CHUNK, frozen_body, new_model
 from pipeline.networks.devices import choose_device
 from pipeline.networks.features import extract
-from pipeline.tasks import classification
 from pipeline.types import OnProgress
 
 
@@ -47,7 +46,7 @@ def write_trunk_features(replay: Replay) -> None:
     network, images = replay.settings.network, replay.data
     if network is None:
         raise ValueError("a replay of ready features has no network")
-    body = frozen_body(network, classification, n_classes=len(replay.settings.classes))
+    body = frozen_body(network, replay.settings.task_type, n_classes=len(replay.settings.classes))
     with progress_bar("features", unit="images") as on_progress:
 
         def chunks() -> Iterator[Tensor]:
@@ -75,7 +74,7 @@ def _read_chunks(
     trunk = None
     if settings.is_linear and settings.network is not None:
         device = choose_device(settings.network.device)
-        trunk = new_model(settings.network, classification, n_classes=len(settings.classes), seed=0).to(device)
+        trunk = new_model(settings.network, settings.task_type, n_classes=len(settings.classes), seed=0).to(device)
     for start in range(0, len(uris), CHUNK):
         images = load_images(uris[start : start + CHUNK], size=side, channels=channels, reading=reading)
         if trunk is not None:

@@ -10,7 +10,7 @@ A replay's folder holds everything, so a killed one goes on where it stood, and 
 | `features.npy` or `images.npy` | what models read, computed once |
 | `trunk_features.npy` | what a pretrained network's trunk makes of the images, for the rounds that train heads only |
 | `runs/ARM-SEED.parquet` | the rounds of one arm at one seed, with what each picked |
-| `runs/full-data-SEED.json` | accuracy with all labels |
+| `runs/full-data-SEED.json` | what all labels come to |
 | `curves.parquet`, `summary.json`, `report.html` | what came out |
 """
 
@@ -27,12 +27,12 @@ from flows.replay.claim import check_folder, claim, make_folder, sweep
 from flows.replay.copies import without_copies
 from flows.replay.folder import LABELS, Replay
 from flows.replay.inputs import ReplayError, read_campaign_labels, read_features, read_labels, with_groups
-from flows.replay.options import Options, command_of, resolve
+from flows.replay.options import Options, command_of, resolve, task_of
 from flows.replay.results import dependence_of, write_results
 from flows.replay.tracking import log_replay, open_tracker
 from flows.replay.workers import run_jobs
 from flows.reports.replay_page import ReplaySummary
-from flows.task_types import TASK
+from pipeline.tasks import TASKS
 
 
 def replay_strategies(options: Options) -> ReplaySummary:
@@ -45,11 +45,6 @@ def replay_strategies(options: Options) -> ReplaySummary:
     """
     check_folder(options.out)
     campaign = load_settings(options.campaign) if options.campaign else None
-    if campaign is not None and campaign.task != TASK:
-        raise ReplayError(
-            f"replays are of campaigns with one class for each image, and {campaign.name!r} has task = "
-            f"{campaign.task!r}: they cannot compare strategies for it yet"
-        )
     rows, caveat = _read_rows(options, campaign)
     features = read_features(options.features, len(rows)) if options.features else None
     rows = with_groups(rows, options.group)
@@ -86,7 +81,8 @@ def _read_rows(options: Options, campaign: CampaignSettings | None) -> tuple[pd.
         if options.images is None and options.features is None:
             raise ReplayError("--labels needs --images, the folder of the files, or --features, one row for each file")
         images, classes = None if options.features else options.images, campaign.classes if campaign else ()
-        return read_labels(options.labels, images=images, classes=classes, tell=say), None
+        task = TASKS[task_of(options, campaign)]
+        return read_labels(options.labels, images=images, task=task, classes=classes, tell=say), None
     if campaign is None:
         raise ReplayError("name the labels with --labels FILE.csv (columns file,label), or a campaign with --campaign")
     if options.group is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from connectors.store import write_table
 from flows.artefacts import Artefact, handle_of, json_of
 from flows.folder import Folder
+from flows.task_types import TASK
 from pipeline.evaluation.arms import CONTROL, Arm
 from pipeline.evaluation.splits import ReplaySplit, draw_split
 from pipeline.learning.lesson import sample_pool
@@ -20,6 +21,8 @@ from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.pool.groups import group_codes
 from pipeline.selection.settings import SelectionSettings
 from pipeline.settings import Settings
+from pipeline.tasks import TASKS
+from pipeline.tasks.task_type import TaskType
 
 ReplayRow = dict[str, object]
 """A round of a run: its measures, its seconds, and what it picked."""
@@ -32,6 +35,7 @@ class ReplaySettings(Settings):
     """One replay, resolved: what `replay.json` holds."""
 
     format: Literal[1] = 1
+    task: str = TASK
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     query_size: int
@@ -51,9 +55,14 @@ class ReplaySettings(Settings):
     data: str
 
     @property
+    def task_type(self) -> TaskType:
+        """What the models decide."""
+        return TASKS[self.task]
+
+    @property
     def is_linear(self) -> bool:
-        """Whether models are linear heads on features that stay as they are."""
-        return self.network is None or self.network.train == "head"
+        """Whether models are linear heads on features that stay as they are, which know one decision an image."""
+        return self.task_type.has_one_decision and (self.network is None or self.network.train == "head")
 
     @property
     def n_members(self) -> int:
@@ -111,9 +120,9 @@ class Replay(Folder):
 
     @cached_property
     def targets(self) -> Tensor:
-        """Class indices `(N,)`."""
-        codes = pd.Categorical(self.labels["label"], categories=list(self.settings.classes)).codes
-        return torch.from_numpy(codes.astype(np.int64))
+        """What the labels are to a model, `(N, ...)`."""
+        task = self.settings.task_type
+        return task.targets([task.read_label(label) for label in self.labels["label"]], self.settings.classes)
 
     @cached_property
     def groups(self) -> Tensor | None:
@@ -153,7 +162,7 @@ class Replay(Folder):
         settings = self.settings
         test = torch.from_numpy(np.flatnonzero(self.labels["is_test"]))
         return draw_split(
-            self.targets,
+            self.settings.task_type.strata(self.targets),
             test_size=settings.test_size,
             start=settings.start,
             seed=seed,

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from operator import not_
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pipeline.names import shorten
 from pipeline.pool.group_rules import check_rule, groups_of
 from pipeline.pool.reasons import PoolError
 from pipeline.tables import PoolTable
+from pipeline.tasks.task_type import TaskType
 
 KNOWN = {
     "file": MANIFEST_COLUMNS["uri"] - {"file"} | {"uri"},
@@ -46,6 +48,7 @@ def read_labels(
     path: Path,
     *,
     images: Path | None,
+    task: TaskType,
     classes: Sequence[str] = (),
     tell: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
@@ -58,6 +61,7 @@ def read_labels(
     Args:
         path: of the file.
         images: folder that the files lie in.
+        task: whose labels they are.
         classes: names that labels are brought into the Unicode form of.
         tell: called with each line on what was read otherwise than written.
 
@@ -68,20 +72,25 @@ def read_labels(
         table = trim(trim(trim(read_strictly(path, KNOWN), "label"), "split"), "group")
         if table.rows.empty:
             raise PoolError(f"{path}: has no row below its first line")
-        rows = _checked(table, classes)
+        rows = _checked(table, task, classes)
         if images is None:
             uris, notes = rows["file"].tolist(), list[str]()
         else:
             uris, notes = _find(table, images)
     except PoolError as exc:
         raise ReplayError(str(exc)) from exc
-    for line in (*table.notes, *unused_columns(table), *notes, *([] if classes else _alike(rows["label"]))):
+    for line in (
+        *table.notes,
+        *unused_columns(table),
+        *notes,
+        *([] if classes else _alike(classes_in(rows["label"], task))),
+    ):
         if tell is not None:
             tell(line)
     return rows.assign(uri=uris).reset_index(drop=True)
 
 
-def _checked(table: StrictTable, classes: Sequence[str]) -> pd.DataFrame:
+def _checked(table: StrictTable, task: TaskType, classes: Sequence[str]) -> pd.DataFrame:
     """`file`, `label`, `is_test` and `group` of the rows, each of which has a label and names another file."""
     rows = table.rows
     table.refuse(rows["file"].isna() | (rows["file"].str.strip() == ""), "has no file", "name it, or delete the row")
@@ -91,9 +100,23 @@ def _checked(table: StrictTable, classes: Sequence[str]) -> pd.DataFrame:
     table.refuse(~split.isin(["pool", "test"]), "has a split that is neither pool nor test")
     names = forms_of(classes)
     labels = rows["label"].map(lambda label: names.get(label) or names.get(nfc(label)) or nfc(label))
+    labels = labels.map(partial(_as_written, table, task))
     group = rows["group"].map(nfc, na_action="ignore")
     rows = rows[["file"]].assign(label=labels, is_test=split == "test", group=group)
     return rows.astype(dict.fromkeys(("file", "label", "group"), "str"))
+
+
+def _as_written(table: StrictTable, task: TaskType, label: str) -> str:
+    """A label as the task writes it."""
+    try:
+        return task.write_label(task.read_label(label))
+    except (ValueError, KeyError, TypeError) as exc:
+        table.refuse(
+            table.rows["label"] == label,
+            f"has a label that cannot be read ({exc})",
+            "write it as `labelcycle labels` does for the task",
+        )
+        raise
 
 
 def _find(table: StrictTable, images: Path) -> tuple[list[str], list[str]]:
@@ -111,10 +134,15 @@ def _find(table: StrictTable, images: Path) -> tuple[list[str], list[str]]:
     return uris.tolist(), readings_in_words(table, "file", located)
 
 
-def _alike(labels: pd.Series) -> list[str]:
+def classes_in(labels: pd.Series, task: TaskType) -> list[str]:
+    """The classes that labels name, sorted."""
+    return sorted({region.label for label in labels.unique() for region in task.read_label(label)})
+
+
+def _alike(names: Sequence[str]) -> list[str]:
     """A line on classes whose names differ in small and capital letters alone."""
     forms: dict[str, list[str]] = {}
-    for name in sorted(labels.unique()):
+    for name in names:
         forms.setdefault(name.casefold(), []).append(name)
     return [f"{' and '.join(map(shorten, names))} are taken for two classes" for names in forms.values() if names[1:]]
 
@@ -221,11 +249,12 @@ def _refuse_groups_on_both_sides(rows: pd.DataFrame) -> None:
         )
 
 
-def count_classes(labels: pd.Series, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The classes, sorted, or those of a campaign in its order; fewer than two with labels are refused."""
-    present = sorted(labels.unique())
-    if len(present) < 2:
-        raise ReplayError(f"there is nothing to learn: all {len(labels)} labels are {present[0]!r}")
+def count_classes(labels: pd.Series, task: TaskType, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes, sorted, or those of a campaign in its order; fewer with labels than a campaign has are refused."""
+    present = classes_in(labels, task)
+    if len(present) < task.asks.fewest_classes:
+        what = f"are {present[0]!r}" if present else "have no class"
+        raise ReplayError(f"there is nothing to learn: all {len(labels)} labels {what}")
     unknown = sorted(set(present) - set(classes)) if classes else []
     if unknown:
         raise ReplayError(f"the labels {', '.join(unknown)} are not among the campaign's classes")

@@ -13,7 +13,7 @@ from pipeline.learning.networks import check_network
 from pipeline.learning.settings import MemberSettings, ModelSettings, with_own_image_size
 from pipeline.networks.build import check_model_name
 from pipeline.pool.reasons import PoolError
-from pipeline.tasks import classification
+from pipeline.tasks.task_type import TaskType
 
 PIXELS, FEATURES = "pixels", "features"
 SMALL_SIDE = 28
@@ -51,21 +51,21 @@ def pixels(members: MemberSettings, *, channels: int, weights: str | None, image
 
 
 def named_network(
-    name: str, members: MemberSettings, *, channels: int, weights: str | None, image_size: int | None
+    name: str, members: MemberSettings, task: TaskType, *, channels: int, weights: str | None, image_size: int | None
 ) -> Model:
-    """A network by its name; with weights a linear head on its features."""
+    """A network by its name; with weights a head on its features."""
     check_model_name(name)
     train = "head" if weights else "auto"
     values = {"name": name, "channels": channels, "weights": weights, "train": train, "augmentation": "none"}
-    return _checked(_network(values | _side(image_size)), members)
+    return _checked(_network(values | _side(image_size)), members, task)
 
 
 def network_of_campaign(
-    how: ModelSettings, members: MemberSettings, *, weights: str | None, image_size: int | None
+    how: ModelSettings, members: MemberSettings, task: TaskType, *, weights: str | None, image_size: int | None
 ) -> Model:
-    """The network of a campaign; with other weights a linear head on its features."""
+    """The network of a campaign; with other weights a head on its features."""
     changes = {"weights": weights, "train": "head"} if weights else {}
-    return _checked(_network(with_own_image_size(how).model_dump() | changes | _side(image_size)), members)
+    return _checked(_network(with_own_image_size(how).model_dump() | changes | _side(image_size)), members, task)
 
 
 def count_channels(uris: Sequence[str]) -> int:
@@ -90,10 +90,10 @@ def _network(values: Mapping[str, object]) -> ModelSettings:
         raise ReplayError(f"--{option}: {first['msg']} (got {first['input']!r})") from exc
 
 
-def _checked(network: ModelSettings, members: MemberSettings) -> Model:
+def _checked(network: ModelSettings, members: MemberSettings, task: TaskType) -> Model:
     """The settings of a network that can be trained, with members that it can have."""
-    is_linear = network.train == "head"  # whose dropout is that of the features
-    note = check_network(network, MemberSettings() if is_linear else members, classification, n_classes=2)
+    is_linear = task.has_one_decision and network.train == "head"  # whose dropout is that of the features
+    note = check_network(network, MemberSettings() if is_linear else members, task, n_classes=2)
     if note:
         say(note)
     drawn = [name for name in ("swag", "views", "laplace") if is_linear and getattr(members, name)]

@@ -23,11 +23,16 @@ from flows.replay.model import (
     pixels,
     ready_features,
 )
+from flows.task_types import TASK
 from pipeline.evaluation.arms import CONTROL, DEFAULT_ACQUISITION, parse_arm
 from pipeline.learning.settings import MemberSettings
 from pipeline.pool.groups import group_codes
+from pipeline.registries import look_up
+from pipeline.selection.ask import columns_needed
 from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
+from pipeline.tasks import TASKS
+from pipeline.tasks.task_type import TaskType, absent_columns
 
 TEST_SHARE = 0.25
 """Of the images, to test on, where nobody says how many."""
@@ -42,6 +47,7 @@ class Options:
     out: Path
     images: Path | None = None
     labels: Path | None = None
+    task: str | None = None
     features: Path | None = None
     group: str | None = None
     campaign: Path | None = None
@@ -90,11 +96,13 @@ def resolve(
     Raises:
         ReplayError: naming the option that is wrong.
     """
-    classes = count_classes(rows["label"], campaign.classes if campaign else None)
+    name = task_of(options, campaign)
+    classes = count_classes(rows["label"], TASKS[name], campaign.classes if campaign else None)
     _check_numbers(options)
     query_size = options.query_size or (campaign.query_size if campaign else QUERY_SIZE)
     first_seed = options.seed if options.seed is not None else campaign.seed if campaign else 0
     settings = ReplaySettings(
+        task=name,
         arms=_arms(options, campaign),
         seeds=tuple(range(first_seed, first_seed + options.seeds)),
         query_size=query_size,
@@ -102,7 +110,7 @@ def resolve(
         start=options.start or (campaign.seed_set_size if campaign else 0) or query_size,
         test_size=_test_size(options.test_size, rows),
         classes=classes,
-        **_model(options, campaign, rows),
+        **_model(options, campaign, TASKS[name], rows),
         l2=L2 if options.l2 is None else options.l2,
         sub_pool=options.sub_pool or (campaign.sub_pool if campaign else None),
         campaign_arm=_campaign_arm(campaign, query_size) if campaign else None,
@@ -112,6 +120,22 @@ def resolve(
     _check_sizes(settings, rows)
     _check_model(options, settings)
     return settings
+
+
+def task_of(options: Options, campaign: CampaignSettings | None) -> str:
+    """The name of the task type whose labels they are: the campaign's, what was asked for, or the default.
+
+    Raises:
+        ReplayError: there is no such task type, or it was asked for beside a campaign.
+    """
+    if campaign is not None and options.task is not None:
+        raise ReplayError("task is a setting of the campaign's file: leave --task out")
+    try:
+        name = campaign.task if campaign is not None else options.task or TASK
+        look_up(TASKS, name, "task type")
+    except ValueError as exc:
+        raise ReplayError(f"--task: {exc}") from exc
+    return name
 
 
 def _check_numbers(options: Options) -> None:
@@ -151,10 +175,17 @@ def _check_model(options: Options, settings: ReplaySettings) -> None:
         raise ReplayError(f"--l2 is of a linear head, and {settings.model} is trained as a whole: leave it out")
     if settings.is_linear and options.members and options.members > 1:
         raise ReplayError("--members are networks, and a linear head is one model: use --mc-dropout")
-    if settings.n_members > 1:
-        return
     for name in settings.arms:
         arm = parse_arm(name)
+        absent = absent_columns(settings.task_type)
+        reads = columns_needed(settings.selection(arm), absent) & absent
+        if reads:
+            raise ReplayError(
+                f"arm {name!r} reads {', '.join(sorted(reads))}, which need one decision for each image, and the task "
+                f"{settings.task} takes several: choose a strategy that reads scores or embeddings"
+            )
+        if settings.n_members > 1:
+            continue
         # A strategy that is not told which scores to read has the margin, which one member is enough for.
         if NEEDS_MEMBERS[arm.acquisition] or STRATEGIES[arm.strategy].compares_members:
             asked = "--mc-dropout" if settings.is_linear else "--members or --mc-dropout"
@@ -194,9 +225,15 @@ def _test_size(asked: float | None, rows: pd.DataFrame) -> int:
     return size
 
 
-def _model(options: Options, campaign: CampaignSettings | None, rows: pd.DataFrame) -> Model:
+def _model(options: Options, campaign: CampaignSettings | None, task: TaskType, rows: pd.DataFrame) -> Model:
     """What models are and read."""
     members = MemberSettings(ensemble=options.members or 1, mc_dropout=options.mc_dropout or 0)
+    is_open = options.model is None and campaign is None
+    if not task.has_one_decision and (options.features is not None or is_open or options.model == PIXELS):
+        raise ReplayError(
+            "logistic regression knows one class for each image: name a network for this task, --model small_cnn, or "
+            "one with weights such as --model torchvision:resnet18 --weights DEFAULT, and --images"
+        )
     if options.features is not None:
         for name in ("images", "model", "weights", "image_size"):
             if getattr(options, name) is not None:
@@ -206,9 +243,9 @@ def _model(options: Options, campaign: CampaignSettings | None, rows: pd.DataFra
     if options.model is None and campaign is not None:
         counts = {"ensemble": options.members, "mc_dropout": options.mc_dropout}
         members = campaign.members.model_copy(update={name: n for name, n in counts.items() if n is not None})
-        return network_of_campaign(campaign.model, members, **asked)
+        return network_of_campaign(campaign.model, members, task, **asked)
     channels = count_channels(rows["uri"].tolist())
     name = options.model or PIXELS
     if name == PIXELS:
         return pixels(members, channels=channels, **asked)
-    return named_network(name, members, channels=channels, **asked)
+    return named_network(name, members, task, channels=channels, **asked)

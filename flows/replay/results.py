@@ -1,6 +1,6 @@
 """What came out of a replay: its curves, their summary, the page, and what is to be known of the images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -13,11 +13,13 @@ from flows.artefacts import PIXEL_RANGES
 from flows.records import PixelRanges
 from flows.replay.folder import CURVES, FULL_DATA, REPORT, SUMMARY, Job, Replay
 from flows.replay.model import FEATURES
+from flows.replay.runs import class_histogram
 from flows.reports.replay_page import ReplaySummary, report_page
 from pipeline.evaluation.summary import balance_of, summarise
 from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, Series, advice, find_series, near_copies
 from pipeline.pool.group_rules import groups_of
 from pipeline.randomness import seeded_generator
+from pipeline.tasks.task_type import TaskType
 
 
 def write_results(replay: Replay, *, command: str, notes: Sequence[str] = ()) -> ReplaySummary:
@@ -29,10 +31,12 @@ def write_results(replay: Replay, *, command: str, notes: Sequence[str] = ()) ->
     """
     settings = replay.settings
     curves = replay.curves()
-    full = {seed: float(read_json(replay.run_path(Job(FULL_DATA, seed)))["accuracy"]) for seed in settings.seeds}
-    data = torch.bincount(replay.targets, minlength=len(settings.classes)).tolist()
+    measured = {seed: read_json(replay.run_path(Job(FULL_DATA, seed))) for seed in settings.seeds}
+    headline, *others = _metrics(settings.task_type, measured[settings.seeds[0]])
+    full = {seed: float(values[headline]) for seed, values in measured.items()}
+    data = class_histogram(settings, replay.targets)
     summary: ReplaySummary = {
-        **summarise(curves, full),
+        **summarise(curves, full, [headline, *others]),
         "command": command,
         "notes": list(notes),
         "class_balance": balance_of(curves, data, settings.classes),
@@ -44,6 +48,11 @@ def write_results(replay: Replay, *, command: str, notes: Sequence[str] = ()) ->
     write_json(replay.path_of(SUMMARY), summary)
     write_text(replay.path_of(REPORT), report_page(summary))
     return summary
+
+
+def _metrics(task: TaskType, measured: Mapping[str, object]) -> list[str]:
+    """The names of what a model was measured by, the headline first."""
+    return [task.headline, *(name for name in measured if name not in (task.headline, "n_trained_on"))]
 
 
 def dependence_of(replay: Replay, *, memory_gb: float) -> list[str]:

@@ -4,7 +4,7 @@ A run is one file that grows by a row with each round, so one that was killed go
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from connectors.store import write_json, write_table
 from flows.replay.folder import FULL_DATA, Job, Replay, ReplayRow, ReplaySettings
+from flows.replay.inputs import ReplayError
 from pipeline.evaluation.arms import parse_arm
 from pipeline.evaluation.summary import SECONDS
 from pipeline.learning.lesson import Lesson
@@ -23,17 +24,18 @@ from pipeline.learning.predict import decide_on_features, decide_on_images, read
 from pipeline.learning.regression import linear_head
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.learning.train import learn
+from pipeline.members.predict import Decided
 from pipeline.networks.classifier import Classifier
 from pipeline.randomness import derive_seed, seeded_generator
 from pipeline.selection.ask import candidates_of, reads_model
 from pipeline.selection.batch import select_batch
 from pipeline.selection.settings import SelectionSettings
-from pipeline.tasks import classification
+from pipeline.tasks.task_type import absent_columns
 from pipeline.types import Candidates
 
 OnModel = Callable[[str], None]
-Learnt = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""What was learnt: positions `(n,)` to decisions `(n, U, K, C)` and embeddings `(n, D)`."""
+Learnt = Callable[[Tensor], Iterator[Decided]]
+"""What was learnt: positions `(n,)` to decisions, part by part."""
 
 
 def run(replay: Replay, job: Job, on_model: OnModel) -> None:
@@ -57,7 +59,7 @@ def run(replay: Replay, job: Job, on_model: OnModel) -> None:
             "seconds_select": None,
             "seconds_train": time.perf_counter() - begun,
             "seconds_score": None,
-            "class_histogram": replay.targets[labelled].bincount(minlength=len(settings.classes)).tolist(),
+            "class_histogram": class_histogram(settings, replay.targets[labelled]),
             "picks": None,
         }
         if round_number < settings.rounds:
@@ -76,6 +78,11 @@ def run(replay: Replay, job: Job, on_model: OnModel) -> None:
         rows.append(row)
         write_table(replay.run_path(job), _typed(rows))
         on_model(job.name)
+
+
+def class_histogram(settings: ReplaySettings, targets: Tensor) -> list[int]:
+    """How often `(C,)` each class is the right answer of a decision."""
+    return settings.task_type.class_counts(targets, len(settings.classes)).long().tolist()
 
 
 def _run_full_data(replay: Replay, seed: int) -> None:
@@ -98,14 +105,27 @@ def _learn(
         )
         head = _with_members(plain, settings, replay.data.shape[1], seed=masks)
         learnt: Learnt = partial(_decide_linearly, replay, head)
-        decisions, _ = _decide_linearly(replay, plain, test)
+        found = _decide_linearly(replay, plain, test)
     else:
         lesson = _lesson(replay, network, labelled, seed=seed)
         models = learn(lesson, network, settings.members, seed=seed, round_number=round_number)
         learnt = partial(_decide, replay, network, models, settings.members, masks)
-        decisions, _ = _decide(replay, network, models, None, masks, test)
-    metrics = classification.measure(decisions.mean(dim=2), targets[test], settings.classes)
-    return learnt, {metrics.headline: metrics.value, "nll": metrics.nll, "ece": metrics.ece, **metrics.scalars}
+        found = _decide(replay, network, models, None, masks, test)
+    return learnt, _measure(settings, found, targets[test])
+
+
+def _measure(settings: ReplaySettings, found: Iterable[Decided], targets: Tensor) -> dict[str, float]:
+    """What a model was measured by on the test images, the headline first."""
+    parts = [(each.decisions.mean(dim=2), each.places) for each in found]
+    probs = torch.cat([probs for probs, _ in parts])
+    places = [place for _, place in parts if place is not None]
+    metrics = settings.task_type.measure(probs, targets, settings.classes, torch.cat(places) if places else None)
+    if metrics is None:
+        raise ReplayError(
+            f"{settings.task_type.headline} cannot be measured: the {len(targets):,} images to test on hold none of "
+            "the classes, or nothing else; raise --test-size"
+        )
+    return {metrics.headline: metrics.value, **metrics.scalars, "nll": metrics.nll, "ece": metrics.ece}
 
 
 def _with_members(head: LinearHead, settings: ReplaySettings, n_features: int, *, seed: int) -> LinearHead:
@@ -116,9 +136,9 @@ def _with_members(head: LinearHead, settings: ReplaySettings, n_features: int, *
     return LinearHead(head.weights, head.biases, masks)
 
 
-def _decide_linearly(replay: Replay, head: LinearHead, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _decide_linearly(replay: Replay, head: LinearHead, rows: Tensor) -> Iterator[Decided]:
     embeddings = replay.data[rows]
-    return head.decide(embeddings).unsqueeze(1), embeddings
+    yield Decided(head.decide(embeddings).unsqueeze(1), embeddings)
 
 
 def _decide(
@@ -128,23 +148,21 @@ def _decide(
     members: MemberSettings | None,
     seed: int,
     rows: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> Iterator[Decided]:
+    task = replay.settings.task_type
     if read_features(models, members):
-        found = decide_on_features(models, replay.trunk_features[rows], members, task=classification, seed=seed)
-    else:
-        images = (replay.data[part] for part in rows.split(CHUNK))
-        found = decide_on_images(models, images, network, members, task=classification, seed=seed)
-    decisions, embeddings, _ = zip(*found, strict=True)
-    return torch.cat(decisions), torch.cat(embeddings)
+        return decide_on_features(models, replay.trunk_features[rows], members, task=task, seed=seed)
+    images = (replay.data[part] for part in rows.split(CHUNK))
+    return decide_on_images(models, images, network, members, task=task, seed=seed)
 
 
 def _lesson(replay: Replay, network: ModelSettings, labelled: Tensor, *, seed: int) -> Lesson:
     """What the labelled positions teach; heads share the trunk that they do not train."""
-    n_classes = len(replay.settings.classes)
+    n_classes, task = len(replay.settings.classes), replay.settings.task_type
     phase = phase_of(network, n_trained_on=len(labelled), n_classes=n_classes)
-    body = frozen_body(network, classification, n_classes=n_classes) if phase == "head" else None
+    body = frozen_body(network, task, n_classes=n_classes) if phase == "head" else None
     return Lesson(
-        classification,
+        task,
         n_classes,
         phase,
         inputs=(replay.data if body is None else replay.trunk_features)[labelled],
@@ -170,7 +188,22 @@ def _candidates(replay: Replay, how: SelectionSettings, learnt: Learnt, labelled
     ids = np.array([f"{row:09d}" for row in rest.tolist()], dtype=np.str_)
     if not reads_model(how):
         return Candidates(ids=ids, scores=torch.zeros(len(ids)))
-    return candidates_of(ids, learnt(rest), lambda: learnt(labelled), replay.targets[labelled], how)
+    task, n_classes, targets = replay.settings.task_type, len(replay.settings.classes), replay.targets[labelled]
+    labels = {"labelled_targets": lambda: targets, "class_counts": lambda: task.class_counts(targets, n_classes)}
+
+    def decided(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((each.decisions, each.embeddings) for each in learnt(rows))
+
+    return candidates_of(
+        ids,
+        decided(rest),
+        lambda: decided(labelled),
+        labels,
+        how,
+        n_classes=n_classes,
+        absent=absent_columns(task),
+        reduction=task.reduction,
+    )
 
 
 def _typed(rows: Sequence[ReplayRow]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from connectors.escaping import visible
 from connectors.store import flatten
 from pipeline.evaluation.arms import CONTROL
 from pipeline.evaluation.comparison import Interval
-from pipeline.evaluation.summary import ClassBalance, Summary, evenness, ranked
+from pipeline.evaluation.summary import ClassBalance, Summary, evenness, ranked, shares_of
 from pipeline.settings import Plain
 
 WIDTH, HEIGHT = 920, 400
@@ -20,12 +20,8 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 44
 N_COLOURS = 9
 """Colours of the page, besides the control's grey; more arms repeat them with dashes."""
 DASHES = ("", "7 4", "2 3")
-METRIC_TITLES = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "nll": "NLL (nats)",
-    "ece": "Calibration error",
-}
+TITLES = {"nll": "NLL (nats)", "ece": "calibration error"}
+"""Of metrics whose names are no words."""
 RANGES = {"nll": (0.0, math.inf)}
 """Values that a metric can have; the others are shares."""
 MOST_CLASSES = 40
@@ -54,12 +50,18 @@ def report_page(summary: ReplaySummary) -> str:
         summary=summary,
         ranked=ranked(summary),
         colours=colours,
-        charts=[_chart(summary, metric, colours) for metric in METRIC_TITLES],
+        charts=[_chart(summary, metric, colours) for metric in summary["curves"]],
+        headline=_title(summary["headline"]),
         balance=_class_balance(summary),
         settings=_settings(summary["settings"]),
         efficiency=partial(_efficiency, summary),
         best=ranked(summary)[0],
     )
+
+
+def _title(metric: str) -> str:
+    """What a metric is called."""
+    return TITLES.get(metric, metric.replace("_", " "))
 
 
 def _shown(value: object) -> object:
@@ -69,10 +71,10 @@ def _shown(value: object) -> object:
 
 def summary_table(summary: ReplaySummary) -> Table:
     """One row for each arm, the best first."""
-    n_points, seeds = len(summary["n_trained_on"]), summary["seeds"]
+    n_points, seeds, headline = len(summary["n_trained_on"]), summary["seeds"], _title(summary["headline"])
     caption = (
-        f"AULC: mean accuracy over {n_points} points, in percent; ±: 95 % interval over {len(seeds)} seeds.\n"
-        "To 95 %: labels to 95 % of the accuracy with all labels, median (seeds that reached it).\n"
+        f"AULC: mean {headline} over {n_points} points, in percent; ±: 95 % interval over {len(seeds)} seeds.\n"
+        f"To 95 %: labels to 95 % of the {headline} with all labels, median (seeds that reached it).\n"
         "Efficiency: labels that random needs for each one of the arm's, to there."
     )
     texts = {name: _efficiency(summary, name, "95") for name in ranked(summary)}
@@ -138,7 +140,7 @@ def _chart(summary: ReplaySummary, metric: str, colours: Mapping[str, Mapping[st
     """Everything to draw of one metric, in the chart's pixels; the values too, for those who point at it."""
     labels = summary["n_trained_on"]
     curves = summary["curves"][metric]
-    goal = summary["full_data_accuracy"]["mean"] if metric == "accuracy" else None
+    goal = summary["full_data"]["mean"] if metric == summary["headline"] else None
     bands = {name: [_drawn(point, metric) for point in points] for name, points in curves.items()}
     ends = [value for band in bands.values() for interval in band for value in interval]
     ticks = _ticks(min(ends), max([*ends, *([goal] if goal is not None else [])]))
@@ -146,7 +148,7 @@ def _chart(summary: ReplaySummary, metric: str, colours: Mapping[str, Mapping[st
     every = -(-len(labels) // 12)
     return {
         "metric": metric,
-        "title": METRIC_TITLES[metric],
+        "title": _title(metric),
         "lines": [
             {
                 "name": name,
@@ -194,8 +196,8 @@ def _class_balance(summary: ReplaySummary) -> dict[str, object]:
     balance = summary["class_balance"]
     rows: dict[str, Sequence[float]] = {"all data": balance["data"]}
     rows |= {name: balance["labelled"][name] for name in ranked(summary)}
-    shares = {name: [count / sum(counts) for count in counts] for name, counts in rows.items()}
-    most = max(max(values) for values in shares.values())
+    shares = {name: shares_of(counts) for name, counts in rows.items()}
+    most = max(max(values) for values in shares.values()) or 1.0
     return {
         "classes": balance["classes"] if len(balance["classes"]) <= MOST_CLASSES else [],
         "rows": [

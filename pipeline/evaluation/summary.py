@@ -30,10 +30,9 @@ from pipeline.evaluation.curves import (
     win_rate,
 )
 
-METRICS = ("accuracy", "balanced_accuracy", "nll", "ece")
 SECONDS = ("seconds_select", "seconds_train", "seconds_score")
 TARGETS = (90, 95, 99)
-"""Percent of the accuracy with all labels, to which labels are counted."""
+"""Percent of the headline with all labels, to which labels are counted."""
 
 
 class Reached(TypedDict):
@@ -54,14 +53,11 @@ class AgainstControl(TypedDict):
 
 
 class ArmSummary(AgainstControl):
-    """What the curves of one arm come to; targets are named by their percent."""
+    """What the curves of one arm come to: `final` by metric; targets are named by their percent."""
 
     aulc: Interval
     aulc_thirds: list[Interval]
-    final_accuracy: Interval
-    final_balanced_accuracy: Interval
-    final_nll: Interval
-    final_ece: Interval
+    final: dict[str, Interval]
     labels_to: dict[str, Reached]
     seconds_select: float | None
     seconds_train: float | None
@@ -69,14 +65,18 @@ class ArmSummary(AgainstControl):
 
 
 class Summary(TypedDict):
-    """What a replay comes to: `n_trained_on` holds the labels of each point, `curves` the points by metric and arm."""
+    """What a replay comes to: `n_trained_on` holds the labels of each point, `curves` the points by metric and arm.
 
+    All else is of the `headline`, the metric that counts.
+    """
+
+    headline: str
     verdict: str
     winner: str | None
     tied: list[str]
     seeds: list[int]
     n_trained_on: list[int]
-    full_data_accuracy: Interval
+    full_data: Interval
     strategies: dict[str, ArmSummary]
     penalty_matrix: PenaltyMatrix
     curves: dict[str, dict[str, list[Interval]]]
@@ -90,30 +90,32 @@ class ClassBalance(TypedDict):
     labelled: dict[str, list[float]]
 
 
-def summarise(curves: pd.DataFrame, full_data_accuracy: Mapping[int, float]) -> Summary:
+def summarise(curves: pd.DataFrame, full_data: Mapping[int, float], metrics: Sequence[str]) -> Summary:
     """Everything that the curves come to, as JSON values without a not-a-number.
 
     Args:
-        curves: one row for each `strategy`, `seed` and `round`: `n_trained_on`, the `METRICS` and the `SECONDS`
+        curves: one row for each `strategy`, `seed` and `round`: `n_trained_on`, the metrics and the `SECONDS`
             (missing where nothing was selected). Every strategy has all seeds and rounds.
-        full_data_accuracy: seed -> accuracy of a model that was trained on all labels outside the test set.
+        full_data: seed -> headline of a model that was trained on all labels outside the test set.
+        metrics: names of the metrics, the headline first.
     """
-    grids = {metric: _grids(curves, metric) for metric in METRICS}
-    accuracy = grids["accuracy"]
-    seeds = sorted(full_data_accuracy)
+    grids = {metric: _grids(curves, metric) for metric in metrics}
+    of_headline = grids[metrics[0]]
+    seeds = sorted(full_data)
     n_trained_on = sorted(curves["n_trained_on"].unique().tolist())
-    full = np.array([full_data_accuracy[seed] for seed in seeds])
-    reached = {name: _labels_to_targets(grid, n_trained_on, full) for name, grid in accuracy.items()}
-    found = verdict(accuracy)
+    full = np.array([full_data[seed] for seed in seeds])
+    reached = {name: _labels_to_targets(grid, n_trained_on, full) for name, grid in of_headline.items()}
+    found = verdict(of_headline)
     return {
+        "headline": metrics[0],
         "verdict": found["text"],
         "winner": found["winner"],
         "tied": found["tied"],
         "seeds": seeds,
         "n_trained_on": n_trained_on,
-        "full_data_accuracy": mean_interval(full),
-        "strategies": {name: _summary_of(name, curves, grids, reached) for name in accuracy},
-        "penalty_matrix": penalty_matrix(accuracy),
+        "full_data": mean_interval(full),
+        "strategies": {name: _summary_of(name, curves, grids, metrics[0], reached) for name in of_headline},
+        "penalty_matrix": penalty_matrix(of_headline),
         "curves": {
             metric: {name: [mean_interval(points) for points in grid.T] for name, grid in by_name.items()}
             for metric, by_name in grids.items()
@@ -151,26 +153,36 @@ def evenness(counts: Sequence[float]) -> float:
     >>> evenness([5, 5]), evenness([3, 0])
     (1.0, 0.0)
     """
-    shares = [count / sum(counts) for count in counts]
+    if len(counts) == 1:
+        return 1.0
+    shares = shares_of(counts)
     return sum(-share * math.log(share) for share in shares if share > 0) / math.log(len(shares)) + 0.0
+
+
+def shares_of(counts: Sequence[float]) -> list[float]:
+    """The counts over their sum; all 0 where there is nothing.
+
+    >>> shares_of([1, 3]), shares_of([0, 0])
+    ([0.25, 0.75], [0.0, 0.0])
+    """
+    total = sum(counts)
+    return [count / total if total else 0.0 for count in counts]
 
 
 def _summary_of(
     name: str,
     curves: pd.DataFrame,
     grids: Mapping[str, Curves],
+    headline: str,
     reached: Mapping[str, Mapping[str, Sequence[float | None]]],
 ) -> ArmSummary:
-    grid, rows = grids["accuracy"][name], curves[curves["strategy"] == name]
+    grid, rows = grids[headline][name], curves[curves["strategy"] == name]
     return {
         "aulc": mean_interval(area_under_curve(grid)),
         "aulc_thirds": [mean_interval(part) for part in thirds(grid)],
-        "final_accuracy": mean_interval(grid[:, -1]),
-        "final_balanced_accuracy": mean_interval(grids["balanced_accuracy"][name][:, -1]),
-        "final_nll": mean_interval(grids["nll"][name][:, -1]),
-        "final_ece": mean_interval(grids["ece"][name][:, -1]),
+        "final": {metric: mean_interval(by_name[name][:, -1]) for metric, by_name in grids.items()},
         "labels_to": {target: _reached(values) for target, values in reached[name].items()},
-        **_against_control(name, grids["accuracy"], reached),
+        **_against_control(name, grids[headline], reached),
         "seconds_select": finite(float(rows["seconds_select"].mean())),
         "seconds_train": finite(float(rows["seconds_train"].mean())),
         "seconds_score": finite(float(rows["seconds_score"].mean())),
@@ -180,7 +192,7 @@ def _summary_of(
 def _labels_to_targets(
     grid: NDArray[np.float64], n_trained_on: Sequence[int], full: NDArray[np.float64]
 ) -> dict[str, list[float | None]]:
-    """Labels to each target at each seed; `full` `(S,)` is the accuracy with all labels."""
+    """Labels to each target at each seed; `full` `(S,)` is the headline with all labels."""
     return {
         str(target): [
             labels_to(row, n_trained_on, target / 100 * goal) for row, goal in zip(grid.tolist(), full, strict=True)
@@ -190,16 +202,16 @@ def _labels_to_targets(
 
 
 def _against_control(
-    name: str, accuracy: Curves, reached: Mapping[str, Mapping[str, Sequence[float | None]]]
+    name: str, grids: Curves, reached: Mapping[str, Mapping[str, Sequence[float | None]]]
 ) -> AgainstControl:
-    if CONTROL not in accuracy or name == CONTROL:
+    if CONTROL not in grids or name == CONTROL:
         return {
             "labelling_efficiency": None,
             "win_rate_vs_random": None,
             "difference_to_random": None,
             "difference_to_random_thirds": None,
         }
-    control, arm = accuracy[CONTROL], accuracy[name]
+    control, arm = grids[CONTROL], grids[name]
     return {
         "labelling_efficiency": {
             target: labelling_efficiency(reached[CONTROL][target], values) for target, values in reached[name].items()

@@ -1,7 +1,8 @@
 """Asking: from what the members decide about the candidates to what a strategy reads, the same wherever it is asked."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -131,31 +132,44 @@ def gather_candidates(
 
 def candidates_of(
     ids: NDArray[np.str_],
-    decided: tuple[Tensor, Tensor],
-    labelled: Callable[[], tuple[Tensor, Tensor]],
-    labelled_targets: Tensor,
+    decided: Iterable[tuple[Tensor, Tensor]],
+    labelled: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    labels: Mapping[str, Callable[[], Tensor]],
     how: SelectionSettings,
+    *,
+    n_classes: int,
+    absent: frozenset[str] = OF_EACH_CLASS,
+    reduction: str = "mean",
 ) -> Candidates:
-    """Return candidates that are held in memory, with the columns that choosing a batch reads.
+    """Return candidates with the columns that choosing a batch reads; of decisions only what is read is kept.
 
     Args:
-        ids: `(N,)`.
-        decided: decisions `(N, 1, K, C)` about the candidates, and their embeddings `(N, D)`.
+        ids: `(N,)`, N >= 1.
+        decided: decisions `(n, U, K, C)` about the candidates and their embeddings `(n, D)`, part by part.
         labelled: gives the same of the M labelled images; called only where the strategy reads it.
-        labelled_targets: `(M,)` class indices.
+        labels: how the columns that labels alone make are read: labelled_targets, class_counts.
+        n_classes: of the campaign.
+        absent: as in `columns_read`.
+        reduction: the task's, for settings that name none.
     """
-    decisions, embeddings = decided
-    columns: dict[str, Callable[[], Tensor]] = {
-        "embeddings": lambda: embeddings,
-        "probs": lambda: probs_read(decisions, how),
-        "guesses": lambda: decisions[:, 0].mean(dim=1).argmax(dim=1),
-        "labelled_targets": lambda: labelled_targets,
-    }
-    if columns_read(how) & {"labelled_embeddings", "labelled_probs"}:
-        of_labelled, embedded = labelled()
-        columns |= {"labelled_embeddings": lambda: embedded, "labelled_probs": lambda: probs_read(of_labelled, how)}
-    scores = score_images(decisions, how.acquisition, reduce="mean")
-    return gather_candidates(ids, scores, columns, how, n_classes=decisions.shape[3])
+    read = columns_read(how, absent)
+    scores: list[Tensor] = []
+    kept: dict[str, list[Tensor]] = {name: [] for name in ("embeddings", "probs", "guesses", "class_scores")}
+    for decisions, embeddings in decided:
+        scores.append(score_images(decisions, how.acquisition, reduce=how.reduction or reduction))
+        kept["embeddings"].append(embeddings)
+        if "probs" in read:
+            kept["probs"].append(probs_read(decisions, how))
+        if "guesses" in read:
+            kept["guesses"].append(decisions[:, 0].mean(dim=1).argmax(dim=1))
+        if "class_scores" in read:
+            kept["class_scores"].append(score_classes(decisions, how))
+    columns: dict[str, Callable[[], Tensor]] = {name: partial(torch.cat, parts) for name, parts in kept.items()}
+    if read & {"labelled_embeddings", "labelled_probs"}:
+        of_labelled = list(labelled())
+        columns["labelled_embeddings"] = lambda: torch.cat([embeddings for _, embeddings in of_labelled])
+        columns["labelled_probs"] = lambda: torch.cat([probs_read(decisions, how) for decisions, _ in of_labelled])
+    return gather_candidates(ids, torch.cat(scores), {**columns, **labels}, how, n_classes=n_classes, absent=absent)
 
 
 def select_seed_set(

@@ -43,12 +43,12 @@ def n_logits(n_classes: int) -> int:
 
 def read_label(text: str) -> tuple[Region, ...]:
     """The regions that `regions_to_json` wrote; "[]" says that nothing is there."""
-    return regions_from_json(text)
+    return _painted(regions_from_json(text))
 
 
 def write_label(regions: Sequence[Region]) -> str:
     """The cell that `read_label` reads."""
-    return regions_to_json(regions)
+    return regions_to_json(_painted(regions))
 
 
 def consensus(given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], float]:

@@ -27,6 +27,7 @@ from pipeline.types import Candidates, Region
 N, M, K, C, D = 40, 12, 3, 4, 5
 IDS = np.array([f"{i:03d}" for i in range(N)])
 TARGETS = torch.arange(M) % C
+LABELS = {"labelled_targets": lambda: TARGETS}
 
 every = pytest.mark.parametrize("strategy", STRATEGIES)
 
@@ -42,7 +43,7 @@ def decided(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def candidates(settings: SelectionSettings) -> Candidates:
-    return candidates_of(IDS, decided(N, 0), lambda: decided(M, 1), TARGETS, settings)
+    return candidates_of(IDS, [decided(N, 0)], lambda: [decided(M, 1)], LABELS, settings, n_classes=C)
 
 
 @every
@@ -98,9 +99,9 @@ def test_what_is_labelled_is_only_predicted_where_it_is_read():
     def never() -> tuple[Tensor, Tensor]:
         raise AssertionError("predicted for nothing")
 
-    assert candidates_of(IDS, decided(N, 0), never, TARGETS, how("badge")).labelled_embeddings is None
+    assert candidates_of(IDS, [decided(N, 0)], never, LABELS, how("badge"), n_classes=C).labelled_embeddings is None
     with pytest.raises(AssertionError, match="predicted for nothing"):
-        candidates_of(IDS, decided(N, 0), never, TARGETS, how("k_center"))
+        candidates_of(IDS, [decided(N, 0)], never, LABELS, how("k_center"), n_classes=C)
 
 
 def test_only_a_random_batch_as_it_is_reads_no_model():

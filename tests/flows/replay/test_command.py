@@ -14,7 +14,7 @@ def test_summary_and_page_hold_what_came_out(replayed):
     margin = summary["strategies"]["margin"]
     assert margin["aulc"]["low"] < margin["aulc"]["mean"] < margin["aulc"]["high"]
     assert set(margin["labels_to"]) == set(margin["labelling_efficiency"]) == {"90", "95", "99"}
-    assert summary["full_data_accuracy"]["mean"] > margin["final_accuracy"]["mean"] - 0.05
+    assert summary["full_data"]["mean"] > margin["final"]["accuracy"]["mean"] - 0.05
     assert sum(summary["class_balance"]["labelled"]["margin"]) == pytest.approx(80)
     page = (replayed / "report.html").read_text()
     assert summary["verdict"] in page

@@ -19,6 +19,7 @@ from flows.replay.folder import Replay
 from flows.replay.inputs import ReplayError, read_labels
 from flows.replay.options import resolve
 from pipeline.pool.reasons import PoolError
+from pipeline.tasks import classification
 from tests.flows.replay.conftest import options_of, same
 
 
@@ -85,7 +86,9 @@ def test_another_replay_in_the_same_folder_is_refused(digits, replayed):
 def test_changed_setting_of_a_network_is_named_alone(digits, tmp_path):
     common = {"features": None, "images": digits / "images", "model": "small_cnn", "seeds": 1, "rounds": 2}
     options = options_of(digits, tmp_path / "out", **common, image_size=8)
-    settings = resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
+    settings = resolve(
+        options, None, read_labels(digits / "labels.csv", images=digits / "images", task=classification), None, None
+    )
     claim(tmp_path, settings)
     claim(tmp_path, settings.model_copy(update={"query_size": 3}))
     assert Replay(tmp_path).settings.query_size == 3, "nothing was computed yet, so that anything may change"
@@ -98,7 +101,9 @@ def test_changed_setting_of_a_network_is_named_alone(digits, tmp_path):
 @pytest.mark.parametrize("before", [2, None])
 def test_replay_in_another_form_is_refused_in_a_sentence(digits, tmp_path, before):
     options = options_of(digits, tmp_path / "out")
-    settings = resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
+    settings = resolve(
+        options, None, read_labels(digits / "labels.csv", images=digits / "images", task=classification), None, None
+    )
     claim(tmp_path, settings)
     written = json.loads((tmp_path / "replay.json").read_text())
     assert written["format"] == 1
@@ -110,7 +115,9 @@ def test_replay_in_another_form_is_refused_in_a_sentence(digits, tmp_path, befor
 
 def test_linear_head_does_not_care_how_its_network_would_be_trained(digits, tmp_path):
     options = options_of(digits, tmp_path / "out", features=None, images=digits / "images", model="small_cnn")
-    settings = resolve(options, None, read_labels(digits / "labels.csv", images=digits / "images"), None, None)
+    settings = resolve(
+        options, None, read_labels(digits / "labels.csv", images=digits / "images", task=classification), None, None
+    )
     network = settings.network.model_copy(update={"train": "head"})
     claim(tmp_path, settings.model_copy(update={"network": network}))
     (tmp_path / "features.npy").write_text("")

@@ -17,6 +17,7 @@ from flows.replay.folder import Replay
 from flows.replay.inputs import ReplayError, read_features, read_labels
 from flows.replay.options import Options
 from pipeline.tables import PoolTable
+from pipeline.tasks import classification
 from tests.flows.replay.conftest import N, options_of, options_of_images
 from tests.flows.rounds import answer
 
@@ -57,7 +58,7 @@ def test_labels_are_read_as_they_were_meant_and_what_was_forgiven_is_told(digits
         "File;label ;Split;width\n000.png;cafe\u0301;pool;8\n.\\001.png;caf\u00e9 ;test;8\n002.png;Caf\u00e9;pool;8\n"
     )
     told = []
-    rows = read_labels(tmp_path / "labels.csv", images=digits / "images", tell=told.append)
+    rows = read_labels(tmp_path / "labels.csv", images=digits / "images", task=classification, tell=told.append)
     assert rows["label"].tolist() == ["caf\u00e9", "caf\u00e9", "Caf\u00e9"]
     assert [Path(uri).name for uri in rows["uri"]] == ["000.png", "001.png", "002.png"]
     assert rows["is_test"].tolist() == [False, True, False]
@@ -72,7 +73,7 @@ def test_labels_are_read_as_they_were_meant_and_what_was_forgiven_is_told(digits
     ):
         assert word in "\n".join(told)
     classes = ("cafe\u0301", "Caf\u00e9")
-    rows = read_labels(tmp_path / "labels.csv", images=None, classes=classes)
+    rows = read_labels(tmp_path / "labels.csv", images=None, task=classification, classes=classes)
     assert rows["label"].tolist() == ["cafe\u0301", "cafe\u0301", "Caf\u00e9"]
 
 
@@ -81,7 +82,10 @@ def test_letters_of_a_class_in_another_form_are_no_other_class(digits, tmp_path)
     forms = {"0": "caf\xe9", "1": "cafe\u0301"}
     table["label"] = table["label"].replace(forms)
     table.to_csv(tmp_path / "labels.csv", index=False)
-    assert set(read_labels(tmp_path / "labels.csv", images=None)["label"]) == {"caf\xe9", *"23456789"}
+    assert set(read_labels(tmp_path / "labels.csv", images=None, task=classification)["label"]) == {
+        "caf\xe9",
+        *"23456789",
+    }
 
 
 def test_features_come_from_parquet_as_columns_or_lists(digits, tmp_path):
@@ -175,14 +179,14 @@ def films(folder, *, n_films=16, n_frames=10, seed=0):
 def test_frames_of_a_film_flatter_until_whole_films_are_on_one_side(tmp_path):
     folder = films(tmp_path)
     plain = replay_strategies(options_of_images(folder, tmp_path / "plain", seeds=3))
-    assert plain["full_data_accuracy"]["mean"] > 0.95
+    assert plain["full_data"]["mean"] > 0.95
     by_name, by_look = plain["notes"]
     rule = re.search(r"group = '(.+)'$", by_name)[1]
     assert "40 of 40 images of the test part have a near-copy" in by_look
     assert by_look.split(".")[0] in (tmp_path / "plain" / "report.html").read_text()
 
     honest = replay_strategies(options_of_images(folder, tmp_path / "honest", seeds=3, group=rule))
-    assert honest["full_data_accuracy"]["mean"] < 0.75
+    assert honest["full_data"]["mean"] < 0.75
     assert honest["notes"] == []
     replay = Replay(tmp_path / "honest")
     films_of = replay.labels["file"].str[:6].to_numpy()

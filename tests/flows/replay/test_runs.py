@@ -94,7 +94,7 @@ def test_pixels_of_images_are_features_at_a_small_side(digits, tmp_path):
     expected = np.stack([np.asarray(Image.open(path)) for path in sorted((digits / "images").iterdir())])
     assert features == pytest.approx(expected.reshape(N, 64) / 255, abs=1e-6)
     assert summary["settings"]["channels"] == 1
-    assert summary["strategies"]["random"]["final_accuracy"]["mean"] > 0.7
+    assert summary["strategies"]["random"]["final"]["accuracy"]["mean"] > 0.7
 
 
 def test_dropped_features_give_a_linear_head_members_and_leave_what_is_measured_alone(digits, replayed, tmp_path):
@@ -205,12 +205,13 @@ def test_heads_of_a_pretrained_network_are_members_too(digits, tmp_path, members
     with_trunk = learn_from(replay, torch.arange(40))
     assert not share_frozen_trunk(with_trunk), "there are four labels for each class"
     network, own = replay.settings.network, replay.settings.members
-    assert _decide(replay, network, with_trunk, own, 0, torch.arange(3))[0].isfinite().all()
+    [few] = _decide(replay, network, with_trunk, own, 0, torch.arange(3))
+    assert few.decisions.isfinite().all()
     assert all(float(model.temperature) != 1 for model in with_trunk), "from networks without a third of the labels"
     (options.out / "images.npy").rename(tmp_path / "images.npy")  # heads read features alone
     replay = Replay(options.out)
     models = learn_from(replay, torch.arange(20))
-    decisions, embeddings = _decide(replay, network, models, None, 0, torch.arange(60))
+    [(decisions, embeddings, _)] = _decide(replay, network, models, None, 0, torch.arange(60))
     images = torch.from_numpy(np.load(tmp_path / "images.npy"))
     with torch.no_grad():
         torch.testing.assert_close(decisions[:, 0, 0], models[0](images).softmax(dim=1), rtol=0, atol=1e-3)

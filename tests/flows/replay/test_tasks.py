@@ -1,0 +1,114 @@
+"""Replays of tasks that ask for several regions: the same loop, measured as the task measures."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.replay.command import replay_strategies
+from flows.replay.inputs import ReplayError
+from flows.replay.options import Options
+from flows.scenes import CLASSES, compose_scenes, write_scenes
+from pipeline.tasks import TASKS
+
+N = 60
+SEVERAL = [name for name, task in TASKS.items() if task.asks.several]
+FILE = """\
+name = "scenes"
+task = "{task}"
+pool = "images"
+classes = {classes}
+budget = 30
+audit_size = 10
+seed_set_size = 6
+
+[model]
+name = "small_cnn"
+image_size = 32
+max_epochs = 1
+min_steps = 1
+"""
+each_task = pytest.mark.parametrize("task", SEVERAL)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """A folder with scenes, and the labels and a campaign of each task."""
+    folder = tmp_path_factory.mktemp("scenes")
+    named = write_scenes(folder / "images", compose_scenes(N, seed=0), lambda *_: None)
+    for task in SEVERAL:
+        kind, write = TASKS[task].asks.kind, TASKS[task].write_label
+        rows = [{"file": name, "label": write(scene.regions(kind))} for name, scene in named.items()]
+        pd.DataFrame(rows).to_csv(folder / f"{task}.csv", index=False)
+        (folder / f"{task}.toml").write_text(FILE.format(task=task, classes=json.dumps(sorted(CLASSES))))
+    return folder
+
+
+def options_of(scenes, task, out) -> Options:
+    return Options(
+        out=out,
+        images=scenes / "images",
+        labels=scenes / f"{task}.csv",
+        campaign=scenes / f"{task}.toml",
+        strategies="random,entropy,auto",
+        seeds=2,
+        query_size=6,
+        rounds=2,
+        test_size=24,
+        workers=1,
+    )
+
+
+@each_task
+def test_arms_are_compared_by_the_headline_of_the_task(task, scenes, tmp_path):
+    summary = replay_strategies(options_of(scenes, task, tmp_path / "out"))
+    headline = TASKS[task].headline
+    assert summary["headline"] == headline
+    assert list(summary["strategies"]) == ["random", "entropy", "auto"]
+    for arm in summary["strategies"].values():
+        assert {headline, "nll", "ece"} <= arm["final"].keys()
+        assert 0 <= arm["final"][headline]["mean"] <= 1
+    assert summary["n_trained_on"] == [6, 12, 18]
+    assert summary["class_balance"]["classes"] == sorted(CLASSES)
+    curves = pd.read_parquet(tmp_path / "out" / "curves.parquet")
+    asked = [row for rows in curves["picks"].dropna() for row in rows]
+    assert len(asked) == 3 * 2 * 2 * 6
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"mean {headline.replace('_', ' ')} over the curve" in page
+
+
+def test_replay_that_was_stopped_goes_on_to_the_same_end(scenes, tmp_path):
+    whole = replay_strategies(options_of(scenes, "detection", tmp_path / "whole"))
+    first = options_of(scenes, "detection", tmp_path / "parts")
+    replay_strategies(replace(first, seeds=1))
+    parts = replay_strategies(first)
+    assert json.dumps(parts["curves"]) == json.dumps(whole["curves"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategies": "random,badge"}, "arm 'badge' reads probs"),
+        ({"task": "detection"}, "leave --task out"),
+        ({"campaign": None, "task": "detection"}, "knows one class for each image: name a network"),
+        ({"campaign": None, "task": "detektion"}, "--task: .* did you mean 'detection'"),
+        ({"campaign": None, "task": "segmentation"}, r"row 1 .* has a label that cannot be read"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused_first(changes, message, scenes, tmp_path):
+    with pytest.raises(ReplayError, match=message):
+        replay_strategies(replace(options_of(scenes, "detection", tmp_path / "out"), **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_takes_the_task_of_the_labels(scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    command = ["simulate", "--images", str(scenes / "images"), "--labels", str(scenes / "multi_label.csv")]
+    command += ["--task", "multi_label", "--model", "small_cnn", "--image-size", "8", "--strategies", "random"]
+    command += ["--seeds", "1", "--query-size", "3", "--rounds", "2", "--workers", "1", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "AULC: mean macro AP over 3 points" in result.output
