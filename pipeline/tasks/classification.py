@@ -24,6 +24,7 @@ has_one_decision = True
 headline = "accuracy"
 stride: int | None = None
 reduction = "mean"
+overlap_loss = None
 
 
 def read_label(text: str) -> tuple[Region, ...]:

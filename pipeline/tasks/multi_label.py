@@ -20,6 +20,7 @@ has_one_decision = False
 headline = "macro_AP"
 stride: int | None = None
 reduction = "mean"
+overlap_loss = None
 THERE = 0.5
 """A class of a higher probability is in the guess."""
 

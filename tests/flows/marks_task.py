@@ -17,6 +17,7 @@ has_one_decision = False
 headline = "exact_match"
 stride: int | None = None
 reduction = "mean"
+overlap_loss = None
 
 
 def read_label(text: str) -> tuple[Region, ...]:

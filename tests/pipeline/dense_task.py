@@ -22,6 +22,7 @@ has_one_decision = False
 headline = "cell_accuracy"
 stride = 4
 reduction = "mean"
+overlap_loss = None
 
 
 def boxes(names, *, height, width, scores=None):
