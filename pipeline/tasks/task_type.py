@@ -88,7 +88,7 @@ class TaskType(Protocol):
     def overlap_loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """Scalar of outputs and targets, in [0, 1]: how little what is painted overlaps what a network sees.
 
-        A campaign may add it to the loss. None where people paint nothing.
+        Training adds it to the loss unless a campaign leaves it out. None where people paint nothing.
         """
 
     def logits(self, outputs: Tensor) -> Tensor:

@@ -150,13 +150,13 @@ def loss_of(
     *,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """What training makes small: the task's loss, with its `overlap_loss` where the recipe asks for it."""
+    """What training makes small: the task's loss, and its `overlap_loss` where there is one."""
     loss = task.loss(outputs, targets, class_weights, label_smoothing)
-    if not recipe.dice:
-        return loss
-    if task.overlap_loss is None:
+    if recipe.dice and task.overlap_loss is None:
         raise ValueError(f"dice is a loss of painted areas, and there are none in this task, got dice={recipe.dice}")
-    return loss + recipe.dice * task.overlap_loss(outputs, targets)
+    if task.overlap_loss is None or recipe.dice == 0:
+        return loss
+    return loss + (1.0 if recipe.dice is None else recipe.dice) * task.overlap_loss(outputs, targets)
 
 
 def class_weights(counts: Tensor) -> Tensor:

@@ -356,11 +356,11 @@ def marked(task, n: int = 30):
 
 
 @pytest.mark.parametrize(
-    ("task", "dice"),
-    [(segmentation, 0.0), (segmentation, 0.5), (detection, 0.0)],
-    ids=["masks", "masks, Dice", "boxes"],
+    ("task", "dice", "counts"),
+    [(segmentation, None, 1.0), (segmentation, 0.0, 0.0), (segmentation, 0.5, 0.5), (detection, None, 0.0)],
+    ids=["masks", "masks without Dice", "masks with half of it", "boxes"],
 )
-def test_losses_of_places_weigh_rare_classes_up_and_have_the_dice_that_is_asked_for(task, dice):
+def test_losses_of_places_weigh_rare_classes_up_and_have_the_dice_that_is_asked_for(task, dice, counts):
     images, targets = marked(task)
     held_out = torch.arange(24, 30)
     losses = {}
@@ -372,8 +372,8 @@ def test_losses_of_places_weigh_rare_classes_up_and_have_the_dice_that_is_asked_
             outputs = model(images[held_out])
         weights = class_weights(torch.tensor([24.0, 4.0])) if balanced else None
         expected = task.loss(outputs, targets[held_out], weights)
-        if dice:
-            expected += dice * task.overlap_loss(outputs, targets[held_out])
+        if counts:
+            expected += counts * task.overlap_loss(outputs, targets[held_out])
         losses[balanced] = outcome.history[0]["validation_loss"]
         assert losses[balanced] == pytest.approx(expected.item(), rel=1e-5)
     assert losses[True] != pytest.approx(losses[False], rel=1e-3)
