@@ -220,10 +220,11 @@ def _shares(targets: Tensor, n_answers: int, side: int) -> Tensor:
     middle = torch.arange(length, device=targets.device) + 0.5
     nearest, cell = (middle * SIDE / length).long(), (middle * side / length).long()
     answers = targets if length == SIDE else targets[:, nearest][:, :, nearest]
-    image, n_bins = torch.arange(n, device=targets.device)[:, None, None], n_answers + 1  # the last is of no use
-    bins = ((image * side + cell[:, None]) * side + cell) * n_bins + answers.clamp(max=n_answers)
-    counts = bins.flatten().bincount(minlength=n * side * side * n_bins).reshape(n, side, side, n_bins)[..., :-1]
-    return (counts / counts.sum(dim=3, keepdim=True).clamp(min=1)).movedim(3, 1)
+    counts = torch.zeros((n, n_answers, side, side), device=targets.device)
+    for answer in answers.flatten().bincount(minlength=n_answers)[:n_answers].nonzero().flatten().tolist():
+        rows = counts.new_zeros((n, side, length)).index_add_(1, cell, (answers == answer).float())
+        counts[:, answer].index_add_(2, cell, rows)
+    return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _majority(targets: Tensor, n_answers: int, side: int) -> Tensor:
