@@ -7,8 +7,10 @@ on 150 other scenes. Images that a model asks for hold more than others, and tak
 are compared at equal images, at equal regions, and at equal seconds of people by `SECONDS`. Where one curve ends before
 the other, what comes after counts for neither. Other sets: "trees", 256-pixel tiles of the aerial photographs in the
 wheel of deepforest, wants it: pip download --no-deps deepforest==2.1.0 --dest .labelcycle
+Arms of `OF_MASKS` run where they are named: a loss without Dice; and people who name the class at 16 points of an image
+in place of painting it, in `TIMES` as many images, which takes about as long (docs/decisions/0025-points.md).
 RUNS.jsonl gets a line for each campaign; one that has its line is not done again.
-Options: [--sets] [--arms] [--seeds N] [--quick]
+Options: [--sets] [--arms] [--seeds N] [--rounds N] [--epochs N] [--members N] [--region SECONDS] [--point SECONDS]
 """
 
 import argparse
@@ -31,6 +33,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure import do_jobs
+from benchmarks.points import N_POINTS, cells_at_random, known_at, unsure_cells
 from flows.scenes import CLASSES, compose_scenes
 from pipeline.evaluation.comparison import Interval, mean_interval, paired_difference
 from pipeline.learning.lesson import Lesson
@@ -64,15 +67,25 @@ ARMS: dict[str, dict[str, Any]] = {
     "BALD, herded": {"strategy": "uherding", "acquisition": "bald", "reduction": "sum"},
 }
 """What chooses the images: settings of a campaign file."""
+OF_MASKS: dict[str, dict[str, Any]] = {
+    "random, no Dice": {"dice": 0.0},
+    "points, random": {"points": "random"},
+    "points, unsure": {"points": "unsure"},
+}
+"""Of random images too, of masks alone: weight of the Dice loss; where the points are that people are asked for."""
 SECONDS = {"multi_label": (2.0, 1.0), "segmentation": (2.0, 79.0), "detection": (2.0, 7.0)}
 """Of a person, for an image and for each region in it: a look and a click; a mask of one object as in COCO (Lin et al.,
 2014); a box by its extreme points (Papadopoulos et al., 2017)."""
+OF_POINT = 2.0
+"""Seconds for a point: 2.4 for the first of a class and 0.9 for another where people look for objects themselves
+(Bearman et al., 2016); here they are shown where to look, and choose the class."""
 N_POOL, N_TEST, N_FIRST, N_ASKED, N_ROUNDS = 600, 150, 20, 20, 5
+TIMES = 3.5
+"""Images with points for an image with masks."""
 EPOCHS = 8
 TREES = Path(".labelcycle/deepforest-2.1.0-py3-none-any.whl")
 TILE, LEAST = 256, 0.25
 """Side of a tile, pixels; a box belongs to a tile that has this share of it."""
-MEMBERS = MemberSettings(ensemble=3)
 
 
 def main() -> None:
@@ -80,7 +93,7 @@ def main() -> None:
     options = _arguments()
     runs = do_jobs(list_jobs(options), run, options.runs)
     for name in options.sets:
-        _print(name, [row for row in runs if row["set"] == name])
+        _print(name, [row for row in runs if row["set"] == name], options)
 
 
 def list_jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -90,19 +103,22 @@ def list_jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
             "set": name,
             "arm": arm,
             "seed": seed,
-            "how": SelectionSettings(**ARMS[arm]).model_dump(mode="json"),
-            "settings": settings_of(name, quick=options.quick).model_dump(mode="json"),
+            "how": SelectionSettings(**ARMS["random" if arm in OF_MASKS else arm]).model_dump(mode="json"),
+            "settings": settings_of(name, arm, epochs=options.epochs).model_dump(mode="json"),
+            "points": OF_MASKS.get(arm, {}).get("points"),
+            "rounds": options.rounds,
+            "members": options.members,
             "recipe": LEARNING_VERSION,
         }
         for seed in range(options.seeds)
         for name in options.sets
         for arm in options.arms
+        if arm in ARMS or SETS[name][0] == "segmentation"
     ]
 
 
-def settings_of(name: str, *, quick: bool) -> ModelSettings:
+def settings_of(name: str, arm: str = "random", *, epochs: int = EPOCHS) -> ModelSettings:
     """What a campaign's file would say of a set."""
-    epochs = 2 if quick else EPOCHS
     return ModelSettings(
         name="benchmarks.lite0:lite0",
         weights="factory",
@@ -111,6 +127,7 @@ def settings_of(name: str, *, quick: bool) -> ModelSettings:
         augmentation="none",
         device="cpu",
         max_epochs=epochs,
+        dice=OF_MASKS.get(arm, {}).get("dice"),
     )
 
 
@@ -150,7 +167,7 @@ def data_of(name: str) -> Data:
         classes, n_test = (*CLASSES,), N_TEST
         images = [scene.pixels for scene in scenes]
         regions = [scene.regions(kind) for scene in scenes]
-    body = frozen_body(settings_of(name, quick=False), TASKS[SETS[name][0]], n_classes=len(classes))
+    body = frozen_body(settings_of(name), TASKS[SETS[name][0]], n_classes=len(classes))
     pixels = torch.from_numpy(np.stack(images)).movedim(-1, 1).contiguous()
     features = extract(body, pixels, device=torch.device("cpu"))
     n = len(features) - n_test
@@ -202,29 +219,63 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     """Run a campaign in memory; return how good it was after each round, and what it had asked for."""
     data, task, seed = data_of(job["set"]), TASKS[SETS[job["set"]][0]], job["seed"]
     settings, how = ModelSettings(**job["settings"]), SelectionSettings(**job["how"])
-    n, n_classes = len(data.pool.features), len(data.classes)
+    members, n, n_classes = MemberSettings(ensemble=job["members"]), len(data.pool.features), len(data.classes)
     targets, wanted = task.targets(data.pool.regions, data.classes), task.targets(data.test.regions, data.classes)
     ids = np.array([f"{row:05d}" for row in range(n)])
-    asked = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: min(N_FIRST, n // 5)]
-    made: dict[str, list[float]] = {"images": [], "regions": [], "value": [], "seconds": []}
-    for number in range(1, N_ROUNDS + 2):
+    sizes = min(N_FIRST, n // 5), min(N_ASKED, max(1, n // 10))
+    n_first, n_asked = (round((TIMES if job["points"] else 1) * size) for size in sizes)
+    asked = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:n_first]
+    learnt = _answers([], data, targets, asked, job, how, seed)
+    made: dict[str, list[float]] = {"images": [], "regions": [], "n_points": [], "value": [], "seconds": []}
+    for number in range(1, job["rounds"] + 2):
         begun = process_time()
-        lesson = Lesson(task, n_classes, "head", data.pool.features[asked], targets[asked], data.body)
-        seeds = [derive_seed(seed, number, member_name(place)) for place in range(MEMBERS.ensemble)]
-        heads = [train_network(lesson, settings, MEMBERS, seed=each).model for each in seeds]
+        lesson = Lesson(task, n_classes, "head", data.pool.features[asked], learnt, data.body)
+        seeds = [derive_seed(seed, number, member_name(place)) for place in range(members.ensemble)]
+        heads = [train_network(lesson, settings, members, seed=each).model for each in seeds]
         made["value"].append(_measured(heads, data, wanted, task, seed))
         made["images"].append(len(asked))
-        made["regions"].append(sum(len(data.pool.regions[row]) for row in asked.tolist()))
+        n_regions = sum(len(data.pool.regions[row]) for row in asked.tolist())
+        made["regions"].append(0 if job["points"] else n_regions)
+        made["n_points"].append(N_POINTS * len(asked) if job["points"] else 0)
         rest = torch.ones(n, dtype=torch.bool).index_fill(0, asked, False).nonzero().flatten()
-        if number <= N_ROUNDS and len(rest):
-            chosen = _choose(heads, data, ids, asked, rest, how, task, number, seed)
-            asked = torch.cat([asked, torch.tensor([int(each) for each in chosen])])
+        if number <= job["rounds"] and len(rest):
+            sized = how.of_size(min(n_asked, len(rest)))
+            chosen = torch.tensor(
+                [int(each) for each in _choose(heads, data, ids, asked, rest, sized, task, number, seed)]
+            )
+            learnt = torch.cat(
+                [learnt, _answers(heads, data, targets, chosen, job, how, derive_seed(seed, number, "points"))]
+            )
+            asked = torch.cat([asked, chosen])
         made["seconds"].append(process_time() - begun)
     return made
 
 
+def _answers(
+    heads: Sequence[Classifier],
+    data: Data,
+    targets: Tensor,
+    rows: Tensor,
+    job: Mapping[str, Any],
+    how: SelectionSettings,
+    seed: int,
+) -> Tensor:
+    """What people tell of these images; of points there are no heads to ask where in the first round."""
+    if not job["points"]:
+        return targets[rows]
+    size, stride = SETS[job["set"]][1], TASKS[SETS[job["set"]][0]].stride
+    generator, n_cells = torch.Generator().manual_seed(seed), (size // (stride or size)) ** 2
+    if job["points"] == "unsure" and heads:
+        cells = unsure_cells(
+            heads, data.pool.features[rows], acquisition=how.acquisition, seed=seed, generator=generator
+        )
+    else:
+        cells = cells_at_random(len(rows), n_cells, generator=generator)
+    return known_at(targets[rows], cells, n_cells=n_cells)
+
+
 def _measured(heads: Sequence[Classifier], data: Data, wanted: Tensor, task: Any, seed: int) -> float:
-    parts = list(decide_on_features(heads, data.test.features, MEMBERS, task=task, seed=seed))
+    parts = list(decide_on_features(heads, data.test.features, None, task=task, seed=seed))
     probs = torch.cat([each.decisions.mean(dim=2) for each in parts])
     places = None if parts[0].places is None else torch.cat([each.places for each in parts if each.places is not None])
     metrics = task.measure(probs, wanted, data.classes, places)
@@ -244,7 +295,7 @@ def _choose(
 ) -> tuple[str, ...]:
     """Ids of the images that a round asks for."""
     scores, embeddings = [], []
-    for part in decide_on_features(heads, data.pool.features[rest], MEMBERS, task=task, seed=seed):
+    for part in decide_on_features(heads, data.pool.features[rest], None, task=task, seed=seed):
         scores.append(score_candidates(part.decisions, how, reduction=task.reduction).scores)
         embeddings.append(part.embeddings)
     labelled = decide_on_features(heads[:1], data.pool.features[asked], None, task=task, seed=seed)
@@ -252,17 +303,18 @@ def _choose(
         "embeddings": lambda: torch.cat(embeddings),
         "labelled_embeddings": lambda: torch.cat([part.embeddings for part in labelled]),
     }
-    n_asked = min(N_ASKED, max(1, len(ids) // 10))
     candidates = gather_candidates(ids[rest.numpy()], torch.cat(scores), columns, how, n_classes=len(data.classes))
-    return select_batch(candidates, how.of_size(min(n_asked, len(rest))), round_number=number, seed=seed).ids
+    return select_batch(candidates, how, round_number=number, seed=seed).ids
 
 
 # What came out.
 
 
-def _print(name: str, runs: Sequence[Mapping[str, Any]]) -> None:
+def _print(name: str, runs: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
     """Print the mean height of each curve, and how far it is above that of random images."""
     task = SETS[name][0]
+    of_image, of_region = SECONDS[task]
+    costs = (of_image, options.region or of_region, options.point)
     headline = TASKS[task].headline
     arms = list(dict.fromkeys(row["arm"] for row in runs))
     table = Table(
@@ -285,24 +337,29 @@ def _print(name: str, runs: Sequence[Mapping[str, Any]]) -> None:
         regions = np.mean([row["regions"][-1] / row["images"][-1] for row in rows])
         cells = [_words(mean_interval(alone)), f"{np.mean(ends):.1f}"]
         for axis in ("images", "regions", "seconds"):
-            cells.append("" if arm == "random" else _above(by_arm.get("random", []), rows, axis, task))
+            is_empty = arm == "random" or (axis == "regions" and any(row["points"] for row in rows))
+            cells.append("" if is_empty else _above(by_arm.get("random", []), rows, axis, costs))
         table.add_row(arm, *cells, f"{regions:.2f}")
     Console(width=None if Console().is_terminal else 160).print(table)
 
 
-def _above(control: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], axis: str, task: str) -> str:
+def _above(
+    control: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], axis: str, costs: Sequence[float]
+) -> str:
     """How far curves are above those of random images, in points, at equal numbers on an axis."""
     pairs = [(one, other) for one, other in zip(control, rows, strict=False) if one["seed"] == other["seed"]]
     if not pairs:
         return "no random"
-    heights = [[100 * height for height in _heights(one, other, axis, task)] for one, other in pairs]
+    heights = [[100 * height for height in _heights(one, other, axis, costs)] for one, other in pairs]
     of_random, of_arm = zip(*heights, strict=True)
     return _words(paired_difference(of_random, of_arm), sign="+")
 
 
-def _heights(one: Mapping[str, Any], other: Mapping[str, Any], axis: str, task: str) -> tuple[float, float]:
+def _heights(
+    one: Mapping[str, Any], other: Mapping[str, Any], axis: str, costs: Sequence[float]
+) -> tuple[float, float]:
     """Mean heights of two curves over what both have of an axis."""
-    along = [_along(row, axis, task) for row in (one, other)]
+    along = [_along(row, axis, costs) for row in (one, other)]
     places = np.linspace(max(each[0] for each in along), min(each[-1] for each in along), 200)
     first, second = (
         float(np.interp(places, each, row["value"]).mean()) for each, row in zip(along, (one, other), strict=True)
@@ -310,11 +367,12 @@ def _heights(one: Mapping[str, Any], other: Mapping[str, Any], axis: str, task: 
     return first, second
 
 
-def _along(row: Mapping[str, Any], axis: str, task: str) -> NDArray[np.float64]:
-    """Images, regions or seconds of people after each round."""
-    images, regions = np.array(row["images"], dtype=np.float64), np.array(row["regions"], dtype=np.float64)
-    of_image, of_region = SECONDS[task]
-    return {"images": images, "regions": regions, "seconds": of_image * images + of_region * regions}[axis]
+def _along(row: Mapping[str, Any], axis: str, costs: Sequence[float]) -> NDArray[np.float64]:
+    """Images, regions or seconds of people after each round, which have these costs for images, regions and points."""
+    images, regions, points = (np.array(row[name], dtype=np.float64) for name in ("images", "regions", "n_points"))
+    of_image, of_region, of_point = costs
+    seconds = of_image * images + of_region * regions + of_point * points
+    return {"images": images, "regions": regions, "seconds": seconds}[axis]
 
 
 def _words(found: Interval, *, sign: str = "") -> str:
@@ -327,9 +385,13 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, metavar="RUNS.jsonl", help="a line for each campaign")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=[name for name in SETS if name != "trees"])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *OF_MASKS], default=[*ARMS])
     parser.add_argument("--seeds", type=int, default=5, help="campaigns of each arm")
-    parser.add_argument("--quick", action="store_true", help="two epochs, to try it")
+    parser.add_argument("--rounds", type=int, default=N_ROUNDS, help="that each campaign asks in")
+    parser.add_argument("--region", type=float, metavar="SECONDS", help="of a person for a region, other than usual")
+    parser.add_argument("--point", type=float, metavar="SECONDS", default=OF_POINT, help="of a person for a point")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of a training; two are enough to try it")
+    parser.add_argument("--members", type=int, default=3, help="networks of a round")
     return parser.parse_args()
 
 

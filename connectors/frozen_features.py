@@ -59,12 +59,13 @@ def cached_features(
     *,
     image_size: int,
     reading: Reading = WHOLE,
+    keep: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Tensor:
     """Features of images, from the cache; what is missing there is computed and appended, chunk by chunk.
 
-    A call that was killed goes on where it stood; the next chunk is decoded while the network works on one. Another
-    process may remove anything meanwhile.
+    They are the same bit by bit, kept or not. A call that was killed goes on where it stood; the next chunk is decoded
+    while the network works on one. Another process may remove anything meanwhile.
 
     Args:
         cache: of this network, size, device and ranges: see `open_cache`.
@@ -73,6 +74,7 @@ def cached_features(
         uris: `(n,)` their paths.
         image_size: side of the square images, pixels.
         reading: how the images are read.
+        keep: False appends nothing.
         on_progress: called with (done, total) images.
 
     Returns:
@@ -92,7 +94,8 @@ def cached_features(
     with closing(images):
         for positions, part in zip(missing.split(chunk) if len(missing) else (), images, strict=True):
             computed = extract(model, part, device=device)
-            cache.append([ids[p] for p in positions.tolist()], computed)
+            if keep:
+                cache.append([ids[p] for p in positions.tolist()], computed)
             features = computed.new_zeros((len(ids), *computed.shape[1:])) if features is None else features
             features[positions] = computed
             n_done += len(part)

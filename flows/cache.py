@@ -29,14 +29,16 @@ def features_of(
     settings: ModelSettings,
     *,
     reading: Reading = WHOLE,
+    keep: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Tensor:
-    """What a network's frozen trunk makes of images, `(n, ...)` in float16; only what is new is computed.
+    """What a network's frozen trunk makes of images, `(n, ...)` in float16; only what is not kept is computed.
 
     Args:
         body: on the device that computes.
         items: item_id and uri.
         reading: how the images are read.
+        keep: whether what is computed is kept.
         on_progress: called with (done, total) images.
     """
     return cached_features(
@@ -46,6 +48,7 @@ def features_of(
         items["uri"].tolist(),
         image_size=settings.image_size,
         reading=reading,
+        keep=keep,
         on_progress=on_progress,
     )
 

@@ -76,6 +76,7 @@ weights = "DEFAULT"              # a weight name of the hub, a file (.pt, .safet
                                  # that are trained alone; scratch: from none
 # augmentation = "natural"       # none, digits (no flips: digits, documents), natural (photos)
 # class_balanced = true          # weigh rare classes up
+# dice = 1.0                     # of masks alone: weight of the soft Dice loss beside the cross-entropy
 # label_smoothing = 0.0
 # schedule = "cosine"            # how the learning rate falls: cosine, plateau, constant
 # learning_rate = 2e-3

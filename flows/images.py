@@ -9,12 +9,14 @@ from torch import Tensor
 
 from connectors.images.pixels import load_images, stream_images
 from connectors.images.reading import Reading
-from flows.cache import features_of, shrink_features
+from flows.cache import GIGABYTE, features_of, shrink_features
 from flows.predict import predictions
 from pipeline.learning.networks import CHUNK
+from pipeline.learning.predict import read_features
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.predict import Decided
 from pipeline.networks.classifier import Classifier
+from pipeline.networks.features import feature_bytes
 from pipeline.tables import PoolTable
 from pipeline.tasks.task_type import TaskType
 from pipeline.types import OnProgress
@@ -50,9 +52,13 @@ class PoolImages:
         return torch.cat([images.flatten(1).half() / 255 for images in chunks])
 
     def features(self, body: Classifier, items: pd.DataFrame, on_progress: OnProgress | None = None) -> Tensor:
-        """What a frozen trunk makes of images, `(n, ...)` in float16; only what is new is computed."""
+        """What a frozen trunk makes of images, `(n, ...)` in float16; only what is not kept is computed."""
         located = self.pool.located(items)
         return features_of(body, located, self.model, reading=self.reading, on_progress=on_progress)
+
+    def feature_gb(self, body: Classifier) -> float:
+        """What the features of the whole pool take under a trunk, gigabytes."""
+        return len(self.pool.usable) * feature_bytes(body, image_size=self.model.image_size) / GIGABYTE
 
     def predict(
         self,
@@ -60,11 +66,23 @@ class PoolImages:
         items: pd.DataFrame,
         members: MemberSettings | None = None,
         *,
+        of_pool: bool = False,
         seed: int = 0,
         on_progress: OnProgress | None = None,
     ) -> Iterator[Decided]:
-        """What members decide, a part of the images at a time."""
+        """What members decide, a part of the images at a time.
+
+        Args:
+            items: item_id and uri.
+            members: how each network becomes several members; None for one each.
+            of_pool: these are all candidates or a part of them, whose features are kept only where those of the whole
+                pool fit within the bound: else they would be written to be thrown away, and those of labelled images
+                with them.
+            seed: of the members' draws.
+            on_progress: called with (done, total) images.
+        """
         located = self.pool.located(items)
+        keep = not of_pool or not read_features(networks, members) or self.feature_gb(networks[0]) <= self.cache_gb
         yield from predictions(
             networks,
             located,
@@ -72,6 +90,7 @@ class PoolImages:
             members,
             task=self.task,
             reading=self.reading,
+            keep=keep,
             seed=seed,
             on_progress=on_progress,
         )

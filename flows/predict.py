@@ -14,11 +14,14 @@ from pipeline.learning.predict import decide_on_features, decide_on_images, read
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.predict import Decided
 from pipeline.networks.classifier import Classifier
+from pipeline.networks.features import feature_bytes
 from pipeline.tasks.task_type import TaskType
 from pipeline.types import OnProgress
 
 SHARD = 4096
-"""Candidates in one file of scores, and images whose features are in memory at a time."""
+"""Candidates in one file of scores, and images whose features are in memory at a time at most."""
+MOST_BYTES = 2**30
+"""Features that are in memory at a time, at most."""
 
 
 def predictions(
@@ -29,23 +32,27 @@ def predictions(
     *,
     task: TaskType,
     reading: Reading = WHOLE,
+    keep: bool = True,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Iterator[Decided]:
     """What members decide about images, a part of them at a time; no more is in memory.
 
-    A frozen trunk that all networks share is asked once for an image and never again: see `features_of`.
+    A frozen trunk that all networks share is asked once for an image, whatever their number, and never again where its
+    features are kept: see `features_of`.
 
     Args:
         items: item_id and uri.
         task: what the networks decide.
         members: how each network becomes several members; None for one each.
         reading: how the images are read.
+        keep: whether features that are computed are kept.
         seed: of the members' draws.
         on_progress: called with (done, total) images.
     """
     if read_features(models, members):
-        for features in _features_in_shards(models[0], items, settings, reading=reading, on_progress=on_progress):
+        parts = _features_in_parts(models[0], items, settings, reading=reading, keep=keep, on_progress=on_progress)
+        for features in parts:
             yield from decide_on_features(models, features, members, task=task, seed=seed)
         return
     uris, done = items["uri"].tolist(), 0
@@ -58,22 +65,24 @@ def predictions(
                 on_progress(done, len(items))
 
 
-def _features_in_shards(
+def _features_in_parts(
     body: Classifier,
     items: pd.DataFrame,
     settings: ModelSettings,
     *,
     reading: Reading,
+    keep: bool,
     on_progress: OnProgress | None,
 ) -> Iterator[Tensor]:
-    """What the frozen trunk makes of the images."""
-    for start in range(0, len(items), SHARD):
-        shard = items.iloc[start : start + SHARD]
+    """What the frozen trunk makes of the images; parts of large features have fewer images."""
+    n_images = min(SHARD, max(1, MOST_BYTES // feature_bytes(body, image_size=settings.image_size)))
+    for start in range(0, len(items), n_images):
+        part = items.iloc[start : start + n_images]
 
         def count(done: int, _total: int, start: int = start) -> None:
             if on_progress is not None:
                 on_progress(start + done, len(items))
 
-        features = features_of(body, shard, settings, reading=reading, on_progress=count)
-        count(len(shard), len(shard))
+        features = features_of(body, part, settings, reading=reading, keep=keep, on_progress=count)
+        count(len(part), len(part))
         yield features

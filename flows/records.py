@@ -53,6 +53,7 @@ class Plan:
         minutes: an estimate for each phase that was thought of.
         max_minutes: the campaign's limit.
         text: for people; None where there is nothing to know.
+        features: for people, that the pool's features are not kept; None where they are, or there are none to keep.
     """
 
     phase: str
@@ -60,6 +61,7 @@ class Plan:
     minutes: dict[str, float]
     max_minutes: float | None
     text: str | None
+    features: str | None = None
 
 
 @dataclass(frozen=True)

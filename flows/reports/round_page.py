@@ -67,9 +67,9 @@ def warnings_of(folder: RoundFolder) -> tuple[str, ...]:
 
 
 def notes_of_plan(folder: RoundFolder) -> tuple[str, ...]:
-    """What people should know of how long the round's training takes, and what it leaves out for that."""
+    """What people should know of how long the round takes, and what it leaves out for that."""
     plan = folder.get(PLAN)
-    return (plan.text,) if plan and plan.text else ()
+    return tuple(text for text in (plan.text, plan.features) if text) if plan else ()
 
 
 def accuracy_text(metrics: AuditMetrics) -> str:

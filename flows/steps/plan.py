@@ -9,14 +9,15 @@ from flows.artefacts import CONFIG, OUTLOOK, PLAN, SECONDS, TRAINING
 from flows.changes import changes_since_last
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.folder import RoundFolder
+from flows.images import PoolImages
 from flows.outlook import outlook
 from flows.records import Outlook, Plan, RoundConfig
 from flows.step import step
 from flows.steps.select import check_strategy
 from pipeline.learning.estimate import estimate_seconds
-from pipeline.learning.networks import check_network, phase_of
+from pipeline.learning.networks import check_network, frozen_body, phase_of
 from pipeline.learning.settings import MemberSettings, ModelSettings
-from pipeline.networks.classifier import PHASES
+from pipeline.networks.classifier import PHASES, Classifier
 from pipeline.tables import Labels
 from pipeline.tasks.task_type import TaskType
 
@@ -82,6 +83,7 @@ def plan(
     audit: Labels,
     candidates: ItemList,
     *,
+    images: PoolImages,
     earlier: Sequence[RoundFolder],
     task: TaskType,
     model: ModelSettings,
@@ -109,7 +111,20 @@ def plan(
             if model.max_minutes is None or minutes[phase] <= model.max_minutes:
                 break
     text = _text(phase, wanted, minutes, model.max_minutes, round_number, last, is_dearer=is_dearer)
-    return Plan(phase, wanted, minutes, model.max_minutes, text)
+    features = None
+    if phase == "head" and not members.views:
+        features = _features_text(images, frozen_body(model, task, n_classes=len(classes)))
+    return Plan(phase, wanted, minutes, model.max_minutes, text, features)
+
+
+def _features_text(images: PoolImages, body: Classifier) -> str | None:
+    needed = images.feature_gb(body)
+    if needed <= images.cache_gb:
+        return None
+    return (
+        f"the features of the pool's images would take {needed:.2g} GB, and feature_cache_gb = {images.cache_gb:g}: "
+        "each round computes what it needs of them again, and only those of labelled images are kept"
+    )
 
 
 def _text(

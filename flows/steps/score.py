@@ -46,7 +46,8 @@ def score_shard(
     models = load_networks(training, networks, settings.model)
     seed = draws_seed(settings, round_number)
     parts, start = [], 0
-    for decisions, embeddings, _ in images.predict(models, rows, settings.members, seed=seed, on_progress=on_progress):
+    found = images.predict(models, rows, settings.members, of_pool=True, seed=seed, on_progress=on_progress)
+    for decisions, embeddings, _ in found:
         chunk = rows.iloc[start : start + len(decisions)]
         parts.append(_score_chunk(chunk, decisions, embeddings, settings, task))
         start += len(chunk)

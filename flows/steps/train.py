@@ -227,7 +227,7 @@ class _Lessons:
         """Entropy of the mean of the networks, nats, and likeliest class `(N,)` each; the pool is held in parts."""
         entropies, guesses = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
         with progress_bar("looking for pseudo-labels", unit="images") as on_progress:
-            for decisions, _, _ in self.images.predict(models, items, on_progress=on_progress):
+            for decisions, _, _ in self.images.predict(models, items, of_pool=True, on_progress=on_progress):
                 entropies.append(entropy(decisions[:, 0]))
                 guesses.append(decisions[:, 0].mean(dim=1).argmax(dim=1))
         return torch.cat(entropies), torch.cat(guesses)

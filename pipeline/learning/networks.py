@@ -59,6 +59,11 @@ def check_network(settings: ModelSettings, members: MemberSettings, task: TaskTy
     Raises:
         ModelError: naming what is wrong.
     """
+    if settings.dice and task.overlap_loss is None:
+        raise ModelError(
+            f"dice = {settings.dice:g} adds a loss of painted areas to the training, and people paint nothing in this "
+            "task: leave dice out of [model]"
+        )
     try:
         choose_device(settings.device)
         model = new_model(settings, task, n_classes=n_classes, seed=0)

@@ -113,6 +113,9 @@ class ModelSettings(Settings):
         "scratch leaves the weights unused",
     )
     class_balanced: bool = Field(True, description="weigh rare classes up in the loss")
+    dice: float | None = Field(
+        None, ge=0, le=100, description="weight of the soft Dice loss of masks beside the cross-entropy; 1 if not given"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label that goes to all classes")
     schedule: Literal["cosine", "plateau", "constant"] = Field("cosine", description="how the learning rate falls")
     learning_rate: float = Field(2e-3, gt=0, lt=10, description="of the head, at its highest")

@@ -11,7 +11,7 @@ from pipeline.networks.classifier import Classifier
 from pipeline.randomness import seeded
 from pipeline.tasks.task_type import TaskType
 from pipeline.training.augmentation import AUGMENTATIONS
-from pipeline.training.fit import MAX_GRADIENT_NORM, TrainingError, class_weights
+from pipeline.training.fit import MAX_GRADIENT_NORM, TrainingError, class_weights, loss_of
 from pipeline.training.recipe import Recipe
 
 MOMENTUM = 0.9
@@ -83,7 +83,8 @@ def swag_draws(
             batch, affine = augment(batch)
             wanted = wanted if affine is None else task.warp(wanted, affine)
             batch = model.features(batch)
-        return task.loss(model.outputs(batch), wanted, weights, recipe.label_smoothing)
+        outputs = model.outputs(batch)
+        return loss_of(outputs, wanted, recipe, task, weights, label_smoothing=recipe.label_smoothing)
 
     try:
         n_steps = max(MIN_STEPS, -(-len(inputs) // recipe.batch_size))

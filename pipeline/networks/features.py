@@ -54,6 +54,14 @@ def extract(model: Classifier, images: Tensor, *, device: torch.device) -> Tenso
     return features
 
 
+@torch.no_grad()
+def feature_bytes(model: Classifier, *, image_size: int) -> int:
+    """Bytes that the features of an image take; a black image passes through the trunk."""
+    black = torch.zeros((1, model.channels, image_size, image_size), dtype=torch.uint8, device=model.mean.device)
+    with evaluating(model):
+        return model.features(black).half().nbytes
+
+
 def _batch_features(model: Classifier, images: Tensor, n_images: int, device: torch.device) -> Tensor:
     """Float16 features, on `device`, of images that are filled up to `n_images`."""
     batch = torch.cat([images, images.new_zeros((n_images - len(images), *images.shape[1:]))])

@@ -25,6 +25,7 @@ decides_each_class = False
 headline = "accuracy"
 stride: int | None = None
 reduction = "mean"
+overlap_loss = None
 
 
 def read_label(text: str) -> tuple[Region, ...]:

@@ -26,7 +26,9 @@ stride: int | None = 4
 reduction = "top_tenth"
 SIDE = 256
 """Rows and columns of a raster, whatever the size of an image and of a network's map."""
-MOST_CLASSES = 255
+MOST_CLASSES = 254
+UNKNOWN = 255
+"""Answer of a pixel that nobody looked at: nothing is learnt from it, and nothing measured on it."""
 PART = 2**22
 """Numbers made at a time: 16 MiB."""
 
@@ -129,8 +131,14 @@ def check_targets(targets: Tensor, n: int, n_classes: int) -> None:
         raise ValueError(
             f"rasters are targets ({n}, {SIDE}, {SIDE}) of uint8, n >= 1, got {tuple(targets.shape)} of {targets.dtype}"
         )
-    if targets.max() > n_classes:
-        raise ValueError(f"targets must be in [0, {n_classes}], got {int(targets.max())}")
+    highest = _highest(targets)
+    if highest > n_classes:
+        raise ValueError(f"targets must be in [0, {n_classes}] or {UNKNOWN}, got {highest}")
+
+
+def _highest(targets: Tensor) -> int:
+    """The highest answer that is known, 0 where none is."""
+    return int(torch.where(targets == UNKNOWN, 0, targets).max()) if len(targets) else 0
 
 
 def warp(targets: Tensor, affine: Tensor) -> Tensor:
@@ -146,7 +154,7 @@ def strata(targets: Tensor) -> Tensor:
 
     Images without any class are a stratum of their own, one above the highest class that there is.
     """
-    there = _there(targets, int(targets.max()) if len(targets) else 0)
+    there = _there(targets, _highest(targets))
     return cells.rarest(there)
 
 
@@ -157,7 +165,7 @@ def class_counts(targets: Tensor, n_classes: int) -> Tensor:
 
 def _there(targets: Tensor, n_classes: int) -> Tensor:
     """Whether each image has each class, `(n, C)` bool."""
-    counts = [raster.flatten().bincount(minlength=1 + n_classes)[1:] for raster in targets]
+    counts = [raster.flatten().bincount(minlength=1 + n_classes)[1 : 1 + n_classes] for raster in targets]
     return torch.stack(counts) > 0 if counts else torch.zeros(0, n_classes, dtype=torch.bool, device=targets.device)
 
 
@@ -169,7 +177,7 @@ def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, 
 
     Args:
         outputs: logits `(n, C + 1, h, w)`.
-        targets: `(n, SIDE, SIDE)` uint8.
+        targets: `(n, SIDE, SIDE)` uint8; cells of which no pixel is known are left out.
         class_weights: `(C,)`; what is nothing counts 1. None where every pixel counts the same.
         label_smoothing: share of the probability that the right answer gives to all C + 1 evenly.
     """
@@ -179,27 +187,62 @@ def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, 
     if class_weights is not None:
         weights[1:] = class_weights.to(outputs)
     weighted = shares * weights[:, None, None]
-    smoothed = weighted * (1 - label_smoothing) + label_smoothing / n_answers * weights[:, None, None]
-    return -(smoothed * outputs.log_softmax(dim=1)).sum() / weighted.sum()
+    evenly = shares.any(dim=1, keepdim=True) / n_answers * weights[:, None, None]
+    smoothed = weighted * (1 - label_smoothing) + label_smoothing * evenly
+    return -(smoothed * outputs.log_softmax(dim=1)).sum() / weighted.sum().clamp(min=torch.finfo(weighted.dtype).eps)
+
+
+def overlap_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1 less the soft Dice coefficient of each class, the mean over the classes that are there, in [0, 1].
+
+    With p the probability of a class in a cell and s the share that it has in it, over the cells of all images,
+
+        Dice = 2 sum p s / (sum p^2 + sum s^2)
+
+    (V-Net: Milletari et al., 2016): a class counts alike however few its cells are. The squares make it 1 where p = s,
+    and nowhere else, also in cells that a class has a part of. What is nothing is left out: it has most of the cells.
+
+    Args: as in `loss`.
+    """
+    shares = _shares(targets, outputs.shape[1], outputs.shape[-1]).to(outputs)
+    probs = outputs.softmax(dim=1) * shares.any(dim=1, keepdim=True)
+    both, seen, true = (each[:, 1:].sum(dim=(0, 2, 3)) for each in (probs * shares, probs.square(), shares.square()))
+    is_there = true > 0
+    dice = 2 * both / (seen + true).clamp(min=torch.finfo(true.dtype).eps)
+    return ((1 - dice) * is_there).sum() / is_there.sum().clamp(min=1)
 
 
 def _shares(targets: Tensor, n_answers: int, side: int) -> Tensor:
-    """`(n, A, side, side)` the share of each cell's pixels that has each answer; a pixel is of the cell it is in."""
+    """`(n, A, side, side)` the share of each cell's known pixels that has each answer; all 0 where none is known.
+
+    A pixel is of the cell it is in.
+    """
     n, length = len(targets), max(SIDE, side)
     middle = torch.arange(length, device=targets.device) + 0.5
     nearest, cell = (middle * SIDE / length).long(), (middle * side / length).long()
     answers = targets if length == SIDE else targets[:, nearest][:, :, nearest]
-    image = torch.arange(n, device=targets.device)[:, None, None]
-    bins = ((image * side + cell[:, None]) * side + cell) * n_answers + answers
-    counts = bins.flatten().bincount(minlength=n * side * side * n_answers).reshape(n, side, side, n_answers)
-    return (counts / counts.sum(dim=3, keepdim=True)).movedim(3, 1)
+    counts = torch.zeros((n, n_answers, side, side), device=targets.device)
+    for answer in answers.flatten().bincount(minlength=n_answers)[:n_answers].nonzero().flatten().tolist():
+        rows = counts.new_zeros((n, side, length)).index_add_(1, cell, (answers == answer).float())
+        counts[:, answer].index_add_(2, cell, rows)
+    return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _majority(targets: Tensor, n_answers: int, side: int) -> Tensor:
-    """`(n, side * side)` the answer that most of a cell's pixels have, of equals the lowest."""
+    """`(n, side * side)` the answer that most of a cell's known pixels have, of equals the lowest; -1 if none is."""
     n_images = max(1, PART // (n_answers * side * side + SIDE * SIDE))
-    parts = [_shares(part, n_answers, side).argmax(dim=1).flatten(1) for part in targets.split(n_images)]
+    parts = []
+    for part in targets.split(n_images):
+        shares = _shares(part, n_answers, side).flatten(2)
+        parts.append(torch.where(shares.any(dim=1), shares.argmax(dim=1), -1))
     return torch.cat(parts)
+
+
+def _overlap(guessed: Tensor, right: Tensor, n_answers: int) -> Overlap:
+    """Counts of what is known: answers `(n, ...)` that are right in [0, A)."""
+    is_known = (right >= 0) & (right < n_answers)
+    known = (torch.where(is_known, answers, n_answers) for answers in (guessed, right))
+    return Overlap(*(counts[:, :-1] for counts in overlap(*known, n_answers=n_answers + 1)))
 
 
 def logits(outputs: Tensor) -> Tensor:
@@ -224,8 +267,9 @@ def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Share of the cells that are right; mean intersection over union of each image, 1 where it has no class."""
     n_answers = outputs.shape[1]
     right, guessed = _majority(targets, n_answers, outputs.shape[-1]), outputs.argmax(dim=1).flatten(1)
-    each = intersection_over_union(*overlap(guessed, right, n_answers=n_answers))[:, 1:].nanmean(dim=1)
-    return {"accuracy": (guessed == right).float().mean(), "image_mIoU": each.nan_to_num(1.0).mean()}
+    each = intersection_over_union(*_overlap(guessed, right, n_answers))[:, 1:].nanmean(dim=1)
+    n_known = (right >= 0).sum().clamp(min=1)
+    return {"accuracy": (guessed == right).sum() / n_known, "image_mIoU": each.nan_to_num(1.0).mean()}
 
 
 def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tensor | None = None) -> Metrics | None:
@@ -250,9 +294,9 @@ def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tens
         raise ValueError(f"probs must be (n, U, C + 1) = ({len(targets)}, U, {n_answers}), got {tuple(probs.shape)}")
     check_targets(targets, len(probs), len(classes))
     probs, targets = check_probs(probs.cpu()), targets.cpu()
-    if not targets.any():
+    if _highest(targets) == 0:
         return None
-    parts = [overlap(seen.argmax(dim=1), targets[rows], n_answers=n_answers) for rows, seen in _brought_up(probs)]
+    parts = [_overlap(seen.argmax(dim=1), targets[rows], n_answers) for rows, seen in _brought_up(probs)]
     found = Overlap(*(torch.cat(counts) for counts in zip(*parts, strict=True)))
     occurs = found.true.any(dim=0)
     occurs[0] = False

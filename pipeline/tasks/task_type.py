@@ -1,6 +1,6 @@
 """What labelcycle asks of a task type: what people are asked for, how networks learn it, how good they are at it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -86,6 +86,13 @@ class TaskType(Protocol):
         self, outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
     ) -> Tensor:
         """Scalar to minimise, nats; `class_weights` is `(C,)` by class, `label_smoothing` a share of probability."""
+
+    @property
+    def overlap_loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """Scalar of outputs and targets, in [0, 1]: how little what is painted overlaps what a network sees.
+
+        Training adds it to the loss unless a campaign leaves it out. None where people paint nothing.
+        """
 
     def logits(self, outputs: Tensor) -> Tensor:
         """`(n, U, C)`: the softmax over the last axis gives the probabilities of each decision."""

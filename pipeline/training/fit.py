@@ -120,10 +120,10 @@ def fit(
             n_in_all = recipe.max_epochs * n_steps
             shares = [learning_rate_share(s, n_in_all, schedule=recipe.schedule, losses=losses) for s in of_steps]
             steps = (train[rows] for rows in _steps(len(train), recipe.batch_size, n_steps, generator))
-            row = _train_epoch(predict, load(steps, augment), shares, optimiser, task, weights, recipe.label_smoothing)
+            row = _train_epoch(predict, load(steps, augment), shares, optimiser, recipe, task, weights)
             if len(held_out):
                 with evaluating(network), torch.inference_mode():
-                    row |= _validate(predict, load(held_out.split(recipe.batch_size), unchanged), task, weights)
+                    row |= _validate(predict, load(held_out.split(recipe.batch_size), unchanged), recipe, task, weights)
             _check_finite(row, epoch, recipe.learning_rate)
             history.append(row)
             losses.append(row[watched])
@@ -139,6 +139,24 @@ def fit(
         _restore(moving, best_state)
     model.eval()
     return Fit(history, train, held_out, best)
+
+
+def loss_of(
+    outputs: Tensor,
+    targets: Tensor,
+    recipe: Recipe,
+    task: TaskType,
+    class_weights: Tensor | None,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """What training makes small: the task's loss, and its `overlap_loss` where there is one."""
+    loss = task.loss(outputs, targets, class_weights, label_smoothing)
+    if recipe.dice and task.overlap_loss is None:
+        raise ValueError(f"dice is a loss of painted areas, and there are none in this task, got dice={recipe.dice}")
+    if task.overlap_loss is None or recipe.dice == 0:
+        return loss
+    return loss + (1.0 if recipe.dice is None else recipe.dice) * task.overlap_loss(outputs, targets)
 
 
 def class_weights(counts: Tensor) -> Tensor:
@@ -230,9 +248,9 @@ def _train_epoch(
     batches: Iterable[tuple[Tensor, Tensor]],
     shares: Sequence[float],
     optimiser: torch.optim.Optimizer,
+    recipe: Recipe,
     task: TaskType,
     weights: Tensor | None,
-    label_smoothing: float,
 ) -> dict[str, float]:
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     measured = []
@@ -240,7 +258,7 @@ def _train_epoch(
         for group in optimiser.param_groups:
             group["lr"] = share * group["initial_lr"]
         logits = predict(inputs)
-        loss = task.loss(logits, targets, weights, label_smoothing)
+        loss = loss_of(logits, targets, recipe, task, weights, label_smoothing=recipe.label_smoothing)
         optimiser.zero_grad()
         loss.backward()
         clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
@@ -252,12 +270,13 @@ def _train_epoch(
 def _validate(
     predict: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
+    recipe: Recipe,
     task: TaskType,
     weights: Tensor | None,
 ) -> dict[str, float]:
     predicted = [(predict(inputs), targets) for inputs, targets in batches]
     logits, targets = (torch.cat(parts) for parts in zip(*predicted, strict=True))
-    loss = task.loss(logits, targets, weights, 0.0)
+    loss = loss_of(logits, targets, recipe, task, weights)
     return _means("validation", [(len(targets), {"loss": loss, **task.metrics(logits, targets)})])
 
 

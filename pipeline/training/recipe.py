@@ -24,6 +24,7 @@ class Recipe:
         min_steps: an epoch is one pass over the images, or this many optimiser steps where a pass has fewer: what a
             network learns from few images is decided by the steps that it makes.
         class_balanced: weigh classes by inverse frequency, up to `MAX_CLASS_WEIGHT`.
+        dice: how much the task's `overlap_loss` counts beside its loss; None for 1, or 0 where the task has none.
         label_smoothing: share of the probability that a label gives to all classes evenly, in [0, 1).
         schedule: a key of `SCHEDULES`: what becomes of the learning rate after the warm-up.
         augmentation: a key of `AUGMENTATIONS`, for images; features are never augmented.
@@ -37,6 +38,7 @@ class Recipe:
     batch_size: int = 32
     min_steps: int = 16
     class_balanced: bool = True
+    dice: float | None = None
     label_smoothing: float = 0.0
     schedule: str = "cosine"
     augmentation: str = "none"
@@ -49,6 +51,8 @@ class Recipe:
             )
         look_up(AUGMENTATIONS, self.augmentation, "augmentation")
         look_up(SCHEDULES, self.schedule, "schedule")
+        if self.dice is not None and self.dice < 0:
+            raise ValueError(f"dice must be 0 or more, got {self.dice}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
 

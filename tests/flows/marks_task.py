@@ -18,6 +18,7 @@ decides_each_class = True
 headline = "exact_match"
 stride: int | None = None
 reduction = "mean"
+overlap_loss = None
 
 
 def read_label(text: str) -> tuple[Region, ...]:

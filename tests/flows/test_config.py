@@ -75,7 +75,17 @@ def test_example_that_init_writes_is_a_valid_campaign(campaign):
 def test_defaults_that_the_example_shows_are_the_defaults(campaign):
     without_default = (
         *("weights", "patience", "instructions", "close_after", "schedule", "timezone", "project"),
-        *("target_accuracy", "min_gain", "reduction", "sub_pool", "prefilter", "group", "max_minutes", '"old name"'),
+        *(
+            "target_accuracy",
+            "min_gain",
+            "reduction",
+            "sub_pool",
+            "prefilter",
+            "group",
+            "max_minutes",
+            "dice",
+            '"old name"',
+        ),
     )
     shown = "\n".join(
         line.removeprefix("# ") if line.startswith("# [") or (line.startswith("# ") and " = " in line[1:]) else line

@@ -39,7 +39,7 @@ from flows.cli import app
 from flows.config import resolved
 from flows.predict import predictions
 from flows.records import Pushed, Stability
-from flows.reports.round_page import round_markdown, warnings_of
+from flows.reports.round_page import notes_of_plan, round_markdown, warnings_of
 from flows.reports.status import campaign_status
 from flows.steps import score
 from flows.steps.evaluate import at_temperature_one, evaluate
@@ -52,16 +52,19 @@ from pipeline.evaluation.metrics import negative_log_likelihood
 from pipeline.learning import out_of_fold
 from pipeline.learning import train as learning
 from pipeline.learning.networks import check_network, frozen_body, new_model, phase_of
+from pipeline.learning.settings import ModelSettings
 from pipeline.members.dropout import stochastic_layers
-from pipeline.members.predict import first_half, predict_members
+from pipeline.members.predict import Decided, first_half, predict_members
+from pipeline.networks.build import with_new_head
 from pipeline.networks.errors import ModelError
+from pipeline.networks.features import BATCH as BATCH_OF_TRUNK
 from pipeline.networks.features import feature_key
 from pipeline.pool.reasons import PoolError
 from pipeline.randomness import derive_seed
 from pipeline.selection.acquisition import ACQUISITIONS
 from pipeline.selection.batch import select_batch
 from pipeline.tables import BatchTable, Labels, class_indices
-from pipeline.tasks import classification
+from pipeline.tasks import classification, segmentation
 from pipeline.training.calibration import calibrate
 from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round
 from tests.flows.rounds import (
@@ -551,9 +554,41 @@ def test_pool_is_predicted_in_parts_that_make_one(make_work, monkeypatch):
     assert len(keys) == 1, "the trunk is hashed once"
 
 
-def test_cache_stays_in_its_bound_while_a_pool_is_scored(make_work, monkeypatch):
-    work = make_work("feature_cache_gb = 0.000012", network=TINY)
-    folder = trained_round(work)
+@pytest.mark.parametrize("task", [classification, segmentation])
+def test_shared_trunk_reads_an_image_once_for_three_heads_whether_features_are_kept_or_not(striped_images, task):
+    given = {"name": "tests.flows.tiny:tiny_network", "weights": "factory", "augmentation": "none"}
+    settings = ModelSettings(**given, image_size=16, channels=1, device="cpu")
+    body = frozen_body(settings, task, n_classes=3)
+    heads = [with_new_head(body, seed=seed) for seed in range(3)]
+    for head in heads:
+        head.train_only("head")
+    paths = sorted(striped_images.glob("*.png"))[:40]
+    items = pd.DataFrame({"item_id": [path.stem for path in paths], "uri": [str(path) for path in paths]})
+    n_read: list[int] = []
+    body.trunk.register_forward_hook(lambda _trunk, inputs, _features: n_read.append(len(inputs[0])))
+
+    def decided(**how):
+        n_read.clear()
+        return Decided(
+            *map(torch.cat, list(zip(*predictions(heads, items, settings, task=task, **how), strict=True))[:2])
+        )
+
+    anew = decided(keep=False)
+    once = [1, BATCH_OF_TRUNK, BATCH_OF_TRUNK]
+    assert n_read == once, "one image to know how large features are, then batches that are filled up"
+    assert len(open_cache(features_folder(), body, image_size=16)) == 0
+    kept = decided()
+    assert n_read == once
+    again = decided(keep=False)
+    assert n_read == [1], "what was kept is read"
+    for other in (kept, again):
+        assert torch.equal(anew.decisions, other.decisions)
+        assert torch.equal(anew.embeddings, other.embeddings)
+    assert anew.decisions.shape[2] == 3
+
+
+def scored_in_shards(work, folder, monkeypatch):
+    """Bytes of the cache after each of three shards."""
     monkeypatch.setattr(score, "SHARD", 10)
     held = []
     work.do(score.embed_labelled, folder)
@@ -561,9 +596,44 @@ def test_cache_stays_in_its_bound_while_a_pool_is_scored(make_work, monkeypatch)
         work.do(score.score_shard, folder, shard=shard, on_progress=lambda _done, _total: None)
         held.append(sum(one.n_bytes for one in usage(features_folder())))
     assert len(held) == 3
-    one_shard = min(held) - 12_000
-    assert max(held[1:]) < 12_000 + 2 * max(one_shard, 6_000), "no more than the bound and a shard"
-    assert sum(one.n_bytes for one in usage(features_folder())) <= 12_000
+    return held
+
+
+def test_cache_stays_in_its_bound_while_a_pool_is_scored(make_work, monkeypatch):
+    work = make_work("feature_cache_gb = 0.00004", network=TINY)
+    folder = trained_round(work)
+    others = open_cache(
+        features_folder(), new_model(work.settings.model, classification, n_classes=3, seed=1), image_size=12
+    )
+    others.append([f"other{number}" for number in range(100)], torch.zeros((100, 128), dtype=torch.float16))
+    held = scored_in_shards(work, folder, monkeypatch)
+    assert max(held) <= 40_000, "other features go for those that are used"
+    body = frozen_body(work.settings.model, classification, n_classes=3)
+    assert len(open_cache(features_folder(), body, image_size=12)) > 24
+
+
+@pytest.mark.parametrize("of_members", ["", "mc_dropout = 2\nlaplace = 2"])
+def test_pool_whose_features_do_not_fit_is_scored_alike_and_keeps_those_of_labels(make_work, monkeypatch, of_members):
+    scored, n_kept, told = [], [], []
+    for gigabytes in ("0.00005", "0.000015"):  # 60 images of 256 bytes take 15,360
+        work = make_work(
+            f"feature_cache_gb = {gigabytes}", network=TINY, members=of_members, name=f"of-{gigabytes[5:]}"
+        )
+        shutil.rmtree(features_folder(), ignore_errors=True)
+        frozen_features._opened.cache_clear()
+        folder = trained_round(work)
+        work.do(plan, folder)
+        scored_in_shards(work, folder, monkeypatch)
+        scored.append(folder.read(SCORES))
+        body = frozen_body(work.settings.model, classification, n_classes=3)
+        n_kept.append(len(open_cache(features_folder(), body, image_size=12)))
+        told.append(notes_of_plan(folder))
+    for column in ("score", "entropy"):
+        assert scored[0].column(column).equals(scored[1].column(column)), column
+    assert torch.equal(scored[0].lists("embedding"), scored[1].lists("embedding"))
+    assert n_kept == [54, 24], "the second keeps labelled images alone"
+    assert told[0] == ()
+    assert "take 1.5e-05 GB, and feature_cache_gb = 1.5e-05" in told[1][0]
 
 
 @pytest.mark.parametrize("strategy", ["top_k", "badge", "drop_query"])

@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from connectors.annotation import Question
+from connectors.images.reading import WHOLE
 from connectors.memory import MemoryTool
 from flows import artefacts
 from flows.artefacts import LABELLED_EMBEDDINGS, MEMBERS, ROUND_ARTEFACTS, SCORES, SECONDS, Artefact
 from flows.campaign import GIVEN, OpenCampaign
 from flows.config import CampaignSettings
 from flows.folder import RoundFolder
+from flows.images import PoolImages
 from flows.records import Stability
 from flows.round import work_on
 from flows.step import Step
@@ -389,10 +391,12 @@ def test_plan_needs_no_folder(n_labels, phase):
     model = ModelSettings(
         name="tests.flows.tiny:tiny_network", weights="factory", image_size=12, channels=1, all_from=50, max_epochs=1
     )
+    pool = PoolTable(pd.DataFrame({"item_id": [*"abcde"], "uri": "", "set_aside_reason": None}))
     planned = plan.function(
         labels_of([0] * n_labels),
         labels_of([]),
         range(5),
+        images=PoolImages(pool, model, classification, WHOLE, cache_gb=5 * 256 / 1e9),
         earlier=(),
         task=classification,
         model=model,
@@ -403,6 +407,7 @@ def test_plan_needs_no_folder(n_labels, phase):
     assert (planned.phase, planned.wanted) == (phase, phase)
     assert set(planned.minutes) == ({"all"} if phase == "all" else set())
     assert (planned.text is None) == (phase == "head")
+    assert planned.features is None
 
 
 def test_collect_needs_no_folder():

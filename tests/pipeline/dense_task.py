@@ -23,6 +23,7 @@ decides_each_class = False
 headline = "cell_accuracy"
 stride = 4
 reduction = "mean"
+overlap_loss = None
 
 
 def boxes(names, *, height, width, scores=None):

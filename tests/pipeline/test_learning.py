@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from pipeline.learning.lesson import Lesson, OutOfFold, can_cross, held_out_labels, sample_pool
-from pipeline.learning.networks import phase_of
+from pipeline.learning.networks import check_network, phase_of
 from pipeline.learning.out_of_fold import phase_to_cross, with_out_of_fold
-from pipeline.learning.settings import ModelSettings
-from pipeline.tasks import classification
+from pipeline.learning.settings import MemberSettings, ModelSettings
+from pipeline.networks.errors import ModelError
+from pipeline.tasks import classification, detection, segmentation
 from pipeline.training.recipe import Recipe
 
 PRETRAINED = ModelSettings(
@@ -75,6 +76,14 @@ def test_a_recipe_has_what_the_settings_have():
     assert settings.recipe == Recipe(**given, augmentation="natural")
     assert {field.name for field in fields(Recipe)} <= ModelSettings.model_fields.keys()
     assert settings.recipe.for_epochs(4).patience is None
+
+
+def test_dice_is_refused_where_nothing_is_painted():
+    settings = DRAWN.model_copy(update={"dice": 1.0, "image_size": 32})
+    check_network(settings, MemberSettings(), segmentation, n_classes=3)
+    for task in (classification, detection):
+        with pytest.raises(ModelError, match=r"dice = 1 adds a loss of painted areas .* leave dice out"):
+            check_network(settings, MemberSettings(), task, n_classes=3)
 
 
 def test_a_sample_of_the_pool_is_of_different_images_and_the_same_in_a_round():

@@ -95,7 +95,7 @@ def test_what_is_no_part_of_an_image_is_refused():
         ):
             with pytest.raises(ValueError, match=r"wanted (a mask or a polygon|masks or polygons), got .* kind"):
                 refuse()
-    with pytest.raises(ValueError, match="255 classes at most, got 256"):
+    with pytest.raises(ValueError, match="254 classes at most, got 256"):
         segmentation.targets([()], [str(number) for number in range(256)])
 
 
@@ -156,6 +156,68 @@ def test_class_weights_weigh_pixels_by_their_class_and_nothing_counts_once():
         )
         found = segmentation.loss(outputs, targets, torch.tensor([0.5, 2.0, 4.0]), smoothing)
         torch.testing.assert_close(found, weighted)
+
+
+def half_known(targets):
+    """The targets as somebody knows them who saw the left half of each image, less a bit of it."""
+    known = targets.clone()
+    known[:, :, SIDE // 2 :] = segmentation.UNKNOWN
+    known[:, :7, :7] = segmentation.UNKNOWN
+    return known
+
+
+@pytest.mark.parametrize("loss", [segmentation.loss, segmentation.overlap_loss])
+def test_unknown_pixels_teach_nothing(loss):
+    _, targets = drawn(4)
+    outputs = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    known = half_known(targets)
+    value = loss(outputs, known)
+    value.backward()
+    assert not outputs.grad[:, :, :, 8:].any()
+    assert outputs.grad[:, :, :, :8].any()
+    left, painted_left = outputs[..., :8], targets[..., : SIDE // 2]
+    mirrored = torch.cat([left, left.flip(3)], dim=3), torch.cat([painted_left, painted_left.flip(2)], dim=2)
+    torch.testing.assert_close(loss(*mirrored), value)
+    nothing = loss(outputs, torch.full_like(targets, segmentation.UNKNOWN))
+    assert nothing.item() == 0
+
+
+def test_unknown_pixels_are_neither_answered_for_nor_measured():
+    probs, targets = drawn(8, side=16)
+    known = half_known(targets)
+    segmentation.check_targets(known, 8, 3)
+    columns = segmentation.answered(probs, known).decision % 16
+    assert columns.max() == 7
+    assert (
+        segmentation.class_counts(known, 3).tolist()
+        == segmentation.class_counts(targets[:, :, : SIDE // 2], 3).tolist()
+    )
+    assert segmentation.strata(known).max() <= 3
+    wrong_beyond = probs.clone().unflatten(1, (16, 16))
+    wrong_beyond[:, :, 9:] = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    told, other = (segmentation.measure(each, known, CLASSES) for each in (probs, wrong_beyond.flatten(1, 2)))
+    assert told == other
+    assert segmentation.measure(probs, known.clamp(min=segmentation.UNKNOWN), CLASSES) is None
+    outputs = probs.log().transpose(1, 2).unflatten(2, (16, 16))
+    shown = segmentation.metrics(outputs, known)
+    right = segmentation._majority(targets, 4, 16).unflatten(1, (16, 16))[:, :, :8]
+    assert shown["accuracy"] == pytest.approx((outputs.argmax(dim=1)[:, :, :8] == right).float().mean().item())
+
+
+def test_overlap_loss_is_the_dice_of_each_class_over_all_images():
+    _, targets = drawn(4, n_classes=2)
+    outputs = torch.randn(4, 4, 14, 14, generator=torch.Generator().manual_seed(1))  # the third class is nowhere
+    probs, shares = outputs.softmax(dim=1).double(), segmentation._shares(targets, 4, 14).double()
+    slow = []
+    for answer in (1, 2):
+        seen, true = probs[:, answer].flatten().tolist(), shares[:, answer].flatten().tolist()
+        both = sum(p * s for p, s in zip(seen, true, strict=True))
+        slow.append(1 - 2 * both / (sum(p * p for p in seen) + sum(s * s for s in true)))
+    assert segmentation.overlap_loss(outputs, targets).item() == pytest.approx(sum(slow) / 2, rel=1e-5)
+    right = segmentation._shares(targets, 4, 14).log()
+    assert ((shares > 0) & (shares < 1)).any()
+    assert segmentation.overlap_loss(right, targets).item() == pytest.approx(0, abs=1e-6)
+    assert segmentation.overlap_loss(outputs, torch.zeros_like(targets)).item() == 0
 
 
 def test_a_decision_is_a_cell_row_by_row():

