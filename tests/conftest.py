@@ -21,6 +21,7 @@ from PIL import Image
 from deploy.servers import Servers, down, personal_token, up
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see flows.local
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and so does what they start
 HOME, WORKER = "LABELCYCLE_TEST_HOME", "PYTEST_XDIST_WORKER"
 LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 GROUPS = {

@@ -16,13 +16,14 @@ from connectors.image_folder.manifest import KNOWN as MANIFEST_COLUMNS
 from connectors.image_folder.manifest import forms_of, readings_in_words, unused_columns
 from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, trim
 from flows.artefacts import POOL
-from flows.campaign import standing_labels
+from flows.campaign import standing_labels, task_type
 from flows.config import CampaignSettings, ConfigError
 from flows.folder import Campaign
 from flows.ledger import read_ledger
 from pipeline.names import shorten
 from pipeline.pool.group_rules import check_rule, groups_of
 from pipeline.pool.reasons import PoolError
+from pipeline.regions import is_open
 from pipeline.tables import PoolTable
 from pipeline.tasks.task_type import TaskType
 
@@ -101,6 +102,9 @@ def _checked(table: StrictTable, task: TaskType, classes: Sequence[str]) -> pd.D
     names = forms_of(classes)
     labels = rows["label"].map(lambda label: names.get(label) or names.get(nfc(label)) or nfc(label))
     labels = labels.map(partial(_as_written, table, task))
+    table.refuse(
+        labels.map(is_open), "leaves open what else is there", "a replay needs all labels of an image; delete the row"
+    )
     group = rows["group"].map(nfc, na_action="ignore")
     rows = rows[["file"]].assign(label=labels, is_test=split == "test", group=group)
     return rows.astype(dict.fromkeys(("file", "label", "group"), "str"))
@@ -150,6 +154,8 @@ def _alike(names: Sequence[str]) -> list[str]:
 def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str | None]:
     """The same columns for the images that a campaign has labels for, from its folder and its manifest.
 
+    A label that leaves open what else is there is none here.
+
     The labelled part of the audit set is the test set: no model chose it.
 
     Returns:
@@ -159,8 +165,8 @@ def read_campaign_labels(settings: CampaignSettings) -> tuple[pd.DataFrame, str 
     pool = folder.read(POOL) if folder.has(POOL) else PoolTable(_index(settings))
     pool = pool.renamed(settings.former_classes, settings.asks)
     ledger = read_ledger(folder, settings)
-    standing = standing_labels(pool, ledger, settings)
-    labels = standing.table[["item_id"]].assign(label=standing.words)
+    task, standing = task_type(settings), standing_labels(pool, ledger, settings).complete
+    labels = standing.table[["item_id"]].assign(label=[task.write_label(regions) for regions in standing.regions])
     table = pool.usable[["item_id", "uri", "split", "group"]].merge(labels, on="item_id")
     if table.empty:
         raise ReplayError(

@@ -19,6 +19,8 @@ WORDS = {
     "labelled_embeddings": "embeddings",
     "labelled_probs": "probabilities",
     "n_classes": "number of classes",
+    "class_scores": "scores of each class",
+    "class_counts": "labels of each class",
 }
 """What people call the columns of `Candidates`."""
 

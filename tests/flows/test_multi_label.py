@@ -1,7 +1,7 @@
 """A campaign whose images have several labels: from the first question to a model, its labels and its predictions."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import copy, copytree
 
@@ -28,6 +28,7 @@ from flows.artefacts import (
 from flows.campaign import open_campaign
 from flows.config import ConfigError, load_settings
 from flows.replay.command import replay_strategies
+from flows.replay.folder import Replay
 from flows.replay.options import Options
 from flows.reports.round_page import round_markdown
 from flows.reports.status import campaign_status, rounds_table, status_lines
@@ -393,9 +394,16 @@ def test_what_does_not_go_with_several_labels_is_refused(images, tmp_path, how, 
         Marks(tmp_path, images, **how).run()
 
 
-def test_replays_of_several_labels_are_refused(after_three_rounds, tmp_path):
-    with pytest.raises(ConfigError, match="replays are of campaigns with one class for each image"):
-        replay_strategies(Options(out=tmp_path / "replay", campaign=after_three_rounds.file))
+def test_a_campaign_is_replayed_on_its_labels_and_measured_on_its_audit_set(after_three_rounds, tmp_path):
+    options = Options(tmp_path / "replay", campaign=after_three_rounds.file, seeds=1, query_size=3, rounds=2, start=6)
+    summary = replay_strategies(replace(options, strategies="random,entropy", workers=1))
+    assert summary["headline"] == multi_label.headline
+    labelled = after_three_rounds.folder.round(2).read(LABELLED), after_three_rounds.folder.round(2).read(AUDIT)
+    assert summary["settings"]["test_size"] == len(labelled[1].item_ids)
+    rows = Replay(options.out).labels.set_index("file")["label"]
+    for labels in labelled:
+        for item_id, regions in zip(labels.item_ids, labels.regions, strict=True):
+            assert multi_label.read_label(rows[item_id]) == tuple(regions)
 
 
 def test_an_audit_set_that_has_none_of_the_classes_measures_nothing(images, tmp_path):
