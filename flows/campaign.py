@@ -24,7 +24,7 @@ from flows.outlook import outlook
 from flows.progress import say
 from flows.records import PixelRanges
 from flows.step import Step, do
-from flows.task_types import paid_in
+from flows.task_types import word_for
 from pipeline.labels.ledger import Ledger, RoundOfLedger, count_labels
 from pipeline.learning.settings import with_own_image_size
 from pipeline.settings import LOCAL
@@ -186,7 +186,7 @@ class OpenCampaign:
         of = self.settings
         if of.budget_in == "images":
             return ""
-        return f", with {self.ledger.n_regions_paid} of {of.budget} {paid_in(of.task, of.budget_in)} paid for"
+        return f", with {self.ledger.n_regions_paid} of {of.budget} {word_for(of.task, of.budget_in)} paid for"
 
     def can_ask(self) -> bool:
         """Whether the stopping rules, the budget and the pool leave anything to ask for."""

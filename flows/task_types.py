@@ -55,6 +55,6 @@ def check_counted(value: Counted, info: ValidationInfo) -> Counted:
     return value
 
 
-def paid_in(task: str, counted: Counted) -> str:
+def word_for(task: str, counted: Counted) -> str:
     """What a budget counts, in a word for people: labels, boxes, polygons or masks."""
     return "labels" if counted == "images" else REGIONS[asked_for(task).kind]

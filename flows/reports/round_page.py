@@ -23,7 +23,7 @@ from flows.artefacts import (
 from flows.folder import RoundFolder
 from flows.outlook import in_words
 from flows.records import AuditMetrics, Review
-from flows.task_types import paid_in
+from flows.task_types import word_for
 
 TRAINED = {"head": "Trained the head alone.", "all": "Trained the whole network."}
 ADDRESS_SIGNS = ":/?#[]@!$&'()*+,;=%~-._"
@@ -106,7 +106,7 @@ def _clause_on_regions(folder: RoundFolder) -> str:
     summary, config = folder.get(SUMMARY), folder.get(CONFIG)
     if summary is None or config is None or "n_regions_paid" not in summary.metrics:
         return ""
-    return f", which hold {summary.metrics['n_regions_paid']:.0f} {paid_in(str(config.settings['task']), 'regions')}"
+    return f", which hold {summary.metrics['n_regions_paid']:.0f} {word_for(str(config.settings['task']), 'regions')}"
 
 
 def _clause_on_groups(folder: RoundFolder) -> str:

@@ -30,7 +30,7 @@ from flows.outlook import headline_of, outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text
 from flows.records import AuditMetrics, Look, PixelRanges
 from flows.reports.round_page import accuracy_text, n_labels_of, notes_of_plan, review_of, suspicious_rows
-from flows.task_types import HEADLINE, paid_in
+from flows.task_types import HEADLINE, word_for
 from pipeline.evaluation.stopping import Forecast
 from pipeline.pool.notes import unused_lines
 from pipeline.pool.table import set_aside_counts
@@ -103,8 +103,8 @@ class CampaignStatus:
 
     Attributes:
         n_labels_paid: those of the audit set included.
-        n_trained_on: labels that the newest model learnt from.
         n_regions_paid: regions of these labels; an image in which nothing was found counts as one.
+        n_trained_on: labels that the newest model learnt from.
         paid_in: what the budget counts, in a word: labels, boxes, polygons or masks.
         budget_left: images that may still be asked for.
         seconds_to_batch: from the last answer of a round to the next batch, the last time.
@@ -174,7 +174,7 @@ def campaign_status(folder: Campaign, home: Path) -> CampaignStatus:
         n_regions_paid=ledger.n_regions_paid,
         n_trained_on=next((t.n_trained_on for f in reversed(rounds) if (t := f.get(TRAINING)) is not None), 0),
         budget=settings.budget,
-        paid_in=paid_in(settings.task, settings.budget_in),
+        paid_in=word_for(settings.task, settings.budget_in),
         budget_left=ledger.budget_left(settings.budget, settings.budget_in),
         seconds_to_batch=ledger.seconds_to_batch(),
         set_aside=set_aside_counts(pool.table) if pool else {},
