@@ -97,6 +97,6 @@ def notes_of_first(folder: RoundFolder, work: OpenCampaign) -> tuple[str, ...]:
         f"the first {len(reasons)} labels come before there is a model: {n_audit} of the audit set, which measures it, "
         f"and {len(reasons) - n_audit} to learn from; then {work.settings.query_size} labels in each round"
     ]
-    if work.settings.budget > n_there:
+    if work.settings.budget_in == "images" and work.settings.budget > n_there:
         told.append(f"budget = {work.settings.budget} is more than the {n_there} images that there are")
     return tuple(told)

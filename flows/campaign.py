@@ -24,6 +24,7 @@ from flows.outlook import outlook
 from flows.progress import say
 from flows.records import PixelRanges
 from flows.step import Step, do
+from flows.task_types import word_for
 from pipeline.labels.ledger import Ledger, RoundOfLedger, count_labels
 from pipeline.learning.settings import with_own_image_size
 from pipeline.settings import LOCAL
@@ -168,12 +169,24 @@ class OpenCampaign:
         stop = outlook(self.folder.rounds(), self.settings).stop
         if stop is not None:
             return stop
-        if self.ledger.budget_left(self.settings.budget) == 0:
-            return "the budget is spent"
+        if self.budget_left == 0:
+            return f"the budget is spent{self._what_it_paid()}"
         for split in SPLITS:
             if not self.ledger.may_be_asked(self.pool, split=split, classes=self.settings.classes).empty:
                 return None
         return "every image of the pool has been asked for"
+
+    @property
+    def budget_left(self) -> int:
+        """Images that the budget still pays for."""
+        return self.ledger.budget_left(self.settings.budget, self.settings.budget_in)
+
+    def _what_it_paid(self) -> str:
+        """What a budget in regions came to, which is not known before people mark them."""
+        of = self.settings
+        if of.budget_in == "images":
+            return ""
+        return f", with {self.ledger.n_regions_paid} of {of.budget} {word_for(of.task, of.budget_in)} paid for"
 
     def can_ask(self) -> bool:
         """Whether the stopping rules, the budget and the pool leave anything to ask for."""
@@ -199,7 +212,7 @@ GIVEN: dict[str, Callable[[OpenCampaign, RoundFolder], object]] = {
     "round_number": lambda _, folder: folder.number,
     "rounds": lambda work, folder: [f for f in work.folder.rounds() if f.number <= folder.number],
     "earlier": lambda work, folder: [f for f in work.folder.rounds() if f.number < folder.number],
-    "budget_left": lambda work, _: work.ledger.budget_left(work.settings.budget),
+    "budget_left": lambda work, _: work.budget_left,
     "folder": lambda _, folder: folder,
 }
 """What a step may name besides artefacts and settings. `folder` is for steps that send files of the round elsewhere."""

@@ -6,12 +6,26 @@ from pathlib import Path
 
 from connectors.store import flatten
 from flows.artefacts import CAMPAIGN, CONFIG
-from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings, resolved
+from flows.config import CampaignSettings, resolved
 from flows.folder import Campaign, RoundFolder
 from flows.records import AnnotatorsPage, RoundConfig
 from pipeline.labels.ledger import count_labels
 from pipeline.settings import Plain
 from pipeline.types import Answer
+
+ANOTHER_CAMPAIGN = frozenset({"name", "task", "audit_size", "group"})
+"""Settings that make another campaign once people have been asked: whose rounds these are, and what they are measured
+on. The classes are checked by what they mean: see `claim`. Every other setting may change between rounds,
+and each round records its own; images are known by their content, so that pool and folder may move."""
+CHANGE_NOTHING_BEGUN = frozenset(
+    {
+        *("folder", "pool", "schedule", "close_at", "close_after", "feature_cache_gb", "mlflow.uri", "model.device"),
+        *("timezone", "max_unused", "decode_memory_gb"),
+        *("budget", "budget_in", "query_size", "target_accuracy", "min_gain"),
+        *("label_studio.url", "label_studio.project", "label_studio.instructions"),
+    }
+)
+"""Settings that may change in the middle of a round: what is computed already stays right."""
 
 
 class CampaignChanged(Exception):

@@ -25,7 +25,7 @@ from connectors.label_studio.settings import LabelStudioSettings
 from connectors.mlflow.settings import MLflowSettings
 from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
-from flows.task_types import TASK, WHAT_TASKS_ASK, asked_for, check_task
+from flows.task_types import TASK, WHAT_TASKS_ASK, asked_for, check_counted, check_task
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
@@ -34,7 +34,7 @@ from pipeline.registries import look_up
 from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.settings import MOST, Duration, Plain, Share, Size, is_held
-from pipeline.types import AskFor
+from pipeline.types import AskFor, Counted
 
 if TYPE_CHECKING:
     from connectors.image_folder.index import PoolSource
@@ -53,20 +53,6 @@ WEIGHTS_FILES = frozenset({".pt", ".pth", ".safetensors"})
 MOST_CLASSES = 1000
 LARGEST = 10_000_000
 """Bytes of a campaign file."""
-
-ANOTHER_CAMPAIGN = frozenset({"name", "task", "audit_size", "group"})
-"""Settings that make another campaign once people have been asked: whose rounds these are, and what they are measured
-on. The classes are checked by what they mean: see `flows.changes.claim`. Every other setting may change between rounds,
-and each round records its own; images are known by their content, so that pool and folder may move."""
-CHANGE_NOTHING_BEGUN = frozenset(
-    {
-        *("folder", "pool", "schedule", "close_at", "close_after", "feature_cache_gb", "mlflow.uri", "model.device"),
-        *("timezone", "max_unused", "decode_memory_gb"),
-        *("budget", "query_size", "target_accuracy", "min_gain"),
-        *("label_studio.url", "label_studio.project", "label_studio.instructions"),
-    }
-)
-"""Settings that may change in the middle of a round: what is computed already stays right."""
 
 
 class ConfigError(ValueError):
@@ -156,6 +142,9 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
         description="where the campaign keeps its rounds; .labelcycle/campaigns/ and its name if not given"
     )
     budget: Size = Field(description="labels that are paid for in all, the audit set's included")
+    budget_in: Annotated[Counted, AfterValidator(check_counted)] = Field(
+        "images", description="what the budget counts: images, or the boxes or masks that people mark in them"
+    )
     audit_size: Size = Field(description="random images that are labelled once, measured on and never trained on")
     seed_set_size: int = Field(50, ge=0, le=MOST, description="labels to learn from before there is a model")
     group: Annotated[str, AfterValidator(_check_group)] | None = Field(
@@ -406,7 +395,7 @@ def _checked(values: Plain) -> Plain:
     """What need not be checked again, see `is_held`."""
     model = values.get("model")
     network = model.get("name") if isinstance(model, dict) else None
-    return {"network": network, **{name: values.get(name) for name in ("task", "schedule", "timezone")}}
+    return {"network": network, **{name: values.get(name) for name in ("task", "budget_in", "schedule", "timezone")}}
 
 
 def _beside(base: Path, uri: str) -> str:

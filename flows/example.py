@@ -23,6 +23,7 @@ classes = ["cat", "dog"]         # what annotators choose from; one may be added
 # begin another campaign with all labels of this one: `labelcycle init NEW.toml --from OLD.toml`
 
 budget = 1000                    # labels you will pay for in all, the audit set included
+# budget_in = "images"           # "regions": the budget counts the boxes or masks that people mark in images
 audit_size = 200                 # random images, labelled once, never trained on: the honest measure (± 4 points)
 seed_set_size = 50               # first labels, before there is a model: round 0 asks for these and the audit set
 # group = "parent"               # images that depend on each other, such as frames of a film, stay on one side of the

@@ -12,7 +12,8 @@ from typer.main import get_command
 
 from flows import steps
 from flows.artefacts import CAMPAIGN_ARTEFACTS, MEMBERS, PROGRESS, ROUND_ARTEFACTS, SCORES, SECONDS, AnyArtefact
-from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings
+from flows.changes import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN
+from flows.config import CampaignSettings
 from flows.errors import EXIT_CODES
 from flows.step import Step
 from pipeline.settings import MOST

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # torch takes seconds to load, and whoever only asks people n
 
 Split = Literal["pool", "audit"]
 RegionKind = Literal["image", "box", "polygon", "mask"]
+Counted = Literal["images", "regions"]
+"""What a budget counts: labelled images, or the regions that people marked in them."""
 OnProgress = Callable[[int, int], None]
 """What is called with (done, total) while a long work goes on."""
 Purpose = Literal["seed", "audit", "query", "control", "review", "gold"]

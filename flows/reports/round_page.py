@@ -16,12 +16,14 @@ from flows.artefacts import (
     ROUND,
     SECONDS,
     STABILITY,
+    SUMMARY,
     SUSPICIOUS,
     TRAINING,
 )
 from flows.folder import RoundFolder
 from flows.outlook import in_words
 from flows.records import AuditMetrics, Review
+from flows.task_types import word_for
 
 TRAINED = {"head": "Trained the head alone.", "all": "Trained the whole network."}
 ADDRESS_SIGNS = ":/?#[]@!$&'()*+,;=%~-._"
@@ -88,7 +90,8 @@ def n_labels_of(folder: RoundFolder) -> tuple[int, int, int]:
 def round_sentence(folder: RoundFolder) -> str:
     """How good the round's model is, and on how many labels; in Markdown."""
     n_trained_on, n_audit, n_paid = n_labels_of(folder)
-    paid = f"{n_trained_on} labels to train on, {n_audit} of the audit set; {n_paid} of them paid for."
+    of_regions = _clause_on_regions(folder)
+    paid = f"{n_trained_on} labels to train on, {n_audit} of the audit set; {n_paid} of them paid for{of_regions}."
     metrics = folder.get(METRICS)
     if metrics is None:
         return f"{'The audit set has nothing to measure by yet' if folder.has(TRAINING) else 'No model yet'}. {paid}"
@@ -96,6 +99,14 @@ def round_sentence(folder: RoundFolder) -> str:
         f"Audit {in_words(metrics.headline)} **{accuracy_text(metrics)}** on {metrics.n} images, "
         f"NLL {metrics.nll:.3f}, ECE {metrics.ece:.3f}.{_clause_on_groups(folder)} {paid}"
     )
+
+
+def _clause_on_regions(folder: RoundFolder) -> str:
+    """How many regions were paid for, where the budget counts them."""
+    summary, config = folder.get(SUMMARY), folder.get(CONFIG)
+    if summary is None or config is None or "n_regions_paid" not in summary.metrics:
+        return ""
+    return f", which hold {summary.metrics['n_regions_paid']:.0f} {word_for(str(config.settings['task']), 'regions')}"
 
 
 def _clause_on_groups(folder: RoundFolder) -> str:

@@ -30,7 +30,7 @@ from flows.outlook import headline_of, outlook
 from flows.pixel_ranges import count_multipage, pages_text, range_text
 from flows.records import AuditMetrics, Look, PixelRanges
 from flows.reports.round_page import accuracy_text, n_labels_of, notes_of_plan, review_of, suspicious_rows
-from flows.task_types import HEADLINE
+from flows.task_types import HEADLINE, word_for
 from pipeline.evaluation.stopping import Forecast
 from pipeline.pool.notes import unused_lines
 from pipeline.pool.table import set_aside_counts
@@ -103,8 +103,10 @@ class CampaignStatus:
 
     Attributes:
         n_labels_paid: those of the audit set included.
+        n_regions_paid: regions of these labels; an image in which nothing was found counts as one.
         n_trained_on: labels that the newest model learnt from.
-        budget_left: labels that may still be asked for.
+        paid_in: what the budget counts, in a word: labels, boxes, polygons or masks.
+        budget_left: images that may still be asked for.
         seconds_to_batch: from the last answer of a round to the next batch, the last time.
         set_aside: files of the pool that are not used, by reason; `pool_notes` are lines on them for people.
         files_of_several_pages: of which the first is used.
@@ -124,8 +126,10 @@ class CampaignStatus:
     rounds_closed: int
     awaiting: Awaiting | None
     n_labels_paid: int
+    n_regions_paid: int
     n_trained_on: int
     budget: int
+    paid_in: str
     budget_left: int
     seconds_to_batch: float | None
     set_aside: dict[str, int]
@@ -167,9 +171,11 @@ def campaign_status(folder: Campaign, home: Path) -> CampaignStatus:
         rounds_closed=sum(f.is_closed for f in rounds),
         awaiting=awaited_labels(rounds[-1]) if rounds else None,
         n_labels_paid=ledger.n_labels_paid,
+        n_regions_paid=ledger.n_regions_paid,
         n_trained_on=next((t.n_trained_on for f in reversed(rounds) if (t := f.get(TRAINING)) is not None), 0),
         budget=settings.budget,
-        budget_left=ledger.budget_left(settings.budget),
+        paid_in=word_for(settings.task, settings.budget_in),
+        budget_left=ledger.budget_left(settings.budget, settings.budget_in),
         seconds_to_batch=ledger.seconds_to_batch(),
         set_aside=set_aside_counts(pool.table) if pool else {},
         pool_notes=unused_lines(pool.table) if pool else [],
@@ -182,7 +188,7 @@ def campaign_status(folder: Campaign, home: Path) -> CampaignStatus:
         no_forecast=ahead.no_forecast,
         stop=ahead.stop,
         looks=ahead.looks,
-        stops_when=_limits(settings, ledger.n_labels_paid, ahead.looks),
+        stops_when=_limits(settings, ledger.n_paid(settings.budget_in), ahead.looks),
         notes=notes_of_plan(rounds[-1]) if rounds else (),
         suspicious=next((seen for f in reversed(rounds) if (seen := _suspicious(f)) is not None), None),
         urls=_addresses(rounds, settings, home),
@@ -211,7 +217,7 @@ def _suspicious(folder: RoundFolder) -> Suspicious | None:
     return Suspicious(review.n_listed, review.n_wrong, review.text, str(folder.path_of(SUSPICIOUS)))
 
 
-def _limits(settings: CampaignSettings, n_labels_paid: int, looks: Mapping[str, Look]) -> dict[str, Limit]:
+def _limits(settings: CampaignSettings, n_paid: int, looks: Mapping[str, Look]) -> dict[str, Limit]:
     """The rules that the campaign has; `now` is None where it is not known yet."""
     limits = {"target_accuracy": settings.target_accuracy, "min_gain": settings.min_gain}
     asked = {
@@ -219,14 +225,15 @@ def _limits(settings: CampaignSettings, n_labels_paid: int, looks: Mapping[str, 
         for name, limit in limits.items()
         if limit is not None and name in looks
     }
-    return {"budget": Limit(settings.budget, n_labels_paid)} | asked
+    return {"budget": Limit(settings.budget, n_paid)} | asked
 
 
-def stopping_text(rules: Mapping[str, Limit], headline: str = HEADLINE) -> str:
+def stopping_text(rules: Mapping[str, Limit], headline: str = HEADLINE, paid_in: str = "labels") -> str:
     """What stops the campaign, for people to read.
 
     Args:
         headline: what models are judged by, in words.
+        paid_in: what the budget counts, in a word.
     """
 
     def now(rule: Limit, text: str) -> str:
@@ -234,7 +241,7 @@ def stopping_text(rules: Mapping[str, Limit], headline: str = HEADLINE) -> str:
             return "not known yet"
         return f"{text.format(100 * rule.now)}, {100 * (1 - rule.level):.4g} % sure at look {rule.look}"
 
-    told = [f"{rules['budget'].limit} labels are paid for ({rules['budget'].now} now)"]
+    told = [f"{rules['budget'].limit} {paid_in} are paid for ({rules['budget'].now} now)"]
     if "target_accuracy" in rules:
         rule = rules["target_accuracy"]
         told.append(f"the audit {headline} is surely {100 * rule.limit:g} % ({now(rule, 'at least {:.1f} % now')})")
@@ -270,9 +277,13 @@ def status_lines(state: CampaignStatus) -> Iterator[str]:
             f"Round {state.awaiting.round_number} awaits labels: {state.awaiting.n_labelled} of "
             f"{state.awaiting.n_tasks} labelled{seen}"
         )
+    left = f"{state.budget_left} of {state.budget} left in the budget"
+    if state.paid_in != "labels":
+        paid = f"{state.n_regions_paid} of {state.budget} {state.paid_in} paid for"
+        left = f"{paid}, which leaves {state.budget_left} images to ask for"
     yield (
         f"{state.n_labels_paid} labels paid for, the audit set's included; the newest model learnt from "
-        f"{state.n_trained_on}; {state.budget_left} of {state.budget} left in the budget"
+        f"{state.n_trained_on}; {left}"
     )
     if state.seconds_to_batch is not None:
         yield f"From the last answer to the next batch: {state.seconds_to_batch:.0f} s"
@@ -281,7 +292,9 @@ def status_lines(state: CampaignStatus) -> Iterator[str]:
         if state.forecast
         else f"No forecast yet: {state.no_forecast}"
     )
-    yield stopping_text(state.stops_when, state.judged_by) + (f"; met: {state.stop}" if state.stop else "")
+    yield stopping_text(state.stops_when, state.judged_by, state.paid_in) + (
+        f"; met: {state.stop}" if state.stop else ""
+    )
     yield from (f"{note[0].upper()}{note[1:]}" for note in state.notes)
     yield from (f"Not used of the pool: {line}" for line in state.pool_notes)
     yield from (f"Pixels of {range_text(one)}" for one in state.pixel_ranges)

@@ -28,9 +28,11 @@ from flows.records import AuditMetrics, Outlook, Pages, Registered, Review, Roun
 from flows.reports.confusion import confusion_picture, confusion_table
 from flows.step import step
 from pipeline.labels.answers import digest
+from pipeline.labels.ledger import Ledger
 from pipeline.learning.settings import ModelSettings
 from pipeline.networks.devices import choose_device, device_name
 from pipeline.tables import Labels, PoolTable
+from pipeline.types import Counted
 
 KEPT = (BATCH, LABELLED, AUDIT, METRICS, SUSPICIOUS, CONFUSION_TABLE, CONFUSION_PICTURE)
 """Files of a round that the tracker keeps."""
@@ -107,6 +109,7 @@ def summarise(
     labelled: Labels,
     audit: Labels,
     pool: PoolTable,
+    ledger: Ledger,
     seconds: dict[str, float],
     metrics: AuditMetrics | None,
     outlook: Outlook | None,
@@ -115,10 +118,12 @@ def summarise(
     stability: Stability | None,
     *,
     model: ModelSettings,
+    budget_in: Counted,
 ) -> Summary:
     """The round's numbers as the tracker gets them; the step is the number of labels paid for."""
     n_paid = labelled.n_paid + audit.n_paid
     logged: dict[str, float] = {"n_labels_paid": n_paid, "pool_size": len(pool.usable)}
+    logged |= {"n_regions_paid": ledger.n_regions_paid} if budget_in == "regions" else {}
     logged |= {f"seconds_{name}": spent for name, spent in seconds.items()}
     if metrics is not None:
         logged |= _of_metrics(metrics)

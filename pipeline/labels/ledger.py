@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline.labels.answers import current, labelled_set, set_aside, with_present_names
 from pipeline.pool.table import has_complete_label
 from pipeline.tables import Labels, PoolTable
-from pipeline.types import Answer, Ask, Split
+from pipeline.types import Answer, Ask, Counted, Split
 
 if TYPE_CHECKING:
     from pipeline.tasks.task_type import TaskType
@@ -92,20 +92,47 @@ class Ledger:
         return {answer.item_id for answer in self.standing}
 
     @cached_property
+    def regions_paid(self) -> dict[str, int]:
+        """Regions of each label that was paid for, the audit set's included, by item.
+
+        An image in which nothing was found counts as one region: a person looked at it, too. Of several people the one
+        counts who marked the most.
+        """
+        paid: dict[str, int] = {}
+        for answer in self.standing:
+            if answer.annotation is not None:
+                paid[answer.item_id] = max(1, len(answer.annotation.regions), paid.get(answer.item_id, 0))
+        return paid
+
+    @property
     def n_labels_paid(self) -> int:
         """Labels paid for so far, the audit set's included."""
-        return len({answer.item_id for answer in self.standing if answer.outcome == "labelled"})
+        return len(self.regions_paid)
+
+    @property
+    def n_regions_paid(self) -> int:
+        """Regions of the labels paid for so far."""
+        return sum(self.regions_paid.values())
+
+    def n_paid(self, counted: Counted) -> int:
+        """What was paid for so far, as a budget counts it."""
+        return self.n_labels_paid if counted == "images" else self.n_regions_paid
 
     @cached_property
     def n_outstanding(self) -> int:
         """Tasks that are out and may still come back with a label; an image may be asked for a second time."""
-        labelled = {answer.item_id for answer in self.standing if answer.outcome == "labelled"}
-        answered = {(answer.item_id, answer.round_number) for answer in self.standing}
-        return sum(item not in labelled and (item, number) not in answered for item, number in self.asked_items.items())
+        paid, answered = self.regions_paid, {(answer.item_id, answer.round_number) for answer in self.standing}
+        return sum(item not in paid and (item, number) not in answered for item, number in self.asked_items.items())
 
-    def budget_left(self, budget: int) -> int:
-        """Labels that may still be asked for, of so many."""
-        return max(0, budget - self.n_labels_paid - self.n_outstanding)
+    def budget_left(self, budget: int, counted: Counted = "images") -> int:
+        """Images that may still be asked for.
+
+        Of a budget in regions: as many as it pays for if each holds as many regions as the labels so far hold on
+        average, or one while there is no label.
+        """
+        n_paid = self.n_paid(counted)
+        n_images = (budget - n_paid) * self.n_labels_paid // n_paid if n_paid else budget
+        return max(0, n_images - self.n_outstanding)
 
     def seconds_to_batch(self, number: int | None = None) -> float | None:
         """How long people waited from the last answer that a round brought in to the batch of the next.

@@ -17,10 +17,11 @@ task = "{task}"
 pool = "{pool}"
 classes = [{classes}]
 folder = "campaign"
-budget = 60
+budget = {budget}
 audit_size = 16
 seed_set_size = 12
 query_size = 8
+{more}
 
 [model]
 name = "small_cnn"
@@ -55,13 +56,15 @@ class RegionCampaign:
         found: Sequence[tuple[Region, ...]],
         *,
         max_epochs: int,
+        budget: int = 60,
+        more: str = "",
     ) -> None:
         write_images(folder / "images", images)
         self.file = folder / "campaign.toml"
         quoted = ", ".join(f'"{name}"' for name in classes)
         size = images[0].shape[0]
-        told = FILE.format(task=task, pool=folder / "images", classes=quoted, size=size, max_epochs=max_epochs)
-        self.file.write_text(told)
+        given = {"task": task, "pool": folder / "images", "classes": quoted, "budget": budget, "more": more}
+        self.file.write_text(FILE.format(**given, size=size, max_epochs=max_epochs))
         self._found = found
         self.tool, self.tracker = MemoryTool(tuple(classes), asks=asks), MemoryTracker()
 
@@ -72,10 +75,18 @@ class RegionCampaign:
     def after(self, n_rounds: int) -> "RegionCampaign":
         """The campaign when these rounds have asked and people have answered."""
         for number in range(n_rounds):
-            work = open_campaign(self.file, tool=self.tool, tracker=self.tracker)
-            with work.folder.lock():
-                assert f"round {number} asks for" in work_on(work).message
-            self.folder = work.folder
-            for question in self.tool.served():
-                self.tool.answer(question.ask, *self.found(question.uri), annotator="ann")
+            assert f"round {number} asks for" in self.run()
+            self.answer()
         return self
+
+    def answer(self) -> None:
+        """Let people mark all that they are asked for."""
+        for question in self.tool.served():
+            self.tool.answer(question.ask, *self.found(question.uri), annotator="ann")
+
+    def run(self) -> str:
+        """What a run says."""
+        work = open_campaign(self.file, tool=self.tool, tracker=self.tracker)
+        self.folder = work.folder
+        with work.folder.lock():
+            return work_on(work).message

@@ -60,6 +60,19 @@ def test_manifest_of_positives_alone_is_refused_where_a_label_is_the_whole_answe
     assert load_settings(campaign(several)).manifest_labels == "positives_only"
 
 
+@pytest.mark.parametrize("task", ["classification", "multi_label"])
+def test_budget_in_regions_is_refused_where_people_mark_none(campaign, task):
+    told = GOOD.replace("budget", f'task = "{task}"\nbudget_in = "regions"\nbudget', 1)
+    with pytest.raises(
+        ConfigError, match=rf"line 5: budget_in: 'regions' needs .*, and task = '{task}' asks for classes of whole"
+    ):
+        load_settings(campaign(told))
+    for marking in ("detection", "segmentation"):
+        assert load_settings(campaign(told.replace(task, marking))).budget_in == "regions"
+    with pytest.raises(ConfigError, match="'boxes'"):
+        load_settings(campaign(told.replace("regions", "boxes")))
+
+
 def test_class_that_reads_like_an_open_label_is_refused(campaign):
     with pytest.raises(ConfigError, match=r"no class can be called 'cat\|\?'"):
         load_settings(campaign(GOOD.replace('"cat"', '"cat|?"')))

@@ -6,6 +6,7 @@ import pytest
 from flows.artefacts import BATCH, CONFUSION_TABLE, GUESSES, METRICS, REVIEW
 from flows.config import load_settings
 from flows.reports.round_page import round_markdown
+from flows.reports.status import campaign_status, status_lines
 from flows.results import predict_files, write_labels
 from pipeline.tasks import detection
 from pipeline.types import Region
@@ -78,3 +79,27 @@ def test_labels_and_predictions_come_out_as_regions(boxes, tmp_path):
     assert all(region.score > detection.SHOWN for regions in seen for region in regions)
     agreements = [detection.consensus(pair)[1] for pair in zip(found, seen, strict=True)]
     assert sum(agreements) / len(agreements) > 0.5
+
+
+def test_budget_in_boxes_ends_the_campaign_when_the_boxes_are_paid_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path / "home"))
+    images, found = drawn(70, seed=0)
+    told = {"max_epochs": 1, "budget": 120, "more": 'budget_in = "regions"'}
+    people = RegionCampaign(tmp_path, "detection", detection.asks, CLASSES, images, found, **told)
+    n_asked, n_boxes = [], []
+    while (message := people.run()).startswith("round"):
+        batch = people.folder.rounds()[-1].read(BATCH).table
+        n_asked.append(len(batch))
+        n_boxes.append(sum(max(1, len(people.found(uri))) for uri in batch["uri"]))
+        people.answer()
+    assert message.endswith(f"the budget is spent, with {sum(n_boxes)} of 120 boxes paid for")
+    assert n_asked[:2] == [28, 8]
+    last_but_one = sum(n_boxes[:-1])
+    assert n_asked[-1] == (120 - last_but_one) * sum(n_asked[:-1]) // last_but_one < 8
+    state = campaign_status(people.folder, tmp_path)
+    assert (state.n_regions_paid, state.budget, state.paid_in, state.budget_left) == (sum(n_boxes), 120, "boxes", 0)
+    lines = "\n".join(status_lines(state))
+    assert f"{sum(n_boxes)} of 120 boxes paid for, which leaves 0 images to ask for" in lines
+    assert f"Stops when 120 boxes are paid for ({sum(n_boxes)} now)" in lines
+    assert people.tracker.runs["round-1"].metrics["n_regions_paid"] == (n_boxes[0], 28)
+    assert f"28 of them paid for, which hold {n_boxes[0]} boxes." in round_markdown(people.folder.round(1), "boxes")

@@ -110,6 +110,18 @@ def test_status_shows_the_forecast_and_what_would_stop_the_campaign(campaign, se
     assert "99.62 % sure at look 2)" in text, "the first three rounds could not be asked what a forecast says"
 
 
+@pytest.mark.parametrize(("task", "word"), [("detection", "boxes"), ("segmentation", "masks")])
+def test_status_counts_a_budget_in_regions_by_what_people_mark(campaign, settings, tmp_path, task, word):
+    campaign.write(CAMPAIGN, resolved(otherwise(settings, task=task, budget_in="regions")))
+    state = campaign_status(campaign, tmp_path)
+    assert state.as_json()["paid_in"] == word
+    lines = "\n".join(status_lines(state))
+    assert f"0 of 500 {word} paid for, which leaves 500 images to ask for" in lines
+    assert f"Stops when 500 {word} are paid for (0 now)" in lines
+    campaign.write(CAMPAIGN, resolved(otherwise(settings, task=task)))
+    assert "500 of 500 left in the budget" in "\n".join(status_lines(campaign_status(campaign, tmp_path)))
+
+
 def test_rounds_measured_while_the_rule_was_off_are_no_looks(campaign, settings):
     write_rounds(campaign, CURVE)
     for number, rules in enumerate(([], ["min_gain"], ["target_accuracy"], BOTH), start=1):

@@ -10,8 +10,9 @@ from typer.main import get_command
 
 from flows import artefacts, errors
 from flows.artefacts import CAMPAIGN_ARTEFACTS, ROUND_ARTEFACTS, Artefact
+from flows.changes import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN
 from flows.cli import app
-from flows.config import ANOTHER_CAMPAIGN, CHANGE_NOTHING_BEGUN, CampaignSettings
+from flows.config import CampaignSettings
 from flows.example import EXAMPLE
 from flows.reference import PAGES
 

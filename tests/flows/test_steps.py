@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -44,7 +44,7 @@ from pipeline.regions import regions_to_json
 from pipeline.tables import Labels, PoolTable, Predicted
 from pipeline.tasks import classification, segmentation
 from pipeline.tasks.task_type import TaskType
-from pipeline.types import Ask, Region
+from pipeline.types import Ask, Counted, Region
 from tests.flows.conftest import CLASSES
 from tests.flows.rounds import metrics_of, training_of
 
@@ -181,6 +181,8 @@ def fits(value: object, hint: Any) -> bool:
     kind, parts = get_origin(hint), get_args(hint)
     if kind is Callable:
         return callable(value)
+    if kind is Literal:
+        return value in parts
     if kind in (Union, UnionType):
         return any(fits(value, part) for part in parts)
     if getattr(hint, "_is_protocol", False):
@@ -199,6 +201,8 @@ def test_a_value_fits_its_own_type_alone():
     assert not fits([1], Sequence[str])
     assert fits(classification, TaskType)
     assert not fits(classification.loss, TaskType)
+    assert fits("images", Counted)
+    assert not fits("boxes", Counted)
     assert fits(None, Stability | None)
     assert not fits(None, Stability)
 
@@ -431,12 +435,15 @@ def test_summarise_needs_no_folder():
     labelled, audit = labels_of([0, 1, 2], source="annotators"), labels_of([0, 1])
     pool = PoolTable(pd.DataFrame({"item_id": list("abcdef"), "set_aside_reason": [None] * 5 + ["damaged"]}))
     nothing = dict.fromkeys(("metrics", "outlook", "training", "review", "stability"))
-    summary = summarise.function(labelled, audit, pool, {"train": 2.5}, **nothing, model=MODEL)
+    summary = summarise.function(
+        labelled, audit, pool, Ledger(), {"train": 2.5}, **nothing, model=MODEL, budget_in="images"
+    )
     assert summary.step == 3
     assert summary.metrics == {"n_labels_paid": 3, "pool_size": 5, "seconds_train": 2.5}
     told = nothing | {"metrics": metrics_of(150), "stability": Stability(0.5)}
-    more = summarise.function(labelled, audit, pool, {}, **told, model=MODEL).metrics
+    more = summarise.function(labelled, audit, pool, Ledger(), {}, **told, model=MODEL, budget_in="regions").metrics
     assert (more["audit_accuracy"], more["batch_kept_with_half_the_members"]) == (0.75, 0.5)
+    assert more["n_regions_paid"] == 0
 
 
 IN_MEMORY = """

@@ -74,6 +74,36 @@ def test_two_people_who_label_one_image_are_one_label():
     assert count_labels([first, other]) == {"cat": 1, "dog": 1}
 
 
+def marked(item_id, n_regions, *, annotator="ann", answer_id=1) -> Answer:
+    regions = tuple(Region("box", "cat", (0.1 * place, 0.0, 0.1 * place + 0.1, 0.5)) for place in range(n_regions))
+    found = Annotation(item_id, regions, annotator)
+    time = "2026-01-01T00:00:00+00:00"
+    return Answer(Ask(item_id, 0, "query"), 1, answer_id, "labelled", annotator, time, found)
+
+
+def test_budget_in_regions_pays_for_fewer_images_the_more_they_hold():
+    few = Ledger([one(0, "a", "b", answers=[marked("a", 1), marked("b", 2, answer_id=2)])])
+    many = Ledger([one(0, "a", "b", answers=[marked("a", 5), marked("b", 2, answer_id=2)])])
+    assert (few.n_regions_paid, many.n_regions_paid) == (3, 7)
+    assert (few.budget_left(20, "regions"), many.budget_left(20, "regions")) == (11, 3), "of 1.5 and of 3.5 regions"
+    assert few.budget_left(20) == many.budget_left(20) == 18
+    assert many.budget_left(7, "regions") == many.budget_left(6, "regions") == 0
+    assert Ledger().budget_left(20, "regions") == 20, "before there is a label, one region an image"
+
+
+def test_task_that_is_out_is_taken_off_a_budget_in_regions_at_the_mean_of_the_labels():
+    ledger = Ledger([one(0, "a", "b", "c", answers=[marked("a", 4)])])
+    assert ledger.budget_left(20, "regions") == 2, "16 regions are left, and c and b take 8 of them"
+
+
+def test_image_in_which_nothing_is_found_costs_one_region_and_of_several_people_the_most_counts():
+    assert Ledger([one(0, "a", answers=[marked("a", 0)])]).n_regions_paid == 1
+    both = [marked("a", 2), marked("a", 3, annotator="bob", answer_id=2)]
+    assert Ledger([one(0, "a", answers=both)]).regions_paid == {"a": 3}
+    skipped = answer("b", answer_id=5)
+    assert Ledger([one(0, "a", "b", answers=[*both, skipped])]).n_regions_paid == 3, "a skip costs nothing"
+
+
 def test_label_that_was_withdrawn_is_paid_for_no_more_and_its_task_is_out_again():
     rounds = [one(0, "a", answers=[answer("a", "cat")]), one(1, answers=[answer("a", outcome="deleted", minute=1)])]
     assert (Ledger(rounds[:1]).n_labels_paid, Ledger(rounds[:1]).n_outstanding) == (1, 0)
