@@ -88,10 +88,10 @@ audit_size = 60
 seed_set_size = 24
 query_size = 16"""
 OF_SCENES = 'name = "small_cnn"\nimage_size = {side}\naugmentation = "digits"\n'
-NETWORK = OF_SCENES.format(side=96) + "max_epochs = 12\nbatch_size = 16"
+NETWORK = OF_SCENES.format(side=96) + "max_epochs = 16"
 NETWORKS = {
     "multi_label": OF_SCENES.format(side=64) + "max_epochs = 30",
-    "detection": OF_SCENES.format(side=96) + "max_epochs = 24\nbatch_size = 16",
+    "detection": OF_SCENES.format(side=96) + "max_epochs = 30",
 }
 """Of tasks that learn better or faster otherwise."""
 

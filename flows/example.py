@@ -85,7 +85,7 @@ weights = "DEFAULT"              # a weight name of the hub, a file (.pt, .safet
 # max_epochs = 30
 # max_minutes = 30               # a round that would train longer here trains the head alone
 # patience = 5                   # stop after so many epochs without improvement, or more; if not given at max_epochs
-# batch_size = 32
+# batch_size = 32                # images of an optimiser step; 8 where boxes or masks are learnt
 # min_steps = 16                 # optimiser steps of an epoch at least, however few labels there are
 # device = "auto"                # auto, cpu, cuda, mps
 

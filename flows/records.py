@@ -17,6 +17,7 @@ class RoundConfig:
     Attributes:
         query_size: labels that it may ask for: what the budget leaves.
         settings: the campaign's, resolved.
+        batch_size: images in an optimiser step: where the settings have no number, what suits the task.
         changes: what changed since the round before, a line for each setting.
         weights: what the networks take of a weights file that holds more than they need; where that was looked up.
     """
@@ -25,6 +26,7 @@ class RoundConfig:
     begun_at: str
     query_size: int
     settings: Plain
+    batch_size: int
     changes: Sequence[str]
     weights: str | None = None
 

@@ -49,6 +49,7 @@ def begin(
         begun_at=datetime.now(UTC).isoformat(timespec="seconds"),
         query_size=min(settings.query_size, budget_left),
         settings=resolved(settings),
+        batch_size=settings.model.recipe.batch_size_for(task),
         changes=changes,
         weights=weights,
     )

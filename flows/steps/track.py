@@ -64,6 +64,7 @@ def parameters(config: RoundConfig, labelled: Labels) -> dict[str, str | int | f
         "round_number": config.round_number,
         "labelled_digest": digest(labelled.table),
         **{name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()},
+        "model.batch_size": config.batch_size,
     }
 
 

@@ -40,7 +40,8 @@ def estimate_seconds(
         phase: what is trained, a key of `PHASES`.
         n_images: that each network sees once when it is trained: candidates, audit set, labels.
     """
-    in_step = min(settings.batch_size, n_trained_on)
+    batch_size = settings.recipe.batch_size_for(task)
+    in_step = min(batch_size, n_trained_on)
     n_timed = min(in_step, N_TIMED)
     images = noise(settings, n_timed)
     model = new_model(settings, task, n_classes=n_classes, seed=0)
@@ -60,7 +61,7 @@ def estimate_seconds(
     begun = perf_counter()
     compute_in_parts(model, model, images)
     of_pass = (perf_counter() - begun) / n_timed
-    steps = max(settings.min_steps, n_trained_on / settings.batch_size) * settings.max_epochs
+    steps = max(settings.min_steps, n_trained_on / batch_size) * settings.max_epochs
     n_trained = members.ensemble * (2 if settings.pseudo_labels.threshold > 0 else 1)
     few = n_trained_on * VALIDATION_SHARE < MIN_VALIDATION
     n_crossed = NETWORK_FOLDS if few and settings.is_pretrained else 0

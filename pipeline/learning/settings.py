@@ -127,7 +127,12 @@ class ModelSettings(Settings):
     patience: int | None = Field(
         None, ge=1, description="epochs without improvement before training stops; to max_epochs if not given"
     )
-    batch_size: int = Field(32, ge=2, le=65536, description="images of an optimiser step")
+    batch_size: int | None = Field(
+        None,
+        ge=2,
+        le=65536,
+        description="images of an optimiser step; 8 where boxes or masks are learnt and 32 elsewhere if not given",
+    )
     min_steps: Size = Field(16, description="optimiser steps of an epoch at least, however few labels there are")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="what computes")
     pseudo_labels: PseudoLabelSettings = PseudoLabelSettings()

@@ -124,7 +124,8 @@ def train_network(
         has_one_decision=task.has_one_decision,
         generator=torch.Generator().manual_seed(seed),
     )
-    moved = compare_batch_norm(before, model, smallest_batch=min(len(outcome.train), settings.batch_size))
+    smallest = min(len(outcome.train), settings.recipe.batch_size_for(task))
+    moved = compare_batch_norm(before, model, smallest_batch=smallest)
     calibration = calibrate(judged.values, judged.right) if len(judged.right) else None
     if calibration is not None:
         model.temperature.fill_(calibration.temperature)

@@ -69,6 +69,7 @@ def swag_draws(
     if not trained:
         raise ValueError("SWAG needs weights that are not frozen")
     augment = AUGMENTATIONS[recipe.augmentation]
+    batch_size = recipe.batch_size_for(task)
     weights = class_weights(task.class_counts(targets, model.n_classes)).to(device) if recipe.class_balanced else None
     model.to(device)
     inputs = inputs.float() if from_features else inputs
@@ -77,7 +78,7 @@ def swag_draws(
     before = [values.detach().clone() for values in (*trained, *_statistics(layers))]
 
     def loss_of_batch() -> Tensor:
-        rows = torch.randint(len(inputs), (recipe.batch_size,), generator=generator)
+        rows = torch.randint(len(inputs), (batch_size,), generator=generator)
         batch, wanted = inputs[rows].to(device), targets[rows].to(device)
         if not from_features:
             batch, affine = augment(batch)
@@ -87,7 +88,7 @@ def swag_draws(
         return loss_of(outputs, wanted, recipe, task, weights, label_smoothing=recipe.label_smoothing)
 
     try:
-        n_steps = max(MIN_STEPS, -(-len(inputs) // recipe.batch_size))
+        n_steps = max(MIN_STEPS, -(-len(inputs) // batch_size))
         model.train()
         with seeded(seed, device):
             path = _descend(groups, loss_of_batch, n_steps=n_steps, n_columns=n_columns)
@@ -98,7 +99,7 @@ def swag_draws(
         for _ in range(n_draws):
             _set_weights(trained, draw_weights(mean, diagonal, deviations, generator).to(device))
             if not from_features:
-                _refresh(model, layers, inputs, recipe.batch_size)
+                _refresh(model, layers, inputs, batch_size)
             yield model
     finally:
         with torch.no_grad():

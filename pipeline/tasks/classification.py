@@ -25,6 +25,7 @@ decides_each_class = False
 headline = "accuracy"
 stride: int | None = None
 reduction = "mean"
+batch_size = 32
 overlap_loss = None
 
 

@@ -30,6 +30,7 @@ decides_each_class = False
 headline = "AP50"
 stride: int | None = 8
 reduction = "mean"
+batch_size = 8
 overlap_loss = None
 NONE = -1
 """Class of a row of targets without an object, and answer of a cell that is left out."""

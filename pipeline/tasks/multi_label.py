@@ -22,6 +22,7 @@ decides_each_class = True
 headline = "macro_AP"
 stride: int | None = None
 reduction = "mean"
+batch_size = 32
 overlap_loss = None
 THERE = 0.5
 """A class of a higher probability is in the guess."""

@@ -24,6 +24,7 @@ decides_each_class = False
 headline = "mIoU"
 stride: int | None = 4
 reduction = "top_tenth"
+batch_size = 8
 SIDE = 256
 """Rows and columns of a raster, whatever the size of an image and of a network's map."""
 MOST_CLASSES = 254

@@ -47,6 +47,9 @@ class TaskType(Protocol):
     place is decided about between the same answers, of which the first is that nothing is there."""
     reduction: str
     """How the scores of the decisions about an image become one where a campaign does not choose: see `REDUCTIONS`."""
+    batch_size: int
+    """Images in an optimiser step where a campaign does not choose. Each place of a map is an example, so that a few
+    images are many; more take longer, because few labels are learnt in `min_steps`, however many images a step has."""
 
     def read_label(self, text: str) -> tuple[Region, ...]:
         """The regions that a label in a manifest means."""

@@ -100,14 +100,15 @@ def fit(
         images, rows = (inputs, train) if pool_sample is None else (pool_sample, None)
         model.set_normalisation(images, rows)
     _prepare(model, device)
-    _set_training_mode(model, smallest_batch=min(len(train), recipe.batch_size))
+    batch_size = recipe.batch_size_for(task)
+    _set_training_mode(model, smallest_batch=min(len(train), batch_size))
     network, predict = (model.tail, model.read) if from_features else (model, model)
     inputs = inputs.to(device, torch.float32) if from_features else inputs
     augment = unchanged if from_features else AUGMENTATIONS[recipe.augmentation]
     load = partial(_load, inputs, targets.to(device), device, task)
     groups = model.parameter_groups(recipe.learning_rate, recipe.body_rate)
     optimiser = _make_optimiser(groups, recipe.learning_rate, recipe.weight_decay)
-    n_steps = _count_steps(len(train), recipe.batch_size, recipe.min_steps)
+    n_steps = _count_steps(len(train), batch_size, recipe.min_steps)
     watched = "validation_loss" if len(held_out) and recipe.patience is not None else "train_loss"
     moving = _moving_tensors(network)
     history: list[dict[str, float]] = []
@@ -119,11 +120,11 @@ def fit(
             of_steps = range(epoch * n_steps, (epoch + 1) * n_steps)
             n_in_all = recipe.max_epochs * n_steps
             shares = [learning_rate_share(s, n_in_all, schedule=recipe.schedule, losses=losses) for s in of_steps]
-            steps = (train[rows] for rows in _steps(len(train), recipe.batch_size, n_steps, generator))
+            steps = (train[rows] for rows in _steps(len(train), batch_size, n_steps, generator))
             row = _train_epoch(predict, load(steps, augment), shares, optimiser, recipe, task, weights)
             if len(held_out):
                 with evaluating(network), torch.inference_mode():
-                    row |= _validate(predict, load(held_out.split(recipe.batch_size), unchanged), recipe, task, weights)
+                    row |= _validate(predict, load(held_out.split(batch_size), unchanged), recipe, task, weights)
             _check_finite(row, epoch, recipe.learning_rate)
             history.append(row)
             losses.append(row[watched])

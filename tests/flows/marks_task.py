@@ -18,6 +18,7 @@ decides_each_class = True
 headline = "exact_match"
 stride: int | None = None
 reduction = "mean"
+batch_size = 32
 overlap_loss = None
 
 

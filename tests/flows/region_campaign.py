@@ -29,7 +29,6 @@ image_size = {size}
 channels = 1
 augmentation = "none"
 max_epochs = {max_epochs}
-batch_size = 8
 
 [members]
 ensemble = 2

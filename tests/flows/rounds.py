@@ -43,6 +43,7 @@ from flows.steps.train import cross_validate, load_networks, train
 from pipeline.evaluation.metrics import wilson_interval
 from pipeline.networks.classifier import Classifier
 from pipeline.tables import BatchTable, Labels
+from pipeline.tasks import TASKS
 from pipeline.types import Annotation, Answer, Ask, Region
 from tests.flows.conftest import CLASSES, ready_round
 
@@ -57,7 +58,8 @@ def with_settings(work: OpenCampaign, **changed: Any) -> OpenCampaign:
 
 def config_of(settings: CampaignSettings, number: int = 0, *, query_size: int | None = None) -> RoundConfig:
     size = settings.query_size if query_size is None else query_size
-    return RoundConfig(number, THEN, query_size=size, settings=resolved(settings), changes=[])
+    step = settings.model.recipe.batch_size_for(TASKS[settings.task])
+    return RoundConfig(number, THEN, query_size=size, settings=resolved(settings), batch_size=step, changes=[])
 
 
 def metrics_of(n_correct: int = 180, n: int = 200, **changed: Any) -> AuditMetrics:

@@ -44,6 +44,7 @@ from flows.steps.plan import begin, look_ahead, plan
 from flows.steps.push import questions_of, renew_page
 from flows.steps.score import embed_labelled, score_shard
 from flows.steps.select import MEASURED_REASON, compare_with_half, select, select_first
+from flows.steps.track import start_tracking
 from flows.steps.train import cross_validate, train
 from pipeline.tables import BatchTable, Guesses
 from pipeline.tasks import TASKS, classification
@@ -253,6 +254,16 @@ def test_round_that_nobody_has_seen_begins_anew_with_what_it_is_made_of(make_wor
     assert folder.path.exists() != is_anew
     names = {path.name for path in (work.folder.path / "rounds").iterdir()}
     assert names == ({"0000"} if is_anew else {"0000", "0001"})
+
+
+def test_round_goes_on_when_its_task_has_other_steps_than_when_it_began(make_work, monkeypatch):
+    work = make_work()
+    folder = ready_round(work)
+    monkeypatch.setattr(classification, "batch_size", 8)
+    assert not begun_otherwise(folder, work.settings)
+    assert changes_since_last([folder], work.settings) == []
+    work.do(start_tracking, folder, flow_run=None)
+    assert work.tracker.runs["round-1"].params["model.batch_size"] == 32, "as it began"
 
 
 def test_round_that_is_out_ends_as_it_began(make_work):

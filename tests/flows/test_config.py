@@ -97,6 +97,7 @@ def test_defaults_that_the_example_shows_are_the_defaults(campaign):
             "group",
             "max_minutes",
             "dice",
+            "batch_size",
             '"old name"',
         ),
     )

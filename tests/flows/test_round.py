@@ -169,6 +169,7 @@ def test_training_changes_between_rounds_and_a_round_that_nobody_saw_begins_anew
     assert rounds.keys() == {"round-0", "round-1"}
     assert rounds["round-0"].params["seed_set_size"] == 8
     assert (rounds["round-0"].params["model.max_epochs"], rounds["round-1"].params["model.max_epochs"]) == (1, 2)
+    assert rounds["round-1"].params["model.batch_size"] == 32, "the task's own is named, though nobody set it"
     assert "model.max_epochs: 1 -> 2" in rounds["round-1"].tags["changes"]
 
     loop.change(("audit_size = 6", "audit_size = 5"))

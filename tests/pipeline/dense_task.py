@@ -23,6 +23,7 @@ decides_each_class = False
 headline = "cell_accuracy"
 stride = 4
 reduction = "mean"
+batch_size = 8
 overlap_loss = None
 
 

@@ -503,7 +503,6 @@ def test_a_network_learns_boxes_from_few_images():
         task=detection,
         seed=0,
         device=torch.device("cpu"),
-        batch_size=8,
         max_epochs=6,
         patience=None,
         augmentation="natural",

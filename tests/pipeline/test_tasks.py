@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from pipeline.masks import mask_to_png
 from pipeline.members.predict import predict_members
+from pipeline.networks.build import build_model
 from pipeline.regions import regions_from_json, regions_to_json
 from pipeline.selection.batch import select_batch
 from pipeline.selection.scoring import REDUCTIONS, score_columns, score_images
 from pipeline.selection.settings import SelectionSettings
 from pipeline.tasks import TASKS, classification, detection, multi_label, segmentation
-from pipeline.tasks.task_type import TaskType
+from pipeline.tasks.task_type import TaskType, outputs_of
 from pipeline.training.fit import class_weights
 from pipeline.types import Candidates, Region
 from tests.pipeline import dense_task
@@ -122,6 +123,26 @@ def alike(ours: Tensor, theirs: Tensor) -> bool:
 def test_every_task_type_keeps_the_contract():
     assert set(TASKS) <= set(CASES)
     assert all(draw_case(name).task is task for name, task in TASKS.items())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_step_of_training_has_the_images_that_suit_the_task_unless_a_number_is_given(name):
+    case = draw_case(name)
+    form = {"n_classes": N_CLASSES, "image_size": 32, "channels": 1, "dropout": 0.0, "seed": 0}
+    model = build_model("small_cnn", outputs=outputs_of(case.task, N_CLASSES), **form)
+    images = torch.arange(36, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 32, 32)
+    sizes = []
+    model.trunk.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    how = {"task": case.task, "max_epochs": 1, "min_steps": 1, "held_out": torch.arange(0)}
+    for given, wanted in ((None, case.task.batch_size), (12, 12)):
+        sizes.clear()
+        train(model, images, torch.cat([case.targets] * 6), batch_size=given, **how)
+        assert (sizes[0], sum(sizes)) == (wanted, 36)
+
+
+def test_few_images_of_a_map_are_a_step_because_each_has_many_places():
+    assert (segmentation.batch_size, detection.batch_size) == (8, 8)
+    assert (classification.batch_size, multi_label.batch_size) == (32, 32)
 
 
 def test_regions_become_the_targets_of_each_image_alone(of_people):

@@ -692,10 +692,10 @@ def test_a_loss_that_is_not_finite_says_what_to_try():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_epochs": 0}, "got 0, 5, 32 and 16"),
-        ({"patience": 0}, "got 2, 0, 32 and 16"),
+        ({"max_epochs": 0}, "got 0, 5, None and 16"),
+        ({"patience": 0}, "got 2, 0, None and 16"),
         ({"batch_size": 0}, "got 2, 5, 0 and 16"),
-        ({"min_steps": 0}, "got 2, 5, 32 and 0"),
+        ({"min_steps": 0}, "got 2, 5, None and 0"),
         ({"augmentation": "flowers"}, "unknown augmentation 'flowers'. There are: digits, natural, none"),
         ({"schedule": "cosines"}, "unknown schedule 'cosines', did you mean 'cosine'"),
         ({"label_smoothing": 1.0}, "label_smoothing must be in .0, 1., got 1.0"),
