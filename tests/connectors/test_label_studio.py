@@ -368,7 +368,8 @@ class TestPrepare:
         address = changed.prepare()
         project = project_of(api, replace(space, project=title))
         assert address == f"{space.url}/projects/{project['id']}/data"
-        assert not [p for p in api.get("/api/projects").json()["results"] if p["title"] == space.project]
+        titles = {each["id"]: each["title"] for each in api.get("/api/projects").json()["results"]}
+        assert titles[api.get(f"/api/tasks/{min(tasks.values())}").json()["project"]] == title
 
     @pytest.mark.parametrize("title", ["ab", "x" * 51, " padded "])
     def test_refuses_a_title_that_label_studio_would_refuse(self, space, title):
