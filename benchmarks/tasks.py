@@ -22,9 +22,9 @@ from functools import cache
 from pathlib import Path
 from time import process_time
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -159,7 +159,7 @@ def data_of(name: str) -> Data:
     """A set, read once."""
     kind = TASKS[SETS[name][0]].asks.kind
     if name == "trees":
-        classes: tuple[str, ...] = ("tree", "dead tree")
+        classes: tuple[str, ...] = ("tree",)
         images, regions, n_test = *read_trees(), None
         n_test = len(images) // 3
     else:
@@ -185,32 +185,32 @@ def read_trees() -> tuple[list[NDArray[np.uint8]], list[tuple[Region, ...]]]:
     images: list[NDArray[np.uint8]] = []
     regions: list[tuple[Region, ...]] = []
     with zipfile.ZipFile(TREES) as wheel:
-        for name in sorted(each for each in wheel.namelist() if each.endswith(".csv")):
-            table = pd.read_csv(io.BytesIO(wheel.read(name)))
-            if not {"image_path", "xmin", "ymin", "xmax", "ymax"} <= set(table.columns):
-                continue
-            for path, boxes in table.groupby("image_path"):
-                place = f"{name.rpartition('/')[0]}/{path}"
-                if place not in wheel.namelist():
-                    continue
-                picture = np.asarray(Image.open(io.BytesIO(wheel.read(place))).convert("RGB"))
-                for tile, inside in _tiles(picture, boxes):
-                    images.append(tile)
-                    regions.append(inside)
+        for name in sorted(each for each in wheel.namelist() if each.endswith(".xml")):
+            picture = np.asarray(Image.open(io.BytesIO(wheel.read(f"{name[:-4]}.png"))).convert("RGB"))
+            for tile, inside in _tiles(picture, _boxes_of(wheel.read(name))):
+                images.append(tile)
+                regions.append(inside)
     order = np.random.default_rng(0).permutation(len(images))
     return [images[row] for row in order], [regions[row] for row in order]
 
 
-def _tiles(picture: NDArray[np.uint8], boxes: pd.DataFrame) -> list[tuple[NDArray[np.uint8], tuple[Region, ...]]]:
+def _boxes_of(annotation: bytes) -> NDArray[np.float64]:
+    """Left, upper, right and lower edges `(n, 4)`, pixels, of an annotation as Pascal VOC has them."""
+    found = ElementTree.fromstring(annotation).iterfind("object/bndbox")  # noqa: S314 - of a wheel of one version
+    edges = [[float(box.findtext(edge, "nan")) for edge in ("xmin", "ymin", "xmax", "ymax")] for box in found]
+    return np.array(edges, dtype=np.float64).reshape(-1, 4)
+
+
+def _tiles(
+    picture: NDArray[np.uint8], edges: NDArray[np.float64]
+) -> list[tuple[NDArray[np.uint8], tuple[Region, ...]]]:
     tiles = []
-    edges = boxes[["xmin", "ymin", "xmax", "ymax"]].to_numpy(dtype=np.float64)
     areas = (edges[:, 2] - edges[:, 0]) * (edges[:, 3] - edges[:, 1])
-    labels = ["dead tree" if label == "Dead" else "tree" for label in boxes["label"]]
     for upper in range(0, picture.shape[0] - TILE + 1, TILE):
         for left in range(0, picture.shape[1] - TILE + 1, TILE):
             inside = (edges - [left, upper, left, upper]).clip(0, TILE) / TILE
             kept = (inside[:, 2] - inside[:, 0]) * (inside[:, 3] - inside[:, 1]) * TILE**2 > LEAST * areas
-            found = [Region("box", labels[row], tuple(inside[row].tolist())) for row in kept.nonzero()[0]]
+            found = [Region("box", "tree", tuple(inside[row].tolist())) for row in kept.nonzero()[0]]
             tiles.append((picture[upper : upper + TILE, left : left + TILE], tuple(found)))
     return tiles
 
