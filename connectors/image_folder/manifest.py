@@ -66,7 +66,7 @@ def read_manifest(
     Raises:
         PoolError: naming the file, the row and what to write.
     """
-    table = read_strictly(path, KNOWN, longest=LONGEST_FIELD if asks.kind == "image" else LONGEST_REGIONS)
+    table = read_strictly(path, KNOWN, longest=longest_label(asks))
     _refuse_labels_elsewhere(table, [*classes, *renamed])
     _refuse_splits(table)
     table.refuse(
@@ -85,6 +85,11 @@ def read_manifest(
     rows = table.rows[["uri"]].assign(label=label, group=group).astype(object)
     rows = rows.where(rows.notna(), None)
     return dataclasses.replace(table, rows=rows, others=(), notes=(*table.notes, *unused_columns(table)))
+
+
+def longest_label(asks: AskFor) -> int:
+    """Characters of a label, at most."""
+    return LONGEST_FIELD if asks.kind == "image" else LONGEST_REGIONS
 
 
 def _named(given: str, names: Mapping[str, str]) -> str | None:

@@ -121,8 +121,9 @@ class Replay(Folder):
     @cached_property
     def targets(self) -> Tensor:
         """What the labels are to a model, `(N, ...)`."""
-        task = self.settings.task_type
-        return task.targets([task.read_label(label) for label in self.labels["label"]], self.settings.classes)
+        task, labels = self.settings.task_type, self.labels["label"]
+        regions = {label: task.read_label(label) for label in labels.unique()}
+        return task.targets([regions[label] for label in labels], self.settings.classes)
 
     @cached_property
     def groups(self) -> Tensor | None:

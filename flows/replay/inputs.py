@@ -1,8 +1,8 @@
 """What a replay reads: labels, images or ready-made features, or all of a campaign; wrong input is refused first."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from operator import not_
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from connectors.image_folder.index import index_pool
 from connectors.image_folder.listing import locate
 from connectors.image_folder.manifest import KNOWN as MANIFEST_COLUMNS
-from connectors.image_folder.manifest import forms_of, readings_in_words, unused_columns
+from connectors.image_folder.manifest import forms_of, longest_label, readings_in_words, unused_columns
+from connectors.image_folder.region_cells import WrongCell, checked_regions
 from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, trim
 from flows.artefacts import POOL
 from flows.campaign import standing_labels, task_type
@@ -70,7 +71,9 @@ def read_labels(
         ReplayError: naming the file, the row (counted from 1 below the header) and what is wrong there.
     """
     try:
-        table = trim(trim(trim(read_strictly(path, KNOWN), "label"), "split"), "group")
+        table = trim(
+            trim(trim(read_strictly(path, KNOWN, longest=longest_label(task.asks)), "label"), "split"), "group"
+        )
         if table.rows.empty:
             raise PoolError(f"{path}: has no row below its first line")
         rows = _checked(table, task, classes)
@@ -99,9 +102,7 @@ def _checked(table: StrictTable, task: TaskType, classes: Sequence[str]) -> pd.D
     table.refuse(rows["file"].duplicated(), "names a file for the second time", "delete one of the two rows")
     split = rows["split"] if rows["split"].notna().any() else pd.Series("pool", rows.index)
     table.refuse(~split.isin(["pool", "test"]), "has a split that is neither pool nor test")
-    names = forms_of(classes)
-    labels = rows["label"].map(lambda label: names.get(label) or names.get(nfc(label)) or nfc(label))
-    labels = labels.map(partial(_as_written, table, task))
+    labels = rows["label"].map(_meant(table, task, forms_of(classes)))
     table.refuse(
         labels.map(is_open), "leaves open what else is there", "a replay needs all labels of an image; delete the row"
     )
@@ -110,17 +111,22 @@ def _checked(table: StrictTable, task: TaskType, classes: Sequence[str]) -> pd.D
     return rows.astype(dict.fromkeys(("file", "label", "group"), "str"))
 
 
-def _as_written(table: StrictTable, task: TaskType, label: str) -> str:
-    """A label as the task writes it."""
-    try:
-        return task.write_label(task.read_label(label))
-    except (ValueError, KeyError, TypeError) as exc:
-        table.refuse(
-            table.rows["label"] == label,
-            f"has a label that cannot be read ({exc})",
-            "write it as `labelcycle labels` does for the task",
-        )
-        raise
+def _meant(table: StrictTable, task: TaskType, names: Mapping[str, str]) -> dict[str, str]:
+    """Each label as the task writes it, with names in the forms of `names` or of `nfc`; a wrong one is refused."""
+
+    def form(name: str) -> str:
+        return names.get(name) or names.get(nfc(name)) or nfc(name)
+
+    meant: dict[str, str] = {}
+    for cell in table.rows["label"].unique():
+        if task.asks.kind == "image":
+            meant[cell] = task.write_label([replace(one, label=form(one.label)) for one in task.read_label(cell)])
+            continue
+        try:
+            meant[cell] = checked_regions(cell, task.asks.kind, form)
+        except WrongCell as exc:
+            table.refuse(table.rows["label"] == cell, exc.what, exc.mend)
+    return meant
 
 
 def _find(table: StrictTable, images: Path) -> tuple[list[str], list[str]]:

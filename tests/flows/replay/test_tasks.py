@@ -1,18 +1,22 @@
 """Replays of tasks that ask for several regions: the same loop, measured as the task measures."""
 
 import json
+import unicodedata
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.replay.command import replay_strategies
-from flows.replay.inputs import ReplayError
+from flows.replay.inputs import ReplayError, read_labels
 from flows.replay.options import Options
 from flows.scenes import CLASSES, compose_scenes, write_scenes
-from pipeline.tasks import TASKS
+from pipeline.masks import mask_to_png
+from pipeline.tasks import TASKS, segmentation
+from pipeline.types import Region
 
 N = 60
 SEVERAL = [name for name, task in TASKS.items() if task.asks.several]
@@ -95,13 +99,37 @@ def test_replay_that_was_stopped_goes_on_to_the_same_end(scenes, tmp_path):
         ({"task": "detection"}, "leave --task out"),
         ({"campaign": None, "task": "detection"}, "knows one class for each image: name a network"),
         ({"campaign": None, "task": "detektion"}, "--task: .* did you mean 'detection'"),
-        ({"campaign": None, "task": "segmentation"}, r"row 1 .* has a label that cannot be read"),
+        ({"campaign": None, "task": "segmentation"}, r"row \d+ .* has a label whose region 1 is .*task asks for"),
     ],
 )
 def test_what_cannot_be_replayed_is_refused_first(changes, message, scenes, tmp_path):
     with pytest.raises(ReplayError, match=message):
         replay_strategies(replace(options_of(scenes, "detection", tmp_path / "out"), **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_labels_are_read_as_a_manifest_is(tmp_path):
+    noise = mask_to_png(np.random.default_rng(0).integers(0, 2, (1200, 1200)).astype(bool))
+    regions = (Region("mask", unicodedata.normalize("NFD", "café"), mask=noise),)
+    pd.DataFrame({"file": ["a.png"], "label": [segmentation.write_label(regions)]}).to_csv(tmp_path / "l.csv")
+    [label] = read_labels(tmp_path / "l.csv", images=None, task=segmentation)["label"]
+    assert len(label) > 131_072, "longer than other fields may be"
+    assert segmentation.read_label(label) == (Region("mask", "café", mask=noise),)
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "message"),
+    [
+        ("detection", "café", "row 1 .* has a label that is no JSON"),
+        ("detection", '[{"kind": "box", "label": "a", "geometry": [0, 0, 2, 1]}]', "row 1 .* region 1 is wrong"),
+        ("multi_label", "a|?", "row 1 .* leaves open what else is there"),
+    ],
+)
+def test_a_wrong_label_is_refused_with_its_row(task, label, message, tmp_path):
+    label = unicodedata.normalize("NFD", label)
+    pd.DataFrame({"file": ["a.png"], "label": [label]}).to_csv(tmp_path / "l.csv", index=False)
+    with pytest.raises(ReplayError, match=message):
+        read_labels(tmp_path / "l.csv", images=None, task=TASKS[task])
 
 
 def test_command_takes_the_task_of_the_labels(scenes, tmp_path, monkeypatch):
