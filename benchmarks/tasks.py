@@ -44,8 +44,9 @@ from pipeline.learning.train import LEARNING_VERSION, member_name, train_network
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.features import extract
 from pipeline.randomness import derive_seed
-from pipeline.selection.ask import gather_candidates, score_candidates
+from pipeline.selection.ask import gather_candidates
 from pipeline.selection.batch import select_batch
+from pipeline.selection.scoring import score_images
 from pipeline.selection.settings import SelectionSettings
 from pipeline.tasks import TASKS
 from pipeline.types import Region
@@ -296,7 +297,7 @@ def _choose(
     """Ids of the images that a round asks for."""
     scores, embeddings = [], []
     for part in decide_on_features(heads, data.pool.features[rest], None, task=task, seed=seed):
-        scores.append(score_candidates(part.decisions, how, reduction=task.reduction).scores)
+        scores.append(score_images(part.decisions, how.acquisition, reduce=how.reduction or task.reduction))
         embeddings.append(part.embeddings)
     labelled = decide_on_features(heads[:1], data.pool.features[asked], None, task=task, seed=seed)
     columns = {
@@ -347,7 +348,8 @@ def _above(
     control: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], axis: str, costs: Sequence[float]
 ) -> str:
     """How far curves are above those of random images, in points, at equal numbers on an axis."""
-    pairs = [(one, other) for one, other in zip(control, rows, strict=False) if one["seed"] == other["seed"]]
+    of_seed = {row["seed"]: row for row in control}
+    pairs = [(of_seed[row["seed"]], row) for row in rows if row["seed"] in of_seed]
     if not pairs:
         return "no random"
     heights = [[100 * height for height in _heights(one, other, axis, costs)] for one, other in pairs]

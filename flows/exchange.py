@@ -11,10 +11,10 @@ from connectors.image_folder.listing import is_below
 from connectors.region_files.formats import FORMATS, Format
 from connectors.region_files.images import Images, Source
 from connectors.region_files.labelled import LabelledImage, Read, RegionFileError, Size, Told
-from connectors.store import write_atomic, write_folder
+from connectors.store import write_folder
 from flows.campaign import OpenCampaign, standing_labels
 from flows.config import CampaignSettings, ConfigError, images_root
-from flows.outputs import check_folder, check_table
+from flows.outputs import check_folder, check_table, write_rows
 from pipeline.regions import regions_to_json
 from pipeline.registries import look_up
 from pipeline.types import RegionKind
@@ -58,13 +58,13 @@ def import_regions(
     root = _root_of(out, folder)
     told = Told()
     labels = labels / format_.labels if (labels / format_.labels).is_dir() else labels
-    source = Source(labels, Images(folder, but=labels), wanted, names, told)
+    source = Source(labels, Images(folder, but=labels if format_.is_of_pictures else None), wanted, names, told)
     read = format_.read(source)
     given = _given(read, told)
     if not given:
         raise RegionFileError("; ".join([f"{labels} has a label for none of the images in {folder}", *told.lines()]))
     rows = [{"uri": _uri(folder / path, root), "label": given.get(path)} for path in source.images.paths]
-    _write_manifest(pd.DataFrame(rows, columns=["uri", "label"]), out)
+    write_rows(pd.DataFrame(rows, columns=["uri", "label"]), out)
     counts = f"{len(rows)} images, {len(given)} of them with a label; in {list(given.values()).count('[]')} of these"
     return [f"wrote {out}: {counts} nothing is there", *told.lines()], read.classes
 
@@ -155,13 +155,6 @@ def _uri(path: Path, root: str) -> str:
     """The file as a manifest in `root` names it, so that no spreadsheet takes the name for a formula."""
     uri = Path(os.path.relpath(path.absolute(), root)).as_posix()
     return uri if csv_cell(uri) == uri else f"./{uri}"
-
-
-def _write_manifest(table: pd.DataFrame, out: Path) -> None:
-    if out.suffix.lower() == ".csv":
-        write_atomic(out, lambda path: table.to_csv(path, index=False))
-    else:
-        write_atomic(out, lambda path: table.to_parquet(path, index=False))
 
 
 def _root(usual: Path, uris: Sequence[str]) -> str:

@@ -2,9 +2,22 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from connectors.image_folder.listing import is_below
+from connectors.store import write_atomic
 from flows.config import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write_rows(table: "pd.DataFrame", out: Path) -> None:
+    """Write a table as its name asks for, .csv or .parquet, so that a manifest of it is read as the same rows."""
+    if out.suffix.lower() == ".csv":  # with a carriage return in the end of a line, one in a name is quoted
+        write_atomic(out, lambda path: table.to_csv(path, index=False, lineterminator="\r\n"))
+    else:
+        write_atomic(out, lambda path: table.to_parquet(path, index=False))
 
 
 def check_table(out: Path) -> None:

@@ -12,13 +12,12 @@ from connectors.escaping import csv_cell
 from connectors.image_folder.listing import File, stat_file, walk
 from connectors.images.pixels import load_images
 from connectors.mlflow.loader import Ensemble, make_ensemble
-from connectors.store import write_atomic
 from flows.artefacts import MEMBERS, POOL, TRAINING
 from flows.campaign import OpenCampaign, standing_labels
 from flows.config import CampaignSettings, ConfigError
 from flows.folder import Campaign, RoundFolder
 from flows.outlook import best_round
-from flows.outputs import check_table
+from flows.outputs import check_table, write_rows
 from flows.progress import progress_bar
 from pipeline.networks.devices import choose_device
 from pipeline.pool.reasons import PoolError
@@ -147,6 +146,5 @@ def _write(table: pd.DataFrame, out: Path) -> None:
         safe = table.rename(columns=csv_cell)
         for name in safe.select_dtypes(["object", "string"]):
             safe[name] = safe[name].map(csv_cell, na_action="ignore")
-        write_atomic(out, lambda path: safe.to_csv(path, index=False))
-    else:
-        write_atomic(out, lambda path: table.to_parquet(path, index=False))
+        table = safe
+    write_rows(table, out)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from connectors.store import write_atomic, write_text
+from connectors.store import write_text
 from flows.artefacts import CAMPAIGN, POOL
 from flows.campaign import task_type
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings, unresolved
 from flows.folder import Campaign
 from flows.ledger import read_ledger
+from flows.outputs import write_rows
 from pipeline.labels.answers import labelled_set
 from pipeline.regions import OTHERS
 from pipeline.tables import Labels
@@ -53,7 +54,7 @@ def write_successor(file: Path, old: Path) -> list[str]:
     uris = [Path(os.path.relpath(uri, manifest.parent)).as_posix() for uri in images["uri"]]
     # Groups are written down: a rule goes by paths below the old pool.
     columns = ["uri", "label", *(["group"] if images["group"].notna().any() else [])]
-    write_atomic(manifest, lambda path: images.assign(uri=uris)[columns].to_csv(path, index=False))
+    write_rows(images.assign(uri=uris)[columns], manifest)
     write_text(file, _as_file(settings, name, manifest, old))
     n_labels = int(images["label"].notna().sum())
     with_label = images.loc[images["label"].notna(), "group"].dropna()

@@ -1,6 +1,7 @@
 """COCO: one JSON file of images, annotations and categories; boxes in pixels, masks as polygons or run lengths."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,11 +165,15 @@ def _from_runs(annotation: _Entry, given: Mapping[str, Any], size: Size) -> NDAr
     if Size(width, height) != size:
         sizes = f"{width} x {height} pixels, and its image of {size.width} x {size.height}"
         raise RegionFileError(f"{runs.name} is of {sizes}: make both the same, or delete the annotation")
-    counts = runs.get("counts", lambda value: isinstance(value, str) or _are_numbers(value), "run lengths")
+    counts = runs.get("counts", lambda value: isinstance(value, str) or _are_whole(value), "run lengths")
     try:
         return mask_of(decompressed(counts) if isinstance(counts, str) else counts, size.height, size.width)
     except ValueError as exc:
         raise RegionFileError(f"{runs.name} is damaged: {exc}") from exc
+
+
+def _are_whole(value: Any) -> bool:
+    return _are_numbers(value) and all(each == int(each) for each in value)
 
 
 def _is_id(value: Any) -> bool:
@@ -176,7 +181,14 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    """Whether it is a text that a file can be called."""
+    if not isinstance(value, str):
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_count(value: Any) -> bool:

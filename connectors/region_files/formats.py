@@ -20,6 +20,7 @@ class Format(NamedTuple):
         images: what a folder of images is called beside the labels.
         has_names: whether its files name the classes, so that no other file does.
         labels: what a folder of labels is called beside the images; empty where it has no such name.
+        is_of_pictures: whether its labels are pictures, and no images.
     """
 
     reads: tuple[RegionKind, ...]
@@ -29,11 +30,14 @@ class Format(NamedTuple):
     has_names: bool
     images: str = "images"
     labels: str = ""
+    is_of_pictures: bool = False
 
 
 FORMATS = {
     "coco": Format(("box", "mask"), ("box", "mask"), coco.read, coco.write, has_names=True),
     "yolo": Format(("box", "mask"), ("box",), yolo.read, yolo.write, has_names=False),
     "voc": Format(("box",), ("box",), voc.read, voc.write, has_names=True, images="JPEGImages", labels="Annotations"),
-    "masks": Format(("mask",), ("mask",), mask_files.read, mask_files.write, has_names=False, labels="masks"),
+    "masks": Format(
+        ("mask",), ("mask",), mask_files.read, mask_files.write, has_names=False, labels="masks", is_of_pictures=True
+    ),
 }

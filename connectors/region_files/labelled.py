@@ -107,18 +107,20 @@ def checked_names(names: Sequence[object], where: str) -> tuple[str, ...]:
     Raises:
         RegionFileError: one is no name of a class, or there twice.
     """
-    for place, name in enumerate(names):
+    checked: dict[str, None] = {}
+    for name in names:
         if not isinstance(name, str):
             raise RegionFileError(f"{where}: {shorten(name)} is no name of a class: put the name in quotes")
         try:
-            checked_class(name)
+            name = checked_class(name)
         except ValueError as exc:
             raise RegionFileError(f"{where}: the name {shorten(name)}: {exc}") from exc
-        if name in names[:place]:
+        if name in checked:
             raise RegionFileError(f"{where}: two classes have the name {shorten(name)}: give one another name")
-    if not names:
+        checked[name] = None
+    if not checked:
         raise RegionFileError(f"{where}: there is no class")
-    return tuple(checked_class(str(name)) for name in names)
+    return tuple(checked)
 
 
 def read_names(path: Path) -> tuple[str, ...]:

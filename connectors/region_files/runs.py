@@ -18,6 +18,10 @@ def runs_of(mask: NDArray[np.bool_]) -> list[int]:
     return runs
 
 
+LONGEST_SHIFT = 30
+"""Bits below the last sign of a run length; longer ones are of no image."""
+
+
 def mask_of(runs: Sequence[int], height: int, width: int) -> NDArray[np.bool_]:
     """The mask `(height, width)` of run lengths.
 
@@ -57,7 +61,7 @@ def decompressed(text: str) -> list[int]:
     value = shift = 0
     for sign in text:
         bits = ord(sign) - 48
-        if not 0 <= bits < 64 or shift > 60:
+        if not 0 <= bits < 64 or shift > LONGEST_SHIFT:
             raise ValueError(f"run lengths hold {sign!r}")
         value |= (bits & 31) << shift
         shift += 5

@@ -16,6 +16,7 @@ from connectors.region_files.labelled import (
     checked_names,
     has_size,
     label_files,
+    two_images,
     with_suffix,
     write_lists,
 )
@@ -69,19 +70,23 @@ def _parse(file: Path) -> ET.Element:
 
 def _images_of(documents: dict[str, ET.Element], source: Source) -> dict[str, str]:
     """Image -> the XML file that is of it."""
-    stems = {with_suffix(path, ""): path for path in source.images.paths}
+    of_stem: dict[str, list[str]] = {}
+    for path in source.images.paths:
+        of_stem.setdefault(with_suffix(path, ""), []).append(path)
     names = {path: list(_names(path, document)) for path, document in documents.items()}
     flat = [name for each in names.values() for name in each]
     located = iter(source.images.find(flat))
     file_of: dict[str, str] = {}
     for file, each in names.items():
         paths = [path for path in [next(located) for _ in each] if path is not None]
-        path = paths[0] if paths else stems.get(with_suffix(file, ""))
-        if path is None:
+        alike = paths or of_stem.get(with_suffix(file, ""), [])
+        if not paths and len(alike) > 1:
+            raise two_images(alike[0], alike[1], file)
+        if not alike:
             source.told.add(f"XML files are of images that are not in {source.images.folder}, and left out", file)
-        elif file_of.setdefault(path, file) != file:
+        elif file_of.setdefault(alike[0], file) != file:
             raise RegionFileError(
-                f"{source.path}: {file_of[path]} and {file} are both of {path}: delete one of the two"
+                f"{source.path}: {file_of[alike[0]]} and {file} are both of {alike[0]}: delete one of the two"
             )
     return file_of
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +29,7 @@ from pipeline.masks import filled, mask_to_png
 from pipeline.names import shorten
 from pipeline.types import Region
 
+DIGITS = re.compile("[0-9]{1,9}")
 NAMES = ("data.yaml", "data.yml", "classes.txt")
 
 
@@ -75,9 +77,10 @@ def _read_classes(file: Path) -> dict[int, str]:
     """The names of the classes by their numbers."""
     if file.suffix.lower() not in (".yaml", ".yml"):
         return dict(enumerate(read_names(file)))
+    text = read_text(file)
     try:
-        document = yaml.safe_load(read_text(file))
-    except (yaml.YAMLError, RecursionError) as exc:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise RegionFileError(f"{file} is no YAML: {exc}") from exc
     names = document.get("names") if isinstance(document, dict) else None
     if isinstance(names, list):
@@ -93,7 +96,7 @@ def _regions(file: Path, classes: dict[int, str], size: Size, source: Source) ->
 
 
 def _region(words: Sequence[str], where: str, classes: dict[int, str], size: Size, source: Source) -> Region | None:
-    label = classes.get(int(words[0])) if words[0].isdecimal() else None
+    label = classes.get(int(words[0])) if DIGITS.fullmatch(words[0]) else None
     if label is None:
         raise RegionFileError(f"{where}: {shorten(words[0])} is no class: there are {min(classes)} to {max(classes)}")
     try:

@@ -1,6 +1,7 @@
 """Score the candidates shard by shard; a lost process costs one shard, and memory never holds the pool."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -57,7 +58,8 @@ def score_shard(
 def _score_chunk(
     chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, settings: CampaignSettings, task: TaskType
 ) -> pa.Table:
-    scored = score_candidates(decisions, settings, reduction=task.reduction)
+    score = partial(score_candidates, how=settings, reduction=task.reduction, has_one_decision=task.has_one_decision)
+    scored = score(decisions)
     columns = {
         "item_id": chunk["item_id"].to_numpy(),
         "score": scored.scores.numpy(),
@@ -74,7 +76,7 @@ def _score_chunk(
         columns["class_scores"] = as_lists(score_classes(decisions, settings))
     if settings.members.n_half > 1:
         half = first_half(decisions, settings.members.ensemble)
-        columns["score_half"] = score_candidates(half, settings, reduction=task.reduction).scores.numpy()
+        columns["score_half"] = score(half).scores.numpy()
         if "probs" in read:
             columns["probs_half"] = as_lists(probs_read(half, settings))
         if "class_scores" in read:

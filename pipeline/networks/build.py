@@ -184,7 +184,7 @@ def _with_map(
 ) -> Classifier:
     """A network whose outputs are a map of places, drawn by torch's global generator.
 
-    A network of our own has a trunk of its own for that: `SMALL_MAPS`.
+    A network of our own has a trunk of its own for that: `small_maps`.
     """
     if name in MODELS and weights is not None:
         raise ModelError(f"model {name!r} has no published weights: weights must be None, got {weights!r}")

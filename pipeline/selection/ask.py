@@ -77,18 +77,20 @@ def reads_model(how: SelectionSettings) -> bool:
     return STRATEGIES[how.strategy].reads_model or how.prefilter is not None or how.balance_classes
 
 
-def score_candidates(decisions: Tensor, how: SelectionSettings, *, reduction: str = "mean") -> Scored:
+def score_candidates(
+    decisions: Tensor, how: SelectionSettings, *, reduction: str = "mean", has_one_decision: bool = True
+) -> Scored:
     """Return the scores and guesses of candidates; any split of these into shards gives the same.
 
     Args:
         decisions: `(n, U, K, C)` class probabilities by K members.
         reduction: the task's, for settings that name none.
+        has_one_decision: whether an image takes one decision, whose answers are the classes.
     """
     parts = ("aleatoric", "epistemic") if decisions.shape[2] > 1 else ()
     means = {name: (name, "mean") for name in ("entropy", *parts)}
     scores = score_columns(decisions, {"score": (how.acquisition, how.reduction or reduction), **means})
-    is_one = decisions.shape[1] == 1
-    likeliest = decisions[:, 0].mean(dim=1).topk(2).indices if is_one else None
+    likeliest = decisions[:, 0].mean(dim=1).topk(2).indices if has_one_decision else None
     return Scored(scores["score"], scores["entropy"], {name: scores[name] for name in parts}, likeliest)
 
 

@@ -224,7 +224,7 @@ def _wanted(targets: Tensor, side: int) -> _Wanted:
     """What the cells of maps of `side` rows and columns should tell.
 
     A cell in the middle of several objects belongs to the smallest. The cell of an object's own centre is in its
-    middle, however small the object is.
+    middle, however small the object is, unless a smaller object claims it.
     """
     n_images = max(1, PART // (side * side * targets.shape[1]))
     parts = [_wanted_of_few(part, side) for part in targets.split(n_images)]

@@ -159,7 +159,7 @@ def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Share of the known decisions that are right, and of the images all of whose known decisions are."""
     is_known, is_right = targets != UNKNOWN, (outputs > 0) == (targets == 1)
     return {
-        "accuracy": is_right[is_known].float().mean(),
+        "accuracy": (is_right & is_known).sum() / is_known.sum().clamp(min=1),
         "exact_match": (is_right | ~is_known).all(dim=1).float().mean(),
     }
 

@@ -110,6 +110,8 @@ def _agreement(one: NDArray[np.uint8], other: NDArray[np.uint8], n_answers: int)
 
 def _raster(regions: Sequence[Region], classes: Sequence[str], width: int, height: int) -> NDArray[np.uint8]:
     """`(height, width)`, 0 or 1 + the index of the class; what comes later covers what came before."""
+    if len(classes) > MOST_CLASSES:
+        raise ValueError(f"segmentation takes {MOST_CLASSES} classes at most, got {len(classes)}")
     raster = np.zeros((height, width), dtype=np.uint8)
     for region in regions:
         raster[pixels_of(region, width, height)] = 1 + classes.index(region.label)
@@ -118,8 +120,6 @@ def _raster(regions: Sequence[Region], classes: Sequence[str], width: int, heigh
 
 def targets(labels: Sequence[Sequence[Region]], classes: Sequence[str]) -> Tensor:
     """`(n, SIDE, SIDE)` uint8 of masks and polygons: 0 where there is nothing, else 1 + the index of the class."""
-    if len(classes) > MOST_CLASSES:
-        raise ValueError(f"segmentation takes {MOST_CLASSES} classes at most, got {len(classes)}")
     rasters = np.zeros((len(labels), SIDE, SIDE), dtype=np.uint8)
     for raster, regions in zip(rasters, labels, strict=True):
         raster[:] = _raster(regions, classes, SIDE, SIDE)

@@ -484,6 +484,49 @@ def test_names_of_yolo_that_cannot_be_read_are_refused(folder, tmp_path, text, m
         read("yolo", tmp_path, folder)
 
 
+@pytest.mark.parametrize(
+    ("label", "names", "message"),
+    [
+        ("0 .5 .5 .1 .1", "caf\u00e9\ncafe\u0301\n", "two classes have the name"),
+        (f"{'1' * 5000} .5 .5 .1 .1", "cat\n", "is no class"),
+        ("\u0661 .5 .5 .1 .1", "cat\ndog\n", "is no class"),
+    ],
+)
+def test_names_that_look_alike_and_numbers_that_are_none_are_refused_in_yolo(folder, tmp_path, label, names, message):
+    labels = yolo(tmp_path / "labels", a=label)
+    (labels / "classes.txt").write_text(names, encoding="utf-8")
+    with pytest.raises(RegionFileError, match=message):
+        read("yolo", labels, folder)
+
+
+def test_a_date_that_is_none_in_yaml_is_named(folder, tmp_path):
+    (tmp_path / "data.yaml").write_text("names: [2001-99-99, dog]")
+    with pytest.raises(RegionFileError, match="is no YAML"):
+        read("yolo", yolo(tmp_path / "labels", a=""), folder, names=tmp_path / "data.yaml")
+
+
+@pytest.mark.parametrize("counts", ["o" * 12 + "?", [0.7, 95.9, 0]])
+def test_run_lengths_that_cannot_be_are_named(folder, tmp_path, counts):
+    write_coco(tmp_path, annotations=[{"segmentation": {"size": [8, 12], "counts": counts}}])
+    with pytest.raises(RegionFileError, match=r"run lengths"):
+        read("coco", tmp_path / "c.json", folder, kind="mask")
+
+
+def test_a_name_that_no_file_can_have_is_named(folder, tmp_path):
+    write_coco(tmp_path, images=[{"id": 1, "file_name": "\ud800.png", "width": 12, "height": 8}])
+    with pytest.raises(RegionFileError, match="file_name"):
+        read("coco", tmp_path / "c.json", folder)
+
+
+def test_a_file_of_voc_that_may_be_of_two_images_is_refused(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "a.jpg"):
+        save(tmp_path / "images" / name, (12, 8))
+    labels = voc(tmp_path / "labels", voc_file(voc_object(), filename="old.bmp"))
+    with pytest.raises(RegionFileError, match="would both have the label"):
+        read("voc", labels, tmp_path / "images")
+
+
 def test_labels_lie_behind_links_and_have_suffixes_in_capitals(folder, tmp_path):
     yolo(tmp_path / "elsewhere", deep__a="0 0.5 0.5 1 1")
     (tmp_path / "labels").mkdir()

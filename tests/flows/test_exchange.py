@@ -62,6 +62,23 @@ def photos(tmp_path) -> Path:
     return folder
 
 
+def test_images_beside_their_labels_are_images_of_all_formats_but_masks(photos):
+    rows = {"images": [{"id": 1, "file_name": "one/1.png", "width": 12, "height": 8}], "annotations": []}
+    (photos / "one" / "annotations.json").write_text(json.dumps(rows | {"categories": [{"id": 1, "name": "cat"}]}))
+    lines, _ = import_regions("coco", photos / "one", images=photos)
+    assert lines[0].endswith("12 images, 1 of them with a label; in 1 of these nothing is there")
+
+
+def test_a_manifest_that_is_written_can_be_read_whatever_images_are_called(photos):
+    name = "c\rr.png"
+    (photos / "one" / "1.png").rename(photos / name)
+    rows = {"images": [{"id": 1, "file_name": name, "width": 12, "height": 8}], "annotations": []}
+    (photos / "a.json").write_text(json.dumps(rows | {"categories": [{"id": 1, "name": "cat"}]}))
+    import_regions("coco", photos / "a.json", images=photos)
+    table = read_manifest(photos / "labels.csv", CLASSES, asks=BOXES).rows
+    assert table.set_index("uri")["label"].dropna().to_dict() == {name: "[]"}
+
+
 def command(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

@@ -121,6 +121,12 @@ def test_scores_come_with_guesses_and_the_parts_of_doubt():
     assert not score_candidates(decisions[:, :, :1], how("top_k")).parts
 
 
+def test_the_answers_about_a_single_class_of_several_labels_are_no_classes():
+    decisions, _ = decided(N, 0)
+    assert decisions.shape[1] == 1
+    assert score_candidates(decisions, how("top_k"), has_one_decision=False).likeliest is None
+
+
 def test_the_share_of_a_batch_that_other_scores_keep():
     settings = how("top_k")
     scores = torch.arange(float(N))

@@ -58,6 +58,13 @@ def test_last_map_of_each_stride_is_found(name, channels):
     assert model(pictures(2, size=96)).shape == (2, 7, 24, 24)
 
 
+@pytest.mark.parametrize("size", [20, 33, 40, 48, 225])
+def test_each_stride_has_a_map_of_its_own_at_any_size(size):
+    pyramid = network("torchvision:resnet18", image_size=size).trunk
+    assert list(pyramid.names) == [f"layer{n}" for n in range(1, 1 + len(pyramid.names))]
+    assert pyramid.sides == {stride: -(-size // stride) for stride in pyramid.sides}
+
+
 @pytest.mark.parametrize(("size", "channels"), [(32, 1), (50, 3)])
 def test_our_own_network_makes_maps_of_any_image(size, channels):
     outputs = network(image_size=size, channels=channels)(pictures(3, size=size, channels=channels))
