@@ -1151,21 +1151,6 @@ class TestFailures:
         assert seen.count("/api/token/refresh/") == 2
         assert seen[2:5] == ["/api/projects/", "/api/token/refresh/", "/api/projects/"]
 
-    def test_an_old_token_that_the_server_refuses_is_explained(self, space, access_token):
-        with httpx.Client(base_url=space.url) as client:
-            access = client.post("/api/token/refresh/", json={"refresh": access_token}).json()["access"]
-            client.headers["Authorization"] = f"Bearer {access}"
-            both = {"api_tokens_enabled": True, "legacy_api_tokens_enabled": True}
-            client.post("/api/jwt/settings", json=both | {"legacy_api_tokens_enabled": False}).raise_for_status()
-            try:
-                with pytest.raises(
-                    AuthenticationFailed, match=r"legacy token .* disabled.* personal access token"
-                ) as caught:
-                    connect(space).prepare()
-            finally:
-                client.post("/api/jwt/settings", json=both).raise_for_status()
-        assert space.token not in whole_text(caught.value)
-
     def test_a_server_that_is_not_there_is_named(self, space):
         url = f"http://127.0.0.1:{free_port()}"
         with pytest.raises(AnnotationToolUnavailable, match=url) as caught:

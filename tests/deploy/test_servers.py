@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import traceback
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ import psutil
 import pytest
 from werkzeug.security import check_password_hash
 
+from connectors.annotation import AuthenticationFailed
+from connectors.label_studio.client import LabelStudio
 from deploy.label_studio_venv import LABEL_STUDIO_LOCK, run_uv
 from deploy.logins import EMAIL, USER, ServerError, fingerprint, make_password, password_file, set_mlflow_password
 from deploy.programs import HEALTH, Server
@@ -159,6 +162,7 @@ def test_a_failed_start_can_be_repeated_and_everything_ends_with_down(servers, s
         assert third["label-studio"]["port"] == second["label-studio"]["port"]
         assert third["label-studio"]["document_root"] == str(home / "images")
         assert third["mlflow"] == second["mlflow"]
+        check_that_a_refused_token_is_explained(running(home), tmp_path)
     finally:
         leaders = [server["pid"] for server in remembered(home).values() if server["pid"]]
         stopped = down(home)
@@ -169,6 +173,24 @@ def test_a_failed_start_can_be_repeated_and_everything_ends_with_down(servers, s
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", server["port"])) != 0
     assert running(servers_home) == servers
+
+
+def check_that_a_refused_token_is_explained(local, images) -> None:
+    """On servers of one's own: what is switched off is so for all who use them."""
+    token = personal_token(local)
+    with httpx.Client(base_url=local.label_studio_url, timeout=60) as client:
+        client.get("/user/login/").raise_for_status()
+        form = {"email": local.email, "password": local.password, "csrfmiddlewaretoken": client.cookies["csrftoken"]}
+        client.post("/user/login/", data=form)
+        tokens = {"api_tokens_enabled": True, "legacy_api_tokens_enabled": False}
+        headers = {"X-CSRFToken": client.cookies["csrftoken"]}
+        client.post("/api/jwt/settings", json=tokens, headers=headers).raise_for_status()
+    tool = LabelStudio(
+        url=local.label_studio_url, token=token, project="digits", classes=("cat", "dog"), images_root=images
+    )
+    with pytest.raises(AuthenticationFailed, match=r"legacy token .* disabled.* personal access token") as caught:
+        tool.prepare()
+    assert token not in "".join(traceback.format_exception(caught.value))
 
 
 def test_what_a_dead_server_left_behind_is_stopped_too(tmp_path):
