@@ -8,7 +8,7 @@ COST = (
 
 EXAMPLE = """\
 # A labelcycle campaign: one pool of images, labelled round by round.
-# Relative paths are relative to this file, those of SQLite files too. Keys that are commented out show their default.
+# Relative paths are relative to this file, those of SQLite files too. Keys that are commented out show a default.
 
 name = "my-campaign"             # lower case; names the Label Studio project and the MLflow experiment
 pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label and group

@@ -103,9 +103,6 @@ def _checked(table: StrictTable, task: TaskType, classes: Sequence[str]) -> pd.D
     split = rows["split"] if rows["split"].notna().any() else pd.Series("pool", rows.index)
     table.refuse(~split.isin(["pool", "test"]), "has a split that is neither pool nor test")
     labels = rows["label"].map(_meant(table, task, forms_of(classes)))
-    table.refuse(
-        labels.map(is_open), "leaves open what else is there", "a replay needs all labels of an image; delete the row"
-    )
     group = rows["group"].map(nfc, na_action="ignore")
     rows = rows[["file"]].assign(label=labels, is_test=split == "test", group=group)
     return rows.astype(dict.fromkeys(("file", "label", "group"), "str"))
@@ -115,15 +112,21 @@ def _meant(table: StrictTable, task: TaskType, names: Mapping[str, str]) -> dict
     """Each label as the task writes it, with names in the forms of `names` or of `nfc`; a wrong one is refused."""
 
     def form(name: str) -> str:
+        name = name.strip()
+        if not name:
+            raise WrongCell("has an empty name", "name the class")
         return names.get(name) or names.get(nfc(name)) or nfc(name)
+
+    def of_image(cell: str) -> str:
+        if is_open(cell):
+            raise WrongCell("leaves open what else is there", "a replay needs all labels of an image; delete the row")
+        regions = [replace(one, label=form(one.label)) for one in task.read_label(cell)]
+        return task.write_label(sorted(regions, key=lambda one: one.label))
 
     meant: dict[str, str] = {}
     for cell in table.rows["label"].unique():
-        if task.asks.kind == "image":
-            meant[cell] = task.write_label([replace(one, label=form(one.label)) for one in task.read_label(cell)])
-            continue
         try:
-            meant[cell] = checked_regions(cell, task.asks.kind, form)
+            meant[cell] = of_image(cell) if task.asks.kind == "image" else checked_regions(cell, task.asks.kind, form)
         except WrongCell as exc:
             table.refuse(table.rows["label"] == cell, exc.what, exc.mend)
     return meant

@@ -23,16 +23,17 @@ from flows.replay.model import (
     pixels,
     ready_features,
 )
+from flows.steps.plan import check_members
+from flows.steps.select import check_asking
 from flows.task_types import TASK
 from pipeline.evaluation.arms import CONTROL, DEFAULT_ACQUISITION, parse_arm
 from pipeline.learning.settings import MemberSettings
 from pipeline.pool.groups import group_codes
 from pipeline.registries import look_up
-from pipeline.selection.ask import columns_needed
 from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.tasks import TASKS
-from pipeline.tasks.task_type import TaskType, absent_columns
+from pipeline.tasks.task_type import TaskType
 
 TEST_SHARE = 0.25
 """Of the images, to test on, where nobody says how many."""
@@ -175,15 +176,11 @@ def _check_model(options: Options, settings: ReplaySettings) -> None:
         raise ReplayError(f"--l2 is of a linear head, and {settings.model} is trained as a whole: leave it out")
     if settings.is_linear and options.members and options.members > 1:
         raise ReplayError("--members are networks, and a linear head is one model: use --mc-dropout")
+    if settings.network is not None:
+        check_members(settings.members, settings.network, settings.task_type, settings.task)
     for name in settings.arms:
         arm = parse_arm(name)
-        absent = absent_columns(settings.task_type)
-        reads = columns_needed(settings.selection(arm), absent) & absent
-        if reads:
-            raise ReplayError(
-                f"arm {name!r} reads {', '.join(sorted(reads))}, which need one decision for each image, and the task "
-                f"{settings.task} takes several: choose a strategy that reads scores or embeddings"
-            )
+        check_asking(settings.selection(arm), settings.task_type, settings.task)
         if settings.n_members > 1:
             continue
         # A strategy that is not told which scores to read has the margin, which one member is enough for.

@@ -41,7 +41,7 @@ def begin(
     changes = changes_since_last(earlier, settings)
     weights = None
     if round_number == 0 or changes:
-        check_members(settings, task)
+        check_members(settings.members, settings.model, task, settings.task)
         weights = check_network(settings.model, settings.members, task, n_classes=len(settings.classes))
         check_strategy(settings, task)
     return RoundConfig(
@@ -55,18 +55,22 @@ def begin(
     )
 
 
-def check_members(settings: CampaignSettings, task: TaskType) -> None:
-    """Raise ConfigError for what makes sense only where an image takes one decision."""
-    wanted = {"laplace": settings.members.laplace, "pseudo_labels": settings.model.pseudo_labels.threshold}
-    refused = [] if task.has_one_decision else [name for name, value in wanted.items() if value]
-    if task.stride and settings.members.views:
+def check_members(members: MemberSettings, model: ModelSettings, task: TaskType, name: str) -> None:
+    """Raise ConfigError for what makes sense only where an image takes one decision.
+
+    Args:
+        name: of the task.
+    """
+    wanted = {"laplace": members.laplace, "pseudo_labels": model.pseudo_labels.threshold}
+    refused = [] if task.has_one_decision else [each for each, value in wanted.items() if value]
+    if task.stride and members.views:
         raise ConfigError(
-            f"views move what is in an image, and task = {settings.task!r} asks where it is: leave views out, and take "
+            f"views move what is in an image, and task = {name!r} asks where it is: leave views out, and take "
             "mc_dropout, swag or a larger ensemble"
         )
     if refused:
         raise ConfigError(
-            f"{refused[0]} needs one decision for each image, and task = {settings.task!r} takes several: leave it out"
+            f"{refused[0]} needs one decision for each image, and task = {name!r} takes several: leave it out"
         )
 
 

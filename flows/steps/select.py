@@ -28,7 +28,7 @@ from pipeline.selection.ask import (
 from pipeline.selection.batch import select_batch
 from pipeline.selection.explain import batch_table, explain_batch, least_settled
 from pipeline.selection.reasons import AUDIT_REASON, MEASURED_REASON, SEED_REASON
-from pipeline.selection.settings import NEEDS_BACKGROUND
+from pipeline.selection.settings import NEEDS_BACKGROUND, SelectionSettings
 from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, class_indices
 from pipeline.tasks.task_type import TaskType, absent_columns
 from pipeline.types import Aim, Batch, Candidates
@@ -37,30 +37,50 @@ EMBEDDING_SIDE = 16
 """For a cold start that is not random, an image is described by its pixels at this side, before any model exists."""
 
 
+def check_asking(how: SelectionSettings, task: TaskType, name: str) -> None:
+    """Refuse what asking would read and a task does not have.
+
+    Args:
+        name: of the task.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    absent = absent_columns(task)
+    unbalanced = how.model_copy(update={"balance_classes": False})
+    for setting, reads, mend in (
+        (
+            f"strategy = {how.strategy!r}",
+            columns_needed(unbalanced, absent),
+            "choose one that reads scores or embeddings",
+        ),
+        ("balance_classes", columns_needed(how, absent), "leave it out"),
+    ):
+        if reads & absent:
+            raise ConfigError(
+                f"{setting} reads {', '.join(sorted(reads & absent))}, which need one decision for each image, and "
+                f"task = {name!r} takes several: {mend}"
+            )
+    if how.reduction is not None and NEEDS_BACKGROUND[how.reduction] and not task.stride:
+        raise ConfigError(
+            f"reduction = {how.reduction!r} weighs by how likely something is there, and task = {name!r} does not ask "
+            "where: leave reduction out"
+        )
+
+
 def check_strategy(settings: CampaignSettings, task: TaskType) -> None:
     """Try the strategy's options on a few made-up candidates, before labels are paid for.
 
     Raises:
         ConfigError: naming what is wrong.
     """
-    absent = absent_columns(task)
-    reads = columns_needed(settings, absent) & absent
-    if reads:
-        raise ConfigError(
-            f"strategy = {settings.strategy!r} reads {', '.join(sorted(reads))}, which need one decision for each "
-            f"image, and task = {settings.task!r} takes several: choose a strategy that reads scores or embeddings"
-        )
-    if settings.reduction is not None and NEEDS_BACKGROUND[settings.reduction] and not task.stride:
-        raise ConfigError(
-            f"reduction = {settings.reduction!r} weighs by how likely something is there, and task = "
-            f"{settings.task!r} does not ask where: leave reduction out"
-        )
+    check_asking(settings, task, settings.task)
     try:
         try_strategy(
             settings,
             n_members=settings.members.n_members,
             n_classes=len(settings.classes),
-            absent=absent,
+            absent=absent_columns(task),
         )
     except (TypeError, ValueError) as exc:
         raise ConfigError(f"strategy = {settings.strategy!r} with {settings.strategy_options}: {exc}") from exc

@@ -236,7 +236,7 @@ def test_classes_are_balanced_where_an_image_has_one_or_each_is_a_decision_and_n
     settings = make_work('strategy = "top_k"\nbalance_classes = true').settings
     for task in (classification, multi_label):
         check_strategy(settings, task)
-    with pytest.raises(ConfigError, match="reads guesses, labelled_targets, which need one decision"):
+    with pytest.raises(ConfigError, match="balance_classes reads guesses, labelled_targets, which need one decision"):
         check_strategy(settings, segmentation)
     novel = make_work('strategy = "novel"\nbalance_classes = true').settings
     with pytest.raises(ConfigError, match="reads labelled_targets, which need one decision"):
@@ -255,9 +255,10 @@ def test_reduction_that_reads_whether_something_is_there_is_refused_where_nobody
 def test_what_needs_one_decision_is_refused_where_an_image_takes_several(make_work, settings):
     pseudo = "[model.pseudo_labels]\nthreshold = 0.1\n"
     work = make_work(members="laplace = 2") if settings == "laplace" else make_work(model=pseudo)
-    check_members(work.settings, classification)
+    settings_ = work.settings
+    check_members(settings_.members, settings_.model, classification, "classification")
     with pytest.raises(ConfigError, match=f"{settings} needs one decision for each image"):
-        check_members(work.settings, multi_label)
+        check_members(settings_.members, settings_.model, multi_label, "multi_label")
 
 
 def test_option_that_a_strategy_refuses_is_found_before_anything_is_asked(make_work):

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.config import ConfigError
 from flows.replay.command import replay_strategies
 from flows.replay.inputs import ReplayError, read_labels
 from flows.replay.options import Options
@@ -95,7 +96,7 @@ def test_replay_that_was_stopped_goes_on_to_the_same_end(scenes, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"strategies": "random,badge"}, "arm 'badge' reads probs"),
+        ({"strategies": "random,badge"}, "strategy = 'badge' reads probs"),
         ({"task": "detection"}, "leave --task out"),
         ({"campaign": None, "task": "detection"}, "knows one class for each image: name a network"),
         ({"campaign": None, "task": "detektion"}, "--task: .* did you mean 'detection'"),
@@ -103,7 +104,7 @@ def test_replay_that_was_stopped_goes_on_to_the_same_end(scenes, tmp_path):
     ],
 )
 def test_what_cannot_be_replayed_is_refused_first(changes, message, scenes, tmp_path):
-    with pytest.raises(ReplayError, match=message):
+    with pytest.raises(ConfigError, match=message):
         replay_strategies(replace(options_of(scenes, "detection", tmp_path / "out"), **changes))
     assert not (tmp_path / "out").exists()
 
@@ -122,7 +123,10 @@ def test_labels_are_read_as_a_manifest_is(tmp_path):
     [
         ("detection", "café", "row 1 .* has a label that is no JSON"),
         ("detection", '[{"kind": "box", "label": "a", "geometry": [0, 0, 2, 1]}]', "row 1 .* region 1 is wrong"),
+        ("detection", '[{"kind": "box", "label": "", "geometry": [0, 0, 1, 1]}]', "row 1 .* has an empty name"),
         ("multi_label", "a|?", "row 1 .* leaves open what else is there"),
+        ("multi_label", "a||b", "row 1 .* has an empty name"),
+        ("multi_label", "a|", "row 1 .* has an empty name"),
     ],
 )
 def test_a_wrong_label_is_refused_with_its_row(task, label, message, tmp_path):
@@ -130,6 +134,26 @@ def test_a_wrong_label_is_refused_with_its_row(task, label, message, tmp_path):
     pd.DataFrame({"file": ["a.png"], "label": [label]}).to_csv(tmp_path / "l.csv", index=False)
     with pytest.raises(ReplayError, match=message):
         read_labels(tmp_path / "l.csv", images=None, task=TASKS[task])
+
+
+def test_names_beside_a_bar_may_have_spaces(tmp_path):
+    pd.DataFrame({"file": ["a.png"], "label": ["a | b"]}).to_csv(tmp_path / "l.csv", index=False)
+    assert read_labels(tmp_path / "l.csv", images=None, task=TASKS["multi_label"])["label"].tolist() == ["a|b"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("[members]\nlaplace = 2", "laplace needs one decision"),
+        ("[members]\nviews = 2", "views move what is in an image"),
+        ("[model.pseudo_labels]\nthreshold = 0.1", "pseudo_labels needs one decision"),
+    ],
+)
+def test_what_a_campaign_refuses_is_refused_by_its_replay(more, message, scenes, tmp_path):
+    file = scenes / "wrong.toml"
+    file.write_text(f"{(scenes / 'detection.toml').read_text()}\n{more}\n")
+    with pytest.raises(ConfigError, match=message):
+        replay_strategies(replace(options_of(scenes, "detection", tmp_path / "out"), campaign=file))
 
 
 def test_command_takes_the_task_of_the_labels(scenes, tmp_path, monkeypatch):
