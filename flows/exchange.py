@@ -7,17 +7,17 @@ from pathlib import Path
 import pandas as pd
 
 from connectors.escaping import csv_cell
-from connectors.image_folder.listing import is_below
+from connectors.image_folder.listing import is_below, path_from
 from connectors.region_files.formats import FORMATS, Format
 from connectors.region_files.images import Images, Source
-from connectors.region_files.labelled import LabelledImage, Read, RegionFileError, Size, Told
+from connectors.region_files.labelled import LabelledImage, Read, RegionFileError, Told
 from connectors.store import write_folder
 from flows.campaign import OpenCampaign, standing_labels
 from flows.config import CampaignSettings, ConfigError, images_root
 from flows.outputs import check_folder, check_table, write_rows
 from pipeline.regions import regions_to_json
 from pipeline.registries import look_up
-from pipeline.types import RegionKind
+from pipeline.types import RegionKind, Size
 
 
 def import_regions(
@@ -94,7 +94,7 @@ def export_regions(settings: CampaignSettings, out: Path, name: str) -> list[str
     uris = table.table["uri"].tolist()
     root = _root(images_root(settings.pool), uris)
     labelled = [
-        LabelledImage(_path(uri, root), Size(*map(int, sizes.loc[item_id])), regions, split, source)
+        LabelledImage(path_from(root, uri), Size(*map(int, sizes.loc[item_id])), regions, split, source)
         for uri, item_id, regions, split, source in zip(
             uris, table.item_ids, table.regions, table.table["split"], table.table["source"], strict=True
         )
@@ -153,14 +153,10 @@ def _given(read: Read, told: Told) -> dict[str, str]:
 
 def _uri(path: Path, root: str) -> str:
     """The file as a manifest in `root` names it, so that no spreadsheet takes the name for a formula."""
-    uri = Path(os.path.relpath(path.absolute(), root)).as_posix()
+    uri = path_from(root, path)
     return uri if csv_cell(uri) == uri else f"./{uri}"
 
 
 def _root(usual: Path, uris: Sequence[str]) -> str:
     """The folder that all images lie in."""
     return os.path.commonpath([os.path.normpath(usual.absolute()), *map(os.path.dirname, uris)])
-
-
-def _path(uri: str, root: str) -> str:
-    return Path(os.path.relpath(uri, root)).as_posix()

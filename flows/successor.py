@@ -1,7 +1,6 @@
 """Another campaign that begins with all labels of one that cannot become it."""
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from connectors.image_folder.listing import path_from
 from connectors.store import write_text
 from flows.artefacts import CAMPAIGN, POOL
 from flows.campaign import task_type
@@ -51,7 +51,7 @@ def write_successor(file: Path, old: Path) -> list[str]:
     for path in (file, manifest):
         if path.exists():
             raise ConfigError(f"{path} exists already; give the new campaign's file another name, or move it away")
-    uris = [Path(os.path.relpath(uri, manifest.parent)).as_posix() for uri in images["uri"]]
+    uris = [path_from(manifest.parent, uri) for uri in images["uri"]]
     # Groups are written down: a rule goes by paths below the old pool.
     columns = ["uri", "label", *(["group"] if images["group"].notna().any() else [])]
     write_rows(images.assign(uri=uris)[columns], manifest)

@@ -72,7 +72,7 @@ def mask_to_png(mask: NDArray[np.bool_]) -> bytes:
     """A mask `(H, W)` as PNG with a palette of two colours, the first of them transparent.
 
     >>> mask_size(mask_to_png(np.ones((2, 3), dtype=bool)))
-    (3, 2)
+    Size(width=3, height=2)
 
     Raises:
         ValueError: it has no pixel, or is no mask.

@@ -34,6 +34,13 @@ Outcome = Literal["labelled", "skipped", "empty", "invalid", "deleted"]
 """What came of asking an annotator: see `Answer`."""
 
 
+class Size(NamedTuple):
+    """Of an image or a mask in pixels; an image is turned upright."""
+
+    width: int
+    height: int
+
+
 class Outputs(NamedTuple):
     """What comes out of a network for an image.
 
@@ -114,15 +121,15 @@ def _check_geometry(kind: RegionKind, geometry: tuple[float, ...]) -> None:
         raise ValueError(f"a polygon has x and y of three corners or more, got {geometry}")
 
 
-def mask_size(png: bytes) -> tuple[int, int]:
-    """Width and height of a mask in pixels, from its header.
+def mask_size(png: bytes) -> Size:
+    """The size of a mask, from its header.
 
     Raises:
         ValueError: it is no PNG of 1 bit a pixel with a palette.
     """
     if png[:16] != PNG_BEGINS or len(png) < 33 or png[24:26] != b"\x01\x03":
         raise ValueError("a mask is a PNG of 1 bit a pixel with a palette: see pipeline.masks.mask_to_png")
-    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+    return Size(int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big"))
 
 
 @dataclass(frozen=True, slots=True)

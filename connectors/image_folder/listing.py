@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -88,13 +88,20 @@ class PassedOver:
         ]
 
 
-def walk(folder: Path, *, follow_links: bool = False, passed: PassedOver | None = None) -> Iterator[File]:
+def walk(
+    folder: Path,
+    *,
+    follow_links: bool = False,
+    passed: PassedOver | None = None,
+    suffixes: Collection[str] = IMAGE_SUFFIXES,
+) -> Iterator[File]:
     """All files under a folder; real folders come before linked ones, and each is entered once.
 
     Args:
         folder: where to look.
         follow_links: whether links may leave the folder; one that does is else set aside.
         passed: remembers what was passed over besides hidden files.
+        suffixes: of the files that are wanted, in small letters; others are set aside by their names.
     """
     root = os.path.normpath(folder.absolute())
     passed = passed or PassedOver()
@@ -121,7 +128,7 @@ def walk(folder: Path, *, follow_links: bool = False, passed: PassedOver | None 
             if name.startswith(".") or name in HIDDEN_NAMES or (is_own and name in OWN_INSIDE):
                 continue
             if not _is_folder(entry):
-                yield _look_at(entry.path, stays)
+                yield _look_at(entry.path, stays, suffixes)
             elif name in OF_SYSTEMS or name in OWN_NAMES:
                 kind = "own folders of labelcycle" if name in OWN_NAMES else "folders of systems and programs"
                 passed.add(kind, entry.path)
@@ -279,6 +286,11 @@ def is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
+def path_from(folder: str | Path, path: str | Path) -> str:
+    """The path of a file as it is written in a folder, with / between the folders."""
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
 def _is_file_address(uri: str) -> bool:
     return uri.startswith(("file:///", "file://localhost/"))
 
@@ -306,10 +318,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _look_at(path: str, stays: _Inside) -> File:
-    """What the disk says of a file in a folder, if its name is that of an image."""
+def _look_at(path: str, stays: _Inside, suffixes: Collection[str]) -> File:
+    """What the disk says of a file in a folder, if its name is that of a wanted one."""
     suffix = Path(path).suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in suffixes:
         return stat_file(path, stays.reason)
     if suffix in OTHER_IMAGES:
         return File(_printable(path), None, None, f"{OTHER_FORMAT}: {OTHER_IMAGES[suffix]}")

@@ -11,9 +11,9 @@ from connectors.annotation import AnnotationToolError, AnnotationToolUnavailable
 from connectors.images.reading import Reading
 from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_to_show, size_shown
 from connectors.label_studio.api import Api
-from connectors.label_studio.kinds.kind import Size
 from connectors.label_studio.project import Project
 from pipeline.pool.reasons import PoolError
+from pipeline.types import Size
 
 LOCAL_FILES = "/data/local-files/?d="
 NEVER_MATCHES = "(?!)"

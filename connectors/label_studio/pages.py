@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 from connectors.annotation import Question
 from connectors.escaping import label_studio_choice, reads_as_variable
 from connectors.label_studio.kinds.classes import ONE, SEVERAL
-from connectors.label_studio.kinds.kind import CONTROL, NOTHING, NOTHING_KEY, OBJECT, Kind, Size
+from connectors.label_studio.kinds.kind import CONTROL, NOTHING, NOTHING_KEY, OBJECT, Kind
 from connectors.label_studio.kinds.table import kind_of
 from pipeline.colours import class_colours
 from pipeline.masks import mask_to_png, pixels_of
-from pipeline.types import ONE_CLASS, AskFor, Region, mask_size
+from pipeline.types import ONE_CLASS, AskFor, Region, Size, mask_size
 
 IMAGE, REASONS = "image", "reasons"
 WIDTH, HEIGHT = "width", "height"

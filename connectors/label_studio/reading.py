@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from connectors.label_studio.kinds.kind import Given, Size, words
+from connectors.label_studio.kinds.kind import Given, words
 from connectors.label_studio.kinds.parts import told
 from connectors.label_studio.kinds.table import kind_of
 from connectors.label_studio.pages import HEIGHT, WIDTH
-from pipeline.types import ONE_CLASS, Annotation, Answer, Ask, AskFor, Outcome, Region
+from pipeline.types import ONE_CLASS, Annotation, Answer, Ask, AskFor, Outcome, Region, Size
 
 READ_FIELDS = (
     "id,data,annotations,predictions,result,was_cancelled,completed_by,lead_time,updated_at,"

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,8 @@ from connectors.region_files.labelled import (
     LabelledImage,
     Read,
     RegionFileError,
-    Size,
     Told,
-    box_of,
+    box_within,
     checked_names,
     has_size,
     read_json,
@@ -25,7 +24,7 @@ from connectors.region_files.labelled import (
 from connectors.region_files.runs import compressed, decompressed, mask_of, runs_of
 from pipeline.masks import filled, mask_from_png, mask_to_png
 from pipeline.names import shorten
-from pipeline.types import Region
+from pipeline.types import Region, Size
 
 FILE = "annotations.json"
 
@@ -65,20 +64,19 @@ def read(source: Source) -> Read:
     if not isinstance(document, dict):
         raise RegionFileError(f"{file}: wanted an object with images, annotations and categories")
     categories = _by_id(_entries(file, document, "categories"))
-    images = _by_id(_entries(file, document, "images"))
-    of_image: dict[int | str, list[_Entry]] = {image_id: [] for image_id in images}
-    for annotation in _entries(file, document, "annotations"):
-        _known(annotation, "image_id", images)
-        _known(annotation, "category_id", categories)
-        of_image[annotation.id("image_id")].append(annotation)
     order = sorted(categories) if all(isinstance(one, int) for one in categories) else sorted(categories, key=str)
     names = [categories[one].get("name", _is_text, "a text") for one in order]
     classes = dict(zip(order, checked_names(names, str(file)), strict=True))
+    images = _by_id(_entries(file, document, "images"))
+    of_image: dict[int | str, list[tuple[_Entry, str]]] = {image_id: [] for image_id in images}
+    for annotation in _entries(file, document, "annotations"):
+        image_id, label = _known(annotation, "image_id", images), classes[_known(annotation, "category_id", classes)]
+        of_image[image_id].append((annotation, label))
     found: dict[str, list[Region | None]] = {}
     for image_id, path, size in _on_disk(images, source):
         if path in found:
             raise RegionFileError(f"{images[image_id].name} names {path} for the second time: delete one of the two")
-        found[path] = [_region(one, classes[one.id("category_id")], size, source) for one in of_image[image_id]]
+        found[path] = [_region(one, label, size, source) for one, label in of_image[image_id]]
     return Read(tuple(classes.values()), found)
 
 
@@ -101,9 +99,11 @@ def _by_id(entries: Sequence[_Entry]) -> dict[int | str, _Entry]:
     return by_id
 
 
-def _known(entry: _Entry, key: str, known: Mapping[int | str, _Entry]) -> None:
-    if entry.id(key) not in known:
-        raise RegionFileError(f"{entry.name}: there is no {key} {entry.id(key)!r}: add it, or delete the annotation")
+def _known(entry: _Entry, key: str, known: Collection[int | str]) -> int | str:
+    found = entry.id(key)
+    if found not in known:
+        raise RegionFileError(f"{entry.name}: there is no {key} {found!r}: add it, or delete the annotation")
+    return found
 
 
 def _on_disk(images: Mapping[int | str, _Entry], source: Source) -> list[tuple[int | str, str, Size]]:
@@ -130,12 +130,14 @@ def _said(image: _Entry, otherwise: Size) -> tuple[int, int]:
 
 
 def _region(annotation: _Entry, label: str, size: Size, source: Source) -> Region | None:
-    if annotation.values.get("iscrowd"):
+    if "iscrowd" in annotation.values and annotation.get("iscrowd", _is_flag, "0 or 1"):
         source.told.add("annotations of a crowd (iscrowd) are left out", annotation.name)
         return None
     if source.kind == "box":
         x, y, width, height = annotation.get("bbox", _is_box, "[x, y, width, height] in pixels")
-        return box_of(label, (x, y, x + width, y + height), size, source.told, annotation.name)
+        if max(x + width, y + height) <= 1 < min(size):
+            source.told.add("boxes lie in the first pixel of their image; were fractions meant?", annotation.name)
+        return box_within(label, (x, y, x + width, y + height), size, source.told, annotation.name)
     mask = _mask(annotation, size, source.told)
     if mask is not None and not mask.any():
         source.told.add("masks in which no pixel's centre lies are left out", annotation.name)
@@ -178,6 +180,10 @@ def _are_whole(value: Any) -> bool:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _is_flag(value: Any) -> bool:
+    return value in (0, 1, None)
 
 
 def _is_text(value: Any) -> bool:

@@ -1,25 +1,17 @@
 """What readers and writers of regions share: labelled images, classes, and what was left out."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.names import checked_class, printable, shorten
-from pipeline.types import Region, mask_size
+from pipeline.types import Region, Size, mask_size
 
 
 class RegionFileError(ValueError):
     """A file of regions cannot be read or written; the message has the file, the entry and what to do."""
-
-
-class Size(NamedTuple):
-    """Of an image in pixels, turned upright."""
-
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -74,12 +66,9 @@ class Told:
         return [f"{what}: {n}, such as {printable(example)}" for what, (n, example) in self.kinds.items()]
 
 
-def box_of(label: str, edges: Sequence[float], size: Size, told: Told, where: str) -> Region | None:
+def box_within(label: str, edges: Sequence[float], size: Size, told: Told, where: str) -> Region | None:
     """A box with its left, upper, right and lower edge in pixels; None where nothing of it is in the image."""
     left, upper, right, lower = edges
-    if not all(map(math.isfinite, edges)):
-        told.add("boxes whose edges are no finite numbers are left out", where)
-        return None
     x0, x1 = (min(1.0, max(0.0, x / size.width)) for x in (left, right))
     y0, y1 = (min(1.0, max(0.0, y / size.height)) for y in (upper, lower))
     if x0 >= x1 or y0 >= y1:

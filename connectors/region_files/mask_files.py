@@ -13,18 +13,16 @@ from connectors.region_files.labelled import (
     LabelledImage,
     Read,
     RegionFileError,
-    Size,
     has_size,
     label_files,
     read_names,
-    two_images,
     with_suffix,
     write_lists,
     write_text,
 )
 from pipeline.colours import class_colours
 from pipeline.masks import mask_from_png, mask_to_png
-from pipeline.types import Region
+from pipeline.types import Region, Size
 
 NAMES = "classes.txt"
 IGNORED = 255
@@ -44,16 +42,9 @@ def read(source: Source) -> Read:
     if classes[0].casefold() in BACKGROUND:
         raise RegionFileError(f"{file}: {classes[0]!r} is the number 0, and no class: delete the line")
     there = source.files(".png")
-    image_of: dict[str, str] = {}
-    for path in source.images.paths:
-        picture = with_suffix(path, ".png")
-        if picture in there and image_of.setdefault(picture, path) != path:
-            raise two_images(image_of[picture], path, picture)
-    for picture in there.keys() - image_of.keys():
-        source.told.add("masks are of no image, and left out", picture)
-    picture_of = {path: there[picture] for picture, path in image_of.items()}
+    picture_of = source.label_of(there.keys(), lambda path: {with_suffix(path, ".png")})
     sizes = source.images.sizes(picture_of, source.told)
-    seen = {path: _regions(picture_of[path], path, size, classes, source) for path, size in sizes.items()}
+    seen = {path: _regions(there[picture_of[path]], path, size, classes, source) for path, size in sizes.items()}
     return Read(classes, {path: list(regions) for path, regions in seen.items() if regions is not None})
 
 
@@ -63,9 +54,10 @@ def _regions(file: Path, path: str, size: Size, classes: Sequence[str], source: 
             if not has_size(picture.size, size, source.told, path):
                 return None
             if picture.mode not in ("P", "L", "1"):
+                is_what = "16 bits a pixel" if picture.mode.startswith("I") else "colours or transparency"
                 raise RegionFileError(
-                    f"{file} has colours or transparency ({picture.mode}): save the numbers of classes as a "
-                    "palette or grey"
+                    f"{file} has {is_what} ({picture.mode}): save the numbers of classes as a palette or as grey of 8 "
+                    "bits or fewer"
                 )
             step = SPREAD.get(str(picture.tile[0].args), 1)
             numbers = np.asarray(picture).astype(np.uint8) // step

@@ -11,8 +11,7 @@ from connectors.region_files.labelled import (
     LabelledImage,
     Read,
     RegionFileError,
-    Size,
-    box_of,
+    box_within,
     checked_names,
     has_size,
     label_files,
@@ -21,7 +20,7 @@ from connectors.region_files.labelled import (
     write_lists,
 )
 from pipeline.names import shorten
-from pipeline.types import Region
+from pipeline.types import Region, Size
 
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -78,7 +77,11 @@ def _images_of(documents: dict[str, ET.Element], source: Source) -> dict[str, st
     located = iter(source.images.find(flat))
     file_of: dict[str, str] = {}
     for file, each in names.items():
-        paths = [path for path in [next(located) for _ in each] if path is not None]
+        found = [next(located) for _ in each]
+        paths = [path for path in found if path is not None]
+        if paths and each[found.index(paths[0])] == each[-1] != each[0]:
+            where = f"an image at the top of {source.images.folder}, as none of the name lies beside them"
+            source.told.add(f"XML files are read as labels of {where}", file)
         alike = paths or of_stem.get(with_suffix(file, ""), [])
         if not paths and len(alike) > 1:
             raise two_images(alike[0], alike[1], file)
@@ -117,7 +120,7 @@ def _region(one: ET.Element, size: Size, where: str, source: Source) -> Region |
         source.told.add("objects have no bndbox, and are left out", where)
         return None
     left, upper, right, lower = (_number(box, key, where) for key in ("xmin", "ymin", "xmax", "ymax"))
-    return box_of(_text(one, "name", where), (left - 1, upper - 1, right, lower), size, source.told, where)
+    return box_within(_text(one, "name", where), (left - 1, upper - 1, right, lower), size, source.told, where)
 
 
 def _text(element: ET.Element, key: str, where: str) -> str:

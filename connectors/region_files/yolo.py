@@ -14,22 +14,22 @@ from connectors.region_files.labelled import (
     LabelledImage,
     Read,
     RegionFileError,
-    Size,
-    box_of,
+    box_within,
     checked_names,
     label_files,
     read_names,
     read_text,
-    two_images,
     with_suffix,
     write_lists,
     write_text,
 )
 from pipeline.masks import filled, mask_to_png
 from pipeline.names import shorten
-from pipeline.types import Region
+from pipeline.types import Region, Size
 
 DIGITS = re.compile("[0-9]{1,9}")
+MOST = 2
+"""Fractions of objects that reach beyond their image are smaller; numbers of pixels are larger."""
 NAMES = ("data.yaml", "data.yml", "classes.txt")
 
 
@@ -42,35 +42,38 @@ def read(source: Source) -> Read:
     Raises:
         RegionFileError: naming the line that is wrong.
     """
-    classes = _read_classes(source.name_file(*NAMES))
+    names = source.name_file(*NAMES)
+    classes = _read_classes(names)
     there = source.files(".txt")
-    file_of = {path: _file_of(path, source, there) for path in source.images.paths}
-    labelled = {path: file for path, file in file_of.items() if file is not None}
-    image_of: dict[str, str] = {}
-    for path, file in labelled.items():
-        if image_of.setdefault(file, path) != path:
-            raise two_images(image_of[file], path, file)
-    is_apart = any(file.startswith("labels/") for file in there)
-    for file in there.keys() - image_of.keys():
-        if PurePosixPath(file).name != NAMES[-1] and (not is_apart or file.startswith("labels/")):
-            source.told.add("text files are of no image, and left out", file)
-    sizes = source.images.sizes(labelled, source.told)
-    return Read(
-        tuple(classes.values()),
-        {path: _regions(there[labelled[path]], classes, size, source) for path, size in sizes.items()},
-    )
+    files = {path for path, file in there.items() if not file.samefile(names)}
+    is_apart = any(map(_is_apart, files))  # then lists of images, notes and names of classes lie beside the labels
+    others = {path for path in files if PurePosixPath(path).name == NAMES[-1] or (is_apart and not _is_apart(path))}
+
+    def usual(path: str) -> set[str]:
+        candidates = _usual(path, source.images.folder.name)
+        return set(filter(_is_apart, candidates)) if is_apart else candidates
+
+    file_of = source.label_of(files, usual, others=others)
+    sizes = source.images.sizes(file_of, source.told)
+    found = {path: _regions(there[file_of[path]], classes, names, size, source) for path, size in sizes.items()}
+    return Read(tuple(classes.values()), found)
 
 
-def _file_of(path: str, source: Source, there: dict[str, Path]) -> str | None:
-    """The text file of an image, by its path below the folder of the labels."""
+def _usual(path: str, folder: str) -> set[str]:
+    """What the text file of an image may be called, below the folder of the labels.
+
+    Args:
+        folder: name of the folder that the path of the image begins in.
+    """
     text = with_suffix(path, ".txt")
-    beside = f"{source.images.folder.name}/{text}"
     before, is_in_images, after = f"/{text}".rpartition("/images/")
-    candidates = {text, f"labels/{text}", beside, f"{before}/labels/{after}".lstrip("/") if is_in_images else text}
-    found = sorted(candidates & there.keys())
-    if len(found) > 1:
-        raise RegionFileError(f"{source.path}: {path} has two labels, {' and '.join(found)}: delete one of the two")
-    return found[0] if found else None
+    in_place_of_images = {f"{before}/labels/{after}".lstrip("/")} if is_in_images else set()
+    return {text, f"labels/{text}", f"{folder}/{text}"} | in_place_of_images
+
+
+def _is_apart(path: str) -> bool:
+    """Whether a text file lies in a folder of labels."""
+    return "labels" in PurePosixPath(path).parts[:-1]
 
 
 def _read_classes(file: Path) -> dict[int, str]:
@@ -90,33 +93,53 @@ def _read_classes(file: Path) -> dict[int, str]:
     return dict(zip(sorted(names), checked_names([names[n] for n in sorted(names)], str(file)), strict=True))
 
 
-def _regions(file: Path, classes: dict[int, str], size: Size, source: Source) -> list[Region | None]:
-    lines = enumerate(read_text(file).splitlines(), 1)
-    return [_region(line.split(), f"{file}, line {n}", classes, size, source) for n, line in lines if line.strip()]
+def _regions(file: Path, classes: dict[int, str], names: Path, size: Size, source: Source) -> list[Region | None]:
+    found: list[Region | None] = []
+    for n, line in enumerate(read_text(file).splitlines(), 1):
+        if words := line.split():
+            where = f"{file}, line {n}"
+            label = _label(words[0], classes, f"{where}: {shorten(words[0])} is no class", names)
+            found.append(_region(label, _numbers(words[1:], where), where, size, source))
+    return found
 
 
-def _region(words: Sequence[str], where: str, classes: dict[int, str], size: Size, source: Source) -> Region | None:
-    label = classes.get(int(words[0])) if DIGITS.fullmatch(words[0]) else None
+def _label(word: str, classes: dict[int, str], wrong: str, names: Path) -> str:
+    label = classes.get(int(word)) if DIGITS.fullmatch(word) else None
     if label is None:
-        raise RegionFileError(f"{where}: {shorten(words[0])} is no class: there are {min(classes)} to {max(classes)}")
+        known = shorten(", ".join(f"{number} {name}" for number, name in sorted(classes.items())))
+        raise RegionFileError(f"{wrong}: {names} has {known}; name it there, or mend the line")
+    return label
+
+
+def _numbers(words: Sequence[str], where: str) -> list[float]:
+    """Of a box or a polygon, in fractions."""
     try:
-        values = np.array([float(word) for word in words[1:]])
+        values = [float(word) for word in words]
     except ValueError as exc:
         raise RegionFileError(f"{where}: {exc}: wanted numbers") from exc
+    for word, value in zip(words, values, strict=True):
+        if not math.isfinite(value):
+            raise RegionFileError(f"{where}: {shorten(word)} is no place: wanted finite numbers")
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         hint = ", a score is for guesses" if len(values) == 5 else ""
         raise RegionFileError(
             f"{where} has {len(values)} numbers after the class{hint}: wanted x and y of the centre, width, height; or "
             "x and y of each corner of a polygon"
         )
+    if max(map(abs, values)) > MOST:
+        raise RegionFileError(f"{where} is in pixels: wanted fractions of the image's width and height")
+    return values
+
+
+def _region(label: str, values: Sequence[float], where: str, size: Size, source: Source) -> Region | None:
     if len(values) == 4:
-        return _box(label, values.tolist(), where, size, source)
-    corners = values.reshape(-1, 2)
+        return _box(label, values, where, size, source)
+    corners = np.array(values).reshape(-1, 2)
     if source.kind == "box":
         source.told.add("polygons are read as the boxes around them", where)
         edges = [*corners.min(axis=0) * size, *corners.max(axis=0) * size]
-        return box_of(label, edges, size, source.told, where)
-    mask = filled(corners, size.width, size.height) if np.isfinite(corners).all() else np.zeros(1, dtype=bool)
+        return box_within(label, edges, size, source.told, where)
+    mask = filled(corners, size.width, size.height)
     if not mask.any():
         source.told.add("polygons in which no pixel's centre lies are left out", where)
         return None
@@ -128,10 +151,8 @@ def _box(label: str, values: Sequence[float], where: str, size: Size, source: So
         source.told.add("boxes are left out, as masks are wanted", where)
         return None
     x, y, width, height = values
-    if max(map(abs, values)) > 2 and all(map(math.isfinite, values)):
-        raise RegionFileError(f"{where} is in pixels: wanted fractions of the image's width and height")
     edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    return box_of(label, np.multiply(edges, (*size, *size)).tolist(), size, source.told, where)
+    return box_within(label, np.multiply(edges, (*size, *size)).tolist(), size, source.told, where)
 
 
 def write(folder: Path, images: Sequence[LabelledImage], classes: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ OF_FEATURES = frozenset({"name", "weights", "image_size", "channels", "dropout",
 """What a replay of one linear head takes from the settings of a network; how the network is trained is not among it."""
 
 
-def check_folder(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Refuse a folder with files that are no replay's."""
     if out.exists() and not out.is_dir():
         raise ReplayError(f"--out {out} is a file; name a folder")

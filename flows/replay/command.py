@@ -23,7 +23,7 @@ from flows.config import CampaignSettings, load_settings
 from flows.folder import Campaign
 from flows.progress import say
 from flows.replay.arrays import write_data, write_trunk_features
-from flows.replay.claim import check_folder, claim, make_folder, sweep
+from flows.replay.claim import check_out, claim, make_folder, sweep
 from flows.replay.copies import without_copies
 from flows.replay.folder import LABELS, Replay
 from flows.replay.inputs import ReplayError, read_campaign_labels, read_features, read_labels, with_groups
@@ -43,7 +43,7 @@ def replay_strategies(options: Options) -> ReplaySummary:
         CampaignChanged: the folder holds a replay with other settings.
         CampaignBusy: another process works on the folder.
     """
-    check_folder(options.out)
+    check_out(options.out)
     campaign = load_settings(options.campaign) if options.campaign else None
     rows, caveat = _read_rows(options, campaign)
     features = read_features(options.features, len(rows)) if options.features else None

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 from connectors.annotation import Question, check_questions
 from connectors.images.shown import size_shown
 from connectors.label_studio import tasks as label_studio_tasks
-from connectors.label_studio.kinds.kind import KEYS_BESIDE_TOOLS, LeftOut, Size
+from connectors.label_studio.kinds.kind import KEYS_BESIDE_TOOLS, LeftOut
 from connectors.label_studio.kinds.masks import decode_runs
 from connectors.label_studio.kinds.table import kind_of, kind_on
 from connectors.label_studio.pages import (
@@ -31,7 +31,7 @@ from connectors.label_studio.pages import (
 from connectors.label_studio.reading import HeldTask, read_answer
 from connectors.mistakes import Mistakes, with_mistakes
 from pipeline.masks import mask_from_png, mask_to_png
-from pipeline.types import ONE_CLASS, Ask, AskFor, Region, mask_size
+from pipeline.types import ONE_CLASS, Ask, AskFor, Region, Size, mask_size
 
 CLASSES = ("cat", "dog")
 SIZE = Size(40, 30)

@@ -326,7 +326,7 @@ def test_what_cannot_be_imported_is_told(photos, tmp_path):
         (("masks", photos, "--names", "data.yaml"), "no such file; name the file of the class names"),
         (("yolo", photos, "--out", photos / "x.txt"), "wanted a .csv or .parquet file to write"),
         (("yolo", photos, "--out", tmp_path / "elsewhere" / "x.csv"), "the images of a manifest lie in its own folder"),
-        (("yolo", tmp_path / "nowhere"), "no such file; name the file of the class names with --names"),
+        (("yolo", tmp_path / "nowhere"), "nowhere: no such folder of labels"),
         (("coco", tmp_path / "nowhere.json"), "nowhere.json: cannot be read: No such file"),
     ]
     for arguments, message in cases:

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from connectors.label_studio.kinds.kind import LeftOut, Size, Spoilt, number, words
+from connectors.label_studio.kinds.kind import LeftOut, Spoilt, number, words
 from connectors.label_studio.kinds.parts import Shape, kind_of_parts
-from pipeline.types import Region
+from pipeline.types import Region, Size
 
 NEARLY = 1 - 1e-6
 """Of a pixel: percentages are rounded."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
-from pipeline.types import Region, RegionKind
+from pipeline.types import Region, RegionKind, Size
 
 CONTROL, NOTHING, OBJECT = "label", "nothing", "image"
 """Names on a page: what asks for regions, what is ticked where there are none, what shows the image."""
@@ -18,13 +18,6 @@ KEYS_BESIDE_TOOLS = "123456789acdfgijlnqstxyz"
 """Keys of classes to draw: b, e, k, m, o, p, r and w are tools."""
 NOTHING_KEY = "0"
 WORDS = 100
-
-
-class Size(NamedTuple):
-    """Of an image in pixels, as a browser shows it: turned upright."""
-
-    width: int
-    height: int
 
 
 class Spoilt(ValueError):

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from connectors.images.decode import without_pillow_warnings
-from connectors.label_studio.kinds.kind import LeftOut, Size, Spoilt
+from connectors.label_studio.kinds.kind import LeftOut, Spoilt
 from connectors.label_studio.kinds.parts import Shape, kind_of_parts
 from pipeline.masks import mask_to_png
-from pipeline.types import Region
+from pipeline.types import Region, Size
 
 PNG = "data:image/png;base64,"
 BRUSH = "brushlabels"

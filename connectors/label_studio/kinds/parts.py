@@ -12,13 +12,12 @@ from connectors.label_studio.kinds.kind import (
     Given,
     Kind,
     LeftOut,
-    Size,
     Spoilt,
     number,
     part,
     words,
 )
-from pipeline.types import Region, RegionKind
+from pipeline.types import Region, RegionKind, Size
 
 MOST_TOLD = 3
 

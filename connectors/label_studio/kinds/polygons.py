@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from connectors.label_studio.kinds.kind import LeftOut, Size, Spoilt, number, words
+from connectors.label_studio.kinds.kind import LeftOut, Spoilt, number, words
 from connectors.label_studio.kinds.parts import Shape, kind_of_parts
 from pipeline.polygons import area, crosses_itself
-from pipeline.types import Region
+from pipeline.types import Region, Size
 
 MOST_CORNERS = 10_000
 NO_AREA = 1e-12
