@@ -94,10 +94,12 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a temporary folder beside `path`, then rename it: `path` is never seen half written.
+    """Let `write` fill a temporary folder beside `path`, then rename it: no program sees `path` half written.
+
+    Unlike `write_atomic` it does not wait for the disk: what is written may be lost where the machine itself stops.
 
     Raises:
-        StoreError: the disk does not take it, or `path` is there.
+        StoreError: the disk does not take it, or a file or a folder that is not empty has the name.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     with explained(path):

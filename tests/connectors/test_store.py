@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from connectors.store import (
     explain,
     read_json,
     write_atomic,
+    write_folder,
     write_json,
     write_table,
 )
@@ -194,3 +196,19 @@ def test_another_format_is_refused_with_what_was_found_and_what_to_do(tmp_path, 
     )
     with pytest.raises(StoreError, match=told):
         check_format(tmp_path / "campaign.json", held)
+
+
+def test_a_folder_is_seen_whole_and_never_takes_the_place_of_another(tmp_path):
+    seen: list[bool] = []
+
+    def write(folder: Path) -> None:
+        (folder / "a").write_text("a")
+        seen.append((tmp_path / "out").exists())
+
+    write_folder(tmp_path / "out", write)
+    assert seen == [False]
+    (tmp_path / "file").touch()
+    for name in ("out", "file"):
+        with pytest.raises(StoreError, match=name):
+            write_folder(tmp_path / name, write)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"], "nothing is left over"
