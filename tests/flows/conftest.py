@@ -54,8 +54,8 @@ channels = 1
 PLAIN = 'name = "small_cnn"\naugmentation = "none"\nmax_epochs = 2\n'
 TINY = 'name = "tests.flows.tiny:tiny_network"\nweights = "factory"\naugmentation = "none"\n'
 """Pretrained, as far as anybody can see."""
-HEADS = "all_from = 50\n"
-"""So that 24 labels of three classes train heads, where a test does not say when more is trained."""
+QUICK = {"all_from": 50, "max_epochs": 4, "min_steps": 4}
+"""Where a test says nothing else: 24 labels of three classes train heads, and these are trained little."""
 
 
 @pytest.fixture(autouse=True)
@@ -126,14 +126,13 @@ def make_work(striped_images, tmp_path):
         renamed: str = "",
     ) -> OpenCampaign:
         file = striped_images / "campaign.toml"
-        if "_from" not in network + model:
-            model = f"{HEADS}{model}"
+        quick = [f"{key} = {value}\n" for key, value in QUICK.items() if key not in network + model]
         members = f"ensemble = {ensemble}\n{members}"
         text = TEMPLATE.format(
             folder=tmp_path / name,
             classes=json.dumps(classes),
             extra=extra,
-            model=network + model,
+            model=network + "".join(quick) + model,
             members=members,
             renamed=renamed,
         )
