@@ -8,7 +8,8 @@ COST = (
 
 EXAMPLE = """\
 # A labelcycle campaign: one pool of images, labelled round by round.
-# Relative paths are relative to this file, those of SQLite files too. Keys that are commented out show a default.
+# Relative paths are relative to this file, those of SQLite files too. Keys that are commented out show a default;
+# those of reduction, dice and batch_size depend on the task.
 
 name = "my-campaign"             # lower case; names the Label Studio project and the MLflow experiment
 pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label and group
@@ -39,7 +40,7 @@ query_size = 100                 # labels asked for in each later round
 # acquisition = "margin"         # entropy, margin, least_confidence, variance, mean_std,
                                  # variation_ratio, bald (the last four need at least two members)
 # reduction = "mean"             # of many decisions about an image, how their scores become one: mean, max, sum,
-                                 # top_tenth, foreground; by default as suits the task
+                                 # top_tenth, foreground; if not given, top_tenth in segmentation
 # strategy = "auto"              # covers the pool while labels are few, then what is uncertain. Others by score: top_k,
                                  # power; by place: k_center, novel, typical, coverage, typiclust, max_herding; by
                                  # both: uherding, badge, falcun, bait, suggestive, weighted_k_center, top_k_diverse,
@@ -77,7 +78,8 @@ weights = "DEFAULT"              # a weight name of the hub, a file (.pt, .safet
                                  # that are trained alone; scratch: from none
 # augmentation = "natural"       # none, digits (no flips: digits, documents), natural (photos)
 # class_balanced = true          # weigh rare classes up
-# dice = 1.0                     # of masks alone: weight of the soft Dice loss beside the cross-entropy
+# dice = 1.0                     # of segmentation alone, refused elsewhere: weight of the soft Dice loss beside the
+                                 # cross-entropy; 1 if not given
 # label_smoothing = 0.0
 # schedule = "cosine"            # how the learning rate falls: cosine, plateau, constant
 # learning_rate = 2e-3
@@ -85,7 +87,7 @@ weights = "DEFAULT"              # a weight name of the hub, a file (.pt, .safet
 # max_epochs = 30
 # max_minutes = 30               # a round that would train longer here trains the head alone
 # patience = 5                   # stop after so many epochs without improvement, or more; if not given at max_epochs
-# batch_size = 32                # images of an optimiser step; 8 where boxes or masks are learnt
+# batch_size = 32                # images of an optimiser step; if not given, 8 in segmentation and detection
 # min_steps = 16                 # optimiser steps of an epoch at least, however few labels there are
 # device = "auto"                # auto, cpu, cuda, mps
 
