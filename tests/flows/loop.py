@@ -1,7 +1,7 @@
 """A whole campaign in memory: plain functions for steps, an annotation tool and a tracker in this process."""
 
 import json
-import re
+import tomllib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -63,9 +63,8 @@ class Loop:
             before = next(line for line in self.file.read_text().splitlines() if line.startswith(f"{name} = "))
             self.change((before, f"{name} = {value}"))
         self.folder = Campaign(folder / "campaign")
-        task = re.search(r'^task = "(\w+)"', self.file.read_text(encoding="utf-8"), re.MULTILINE)
-        asks = TASKS[task[1] if task else "classification"].asks
-        self.tool, self.tracker = MemoryTool(CLASSES, asks=asks), MemoryTracker()
+        task = tomllib.loads(self.file.read_text(encoding="utf-8")).get("task", "classification")
+        self.tool, self.tracker = MemoryTool(CLASSES, asks=TASKS[task].asks), MemoryTracker()
 
     def change(self, *replacements: tuple[str, str]) -> None:
         """Change the campaign's file."""

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
@@ -16,6 +17,7 @@ from flows.config import (
 from flows.example import EXAMPLE
 from pipeline.learning.settings import ALL_FROM, PseudoLabelSettings, with_own_image_size
 from pipeline.selection.strategies.rows import STRATEGIES
+from pipeline.tasks import TASKS
 from pipeline.training.augmentation import AUGMENTATIONS
 from tests.hostile import CLASSES
 
@@ -83,6 +85,15 @@ def test_example_that_init_writes_is_a_valid_campaign(campaign):
     settings = load_settings(campaign(EXAMPLE))
     assert settings.classes == ("cat", "dog")
     assert settings.members.n_members == 3
+
+
+@pytest.mark.parametrize("setting", ["batch_size", "reduction"])
+def test_the_example_names_the_tasks_whose_own_default_is_another(setting):
+    after = EXAMPLE.partition(f"\n# {setting} = ")[2]
+    told = re.split(r"\n(?! )", after)[0]
+    shown = told.split()[0].strip('"')
+    others = {name: str(getattr(task, setting)) for name, task in TASKS.items()}
+    assert {name for name in others if name in told} == {name for name in others if others[name] != shown}
 
 
 def test_defaults_that_the_example_shows_are_the_defaults(campaign):
