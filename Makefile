@@ -4,7 +4,7 @@ BIN := .venv/bin
 BENCH := .venv-bench/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench down format lock clean
+.PHONY: help install demo test check bench sbom audit down format lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
@@ -34,12 +34,18 @@ check: .venv/ready ## format, lint, types, import contracts
 
 .venv-bench/ready: benchmarks/requirements.lock | .venv/ready
 	@test -x $(BENCH)/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-bench
-	$(BIN)/uv pip sync --quiet --python $(BENCH)/python benchmarks/requirements.lock
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(BENCH)/python benchmarks/requirements.lock
 	@touch $@
 
 bench: .venv-bench/ready ## measure beside the peers: all, or MODULE=selection; JSON=OUT writes the numbers, ARGS=--quick tries it
 	@for module in $(or $(MODULE),selection scoring); do \
 		$(BENCH)/python -m benchmarks.$$module $(if $(JSON),--json $(if $(MODULE),$(JSON),$(basename $(JSON))-$$module.json)) $(ARGS) || exit; done
+
+sbom: .venv/ready ## write the software bill of materials, CycloneDX: OUT=sbom.json
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o $(or $(OUT),sbom.json) requirements.lock
+
+audit: .venv/ready ## compare the lock with published vulnerabilities; needs the internet
+	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --no-deps --strict
 
 down: .venv/ready ## stop the local servers
 	$(BIN)/labelcycle down

@@ -272,6 +272,7 @@ def open_campaign(path: Path, *, tool: AnnotationTool | None = None, tracker: Tr
     settings = settings.model_copy(update={"model": with_own_image_size(settings.model)})
     folder = Campaign(settings.folder)
     folder.check_ours()
+    folder.make()
     work = OpenCampaign(settings, folder, tool=tool, tracker=tracker)
     claim(folder, settings, path, answers=lambda: work.ledger.answers)
     remember_network(folder, settings.model)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connectors.store import StoreError, explain, explained, read_json, write_json
+from deploy.private import PRIVATE_FOLDER
 from flows.artefacts import CAMPAIGN, POOL, PUSHED, PUSHING, ROUND, AnyArtefact, Artefact
 
 T = TypeVar("T")
@@ -78,6 +79,11 @@ class Campaign(Folder):
     Args:
         path: a folder on a local or shared disk; made when first written to.
     """
+
+    def make(self) -> None:
+        """Make the folder, for its owner alone; one that is there keeps its rights, as a team may share it."""
+        with explained(self.path):
+            self.path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
 
     def round(self, number: int) -> RoundFolder:
         """The folder of one round, whether it exists or not."""
@@ -151,7 +157,7 @@ class Campaign(Folder):
         """
         lock = filelock.FileLock(self.path / LOCK)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.make()
             lock.acquire(timeout=0)
         except filelock.Timeout as exc:
             holder = self._read_holder()

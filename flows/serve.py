@@ -122,7 +122,7 @@ def only_server_of(folder: Campaign, name: str) -> Iterator[None]:
     Raises:
         CampaignBusy: naming the process that serves.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.make()
     note = folder.path / "serve.lock.json"
     lock = filelock.FileLock(folder.path / "serve.lock")
     try:

@@ -76,6 +76,14 @@ def anchor(heading: str) -> str:
 each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
+def test_every_test_that_the_page_on_security_names_is_there():
+    named = set(re.findall(r"`((?:test|check)_\w+)`", (ROOT / "docs" / "security.md").read_text(encoding="utf-8")))
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")]
+    there = {name for text in texts for name in re.findall(r"def ((?:test|check)_\w+)", text)}
+    assert len(named) > 40
+    assert named <= there
+
+
 @each_page
 def test_links_lead_somewhere(page):
     for path, heading in LINK.findall(prose(page)):

@@ -1,5 +1,7 @@
 """What installing labelcycle gives: the checkout itself, or a refusal with the reason."""
 
+import json
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -41,6 +43,34 @@ def test_an_editable_install_imports_the_checkout_and_brings_the_command(python)
     where = "import pipeline, connectors, flows, deploy; print(flows.__file__)"
     found = subprocess.run([python, "-c", where], capture_output=True, text=True, cwd=python.parent, check=True)
     assert Path(found.stdout.strip()) == ROOT / "flows" / "__init__.py"
+
+
+def test_every_install_checks_hashes():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    installs = [line for line in makefile.splitlines() if re.search(r"pip (sync|install).*-r |pip sync", line)]
+    assert len(installs) >= 2
+    assert all("--require-hashes" in line for line in installs)
+    assert "--require-hashes" in (ROOT / "deploy" / "label_studio_venv.py").read_text(encoding="utf-8")
+    for lock in ("requirements.lock", "benchmarks/requirements.lock", "deploy/label-studio.lock"):
+        pins = re.findall(r"^[\w.-]+==.*\n(.*)", (ROOT / lock).read_text(encoding="utf-8"), re.MULTILINE)
+        assert len(pins) > 20
+        assert all(following.lstrip().startswith("--hash=sha256:") for following in pins), lock
+
+
+def test_the_bill_of_materials_holds_the_lock(tmp_path):
+    lock = ROOT / "requirements.lock"
+    told = subprocess.run(
+        ["make", "--no-print-directory", "--assume-old=.venv/ready", "sbom", f"OUT={tmp_path / 'sbom.json'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    listed = json.loads((tmp_path / "sbom.json").read_text(encoding="utf-8"))
+    assert listed["bomFormat"] == "CycloneDX"
+    found = {f"{each['name']}=={each['version']}" for each in listed["components"]}
+    assert found == set(re.findall(r"^[\w.-]+==[\w.+!]+", lock.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def test_the_changelog_names_the_version_that_the_package_has():

@@ -260,6 +260,23 @@ def test_a_page_of_another_address_gets_no_answer_from_prefect(servers):
     assert own.headers["access-control-allow-origin"] == servers.prefect_ui_url
 
 
+@pytest.mark.parametrize("address", [{"Origin": "https://example.org"}, {"Host": "example.org"}])
+def test_a_page_of_another_address_cannot_drive_mlflow(servers, address):
+    wanted = f"{servers.mlflow_url}/api/2.0/mlflow/experiments/search"
+    asked = {"json": {"max_results": 1}, "auth": servers.mlflow_login}  # as a browser that is logged in sends it
+    assert httpx.post(wanted, **asked).status_code == 200
+    assert httpx.post(wanted, **asked, headers=address).status_code == 403
+
+
+def test_the_session_of_label_studio_goes_to_no_other_site(servers):
+    with httpx.Client(base_url=servers.label_studio_url) as client:
+        client.get("/user/login/")
+        form = {"email": EMAIL, "password": servers.password, "csrfmiddlewaretoken": client.cookies["csrftoken"]}
+        answer = client.post("/user/login/", data=form, headers={"Referer": servers.label_studio_url})
+    (session,) = (text for text in answer.headers.get_list("set-cookie") if text.startswith("sessionid="))
+    assert {"HttpOnly", "SameSite=Lax"} <= set(session.split("; "))
+
+
 def test_two_homes_have_two_passwords_and_a_home_keeps_its_own(tmp_path):
     first, second = make_password(tmp_path), None
     assert make_password(tmp_path) == first

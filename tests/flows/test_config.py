@@ -1,13 +1,21 @@
 import json
 import os
 import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 
 import pytest
+import tomli_w
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from flows.config import (
+    CampaignSettings,
     ConfigError,
     load_folder,
     load_settings,
@@ -16,6 +24,7 @@ from flows.config import (
 )
 from flows.example import EXAMPLE
 from pipeline.learning.settings import ALL_FROM, PseudoLabelSettings, with_own_image_size
+from pipeline.networks.errors import ModelError
 from pipeline.selection.strategies.rows import STRATEGIES
 from pipeline.tasks import TASKS
 from pipeline.training.augmentation import AUGMENTATIONS
@@ -412,6 +421,51 @@ def test_login_in_an_address_is_refused_and_not_repeated(campaign):
         with pytest.raises(ConfigError, match="an address must not hold a login") as caught:
             load_settings(campaign(f'{GOOD}[{section}]\n{key} = "https://bob:hunter2@example.org"\n'))
         assert "hunter2" not in str(caught.value)
+
+
+VALUES = st.recursive(
+    st.one_of(
+        st.booleans(),
+        st.integers(-(2**62), 2**62),
+        st.floats(allow_nan=True),
+        st.text(max_size=9),
+        st.sampled_from(["cat", "auto", "1 day", "local", "a:b", "", "-1 d", "1e999 days", "../..", "\0", "parent"]),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=2)),
+    max_leaves=6,
+)
+
+
+def paths_of(model: type[BaseModel], *above: str) -> Iterator[tuple[str, ...]]:
+    """The path of each setting, through the sections."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from paths_of(kind, *above, name)
+        yield (*above, name)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changed=st.dictionaries(st.sampled_from(sorted(paths_of(CampaignSettings))), VALUES, min_size=1, max_size=3))
+def test_any_campaign_file_is_read_or_refused_in_words(campaign, changed):
+    values = tomllib.loads(GOOD)
+    for (*sections, name), value in sorted(changed.items()):
+        place = values
+        for section in sections:
+            place[section] = place = place[section] if isinstance(place.get(section), dict) else {}
+        place[name] = value
+    read_or_refused(campaign(tomli_w.dumps(values)))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.one_of(st.text(), st.lists(st.sampled_from([*GOOD.splitlines(), "[", "]]", '"""', "a.b = ", "= 1"]))))
+def test_any_text_is_read_as_a_campaign_file_or_refused_in_words(campaign, text):
+    read_or_refused(campaign(text if isinstance(text, str) else "\n".join(text)))
+
+
+def read_or_refused(file: Path) -> None:
+    with suppress(ConfigError, ModelError):  # their text is for people
+        load_settings(file)
 
 
 def test_acquisition_that_compares_members_needs_two(campaign):

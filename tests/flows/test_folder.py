@@ -47,6 +47,20 @@ def test_batch_may_have_been_seen_once_its_push_has_begun(tmp_path):
     assert Campaign(tmp_path / "other").is_out()
 
 
+def test_a_folder_that_is_made_is_for_its_owner_alone(make_loop):
+    loop = make_loop()
+    loop.run()
+    assert loop.folder.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_a_team_shares_keeps_its_rights(make_loop):
+    loop = make_loop()
+    loop.folder.path.mkdir(mode=0o770)
+    loop.folder.path.chmod(0o2770)
+    loop.run()
+    assert loop.folder.path.stat().st_mode & 0o7777 == 0o2770
+
+
 def test_record_comes_back_as_it_was(tmp_path):
     folder = Campaign(tmp_path).round(1)
     records = {

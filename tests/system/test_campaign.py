@@ -1,8 +1,11 @@
 """Whole campaigns through real Label Studio, MLflow and Prefect servers."""
 
+import base64
 import json
+from contextlib import suppress
 
 import httpx
+import psutil
 from mlflow import MlflowClient
 
 from flows.artefacts import ANSWERS, AUDIT, CANDIDATES, LABELLED, METRICS
@@ -43,6 +46,7 @@ def test_campaign_runs_from_the_first_label_to_the_spent_budget(make_campaign):
     check_label_studio(campaign)
     check_mlflow(campaign)
     check_prefect(campaign)
+    check_that_no_secret_is_written(campaign)
 
 
 def check_status(campaign):
@@ -93,6 +97,22 @@ def check_prefect(campaign):
     assert {page["key"] for page in pages} == {f"{campaign.name}-round-000{number}" for number in range(4)}
     assert all(page["type"] == "markdown" for page in pages)
     assert "Audit accuracy" in next(page["data"] for page in pages if page["key"].endswith("3"))
+
+
+def check_that_no_secret_is_written(campaign):
+    """Files, logs, databases and arguments; Label Studio's own database holds its tokens, as it must."""
+    home, password = campaign.servers.home, campaign.servers.password
+    login = base64.b64encode(campaign.servers.mlflow_login[0].encode() + b":" + password.encode())
+    secrets = {"token": campaign.token.encode(), "password": password.encode(), "login": login}
+    written = [campaign.file.parent, *(home / name for name in ("mlflow", "prefect", "logs"))]
+    files = [path for folder in written for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    names = {path.name for path in files}
+    assert {"campaign.toml", "metrics.json", "mlflow.db", "prefect.db", "label-studio.log"} <= names
+    texts = {str(path): path.read_bytes() for path in files}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            texts[f"process {process.pid}"] = " ".join(process.cmdline()).encode()
+    assert not [(where, name) for where, text in texts.items() for name, secret in secrets.items() if secret in text]
 
 
 def test_campaign_goes_on_where_guesses_were_lost_the_pool_moved_and_answers_cannot_be_used(make_campaign):

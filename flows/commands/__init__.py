@@ -1,0 +1,1 @@
+"""The commands of `labelcycle`, a module for what they are about; `flows/cli.py` puts them together."""
