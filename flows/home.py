@@ -52,28 +52,19 @@ def settle_home(near: Path | None = None) -> Path:
     return found
 
 
-def folder_of(campaign: Path | None) -> Path:
-    """The folder of a campaign that is named by its file or folder; of the one that was run last where none is.
+def last_campaign() -> Path | None:
+    """The folder of the campaign that was run last from this home; None where none was.
 
     Raises:
-        ConfigError: none was run, or the file is wrong.
-        StoreError: what remembers the last campaign is damaged.
+        StoreError: what remembers it is damaged.
     """
-    from flows.artefacts import CAMPAIGN
-    from flows.config import ConfigError, load_folder, load_settings
-
-    if campaign is None:
-        last = home() / LAST_CAMPAIGN
-        if not last.exists():
-            raise ConfigError("no campaign has been run here; name one: labelcycle status campaign.toml")
-        try:
-            return Path(read_json(last)["folder"])
-        except (KeyError, TypeError) as exc:
-            raise StoreError(f"{last} is damaged; name a campaign: labelcycle status campaign.toml") from exc
-    if campaign.is_dir():
-        return campaign
-    folder = load_folder(campaign)
-    return folder if (folder / CAMPAIGN.name).exists() else load_settings(campaign).folder  # or what is wrong there
+    last = home() / LAST_CAMPAIGN
+    if not last.exists():
+        return None
+    try:
+        return Path(read_json(last)["folder"])
+    except (KeyError, TypeError) as exc:
+        raise StoreError(f"{last} is damaged; name a campaign: labelcycle status campaign.toml") from exc
 
 
 def _upwards(folder: Path) -> Iterator[Path]:

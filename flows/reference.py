@@ -174,7 +174,8 @@ def _command(name: str, command: TyperCommand) -> Iterator[str]:
     rows = []
     for parameter in command.params:
         is_argument = parameter.param_type_name == "argument"
-        names = [(parameter.name or "").upper()] if is_argument else [*parameter.opts, *parameter.secondary_opts]
+        argument = getattr(parameter, "metavar", None) or (parameter.name or "").upper()
+        names = [argument] if is_argument else [*parameter.opts, *parameter.secondary_opts]
         is_open = parameter.default is None or parameter.default is False
         default = "required" if parameter.required else "" if is_open else f"`{parameter.default}`"
         told = _one_line(getattr(parameter, "help", None) or "")

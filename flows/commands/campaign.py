@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flows.commands.screen import CampaignFile, console, errors, print_lines
 from flows.errors import EXIT_AWAITING, tell
-from flows.home import folder_of, home, settle_home
+from flows.home import home, last_campaign, settle_home
 from flows.local import require_prefect, use_prefect
 
 
@@ -102,7 +102,7 @@ def status(
     from flows.folder import Campaign
     from flows.reports.status import campaign_status, rounds_table, status_lines
 
-    folder = Campaign(folder_of(campaign))
+    folder = Campaign(_folder_of(campaign))
     folder.check_ours()
     if not folder.has(CAMPAIGN):
         raise tell(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
@@ -114,6 +114,21 @@ def status(
     console.print(rounds_table(folder))
     for line in status_lines(state):
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def _folder_of(campaign: Path | None) -> Path:
+    """The folder of a campaign that is named by its file or folder; of the one that was run last where none is."""
+    from flows.artefacts import CAMPAIGN
+    from flows.config import load_folder, load_settings
+
+    if campaign is None:
+        if (last := last_campaign()) is None:
+            raise tell("no campaign has been run here; name one: labelcycle status campaign.toml")
+        return last
+    if campaign.is_dir():
+        return campaign
+    folder = load_folder(campaign)
+    return folder if (folder / CAMPAIGN.name).exists() else load_settings(campaign).folder  # or what is wrong there
 
 
 def demo(

@@ -38,6 +38,12 @@ def test_page_is_what_the_code_writes(page):
     assert written == PAGES[page](), f"python -m flows.reference {page} > docs/{page}.md"
 
 
+def test_arguments_have_the_names_that_help_prints():
+    page = PAGES["commands"]()
+    assert "| `FORMAT` | required |" in page
+    assert not re.search(r"`[A-Z]+_`", page), "a name of Python's"
+
+
 @pytest.mark.parametrize(("section", "key", "description"), SETTINGS)
 def test_each_setting_is_described_and_stands_in_the_example(section, key, description):
     assert description
