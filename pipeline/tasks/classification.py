@@ -95,16 +95,21 @@ def class_counts(targets: Tensor, n_classes: int) -> Tensor:
     return targets.bincount(minlength=n_classes).double()
 
 
-def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+def wanted(targets: Tensor, outputs: Tensor) -> Tensor:
+    """The targets: a whole image has no form."""
+    return targets
+
+
+def loss(outputs: Tensor, wanted: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy in nats.
 
     Args:
         outputs: logits `(n, C)`.
-        targets: `(n,)` class indices.
+        wanted: `(n,)` class indices.
         class_weights: `(C,)`, None where every image counts the same.
         label_smoothing: share of the probability that the right class gives to all C evenly (Szegedy et al., 2016).
     """
-    return functional.cross_entropy(outputs, targets, weight=class_weights, label_smoothing=label_smoothing)
+    return functional.cross_entropy(outputs, wanted, weight=class_weights, label_smoothing=label_smoothing)
 
 
 def logits(outputs: Tensor) -> Tensor:
@@ -126,9 +131,9 @@ def in_words(_decision: int, answer: int, classes: Sequence[str], _n_decisions: 
     return classes[answer]
 
 
-def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def metrics(outputs: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     """Share of images `(n,)` whose likeliest class is right."""
-    return {"accuracy": (outputs.argmax(dim=-1) == targets).float().mean()}
+    return {"accuracy": (outputs.argmax(dim=-1) == wanted).float().mean()}
 
 
 def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tensor | None = None) -> Metrics:

@@ -7,7 +7,6 @@ middle of an object learn its class, and how far its edges are from the cell's c
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from statistics import median, mode
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -208,30 +207,23 @@ def class_counts(targets: Tensor, n_classes: int) -> Tensor:
     return classes[classes != NONE].bincount(minlength=n_classes).double()
 
 
-class _Wanted(NamedTuple):
-    """What the cells of n maps should tell.
+def wanted(targets: Tensor, outputs: Tensor) -> Tensor:
+    """`(n, h w, 5)` what each cell should tell: its answer, and the four edges of its box where it has a class.
 
-    Attributes:
-        answers: `(n, U)` int64, 0 for nothing, 1 + the index of the class, `NONE` where a cell is left out.
-        boxes: `(n, U, 4)` of the cells that have a class.
+    The answer is 0 for nothing, 1 + the index of the class, `NONE` where a cell is left out. A cell in the middle of
+    several objects belongs to the smallest. The cell of an object's own centre is in its middle, however small the
+    object is, unless a smaller object claims it.
     """
-
-    answers: Tensor
-    boxes: Tensor
+    return _wanted(targets, outputs.shape[-1])
 
 
-def _wanted(targets: Tensor, side: int) -> _Wanted:
-    """What the cells of maps of `side` rows and columns should tell.
-
-    A cell in the middle of several objects belongs to the smallest. The cell of an object's own centre is in its
-    middle, however small the object is, unless a smaller object claims it.
-    """
+def _wanted(targets: Tensor, side: int) -> Tensor:
+    """`(n, side * side, 5)`, see `wanted`."""
     n_images = max(1, PART // (side * side * targets.shape[1]))
-    parts = [_wanted_of_few(part, side) for part in targets.split(n_images)]
-    return _Wanted(*(torch.cat(each) for each in zip(*parts, strict=True)))
+    return torch.cat([_wanted_of_few(part, side) for part in targets.split(n_images)])
 
 
-def _wanted_of_few(targets: Tensor, side: int) -> _Wanted:
+def _wanted_of_few(targets: Tensor, side: int) -> Tensor:
     boxes, is_object = targets[:, None, :, 1:], targets[:, None, :, 0] != NONE
     away = (_centres(side, targets)[:, None] - (boxes[..., :2] + boxes[..., 2:]) / 2).abs()
     half = (boxes[..., 2:] - boxes[..., :2]) / 2
@@ -239,9 +231,9 @@ def _wanted_of_few(targets: Tensor, side: int) -> _Wanted:
     is_middle = ((away < MIDDLE * half).all(dim=-1) | is_own) & is_object
     is_inside = ((away < half).all(dim=-1) & is_object).any(dim=2)
     smallest = torch.where(is_middle, _area(boxes), torch.inf).argmin(dim=2)
-    answers = torch.where(is_inside, NONE, 0)
-    answers = torch.where(is_middle.any(dim=2), 1 + targets[:, :, 0].long().gather(1, smallest), answers)
-    return _Wanted(answers, targets[:, :, 1:].gather(1, smallest[:, :, None].expand(-1, -1, 4)))
+    own = targets.gather(1, smallest[:, :, None].expand(-1, -1, 5))
+    answers = torch.where(is_middle.any(dim=2), 1 + own[:, :, 0], torch.where(is_inside, float(NONE), 0.0))
+    return torch.cat([answers[:, :, None], own[:, :, 1:]], dim=2)
 
 
 def _centres(side: int, like: Tensor) -> Tensor:
@@ -251,7 +243,7 @@ def _centres(side: int, like: Tensor) -> Tensor:
     return torch.stack([across.flatten(), down.flatten()], dim=1)
 
 
-def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+def loss(outputs: Tensor, wanted: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the cells in nats, and how far their boxes are off, for each cell that has a class.
 
     Boxes are as far off as their generalised intersection over union (Rezatofighi et al., 2019) is below 1. Cells in
@@ -259,30 +251,34 @@ def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, 
 
     Args:
         outputs: `(n, C + 5, h, w)`, h = w.
-        targets: `(n, M, 5)`.
+        wanted: `(n, h w, 5)`.
         class_weights: `(C,)`, how much a cell of each class counts; None where all count the same.
         label_smoothing: share of the probability that the right answer gives to all C + 1 evenly.
     """
-    scores = logits(outputs)
-    wanted = _wanted(targets, outputs.shape[-1])
+    scores, answers = logits(outputs), wanted[:, :, 0].long()
     weights = scores.new_ones(scores.shape[2])
     weights[0] = NOTHING
     if class_weights is not None:
         weights[1:] = class_weights.to(weights)
-    has_class = wanted.answers > 0
+    has_class = answers > 0
     n_cells = has_class.sum().clamp(min=1)
     each = functional.cross_entropy(
         scores.flatten(0, 1),
-        wanted.answers.flatten(),
+        answers.flatten(),
         ignore_index=NONE,
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    of_answers = (each * weights[wanted.answers.flatten().clamp(min=0)]).sum()
-    told = _told(outputs)[has_class]
-    of_boxes = generalized_box_iou_loss(told, wanted.boxes[has_class].to(told), reduction="sum")
+    of_answers = (each * weights[answers.flatten().clamp(min=0)]).sum()
+    of_boxes = _off(_told(outputs), wanted, has_class)
     total: Tensor = (of_answers + of_boxes) / n_cells
     return total
+
+
+def _off(told: Tensor, wanted: Tensor, has_class: Tensor) -> Tensor:
+    """How far the boxes that cells tell, `(n, U, 4)`, are off, added up over the cells that have a class."""
+    off: Tensor = generalized_box_iou_loss(told[has_class], wanted[:, :, 1:][has_class].to(told), reduction="sum")
+    return off
 
 
 def _told(outputs: Tensor) -> Tensor:
@@ -304,20 +300,19 @@ def places(outputs: Tensor) -> Tensor:
 
 def answered(values: Tensor, targets: Tensor) -> Answered:
     """Some cells of each image and what they should tell; cells in the outer part of an object are left out."""
-    return cells.answered(values, _wanted(targets, cells.side_of(values.shape[1])).answers)
+    return cells.answered(values, _wanted(targets, cells.side_of(values.shape[1]))[:, :, 0].long())
 
 
 in_words = cells.in_words
 
 
-def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def metrics(outputs: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     """Of the cells that have a class, the share that tell it, and how far their boxes are off; 0 where none has one."""
-    wanted = _wanted(targets, outputs.shape[-1])
-    has_class = wanted.answers > 0
+    answers = wanted[:, :, 0]
+    has_class = answers > 0
     n_cells = has_class.sum().clamp(min=1)
-    is_right = logits(outputs).argmax(dim=2) == wanted.answers
-    told = places(outputs)[has_class]
-    off = generalized_box_iou_loss(told, wanted.boxes[has_class].to(told), reduction="sum")
+    is_right = logits(outputs).argmax(dim=2) == answers
+    off = _off(places(outputs), wanted, has_class)
     return {"found": (is_right & has_class).sum() / n_cells, "box_loss": off / n_cells}
 
 

@@ -85,14 +85,17 @@ class TaskType(Protocol):
     def class_counts(self, targets: Tensor, n_classes: int) -> Tensor:
         """`(C,)` float64, how often each of the campaign's classes is the right answer of a decision."""
 
+    def wanted(self, targets: Tensor, outputs: Tensor) -> Tensor:
+        """`(n, ...)`, what outputs of this form should come to: made of the targets once for all that compares them."""
+
     def loss(
-        self, outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+        self, outputs: Tensor, wanted: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
     ) -> Tensor:
         """Scalar to minimise, nats; `class_weights` is `(C,)` by class, `label_smoothing` a share of probability."""
 
     @property
     def overlap_loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """Scalar of outputs and targets, in [0, 1]: how little what is painted overlaps what a network sees.
+        """Scalar of outputs and what is wanted, in [0, 1]: how little what is painted overlaps what a network sees.
 
         Training adds it to the loss unless a campaign leaves it out. None where people paint nothing.
         """
@@ -109,7 +112,7 @@ class TaskType(Protocol):
     def in_words(self, decision: int, answer: int, classes: Sequence[str], n_decisions: int) -> str:
         """What an answer to one of an image's U decisions means."""
 
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def metrics(self, outputs: Tensor, wanted: Tensor) -> dict[str, Tensor]:
         """What to show for each epoch: scalars, each a mean over the images."""
 
     def measure(
