@@ -390,6 +390,16 @@ def test_image_whose_mask_is_probably_wrong_is_listed_once_with_the_place():
         assert 0 < down < 100
 
 
+def test_predictions_of_maps_are_kept_as_the_numbers_that_they_are(tmp_path):
+    values = torch.randn(20, 784, 4, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / artefacts.OUT_OF_FOLD.name
+    artefacts.OUT_OF_FOLD.write(path, Predicted.made(labels_of([0, 1] * 10), values, phase="head", epochs=3))
+    kept = artefacts.OUT_OF_FOLD.read(path)
+    assert kept.table["values"].map(lambda row: row.nbytes).sum() == values.nbytes
+    assert torch.equal(kept.values, values)
+    assert (kept.phase, kept.epochs) == ("head", 3)
+
+
 @pytest.mark.parametrize(("n_labels", "phase"), [(12, "head"), (150, "all")])
 def test_plan_needs_no_folder(n_labels, phase):
     model = ModelSettings(
