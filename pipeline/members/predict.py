@@ -113,8 +113,8 @@ def predict_from_features(
         group = _Group([_Network(model, mc_dropout, laplace, seed, number) for number, model in enumerate(models)])
         if any(network.trunk_draws for network in group.networks):
             raise ValueError("dropout passes of a trunk that is not frozen are not in its features; give the images")
-        numbers = features[:1].numel() + len(models) * group.networks[0].n_members * models[0].n_outputs.n
-        blocks = features.split(max(1, BLOCK // numbers))
+        made = len(models) * group.networks[0].n_members * models[0].n_outputs.n * models[0].n_places
+        blocks = features.split(max(1, BLOCK // (features[:1].numel() + made)))
         batches = [[_decide(task, *group.read(block.to(models[0].mean)))] for block in blocks]
     decided = _join(batches)
     _check_distinct(decided.decisions, len(models), (0, laplace, mc_dropout))
