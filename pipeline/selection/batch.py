@@ -70,8 +70,13 @@ def _rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings, row: Strat
     seen = order if sub_pool is None else order[: max(sub_pool, min(how.query_size, len(order)))]
     if how.prefilter is None:
         return seen
-    best = scores[seen.to(scores.device)].argsort(descending=True, stable=True)
-    return seen[best[: math.ceil(how.prefilter * how.query_size)].sort().values.cpu()]
+    return _best(seen, scores, math.ceil(how.prefilter * how.query_size))
+
+
+def _best(rows: Tensor, scores: Tensor, most: int) -> Tensor:
+    """Return so many of the rows at most, those with the highest scores, in the order that they came in."""
+    best = scores[rows.to(scores.device)].argsort(descending=True, stable=True)
+    return rows[best[:most].sort().values.cpu()]
 
 
 def _columns(candidates: Candidates, row: Strategy, rows: Tensor, scores: Tensor) -> list[Tensor | None]:
@@ -138,7 +143,11 @@ def _ask_each_class(
 def _ask_class_after_class(
     ask: Asking, candidates: Candidates, rows: Tensor, size: int, generator: torch.Generator
 ) -> tuple[Tensor, list[Told]]:
-    """Let the classes take turns, the one with the fewest labels first; ask for each by the scores of its decision."""
+    """Let the classes take turns, the one with the fewest labels first; ask for each by the scores of its decision.
+
+    A class is asked for among the rows that score highest for it, so many that all classes together see each row once:
+    however many classes there are, a strategy takes no longer than for a batch without turns.
+    """
     if candidates.class_scores is None or candidates.class_counts is None:
         raise ValueError(
             "a batch of class after class needs class_scores and class_counts, which scoring did not compute"
@@ -146,12 +155,14 @@ def _ask_class_after_class(
     by_lot = torch.randperm(candidates.class_scores.shape[1], generator=generator)
     rarest_first = by_lot[candidates.class_counts.cpu()[by_lot].argsort(stable=True)]
     turns = torch.arange(size) % len(rarest_first)
+    n_seen = math.ceil(len(rows) / max(1, min(size, len(rarest_first))))
     chosen = torch.empty(size, dtype=torch.long)
     told: list[Told] = [("", "unsure")] * size
     for turn, of_class in enumerate(rarest_first[:size].tolist()):
         places = (turns == turn).nonzero().flatten()
         left = rows[~torch.isin(rows, chosen[turns < turn])]
-        chosen[places], of_these = ask(left, len(places), candidates.class_scores[:, of_class])
+        scores = candidates.class_scores[:, of_class]
+        chosen[places], of_these = ask(_best(left, scores, max(n_seen, len(places))), len(places), scores)
         for place, each in zip(places.tolist(), of_these, strict=True):
             told[place] = each
     return chosen, told
