@@ -37,6 +37,8 @@ MIDDLE = 0.5
 """Cells whose centre is in this part of a box, in width and in height, learn its class; the rest of it learns none."""
 NOTHING = 0.3
 """How much a cell counts that learns that nothing is there, beside one that learns a class: there are many more."""
+DECIDES = 5.0
+"""How much the mean over the cells of what they answer counts, beside the mean of how far boxes are off."""
 USUAL = 1 / 8
 """Distance to an edge, as a fraction of the image, at which learning begins."""
 FARTHEST = 6.0
@@ -244,10 +246,11 @@ def _centres(side: int, like: Tensor) -> Tensor:
 
 
 def loss(outputs: Tensor, wanted: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of the cells in nats, and how far their boxes are off, for each cell that has a class.
+    """`DECIDES` times the mean cross-entropy of the cells in nats, and how far boxes are off in the mean.
 
-    Boxes are as far off as their generalised intersection over union (Rezatofighi et al., 2019) is below 1. Cells in
-    the outer part of an object are left out.
+    Each mean is over the cells that it is of, so that images count alike, whether few of their cells have an object or
+    none. Boxes are as far off as their generalised intersection over union (Rezatofighi et al., 2019) is below 1.
+    Cells in the outer part of an object are left out.
 
     Args:
         outputs: `(n, C + 5, h, w)`, h = w.
@@ -261,18 +264,15 @@ def loss(outputs: Tensor, wanted: Tensor, class_weights: Tensor | None = None, l
     if class_weights is not None:
         weights[1:] = class_weights.to(weights)
     has_class = answers > 0
-    n_cells = has_class.sum().clamp(min=1)
     each = functional.cross_entropy(
         scores.flatten(0, 1),
-        answers.flatten(),
-        ignore_index=NONE,
+        answers.flatten().clamp(min=0),
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    of_answers = (each * weights[answers.flatten().clamp(min=0)]).sum()
-    of_boxes = _off(_told(outputs), wanted, has_class)
-    total: Tensor = (of_answers + of_boxes) / n_cells
-    return total
+    counts = weights[answers.flatten().clamp(min=0)] * (answers.flatten() != NONE)
+    of_answers = (each * counts).sum() / counts.sum().clamp(min=torch.finfo(counts.dtype).eps)
+    return DECIDES * of_answers + _off(_told(outputs), wanted, has_class) / has_class.sum().clamp(min=1)
 
 
 def _off(told: Tensor, wanted: Tensor, has_class: Tensor) -> Tensor:

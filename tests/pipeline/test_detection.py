@@ -264,18 +264,19 @@ def test_an_object_smaller_than_a_cell_has_the_cell_that_its_centre_is_in(size):
     assert outputs.grad.isfinite().all()
 
 
-def test_loss_is_the_cross_entropy_of_the_cells_and_the_overlap_of_boxes():
+def test_loss_is_the_mean_cross_entropy_of_the_cells_and_the_mean_overlap_of_boxes():
     generator = torch.Generator().manual_seed(0)
     targets = targets_of([box("dog", 0.0, 0.0, 0.5, 1.0)], [box("cat", 0.2, 0.2, 0.9, 0.8)])
     outputs = torch.randn(2, 8, 8, 8, generator=generator)
     wanted = detection._wanted(targets, 8)
     weights = [0.5, 2.0, 1.0]
-    answers, boxes, n_cells = 0.0, 0.0, 0
+    answers, counted, boxes, n_cells = 0.0, 0.0, 0.0, 0
     for image, cell in itertools.product(range(2), range(64)):
         answer = int(wanted[image, cell, 0])
         values = outputs[image, :, cell // 8, cell % 8]
         if answer >= 0:
             weight = weights[answer - 1] if answer else detection.NOTHING
+            counted += weight
             answers -= weight * float(values[:4].log_softmax(dim=0)[answer])
         if answer > 0:
             x, y = (cell % 8 + 0.5) / 8, (cell // 8 + 0.5) / 8
@@ -283,7 +284,7 @@ def test_loss_is_the_cross_entropy_of_the_cells_and_the_overlap_of_boxes():
             boxes += 1 - generalised_overlap((x - left, y - up, x + right, y + down), wanted[image, cell, 1:])
             n_cells += 1
     value = loss_of(outputs, targets, torch.tensor(weights))
-    assert value.item() == pytest.approx((answers + boxes) / n_cells, rel=1e-4)
+    assert value.item() == pytest.approx(detection.DECIDES * answers / counted + boxes / n_cells, rel=1e-4)
 
 
 def generalised_overlap(one, other):
@@ -304,6 +305,16 @@ def test_images_without_objects_teach_that_nothing_is_there():
     assert (outputs.grad[:, 1:4] > 0).all()
     assert not outputs.grad[:, 4:].any()
     assert all(value == 0 for value in detection.metrics(outputs.detach(), detection.wanted(targets, outputs)).values())
+
+
+def test_images_without_objects_teach_as_much_as_others_that_nothing_is_there():
+    cat = box("cat", 0.4, 0.4, 0.6, 0.6)
+    sizes = []
+    for images in ([], []), ([], [cat]), ([cat], [cat]):
+        outputs = torch.zeros(2, 8, 16, 16, requires_grad=True)
+        loss_of(outputs, targets_of(*images)).backward()
+        sizes.append(outputs.grad[0, 0, :3].norm().item())
+    assert max(sizes) < 2 * min(sizes)
 
 
 def test_places_are_boxes_within_the_image():
