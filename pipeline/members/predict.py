@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.members.dropout import Pass, check_dropout, stochastic_layers
+from pipeline.memory import BLOCK
 from pipeline.networks.classifier import Classifier, evaluating
 from pipeline.networks.posterior import Posterior
 from pipeline.randomness import derive_seed, seeded, seeded_generator
 from pipeline.registries import look_up
 from pipeline.tasks.task_type import TaskType
 from pipeline.training.augmentation import AUGMENTATIONS, Augmentation
-
-BLOCK = 2**22
-"""Numbers read and made at a time from cached features: 16 MiB."""
 
 
 class Decided(NamedTuple):

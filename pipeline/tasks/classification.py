@@ -1,7 +1,7 @@
 """Classification: every image has one class out of C, so one decision (U = 1)."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline import probabilities
 from pipeline.evaluation.metrics import (
     calibration_error,
     confusion_matrix,
@@ -186,9 +187,4 @@ def in_columns(
     return columns | {f"p_{name}": probs[:, 0, place].numpy() for place, name in enumerate(classes)}
 
 
-def merged(probs: Tensor, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[Tensor, tuple[str, ...]]:
-    """By the names that classes have now; probabilities of classes that are one now are added up."""
-    present = [renamed.get(name, name) for name in classes]
-    names = tuple(dict.fromkeys(present))
-    places = torch.tensor([names.index(name) for name in present])
-    return torch.zeros(*probs.shape[:2], len(names)).index_add(2, places, probs), names
+merged = probabilities.merged

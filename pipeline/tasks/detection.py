@@ -13,10 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss, nms
+from torchvision.ops import box_iou, generalized_box_iou_loss, nms
 
+from pipeline import probabilities
+from pipeline.evaluation.box_matching import MOST as MOST_COUNTED
 from pipeline.evaluation.box_matching import Found, box_precision, rank
 from pipeline.evaluation.metrics import calibration_error, negative_log_likelihood
+from pipeline.memory import BLOCK
 from pipeline.probabilities import check_probs
 from pipeline.regions import regions_from_json, regions_to_json
 from pipeline.tasks import cells
@@ -46,15 +49,13 @@ FARTHEST = 6.0
 SAME = 0.5
 """Boxes of a larger intersection over union are of one object."""
 MOST = 100
-"""Boxes of an image at most."""
+"""Boxes of a guess at most."""
 SEEN = 0.01
 """Boxes of a lower probability are not measured."""
 SHOWN = 0.22
 """Boxes of a higher probability are guessed: to draw a box takes 7 s (Papadopoulos et al., 2017), to delete one 2 s."""
 LEFT = 0.2
 """Objects of which less than this part is still in an image are no longer in it."""
-PART = 2**22
-"""Numbers made at a time: 16 MiB."""
 
 
 def n_outputs(n_classes: int) -> int:
@@ -121,10 +122,14 @@ def consensus(given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], fl
 def _pairs(ones: Sequence[Region], others: Sequence[Region]) -> Iterator[tuple[int, int]]:
     """Positions of boxes of one object, each once, those that share the most first."""
     shared = box_iou(_edges(ones), _edges(others))
-    while shared.numel() and shared.max() >= SAME:
-        one, other = divmod(int(shared.argmax()), len(others))
-        shared[one], shared[:, other] = 0, 0
-        yield one, other
+    one, other = (shared >= SAME).nonzero(as_tuple=True)
+    order = shared[one, other].argsort(descending=True, stable=True)
+    taken, taken_of_others = set[int](), set[int]()
+    for each, its in zip(one[order].tolist(), other[order].tolist(), strict=True):
+        if each not in taken and its not in taken_of_others:
+            taken.add(each)
+            taken_of_others.add(its)
+            yield each, its
 
 
 def _agreed(members: Sequence[Region]) -> Region:
@@ -221,7 +226,7 @@ def wanted(targets: Tensor, outputs: Tensor) -> Tensor:
 
 def _wanted(targets: Tensor, side: int) -> Tensor:
     """`(n, side * side, 5)`, see `wanted`."""
-    n_images = max(1, PART // (side * side * targets.shape[1]))
+    n_images = max(1, BLOCK // (side * side * targets.shape[1]))
     return torch.cat([_wanted_of_few(part, side) for part in targets.split(n_images)])
 
 
@@ -319,8 +324,8 @@ def metrics(outputs: Tensor, wanted: Tensor) -> dict[str, Tensor]:
 def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tensor | None = None) -> Metrics | None:
     """AP50 as COCO has it with its bootstrap interval, and AP, the mean over overlaps of 0.5, 0.55 … 0.95.
 
-    Classes that no image has are left out. Recall is that of at most `MOST` boxes an image, the mean over the same
-    overlaps. Log-likelihood and calibration are those of the cells that `answered` takes, half of them of objects.
+    Classes that no image has are left out. Recall is that of the boxes that count, the mean over the same overlaps.
+    Log-likelihood and calibration are those of the cells that `answered` takes, half of them of objects.
 
     Args:
         probs: `(n, U, C + 1)`, n >= 1.
@@ -369,11 +374,17 @@ def _check_places(places: Tensor | None, probs: Tensor) -> Tensor:
 
 def _found(probs: Tensor, boxes: Tensor) -> Found:
     """The boxes of an image `(U, C + 1)`, `(U, 4)`: of boxes of one object and one class the likeliest."""
-    place, label = (probs[:, 1:] > SEEN).nonzero(as_tuple=True)
-    scores = probs[place, 1 + label]
-    kept = batched_nms(boxes[place], scores, label, SAME)[:MOST]
-    is_class = label[kept, None] == label
-    return Found(_fused(boxes[place], is_class * scores, kept), scores[kept], label[kept])
+    of_classes = [_found_of(label, scores, boxes) for label, scores in enumerate(probs[:, 1:].unbind(dim=1))]
+    found = Found(*(torch.cat(each) for each in zip(*of_classes, strict=True)))
+    order = found.scores.argsort(descending=True, stable=True)
+    return Found(*(each[order] for each in found))
+
+
+def _found_of(label: int, scores: Tensor, boxes: Tensor) -> Found:
+    is_seen = scores > SEEN
+    scores, boxes = scores[is_seen], boxes[is_seen]
+    kept = nms(boxes, scores, SAME)[:MOST_COUNTED]
+    return Found(_fused(boxes, scores, kept), scores[kept], torch.full_like(kept, label))
 
 
 def _fused(boxes: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
@@ -383,7 +394,7 @@ def _fused(boxes: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
 
     Args:
         boxes: `(b, 4)`.
-        scores: `(b,)`, or `(k, b)` of each box for each of those kept.
+        scores: `(b,)`.
         kept: `(k,)` positions.
     """
     weights = scores * (box_iou(boxes[kept], boxes) > SAME)
@@ -414,4 +425,4 @@ def in_columns(
     return {"regions": np.array([write_label(regions) for regions in guess(probs, classes, places)], dtype=object)}
 
 
-merged = cells.merged
+merged = probabilities.merged

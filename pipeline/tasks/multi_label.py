@@ -232,8 +232,8 @@ def in_columns(
     probs: Tensor, classes: Sequence[str], places: Tensor | None = None
 ) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
     """`labels`, the guess as a manifest has it, and the probability of each class as `p_` and its name."""
-    cells = np.array([write_label(regions) for regions in guess(probs, classes)], dtype=object)
-    return {"labels": cells} | {f"p_{name}": probs[:, place, 1].numpy() for place, name in enumerate(classes)}
+    labels = np.array([write_label(regions) for regions in guess(probs, classes)], dtype=object)
+    return {"labels": labels} | {f"p_{name}": probs[:, place, 1].numpy() for place, name in enumerate(classes)}
 
 
 def merged(probs: Tensor, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[Tensor, tuple[str, ...]]:

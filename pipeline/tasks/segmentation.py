@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline import probabilities
 from pipeline.evaluation.intersection import Overlap, intersection_over_union, mean_intersection, overlap
 from pipeline.evaluation.metrics import calibration_error, negative_log_likelihood
 from pipeline.masks import mask_to_png, pixels_of
+from pipeline.memory import BLOCK
 from pipeline.probabilities import check_probs
 from pipeline.regions import regions_from_json, regions_to_json
 from pipeline.tasks import cells
@@ -30,8 +32,6 @@ SIDE = 256
 MOST_CLASSES = 254
 UNKNOWN = 255
 """Answer of a pixel that nobody looked at: nothing is learnt from it, and nothing measured on it."""
-PART = 2**22
-"""Numbers made at a time: 16 MiB."""
 
 
 def n_outputs(n_classes: int) -> int:
@@ -221,7 +221,7 @@ def overlap_loss(outputs: Tensor, wanted: Tensor) -> Tensor:
 
 def _shares(targets: Tensor, n_answers: int, side: int) -> Tensor:
     """`(n, A, side, side)`, see `wanted`."""
-    n_images = max(1, PART // (n_answers * side * side + SIDE * SIDE))
+    n_images = max(1, BLOCK // (n_answers * side * side + SIDE * SIDE))
     return torch.cat([_shares_of_few(part, n_answers, side) for part in targets.split(n_images)])
 
 
@@ -331,7 +331,7 @@ def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tens
 
 def _brought_up(probs: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Some of the images of `(n, U, A)` after another, each with its probabilities `(images, A, SIDE, SIDE)`."""
-    side, n_images = cells.side_of(probs.shape[1]), max(1, PART // (probs.shape[2] * SIDE * SIDE))
+    side, n_images = cells.side_of(probs.shape[1]), max(1, BLOCK // (probs.shape[2] * SIDE * SIDE))
     for start in range(0, len(probs), n_images):
         rows = slice(start, start + n_images)
         maps = probs[rows].transpose(1, 2).unflatten(2, (side, side))
@@ -362,4 +362,4 @@ def in_columns(
     return {"regions": np.array([write_label(regions) for regions in guess(probs, classes)], dtype=object)}
 
 
-merged = cells.merged
+merged = probabilities.merged

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from torchvision.ops import box_iou
 
-from pipeline.evaluation.box_matching import OVERLAPS, Found, average_precision, box_precision, rank
+from pipeline.evaluation.box_matching import OVERLAPS, Found, average_precision, box_precision, judge, rank
 from pipeline.evaluation.metrics import wilson_interval
 from pipeline.members.predict import predict_members
 from pipeline.networks.build import build_model
@@ -74,7 +74,10 @@ def drawn(n: int = 40, *, seed: int = 0, n_classes: int = 3, n_boxes: int = 12):
 
 
 def textbook_average_precision(found, targets, label, overlap, images):
-    """One class at one overlap, box by box, as pycocotools counts it; an image may come several times."""
+    """One class at one overlap, box by box, as pycocotools counts it; an image may come several times.
+
+    Of objects that a box overlaps as much as each other, pycocotools takes the last.
+    """
     rows = []
     n_objects = 0
     for image in images:
@@ -87,7 +90,7 @@ def textbook_average_precision(found, targets, label, overlap, images):
         ):
             if of != label:
                 continue
-            shared = {one: float(box_iou(edges[None], objects[one][None])) for one in sorted(free)}
+            shared = {one: float(box_iou(edges[None], objects[one][None])) for one in sorted(free, reverse=True)}
             best = max(shared, key=lambda one: shared[one], default=None)
             is_hit = best is not None and shared[best] >= overlap
             free -= {best} if is_hit else set()
@@ -116,6 +119,26 @@ def test_average_precision_is_that_of_a_slow_look_at_each_box(seed):
         [value] = average_precision(ranked[label], ranked[label].is_hit[place], everyone).tolist()
         assert value == pytest.approx(expected, abs=1e-9)
         assert 0 < value < 1 or overlap > 0.75
+
+
+def test_a_box_that_overlaps_two_objects_alike_has_the_later_one_as_in_pycocotools():
+    targets = targets_of([box("cat", 0.0, 0.0, 0.25, 0.5), box("cat", 0.125, 0.0, 0.375, 0.5)])
+    assert targets[0, :, 1].tolist() == [0.0, 0.125]
+    between, first, last = [0.0625, 0.0, 0.3125, 0.5], [0.0, 0.0, 0.25, 0.5], [0.125, 0.0, 0.375, 0.5]
+    for second, is_hit in ((first, True), (last, False)):
+        seen = Found(torch.tensor([between, second]), torch.tensor([0.9, 0.8]), torch.tensor([0, 0]))
+        assert judge(seen, targets[0])[0].tolist() == [True, is_hit]
+
+
+def test_a_hundred_boxes_of_each_class_count_in_an_image():
+    side = 24
+    corners = detection._centres(side, torch.zeros(())).double() - 0.5 / side
+    boxes = torch.cat([corners, corners + 1 / side], dim=1)[None]
+    probs = torch.full((1, side * side, 4), 0.001)
+    probs[0, torch.arange(side * side), 1 + torch.arange(side * side) % 4 % 3] = 0.9
+    found = detection._found(probs[0], boxes[0].float())
+    assert found.labels.bincount().tolist() == [100, 100, 100]
+    assert [len(guess) for guess in detection.guess(probs, CLASSES, boxes.float())] == [detection.MOST]
 
 
 def test_images_count_as_often_as_they_are_drawn():
@@ -315,6 +338,20 @@ def test_images_without_objects_teach_as_much_as_others_that_nothing_is_there():
         loss_of(outputs, targets_of(*images)).backward()
         sizes.append(outputs.grad[0, 0, :3].norm().item())
     assert max(sizes) < 2 * min(sizes)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_boxes_of_one_object_are_those_that_share_the_most_of_what_is_left(seed):
+    generator = np.random.default_rng(seed)
+    corners = generator.integers(0, 5, (2, 40, 2)) / 8  # on a grid, so that many share as much
+    ones, others = ([box("cat", x, y, x + 3 / 8, y + 3 / 8) for x, y in each] for each in corners)
+    shared, slow = box_iou(detection._edges(ones), detection._edges(others)), []
+    while shared.max() >= detection.SAME:
+        one, other = divmod(int(shared.argmax()), len(others))
+        shared[one], shared[:, other] = 0, 0
+        slow.append((one, other))
+    assert [*detection._pairs(ones, others)] == slow
+    assert len(slow) > 10
 
 
 def test_places_are_boxes_within_the_image():
