@@ -40,7 +40,9 @@ def select_batch(candidates: Candidates, how: SelectionSettings, *, round_number
     size = min(how.query_size, len(order))
     by_lot = seeded_generator(seed, round_number, "random slice")
     n_random = min(size, int(how.random_slice * size + float(torch.rand((), generator=by_lot, dtype=torch.float64))))
-    seen = _rows_seen(candidates.scores, order, how, row)
+    of_classes = candidates.class_scores if how.balance_classes else None
+    n_asks = 1 if of_classes is None else max(1, min(size, of_classes.shape[1]))
+    seen = _rows_seen(candidates.scores, order, how, row, n_asks)
     generator = seeded_generator(seed, round_number, "strategy")
 
     def ask(rows: Tensor, size: int, scores: Tensor) -> tuple[Tensor, list[Told]]:
@@ -64,19 +66,19 @@ def seeded_order(ids: NDArray[np.str_], *, round_number: int, seed: int) -> Tens
     return by_id[torch.randperm(len(ids), generator=seeded_generator(seed, round_number, "order"))]
 
 
-def _rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings, row: Strategy) -> Tensor:
-    """Return which candidates the strategy sees: the sub-pool, or what the prefilter leaves of it."""
-    sub_pool = row.sub_pool if how.sub_pool is None and how.prefilter is None else how.sub_pool
+def _rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings, row: Strategy, n_asks: int) -> Tensor:
+    """Return which candidates the strategy sees: the sub-pool, or what the prefilter leaves of it.
+
+    Where it is asked `n_asks` times, for one class after another, its own sub-pool is smaller by their root: its time
+    grows with the square, so that all asks together take as long as one.
+    """
+    own = None if row.sub_pool is None else math.ceil(row.sub_pool / n_asks**0.5)
+    sub_pool = own if how.sub_pool is None and how.prefilter is None else how.sub_pool
     seen = order if sub_pool is None else order[: max(sub_pool, min(how.query_size, len(order)))]
     if how.prefilter is None:
         return seen
-    return _best(seen, scores, math.ceil(how.prefilter * how.query_size))
-
-
-def _best(rows: Tensor, scores: Tensor, most: int) -> Tensor:
-    """Return so many of the rows at most, those with the highest scores, in the order that they came in."""
-    best = scores[rows.to(scores.device)].argsort(descending=True, stable=True)
-    return rows[best[:most].sort().values.cpu()]
+    best = scores[seen.to(scores.device)].argsort(descending=True, stable=True)
+    return seen[best[: math.ceil(how.prefilter * how.query_size)].sort().values.cpu()]
 
 
 def _columns(candidates: Candidates, row: Strategy, rows: Tensor, scores: Tensor) -> list[Tensor | None]:
@@ -143,11 +145,7 @@ def _ask_each_class(
 def _ask_class_after_class(
     ask: Asking, candidates: Candidates, rows: Tensor, size: int, generator: torch.Generator
 ) -> tuple[Tensor, list[Told]]:
-    """Let the classes take turns, the one with the fewest labels first; ask for each by the scores of its decision.
-
-    A class is asked for among the rows that score highest for it, so many that all classes together see each row once:
-    however many classes there are, a strategy takes no longer than for a batch without turns.
-    """
+    """Let the classes take turns, the one with the fewest labels first; ask for each by the scores of its decision."""
     if candidates.class_scores is None or candidates.class_counts is None:
         raise ValueError(
             "a batch of class after class needs class_scores and class_counts, which scoring did not compute"
@@ -155,14 +153,12 @@ def _ask_class_after_class(
     by_lot = torch.randperm(candidates.class_scores.shape[1], generator=generator)
     rarest_first = by_lot[candidates.class_counts.cpu()[by_lot].argsort(stable=True)]
     turns = torch.arange(size) % len(rarest_first)
-    n_seen = math.ceil(len(rows) / max(1, min(size, len(rarest_first))))
     chosen = torch.empty(size, dtype=torch.long)
     told: list[Told] = [("", "unsure")] * size
     for turn, of_class in enumerate(rarest_first[:size].tolist()):
         places = (turns == turn).nonzero().flatten()
         left = rows[~torch.isin(rows, chosen[turns < turn])]
-        scores = candidates.class_scores[:, of_class]
-        chosen[places], of_these = ask(_best(left, scores, max(n_seen, len(places))), len(places), scores)
+        chosen[places], of_these = ask(left, len(places), candidates.class_scores[:, of_class])
         for place, each in zip(places.tolist(), of_these, strict=True):
             told[place] = each
     return chosen, told

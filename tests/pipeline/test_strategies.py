@@ -601,22 +601,18 @@ def test_asks_for_each_class_in_turn_what_is_best_for_it_and_begins_with_the_one
     assert batch.scores == tuple(candidates.scores[in_turn].tolist()), "of the image, as without balancing"
 
 
-def test_classes_in_turn_are_asked_for_among_the_best_rows_of_each_and_all_together_see_no_more_than_there_are(
-    monkeypatch,
-):
-    seen: list[torch.Tensor] = []
+def test_classes_in_turn_see_so_much_less_of_the_pool_that_they_take_no_longer_together_than_one(monkeypatch):
+    seen: list[int] = []
 
-    def last(scores: torch.Tensor, *, query_size: int, generator: torch.Generator) -> torch.Tensor:
-        seen.append(scores)
-        return scores.argsort()[:query_size]
+    def best(scores: torch.Tensor, *, query_size: int, generator: torch.Generator) -> torch.Tensor:
+        seen.append(len(scores))
+        return scores.argsort(descending=True)[:query_size]
 
-    monkeypatch.setitem(STRATEGIES, "top_k", replace(STRATEGIES["top_k"], function=last))
+    monkeypatch.setitem(STRATEGIES, "top_k", replace(STRATEGIES["top_k"], function=best, sub_pool=40))
     candidates = of_each_class()
-    batch = select(candidates, "top_k", 9, balance_classes=True, random_slice=0.0)
-    assert [len(scores) for scores in seen] == [20, 20, 20]
-    best = candidates.class_scores[:, 1].sort(descending=True).values[:20]
-    assert torch.equal(seen[0].sort(descending=True).values, best)
-    assert len(set(batch.ids)) == 9
+    for options in ({}, {"balance_classes": True}, {"balance_classes": True, "sub_pool": 50}):
+        select(candidates, "top_k", 9, random_slice=0.0, **options)
+    assert seen == [40, 24, 24 - 3, 24 - 6, 50, 47, 44]
 
 
 def test_asks_class_after_class_only_with_the_labels_of_each_class():
