@@ -152,6 +152,12 @@ def outputs_of(task: TaskType, n_classes: int) -> Outputs:
     return Outputs(task.n_outputs(n_classes), task.n_logits(n_classes), task.stride)
 
 
+def is_measurable(task: TaskType, targets: Tensor, classes: Sequence[str]) -> bool:
+    """Whether images with these targets tell how good a model is, n >= 1: see `TaskType.measure`."""
+    outputs = no_outputs(task, len(targets), len(classes))
+    return task.measure(task.logits(outputs).softmax(dim=-1), targets, classes, task.places(outputs)) is not None
+
+
 def no_outputs(task: TaskType, n: int, n_classes: int) -> Tensor:
     """Outputs of n images in which there is nothing, of one place where they are maps."""
     return torch.zeros((n, task.n_outputs(n_classes), *((1, 1) if task.stride else ())))

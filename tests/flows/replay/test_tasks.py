@@ -141,6 +141,17 @@ def test_names_beside_a_bar_may_have_spaces(tmp_path):
     assert read_labels(tmp_path / "l.csv", images=None, task=TASKS["multi_label"])["label"].tolist() == ["a|b"]
 
 
+def test_test_images_without_an_object_are_refused_before_anything_is_read_or_trained(scenes, tmp_path):
+    labels = pd.read_csv(scenes / "detection.csv")
+    labels["split"] = np.where(labels["label"] == "[]", "test", "pool")
+    assert 0 < (labels["split"] == "test").sum() < N
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    options = options_of(scenes, "detection", tmp_path / "out")
+    with pytest.raises(ReplayError, match=r"AP50 cannot be measured: the .* to test on hold none of the classes"):
+        replay_strategies(replace(options, labels=tmp_path / "labels.csv", test_size=None))
+    assert not (tmp_path / "out" / "images.npy").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
