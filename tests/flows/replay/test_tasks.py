@@ -14,6 +14,7 @@ from flows.config import ConfigError
 from flows.replay.command import replay_strategies
 from flows.replay.inputs import ReplayError, read_labels
 from flows.replay.options import Options
+from flows.replay.results import _metrics
 from flows.scenes import CLASSES, compose_scenes, write_scenes
 from pipeline.masks import mask_to_png
 from pipeline.tasks import TASKS, segmentation
@@ -83,6 +84,12 @@ def test_arms_are_compared_by_the_headline_of_the_task(task, scenes, tmp_path):
     assert len(asked) == 3 * 2 * 2 * 6
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"mean {headline.replace('_', ' ')} over the curve" in page
+
+
+def test_measures_are_those_that_all_seeds_have_the_headline_first():
+    first, other = {"n_trained_on": 6, "AP": 0.1, "AP50": 0.2, "nll": 0.3}, {"AP50": 0.2, "nll": 0.4, "recall": 0.5}
+    for measured in ([first, other], [other, first]):
+        assert _metrics(TASKS["detection"], measured) == ["AP50", "nll"]
 
 
 def test_replay_that_was_stopped_goes_on_to_the_same_end(scenes, tmp_path):
