@@ -161,7 +161,7 @@ def data_of(name: str) -> Data:
     kind = TASKS[SETS[name][0]].asks.kind
     if name == "trees":
         classes: tuple[str, ...] = ("tree",)
-        images, regions, n_test = *read_trees(), None
+        images, regions = read_trees()
         n_test = len(images) // 3
     else:
         scenes = compose_scenes(N_POOL + N_TEST, seed=0)

@@ -56,9 +56,9 @@ class PoolImages:
         located = self.pool.located(items)
         return features_of(body, located, self.model, reading=self.reading, on_progress=on_progress)
 
-    def feature_gb(self, body: Classifier) -> float:
-        """What the features of the whole pool take under a trunk, gigabytes."""
-        return len(self.pool.usable) * feature_bytes(body, image_size=self.model.image_size) / GIGABYTE
+    def feature_gb(self, of_image: int) -> float:
+        """What the features of the whole pool take, gigabytes, where those of an image take so many bytes."""
+        return len(self.pool.usable) * of_image / GIGABYTE
 
     def predict(
         self,
@@ -82,7 +82,7 @@ class PoolImages:
             on_progress: called with (done, total) images.
         """
         located = self.pool.located(items)
-        keep = not of_pool or not read_features(networks, members) or self.feature_gb(networks[0]) <= self.cache_gb
+        keep = not of_pool or not read_features(networks, members) or self._fits(networks[0])
         yield from predictions(
             networks,
             located,
@@ -95,3 +95,6 @@ class PoolImages:
             on_progress=on_progress,
         )
         shrink_features(self.cache_gb)
+
+    def _fits(self, body: Classifier) -> bool:
+        return self.feature_gb(feature_bytes(body, image_size=self.model.image_size)) <= self.cache_gb

@@ -1,5 +1,7 @@
 """Class probabilities, checked once where they come in."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,3 +46,17 @@ def _refuse_first_bad_row(probs: Tensor, off: Tensor, tolerance: float) -> None:
         f"probs: row {row} must sum to 1 within {tolerance:.1g} and sums to {values.sum():.6g}; "
         "logits must be turned into probabilities first"
     )
+
+
+def merged(probs: Tensor, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[Tensor, tuple[str, ...]]:
+    """By the names that classes have now; probabilities of classes that are one now are added up.
+
+    Args:
+        probs: `(n, U, A)`, of A answers the last are the classes.
+        renamed: what a class was called -> what it is called now.
+    """
+    present = [renamed.get(name, name) for name in classes]
+    names = tuple(dict.fromkeys(present))
+    n_others = probs.shape[2] - len(classes)
+    answers = torch.tensor([*range(n_others), *(n_others + names.index(name) for name in present)])
+    return torch.zeros(*probs.shape[:2], n_others + len(names)).index_add(2, answers, probs), names

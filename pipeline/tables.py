@@ -125,19 +125,22 @@ class Labels(Rows):
 
 @dataclass(frozen=True)
 class Predicted(Rows):
-    """What networks predict on labelled images: `values`, and where it is out of fold the `phase` they trained."""
+    """What networks predict on labelled images, and where it is out of fold the `phase` they trained.
+
+    `values` has a row of numbers for each image, `n_answers` for each decision.
+    """
 
     @staticmethod
     def made(labels: Labels, values: Tensor, *, phase: str = "", epochs: int | None = None) -> Predicted:
         """A table of values `(n, U, C)` of all images of a labelled set, in its order."""
         table = labels.table[["item_id"]].assign(phase=phase)
         table = table if epochs is None else table.assign(epochs=epochs)
-        return Predicted(table.assign(values=[row.tolist() for row in values]))
+        return Predicted(table.assign(n_answers=values.shape[2], values=[*values.flatten(1).numpy()]))
 
     @staticmethod
     def none() -> Predicted:
         """A table without rows."""
-        return Predicted(pd.DataFrame({"item_id": [], "values": []}))
+        return Predicted(pd.DataFrame({"item_id": [], "n_answers": [], "values": []}))
 
     @property
     def phase(self) -> str | None:
@@ -154,8 +157,8 @@ class Predicted(Rows):
         """Logits or probabilities `(n, U, C)`, float32."""
         import torch
 
-        rows = [np.stack(row) for row in self.table["values"]]
-        return torch.from_numpy(np.stack(rows).astype(np.float32))
+        rows = np.stack(self.table["values"].tolist())
+        return torch.from_numpy(rows.reshape(len(rows), -1, int(self.table["n_answers"].iloc[0])))
 
 
 @dataclass(frozen=True)

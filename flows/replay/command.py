@@ -29,6 +29,7 @@ from flows.replay.folder import LABELS, Replay
 from flows.replay.inputs import ReplayError, read_campaign_labels, read_features, read_labels, with_groups
 from flows.replay.options import Options, command_of, resolve, task_of
 from flows.replay.results import dependence_of, write_results
+from flows.replay.runs import check_measurable
 from flows.replay.tracking import log_replay, open_tracker
 from flows.replay.workers import run_jobs
 from flows.reports.replay_page import ReplaySummary
@@ -60,6 +61,7 @@ def replay_strategies(options: Options) -> ReplaySummary:
         sweep(options.out)
         claim(options.out, settings)
         replay.write(LABELS, rows)  # the files may have moved; the digest says they are the same
+        check_measurable(replay)
         memory_gb = campaign.decode_memory_gb if campaign else WHOLE.memory_gb
         if not replay.data_path.exists():
             write_data(replay, features, memory_gb=memory_gb)

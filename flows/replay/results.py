@@ -32,7 +32,7 @@ def write_results(replay: Replay, *, command: str, notes: Sequence[str] = ()) ->
     settings = replay.settings
     curves = replay.curves()
     measured = {seed: read_json(replay.run_path(Job(FULL_DATA, seed))) for seed in settings.seeds}
-    headline, *others = _metrics(settings.task_type, measured[settings.seeds[0]])
+    headline, *others = _metrics(settings.task_type, list(measured.values()))
     full = {seed: float(values[headline]) for seed, values in measured.items()}
     data = class_histogram(settings, replay.targets)
     summary: ReplaySummary = {
@@ -50,9 +50,10 @@ def write_results(replay: Replay, *, command: str, notes: Sequence[str] = ()) ->
     return summary
 
 
-def _metrics(task: TaskType, measured: Mapping[str, object]) -> list[str]:
-    """The names of what a model was measured by, the headline first."""
-    return [task.headline, *(name for name in measured if name not in (task.headline, "n_trained_on"))]
+def _metrics(task: TaskType, measured: Sequence[Mapping[str, object]]) -> list[str]:
+    """The names of what the models of all seeds were measured by, the headline first."""
+    names = dict.fromkeys(name for each in measured for name in each if all(name in other for other in measured))
+    return [task.headline, *(name for name in names if name not in (task.headline, "n_trained_on"))]
 
 
 def dependence_of(replay: Replay, *, memory_gb: float) -> list[str]:

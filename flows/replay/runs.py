@@ -30,7 +30,7 @@ from pipeline.randomness import derive_seed, seeded_generator
 from pipeline.selection.ask import candidates_of, reads_model
 from pipeline.selection.batch import select_batch
 from pipeline.selection.settings import SelectionSettings
-from pipeline.tasks.task_type import absent_columns
+from pipeline.tasks.task_type import absent_columns, is_measurable
 from pipeline.types import Candidates
 
 OnModel = Callable[[str], None]
@@ -114,6 +114,18 @@ def _learn(
     return learnt, _measure(settings, found, targets[test])
 
 
+def check_measurable(replay: Replay) -> None:
+    """Raise ReplayError where the test images of a seed tell nothing, before anything is trained."""
+    settings = replay.settings
+    for seed in sorted({job.seed for job in replay.jobs()}):
+        targets = replay.targets[replay.split(seed).test]
+        if not is_measurable(settings.task_type, targets, settings.classes):
+            raise ReplayError(
+                f"{settings.task_type.headline} cannot be measured: the {len(targets):,} images to test on hold none "
+                f"of the classes, or nothing else (seed {seed}); raise --test-size"
+            )
+
+
 def _measure(settings: ReplaySettings, found: Iterable[Decided], targets: Tensor) -> dict[str, float]:
     """What a model was measured by on the test images, the headline first."""
     parts = [(each.decisions.mean(dim=2), each.places) for each in found]
@@ -121,10 +133,7 @@ def _measure(settings: ReplaySettings, found: Iterable[Decided], targets: Tensor
     places = [place for _, place in parts if place is not None]
     metrics = settings.task_type.measure(probs, targets, settings.classes, torch.cat(places) if places else None)
     if metrics is None:
-        raise ReplayError(
-            f"{settings.task_type.headline} cannot be measured: the {len(targets):,} images to test on hold none of "
-            "the classes, or nothing else; raise --test-size"
-        )
+        raise ReplayError("the images to test on measure nothing")  # check_measurable refuses them before
     return {metrics.headline: metrics.value, **metrics.scalars, "nll": metrics.nll, "ece": metrics.ece}
 
 

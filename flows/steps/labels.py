@@ -101,7 +101,8 @@ def _judged(labelled: Labels, found: Predicted, task: TaskType, classes: Sequenc
     """The labels that predictions out of fold can judge."""
     if not len(found):
         return
-    answered = task.answered(found.values, labelled.targets(task, classes))
+    values = found.values
+    answered = task.answered(values, labelled.targets(task, classes))
     if not len(answered.right):
         return
     groups = answered.image if labelled.groups is None else labelled.groups[answered.image]
@@ -110,7 +111,7 @@ def _judged(labelled: Labels, found: Predicted, task: TaskType, classes: Sequenc
         items = [labelled.item_ids[row] for row in answered.image[known].tolist()]
         probs = answered.values[known].softmax(dim=1)
         judged = Answered(probs, *(part[known] for part in answered[1:]))
-        yield _Judged(LABELS, items, judged, found.values.shape[1])
+        yield _Judged(LABELS, items, judged, values.shape[1])
 
 
 def _judged_audit(
@@ -119,13 +120,14 @@ def _judged_audit(
     """The labels of the audit set whose class the networks know."""
     if not len(found):
         return
-    answered = task.answered(found.values, audit.targets(task, classes))
-    nothing = torch.zeros(()).expand(len(labelled), *found.values.shape[1:])
+    values = found.values
+    answered = task.answered(values, audit.targets(task, classes))
+    nothing = torch.zeros(()).expand(len(labelled), *values.shape[1:])
     learnt = _kinds(task.answered(nothing, labelled.targets(task, classes)), task)
-    known = learnt.bincount(minlength=found.values[0].numel())[_kinds(answered, task)] >= MIN_JUDGED
+    known = learnt.bincount(minlength=values[0].numel())[_kinds(answered, task)] >= MIN_JUDGED
     if known.any():
         items = [audit.item_ids[row] for row in answered.image[known].tolist()]
-        yield _Judged(AUDIT_LABELS, items, Answered(*(part[known] for part in answered)), found.values.shape[1])
+        yield _Judged(AUDIT_LABELS, items, Answered(*(part[known] for part in answered)), values.shape[1])
 
 
 def _kinds(answered: Answered, task: TaskType) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from connectors.score_files import ItemList
 from flows.artefacts import CONFIG, OUTLOOK, PLAN, SECONDS, TRAINING
@@ -17,7 +18,8 @@ from flows.steps.select import check_strategy
 from pipeline.learning.estimate import estimate_seconds
 from pipeline.learning.networks import check_network, frozen_body, phase_of
 from pipeline.learning.settings import MemberSettings, ModelSettings
-from pipeline.networks.classifier import PHASES, Classifier
+from pipeline.networks.classifier import PHASES
+from pipeline.networks.features import feature_bytes
 from pipeline.tables import Labels
 from pipeline.tasks.task_type import TaskType
 
@@ -118,12 +120,18 @@ def plan(
     text = _text(phase, wanted, minutes, model.max_minutes, round_number, last, is_dearer=is_dearer)
     features = None
     if phase == "head" and not members.views:
-        features = _features_text(images, frozen_body(model, task, n_classes=len(classes)))
+        features = _features_text(images, _bytes_of_features(model, task, len(classes)))  # type: ignore[arg-type]
     return Plan(phase, wanted, minutes, model.max_minutes, text, features)
 
 
-def _features_text(images: PoolImages, body: Classifier) -> str | None:
-    needed = images.feature_gb(body)
+@lru_cache(maxsize=1)
+def _bytes_of_features(model: ModelSettings, task: TaskType, n_classes: int) -> int:
+    """Bytes that the features of an image take; the network is built for that once, and not in each round."""
+    return feature_bytes(frozen_body(model, task, n_classes=n_classes), image_size=model.image_size)
+
+
+def _features_text(images: PoolImages, of_image: int) -> str | None:
+    needed = images.feature_gb(of_image)
     if needed <= images.cache_gb:
         return None
     return (

@@ -3,18 +3,20 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from pipeline.evaluation.bootstrap import draw_images, percentile_interval
+from pipeline.memory import BLOCK
 
-OVERLAPS = tuple(0.5 + 0.05 * step for step in range(10))
+OVERLAPS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 """Intersections over union from which on a box is the right one; AP is the mean over them, AP50 of the first."""
+MOST = 100
+"""Boxes of each class that count in an image, the likeliest, as in COCO."""
 RECALLS = torch.arange(101, dtype=torch.float64) * 0.01
 """Where the precision is read: to the last bit as pycocotools does it, for a recall of 3 in 10 may be 0.3 or not."""
-PART = 2**22
-"""Numbers made at a time: 32 MiB."""
 
 
 class Found(NamedTuple):
@@ -103,7 +105,7 @@ def average_precision(ranked: Ranked, is_hit: Tensor, weights: Tensor) -> Tensor
         is_hit: `(D,)` one row of `ranked.is_hit`.
         weights: `(B, N)` float64, at least 0; B sets of them.
     """
-    rows = max(1, PART // max(1, len(is_hit)))
+    rows = max(1, BLOCK // max(1, len(is_hit)))
     return torch.cat([_average_precision(ranked, is_hit, part) for part in weights.split(rows)])
 
 
@@ -145,7 +147,7 @@ def judge(seen: Found, objects: Tensor) -> Tensor:
     """Which boxes of an image have an object of their own, `(T, d)` bool, at each of `OVERLAPS`.
 
     The likeliest box chooses first: of the objects of its class that are left and that it overlaps enough, the one that
-    it overlaps most.
+    it overlaps most, of equals the last, as in pycocotools.
 
     Args:
         objects: `(M, 5)` class and edges; class -1 where there is none.
@@ -156,7 +158,7 @@ def judge(seen: Found, objects: Tensor) -> Tensor:
     shared[seen.labels[:, None] != objects[:, 0]] = 0
     is_free = torch.ones(len(OVERLAPS), len(objects), dtype=torch.bool)
     for place in (shared >= OVERLAPS[0]).any(dim=1).nonzero()[:, 0].tolist():
-        best = (shared[place] * is_free).max(dim=1)
+        best = (shared[place] * is_free).flip(1).max(dim=1)
         is_hit[:, place] = best.values >= overlaps
-        is_free[is_hit[:, place], best.indices[is_hit[:, place]]] = False
+        is_free[is_hit[:, place], len(objects) - 1 - best.indices[is_hit[:, place]]] = False
     return is_hit

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from torch import Tensor, inference_mode
+from torch import Tensor
 
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.predict import Decided, predict_from_features, predict_members
-from pipeline.networks.classifier import Classifier, evaluating
+from pipeline.networks.classifier import Classifier
 from pipeline.tasks.task_type import TaskType
 
 MAX_PROBABILITIES = 2**26
@@ -35,9 +35,8 @@ def decide_on_features(
         seed: of the members' draws.
     """
     members = members or MemberSettings()
-    with evaluating(models[0]), inference_mode():
-        n_outputs = models[0].read(features[:1].to(models[0].mean.device)).numel()
-    n_decided = len(models) * max(1, members.mc_dropout) * max(1, members.laplace) * max(1, n_outputs)
+    n_outputs = models[0].n_outputs.n * models[0].n_places
+    n_decided = len(models) * max(1, members.mc_dropout) * max(1, members.laplace) * n_outputs
     for part in features.split(max(1, MAX_PROBABILITIES // n_decided)):
         yield predict_from_features(
             models, part, task=task, mc_dropout=members.mc_dropout, laplace=members.laplace, seed=seed

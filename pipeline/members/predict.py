@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.members.dropout import Pass, check_dropout, stochastic_layers
+from pipeline.memory import BLOCK
 from pipeline.networks.classifier import Classifier, evaluating
 from pipeline.networks.posterior import Posterior
 from pipeline.randomness import derive_seed, seeded, seeded_generator
 from pipeline.registries import look_up
 from pipeline.tasks.task_type import TaskType
 from pipeline.training.augmentation import AUGMENTATIONS, Augmentation
-
-BLOCK = 2**22
-"""Numbers read and made at a time from cached features: 16 MiB."""
 
 
 class Decided(NamedTuple):
@@ -113,8 +111,8 @@ def predict_from_features(
         group = _Group([_Network(model, mc_dropout, laplace, seed, number) for number, model in enumerate(models)])
         if any(network.trunk_draws for network in group.networks):
             raise ValueError("dropout passes of a trunk that is not frozen are not in its features; give the images")
-        numbers = features[:1].numel() + len(models) * group.networks[0].n_members * models[0].n_outputs.n
-        blocks = features.split(max(1, BLOCK // numbers))
+        made = len(models) * group.networks[0].n_members * models[0].n_outputs.n * models[0].n_places
+        blocks = features.split(max(1, BLOCK // (features[:1].numel() + made)))
         batches = [[_decide(task, *group.read(block.to(models[0].mean)))] for block in blocks]
     decided = _join(batches)
     _check_distinct(decided.decisions, len(models), (0, laplace, mc_dropout))

@@ -79,12 +79,13 @@ def swag_draws(
 
     def loss_of_batch() -> Tensor:
         rows = torch.randint(len(inputs), (batch_size,), generator=generator)
-        batch, wanted = inputs[rows].to(device), targets[rows].to(device)
+        batch, of_batch = inputs[rows].to(device), targets[rows].to(device)
         if not from_features:
             batch, affine = augment(batch)
-            wanted = wanted if affine is None else task.warp(wanted, affine)
+            of_batch = of_batch if affine is None else task.warp(of_batch, affine)
             batch = model.features(batch)
         outputs = model.outputs(batch)
+        wanted = task.wanted(of_batch, outputs)
         return loss_of(outputs, wanted, recipe, task, weights, label_smoothing=recipe.label_smoothing)
 
     try:

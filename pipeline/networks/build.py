@@ -43,7 +43,8 @@ def build_model(
         weights: None draws them (those of a factory anew, layer by layer); the path of a state dict or of a
             `.safetensors` file; a name on the hub: torchvision's, a timm tag, or "DEFAULT"; or "factory", those that
             the factory's network comes with.
-        head: "linear", or "mlp" with one hidden layer of `HIDDEN` units; a map has a head of its own.
+        head: "linear", or "mlp" with one hidden layer of `HIDDEN` units; a map has a head of its own and
+            takes "linear" alone.
         outputs: what is to come out; None for a logit for each class.
         seed: of the weights; torch's global generator is left as it was.
 
@@ -60,6 +61,11 @@ def build_model(
     outputs = outputs or Outputs(n_classes, n_classes)
     with seeded(seed, torch.device("cpu")):
         if outputs.stride is not None:
+            if head != "linear":
+                raise ModelError(
+                    f"head = {head!r} is for labels of whole images, and this task asks where they are: its maps have "
+                    "a head of their own, so leave head out"
+                )
             model = _with_map(name, n_classes, outputs, outputs.stride, image_size, channels, dropout, weights)
         elif name in MODELS:
             if weights is not None or head != "linear":
@@ -194,7 +200,7 @@ def _with_map(
     trunk = find_pyramid(body, name, stride=stride, channels=read, image_size=image_size)
     model = Classifier(
         trunk,
-        map_tail(trunk, outputs, dropout),
+        map_tail(trunk, outputs.n, stride=stride, dropout=dropout),
         n_classes=n_classes,
         channels=channels,
         trunk_channels=read,

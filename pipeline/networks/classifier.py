@@ -1,5 +1,6 @@
 """Networks: a deterministic trunk, then a tail that begins with the first dropout and ends in the logits."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -145,6 +146,13 @@ class Classifier(nn.Module):
     def is_trunk_frozen(self) -> bool:
         """Whether training leaves the whole trunk as it is, so that its features can be kept."""
         return "trunk" in self.frozen
+
+    @property
+    def n_places(self) -> int:
+        """Places of the map of outputs at most; 1 where there is none."""
+        if self.n_outputs.stride is None or self.image_size is None:
+            return 1
+        return math.ceil(self.image_size / self.n_outputs.stride) ** 2
 
     def freeze(self, *names: str) -> None:
         """Stop training from moving these parts, for example "trunk": no weight, batch-norm statistic or dropout."""

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +55,10 @@ def extract(model: Classifier, images: Tensor, *, device: torch.device) -> Tenso
     return features
 
 
+@lru_cache(maxsize=1)
 @torch.no_grad()
 def feature_bytes(model: Classifier, *, image_size: int) -> int:
-    """Bytes that the features of an image take; a black image passes through the trunk."""
+    """Bytes that the features of an image take; a black image passes through the trunk, once for a network."""
     black = torch.zeros((1, model.channels, image_size, image_size), dtype=torch.uint8, device=model.mean.device)
     with evaluating(model):
         return model.features(black).half().nbytes

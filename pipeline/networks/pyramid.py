@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from pipeline.networks.errors import ModelError
-from pipeline.types import Outputs
 
 STRIDES = (4, 8, 16, 32)
 """Pixels of the image for a place of a map, in each direction."""
@@ -95,11 +94,10 @@ def _brought(lateral: nn.Module, maps: Tensor, side: int) -> Tensor:
     return interpolate(lateral(maps), size=(side, side), mode="bilinear")
 
 
-def map_tail(pyramid: Pyramid, outputs: Outputs, dropout: float) -> nn.Sequential:
-    """A head on a pyramid, `(n, outputs.n, h, h)`, of the map that has the outputs' stride."""
-    side = pyramid.sides[outputs.stride or STRIDES[0]]
-    last = nn.Conv2d(WIDTH, outputs.n, kernel_size=1)
-    return nn.Sequential(MergedMaps(pyramid.shapes, side), nn.Dropout2d(dropout), last)
+def map_tail(pyramid: Pyramid, n_outputs: int, *, stride: int, dropout: float) -> nn.Sequential:
+    """A head on a pyramid, `(n, n_outputs, h, h)`, of the map of this stride."""
+    last = nn.Conv2d(WIDTH, n_outputs, kernel_size=1)
+    return nn.Sequential(MergedMaps(pyramid.shapes, pyramid.sides[stride]), nn.Dropout2d(dropout), last)
 
 
 def small_maps(channels: int) -> nn.Sequential:

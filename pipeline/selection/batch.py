@@ -40,7 +40,9 @@ def select_batch(candidates: Candidates, how: SelectionSettings, *, round_number
     size = min(how.query_size, len(order))
     by_lot = seeded_generator(seed, round_number, "random slice")
     n_random = min(size, int(how.random_slice * size + float(torch.rand((), generator=by_lot, dtype=torch.float64))))
-    seen = _rows_seen(candidates.scores, order, how, row)
+    of_classes = candidates.class_scores if how.balance_classes else None
+    n_asks = 1 if of_classes is None else max(1, min(size, of_classes.shape[1]))
+    seen = _rows_seen(candidates.scores, order, how, row, n_asks)
     generator = seeded_generator(seed, round_number, "strategy")
 
     def ask(rows: Tensor, size: int, scores: Tensor) -> tuple[Tensor, list[Told]]:
@@ -64,9 +66,14 @@ def seeded_order(ids: NDArray[np.str_], *, round_number: int, seed: int) -> Tens
     return by_id[torch.randperm(len(ids), generator=seeded_generator(seed, round_number, "order"))]
 
 
-def _rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings, row: Strategy) -> Tensor:
-    """Return which candidates the strategy sees: the sub-pool, or what the prefilter leaves of it."""
-    sub_pool = row.sub_pool if how.sub_pool is None and how.prefilter is None else how.sub_pool
+def _rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings, row: Strategy, n_asks: int) -> Tensor:
+    """Return which candidates the strategy sees: the sub-pool, or what the prefilter leaves of it.
+
+    Where it is asked `n_asks` times, for one class after another, its own sub-pool is smaller by their root: its time
+    grows with the square, so that all asks together take as long as one.
+    """
+    own = None if row.sub_pool is None else math.ceil(row.sub_pool / n_asks**0.5)
+    sub_pool = own if how.sub_pool is None and how.prefilter is None else how.sub_pool
     seen = order if sub_pool is None else order[: max(sub_pool, min(how.query_size, len(order)))]
     if how.prefilter is None:
         return seen

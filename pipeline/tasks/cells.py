@@ -1,7 +1,7 @@
 """Decisions about the cells of a map: each is between nothing, answer 0, and the C classes of the campaign."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -68,11 +68,3 @@ def rarest(there: Tensor) -> Tensor:
     counts = torch.where(there, there.sum(dim=0), len(there) + 1)
     none = torch.full((len(there), 1), len(there), device=there.device)
     return torch.cat([counts, none], dim=1).argmin(dim=1)
-
-
-def merged(probs: Tensor, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[Tensor, tuple[str, ...]]:
-    """By the names that classes have now; probabilities of classes that are one now are added up."""
-    present = [renamed.get(name, name) for name in classes]
-    names = tuple(dict.fromkeys(present))
-    answers = torch.tensor([0, *(1 + names.index(name) for name in present)])
-    return torch.zeros(*probs.shape[:2], 1 + len(names)).index_add(2, answers, probs), names

@@ -1,7 +1,7 @@
 """Classification: every image has one class out of C, so one decision (U = 1)."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline import probabilities
 from pipeline.evaluation.metrics import (
     calibration_error,
     confusion_matrix,
@@ -95,16 +96,21 @@ def class_counts(targets: Tensor, n_classes: int) -> Tensor:
     return targets.bincount(minlength=n_classes).double()
 
 
-def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+def wanted(targets: Tensor, outputs: Tensor) -> Tensor:
+    """The targets: a whole image has no form."""
+    return targets
+
+
+def loss(outputs: Tensor, wanted: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy in nats.
 
     Args:
         outputs: logits `(n, C)`.
-        targets: `(n,)` class indices.
+        wanted: `(n,)` class indices.
         class_weights: `(C,)`, None where every image counts the same.
         label_smoothing: share of the probability that the right class gives to all C evenly (Szegedy et al., 2016).
     """
-    return functional.cross_entropy(outputs, targets, weight=class_weights, label_smoothing=label_smoothing)
+    return functional.cross_entropy(outputs, wanted, weight=class_weights, label_smoothing=label_smoothing)
 
 
 def logits(outputs: Tensor) -> Tensor:
@@ -126,9 +132,9 @@ def in_words(_decision: int, answer: int, classes: Sequence[str], _n_decisions: 
     return classes[answer]
 
 
-def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def metrics(outputs: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     """Share of images `(n,)` whose likeliest class is right."""
-    return {"accuracy": (outputs.argmax(dim=-1) == targets).float().mean()}
+    return {"accuracy": (outputs.argmax(dim=-1) == wanted).float().mean()}
 
 
 def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tensor | None = None) -> Metrics:
@@ -181,9 +187,4 @@ def in_columns(
     return columns | {f"p_{name}": probs[:, 0, place].numpy() for place, name in enumerate(classes)}
 
 
-def merged(probs: Tensor, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[Tensor, tuple[str, ...]]:
-    """By the names that classes have now; probabilities of classes that are one now are added up."""
-    present = [renamed.get(name, name) for name in classes]
-    names = tuple(dict.fromkeys(present))
-    places = torch.tensor([names.index(name) for name in present])
-    return torch.zeros(*probs.shape[:2], len(names)).index_add(2, places, probs), names
+merged = probabilities.merged

@@ -7,17 +7,19 @@ middle of an object learn its class, and how far its edges are from the cell's c
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from statistics import median, mode
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss, nms
+from torchvision.ops import box_iou, generalized_box_iou_loss, nms
 
+from pipeline import probabilities
+from pipeline.evaluation.box_matching import MOST as MOST_COUNTED
 from pipeline.evaluation.box_matching import Found, box_precision, rank
 from pipeline.evaluation.metrics import calibration_error, negative_log_likelihood
+from pipeline.memory import BLOCK
 from pipeline.probabilities import check_probs
 from pipeline.regions import regions_from_json, regions_to_json
 from pipeline.tasks import cells
@@ -38,6 +40,8 @@ MIDDLE = 0.5
 """Cells whose centre is in this part of a box, in width and in height, learn its class; the rest of it learns none."""
 NOTHING = 0.3
 """How much a cell counts that learns that nothing is there, beside one that learns a class: there are many more."""
+DECIDES = 5.0
+"""How much the mean over the cells of what they answer counts, beside the mean of how far boxes are off."""
 USUAL = 1 / 8
 """Distance to an edge, as a fraction of the image, at which learning begins."""
 FARTHEST = 6.0
@@ -45,15 +49,13 @@ FARTHEST = 6.0
 SAME = 0.5
 """Boxes of a larger intersection over union are of one object."""
 MOST = 100
-"""Boxes of an image at most."""
+"""Boxes of a guess at most."""
 SEEN = 0.01
 """Boxes of a lower probability are not measured."""
 SHOWN = 0.22
 """Boxes of a higher probability are guessed: to draw a box takes 7 s (Papadopoulos et al., 2017), to delete one 2 s."""
 LEFT = 0.2
 """Objects of which less than this part is still in an image are no longer in it."""
-PART = 2**22
-"""Numbers made at a time: 16 MiB."""
 
 
 def n_outputs(n_classes: int) -> int:
@@ -120,10 +122,14 @@ def consensus(given: Sequence[Sequence[Region]]) -> tuple[tuple[Region, ...], fl
 def _pairs(ones: Sequence[Region], others: Sequence[Region]) -> Iterator[tuple[int, int]]:
     """Positions of boxes of one object, each once, those that share the most first."""
     shared = box_iou(_edges(ones), _edges(others))
-    while shared.numel() and shared.max() >= SAME:
-        one, other = divmod(int(shared.argmax()), len(others))
-        shared[one], shared[:, other] = 0, 0
-        yield one, other
+    one, other = (shared >= SAME).nonzero(as_tuple=True)
+    order = shared[one, other].argsort(descending=True, stable=True)
+    taken, taken_of_others = set[int](), set[int]()
+    for each, its in zip(one[order].tolist(), other[order].tolist(), strict=True):
+        if each not in taken and its not in taken_of_others:
+            taken.add(each)
+            taken_of_others.add(its)
+            yield each, its
 
 
 def _agreed(members: Sequence[Region]) -> Region:
@@ -208,30 +214,23 @@ def class_counts(targets: Tensor, n_classes: int) -> Tensor:
     return classes[classes != NONE].bincount(minlength=n_classes).double()
 
 
-class _Wanted(NamedTuple):
-    """What the cells of n maps should tell.
+def wanted(targets: Tensor, outputs: Tensor) -> Tensor:
+    """`(n, h w, 5)` what each cell should tell: its answer, and the four edges of its box where it has a class.
 
-    Attributes:
-        answers: `(n, U)` int64, 0 for nothing, 1 + the index of the class, `NONE` where a cell is left out.
-        boxes: `(n, U, 4)` of the cells that have a class.
+    The answer is 0 for nothing, 1 + the index of the class, `NONE` where a cell is left out. A cell in the middle of
+    several objects belongs to the smallest. The cell of an object's own centre is in its middle, however small the
+    object is, unless a smaller object claims it.
     """
-
-    answers: Tensor
-    boxes: Tensor
+    return _wanted(targets, outputs.shape[-1])
 
 
-def _wanted(targets: Tensor, side: int) -> _Wanted:
-    """What the cells of maps of `side` rows and columns should tell.
-
-    A cell in the middle of several objects belongs to the smallest. The cell of an object's own centre is in its
-    middle, however small the object is, unless a smaller object claims it.
-    """
-    n_images = max(1, PART // (side * side * targets.shape[1]))
-    parts = [_wanted_of_few(part, side) for part in targets.split(n_images)]
-    return _Wanted(*(torch.cat(each) for each in zip(*parts, strict=True)))
+def _wanted(targets: Tensor, side: int) -> Tensor:
+    """`(n, side * side, 5)`, see `wanted`."""
+    n_images = max(1, BLOCK // (side * side * targets.shape[1]))
+    return torch.cat([_wanted_of_few(part, side) for part in targets.split(n_images)])
 
 
-def _wanted_of_few(targets: Tensor, side: int) -> _Wanted:
+def _wanted_of_few(targets: Tensor, side: int) -> Tensor:
     boxes, is_object = targets[:, None, :, 1:], targets[:, None, :, 0] != NONE
     away = (_centres(side, targets)[:, None] - (boxes[..., :2] + boxes[..., 2:]) / 2).abs()
     half = (boxes[..., 2:] - boxes[..., :2]) / 2
@@ -239,9 +238,9 @@ def _wanted_of_few(targets: Tensor, side: int) -> _Wanted:
     is_middle = ((away < MIDDLE * half).all(dim=-1) | is_own) & is_object
     is_inside = ((away < half).all(dim=-1) & is_object).any(dim=2)
     smallest = torch.where(is_middle, _area(boxes), torch.inf).argmin(dim=2)
-    answers = torch.where(is_inside, NONE, 0)
-    answers = torch.where(is_middle.any(dim=2), 1 + targets[:, :, 0].long().gather(1, smallest), answers)
-    return _Wanted(answers, targets[:, :, 1:].gather(1, smallest[:, :, None].expand(-1, -1, 4)))
+    own = targets.gather(1, smallest[:, :, None].expand(-1, -1, 5))
+    answers = torch.where(is_middle.any(dim=2), 1 + own[:, :, 0], torch.where(is_inside, float(NONE), 0.0))
+    return torch.cat([answers[:, :, None], own[:, :, 1:]], dim=2)
 
 
 def _centres(side: int, like: Tensor) -> Tensor:
@@ -251,38 +250,40 @@ def _centres(side: int, like: Tensor) -> Tensor:
     return torch.stack([across.flatten(), down.flatten()], dim=1)
 
 
-def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of the cells in nats, and how far their boxes are off, for each cell that has a class.
+def loss(outputs: Tensor, wanted: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+    """`DECIDES` times the mean cross-entropy of the cells in nats, and how far boxes are off in the mean.
 
-    Boxes are as far off as their generalised intersection over union (Rezatofighi et al., 2019) is below 1. Cells in
-    the outer part of an object are left out.
+    Each mean is over the cells that it is of, so that images count alike, whether few of their cells have an object or
+    none. Boxes are as far off as their generalised intersection over union (Rezatofighi et al., 2019) is below 1.
+    Cells in the outer part of an object are left out.
 
     Args:
         outputs: `(n, C + 5, h, w)`, h = w.
-        targets: `(n, M, 5)`.
+        wanted: `(n, h w, 5)`.
         class_weights: `(C,)`, how much a cell of each class counts; None where all count the same.
         label_smoothing: share of the probability that the right answer gives to all C + 1 evenly.
     """
-    scores = logits(outputs)
-    wanted = _wanted(targets, outputs.shape[-1])
+    scores, answers = logits(outputs), wanted[:, :, 0].long()
     weights = scores.new_ones(scores.shape[2])
     weights[0] = NOTHING
     if class_weights is not None:
         weights[1:] = class_weights.to(weights)
-    has_class = wanted.answers > 0
-    n_cells = has_class.sum().clamp(min=1)
+    has_class = answers > 0
     each = functional.cross_entropy(
         scores.flatten(0, 1),
-        wanted.answers.flatten(),
-        ignore_index=NONE,
+        answers.flatten().clamp(min=0),
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    of_answers = (each * weights[wanted.answers.flatten().clamp(min=0)]).sum()
-    told = _told(outputs)[has_class]
-    of_boxes = generalized_box_iou_loss(told, wanted.boxes[has_class].to(told), reduction="sum")
-    total: Tensor = (of_answers + of_boxes) / n_cells
-    return total
+    counts = weights[answers.flatten().clamp(min=0)] * (answers.flatten() != NONE)
+    of_answers = (each * counts).sum() / counts.sum().clamp(min=torch.finfo(counts.dtype).eps)
+    return DECIDES * of_answers + _off(_told(outputs), wanted, has_class) / has_class.sum().clamp(min=1)
+
+
+def _off(told: Tensor, wanted: Tensor, has_class: Tensor) -> Tensor:
+    """How far the boxes that cells tell, `(n, U, 4)`, are off, added up over the cells that have a class."""
+    off: Tensor = generalized_box_iou_loss(told[has_class], wanted[:, :, 1:][has_class].to(told), reduction="sum")
+    return off
 
 
 def _told(outputs: Tensor) -> Tensor:
@@ -304,28 +305,27 @@ def places(outputs: Tensor) -> Tensor:
 
 def answered(values: Tensor, targets: Tensor) -> Answered:
     """Some cells of each image and what they should tell; cells in the outer part of an object are left out."""
-    return cells.answered(values, _wanted(targets, cells.side_of(values.shape[1])).answers)
+    return cells.answered(values, _wanted(targets, cells.side_of(values.shape[1]))[:, :, 0].long())
 
 
 in_words = cells.in_words
 
 
-def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def metrics(outputs: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     """Of the cells that have a class, the share that tell it, and how far their boxes are off; 0 where none has one."""
-    wanted = _wanted(targets, outputs.shape[-1])
-    has_class = wanted.answers > 0
+    answers = wanted[:, :, 0]
+    has_class = answers > 0
     n_cells = has_class.sum().clamp(min=1)
-    is_right = logits(outputs).argmax(dim=2) == wanted.answers
-    told = places(outputs)[has_class]
-    off = generalized_box_iou_loss(told, wanted.boxes[has_class].to(told), reduction="sum")
+    is_right = logits(outputs).argmax(dim=2) == answers
+    off = _off(places(outputs), wanted, has_class)
     return {"found": (is_right & has_class).sum() / n_cells, "box_loss": off / n_cells}
 
 
 def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tensor | None = None) -> Metrics | None:
     """AP50 as COCO has it with its bootstrap interval, and AP, the mean over overlaps of 0.5, 0.55 … 0.95.
 
-    Classes that no image has are left out. Recall is that of at most `MOST` boxes an image, the mean over the same
-    overlaps. Log-likelihood and calibration are those of the cells that `answered` takes, half of them of objects.
+    Classes that no image has are left out. Recall is that of the boxes that count, the mean over the same overlaps.
+    Log-likelihood and calibration are those of the cells that `answered` takes, half of them of objects.
 
     Args:
         probs: `(n, U, C + 1)`, n >= 1.
@@ -374,11 +374,17 @@ def _check_places(places: Tensor | None, probs: Tensor) -> Tensor:
 
 def _found(probs: Tensor, boxes: Tensor) -> Found:
     """The boxes of an image `(U, C + 1)`, `(U, 4)`: of boxes of one object and one class the likeliest."""
-    place, label = (probs[:, 1:] > SEEN).nonzero(as_tuple=True)
-    scores = probs[place, 1 + label]
-    kept = batched_nms(boxes[place], scores, label, SAME)[:MOST]
-    is_class = label[kept, None] == label
-    return Found(_fused(boxes[place], is_class * scores, kept), scores[kept], label[kept])
+    of_classes = [_found_of(label, scores, boxes) for label, scores in enumerate(probs[:, 1:].unbind(dim=1))]
+    found = Found(*(torch.cat(each) for each in zip(*of_classes, strict=True)))
+    order = found.scores.argsort(descending=True, stable=True)
+    return Found(*(each[order] for each in found))
+
+
+def _found_of(label: int, scores: Tensor, boxes: Tensor) -> Found:
+    is_seen = scores > SEEN
+    scores, boxes = scores[is_seen], boxes[is_seen]
+    kept = nms(boxes, scores, SAME)[:MOST_COUNTED]
+    return Found(_fused(boxes, scores, kept), scores[kept], torch.full_like(kept, label))
 
 
 def _fused(boxes: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
@@ -388,7 +394,7 @@ def _fused(boxes: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
 
     Args:
         boxes: `(b, 4)`.
-        scores: `(b,)`, or `(k, b)` of each box for each of those kept.
+        scores: `(b,)`.
         kept: `(k,)` positions.
     """
     weights = scores * (box_iou(boxes[kept], boxes) > SAME)
@@ -419,4 +425,4 @@ def in_columns(
     return {"regions": np.array([write_label(regions) for regions in guess(probs, classes, places)], dtype=object)}
 
 
-merged = cells.merged
+merged = probabilities.merged

@@ -113,20 +113,25 @@ def class_counts(targets: Tensor, n_classes: int) -> Tensor:
     return (targets == 1).sum(dim=0).double()
 
 
-def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+def wanted(targets: Tensor, outputs: Tensor) -> Tensor:
+    """The targets: a whole image has no form."""
+    return targets
+
+
+def loss(outputs: Tensor, wanted: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """Mean binary cross-entropy over images and classes, in nats; an unknown class is weakly absent: `UNLISTED`.
 
     Args:
         outputs: logits `(n, C)` of each class being there.
-        targets: `(n, C)` int8.
+        wanted: `(n, C)` int8.
         class_weights: `(C,)`, how much both answers about a class count; None where all count the same.
         label_smoothing: share of the probability that the right answer gives to both evenly.
     """
-    weights = torch.where(targets == UNKNOWN, UNLISTED, 1.0).to(outputs)
+    weights = torch.where(wanted == UNKNOWN, UNLISTED, 1.0).to(outputs)
     if class_weights is not None:
         weights = weights * class_weights
-    wanted = (targets == 1).to(outputs) * (1 - label_smoothing) + label_smoothing / 2
-    losses = functional.binary_cross_entropy_with_logits(outputs, wanted, weights, reduction="sum")
+    smoothed = (wanted == 1).to(outputs) * (1 - label_smoothing) + label_smoothing / 2
+    losses = functional.binary_cross_entropy_with_logits(outputs, smoothed, weights, reduction="sum")
     return losses / weights.sum()
 
 
@@ -155,9 +160,9 @@ def in_words(decision: int, answer: int, classes: Sequence[str], _n_decisions: i
     return classes[decision] if answer else f"no {classes[decision]}"
 
 
-def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def metrics(outputs: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     """Share of the known decisions that are right, and of the images all of whose known decisions are."""
-    is_known, is_right = targets != UNKNOWN, (outputs > 0) == (targets == 1)
+    is_known, is_right = wanted != UNKNOWN, (outputs > 0) == (wanted == 1)
     return {
         "accuracy": (is_right & is_known).sum() / is_known.sum().clamp(min=1),
         "exact_match": (is_right | ~is_known).all(dim=1).float().mean(),
@@ -227,8 +232,8 @@ def in_columns(
     probs: Tensor, classes: Sequence[str], places: Tensor | None = None
 ) -> dict[str, NDArray[np.object_] | NDArray[np.float32]]:
     """`labels`, the guess as a manifest has it, and the probability of each class as `p_` and its name."""
-    cells = np.array([write_label(regions) for regions in guess(probs, classes)], dtype=object)
-    return {"labels": cells} | {f"p_{name}": probs[:, place, 1].numpy() for place, name in enumerate(classes)}
+    labels = np.array([write_label(regions) for regions in guess(probs, classes)], dtype=object)
+    return {"labels": labels} | {f"p_{name}": probs[:, place, 1].numpy() for place, name in enumerate(classes)}
 
 
 def merged(probs: Tensor, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[Tensor, tuple[str, ...]]:

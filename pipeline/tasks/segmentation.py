@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline import probabilities
 from pipeline.evaluation.intersection import Overlap, intersection_over_union, mean_intersection, overlap
 from pipeline.evaluation.metrics import calibration_error, negative_log_likelihood
 from pipeline.masks import mask_to_png, pixels_of
+from pipeline.memory import BLOCK
 from pipeline.probabilities import check_probs
 from pipeline.regions import regions_from_json, regions_to_json
 from pipeline.tasks import cells
@@ -30,8 +32,6 @@ SIDE = 256
 MOST_CLASSES = 254
 UNKNOWN = 255
 """Answer of a pixel that nobody looked at: nothing is learnt from it, and nothing measured on it."""
-PART = 2**22
-"""Numbers made at a time: 16 MiB."""
 
 
 def n_outputs(n_classes: int) -> int:
@@ -170,7 +170,15 @@ def _there(targets: Tensor, n_classes: int) -> Tensor:
     return torch.stack(counts) > 0 if counts else torch.zeros(0, n_classes, dtype=torch.bool, device=targets.device)
 
 
-def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+def wanted(targets: Tensor, outputs: Tensor) -> Tensor:
+    """`(n, C + 1, h, w)` the share of each cell's known pixels that has each answer; all 0 where none is known.
+
+    A pixel is of the cell it is in.
+    """
+    return _shares(targets, outputs.shape[1], outputs.shape[-1]).to(outputs)
+
+
+def loss(outputs: Tensor, wanted: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of the cells with the shares that answers have in them, in nats.
 
     Thin things have a share where they have no majority: with shares heads on a frozen trunk came to a mIoU of .34 from
@@ -178,22 +186,21 @@ def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, 
 
     Args:
         outputs: logits `(n, C + 1, h, w)`.
-        targets: `(n, SIDE, SIDE)` uint8; cells of which no pixel is known are left out.
+        wanted: `(n, C + 1, h, w)` shares; cells of which no pixel is known are left out.
         class_weights: `(C,)`; what is nothing counts 1. None where every pixel counts the same.
         label_smoothing: share of the probability that the right answer gives to all C + 1 evenly.
     """
     n_answers = outputs.shape[1]
-    shares = _shares(targets, n_answers, outputs.shape[-1]).to(outputs)
     weights = outputs.new_ones(n_answers)
     if class_weights is not None:
         weights[1:] = class_weights.to(outputs)
-    weighted = shares * weights[:, None, None]
-    evenly = shares.any(dim=1, keepdim=True) / n_answers * weights[:, None, None]
+    weighted = wanted * weights[:, None, None]
+    evenly = wanted.any(dim=1, keepdim=True) / n_answers * weights[:, None, None]
     smoothed = weighted * (1 - label_smoothing) + label_smoothing * evenly
     return -(smoothed * outputs.log_softmax(dim=1)).sum() / weighted.sum().clamp(min=torch.finfo(weighted.dtype).eps)
 
 
-def overlap_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+def overlap_loss(outputs: Tensor, wanted: Tensor) -> Tensor:
     """1 less the soft Dice coefficient of each class, the mean over the classes that are there, in [0, 1].
 
     With p the probability of a class in a cell and s the share that it has in it, over the cells of all images,
@@ -205,19 +212,20 @@ def overlap_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
     Args: as in `loss`.
     """
-    shares = _shares(targets, outputs.shape[1], outputs.shape[-1]).to(outputs)
-    probs = outputs.softmax(dim=1) * shares.any(dim=1, keepdim=True)
-    both, seen, true = (each[:, 1:].sum(dim=(0, 2, 3)) for each in (probs * shares, probs.square(), shares.square()))
+    probs = outputs.softmax(dim=1) * wanted.any(dim=1, keepdim=True)
+    both, seen, true = (each[:, 1:].sum(dim=(0, 2, 3)) for each in (probs * wanted, probs.square(), wanted.square()))
     is_there = true > 0
     dice = 2 * both / (seen + true).clamp(min=torch.finfo(true.dtype).eps)
     return ((1 - dice) * is_there).sum() / is_there.sum().clamp(min=1)
 
 
 def _shares(targets: Tensor, n_answers: int, side: int) -> Tensor:
-    """`(n, A, side, side)` the share of each cell's known pixels that has each answer; all 0 where none is known.
+    """`(n, A, side, side)`, see `wanted`."""
+    n_images = max(1, BLOCK // (n_answers * side * side + SIDE * SIDE))
+    return torch.cat([_shares_of_few(part, n_answers, side) for part in targets.split(n_images)])
 
-    A pixel is of the cell it is in.
-    """
+
+def _shares_of_few(targets: Tensor, n_answers: int, side: int) -> Tensor:
     n, length = len(targets), max(SIDE, side)
     middle = torch.arange(length, device=targets.device) + 0.5
     nearest, cell = (middle * SIDE / length).long(), (middle * side / length).long()
@@ -229,14 +237,14 @@ def _shares(targets: Tensor, n_answers: int, side: int) -> Tensor:
     return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def _majority(targets: Tensor, n_answers: int, side: int) -> Tensor:
-    """`(n, side * side)` the answer that most of a cell's known pixels have, of equals the lowest; -1 if none is."""
-    n_images = max(1, PART // (n_answers * side * side + SIDE * SIDE))
-    parts = []
-    for part in targets.split(n_images):
-        shares = _shares(part, n_answers, side).flatten(2)
-        parts.append(torch.where(shares.any(dim=1), shares.argmax(dim=1), -1))
-    return torch.cat(parts)
+def _majority(shares: Tensor) -> Tensor:
+    """`(n, h w)` the answer that most of a cell's known pixels have, of equals the lowest; -1 if none is known.
+
+    Args:
+        shares: `(n, A, h, w)`, see `wanted`.
+    """
+    shares = shares.flatten(2)
+    return torch.where(shares.any(dim=1), shares.argmax(dim=1), -1)
 
 
 def _overlap(guessed: Tensor, right: Tensor, n_answers: int) -> Overlap:
@@ -258,16 +266,16 @@ def places(_outputs: Tensor) -> None:
 
 def answered(values: Tensor, targets: Tensor) -> Answered:
     """Some cells of each image, and what most of their pixels are."""
-    return cells.answered(values, _majority(targets, values.shape[2], cells.side_of(values.shape[1])))
+    return cells.answered(values, _majority(_shares(targets, values.shape[2], cells.side_of(values.shape[1]))))
 
 
 in_words = cells.in_words
 
 
-def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def metrics(outputs: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     """Share of the cells that are right; mean intersection over union of each image, 1 where it has no class."""
     n_answers = outputs.shape[1]
-    right, guessed = _majority(targets, n_answers, outputs.shape[-1]), outputs.argmax(dim=1).flatten(1)
+    right, guessed = _majority(wanted), outputs.argmax(dim=1).flatten(1)
     each = intersection_over_union(*_overlap(guessed, right, n_answers))[:, 1:].nanmean(dim=1)
     n_known = (right >= 0).sum().clamp(min=1)
     return {"accuracy": (guessed == right).sum() / n_known, "image_mIoU": each.nan_to_num(1.0).mean()}
@@ -323,7 +331,7 @@ def measure(probs: Tensor, targets: Tensor, classes: Sequence[str], places: Tens
 
 def _brought_up(probs: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Some of the images of `(n, U, A)` after another, each with its probabilities `(images, A, SIDE, SIDE)`."""
-    side, n_images = cells.side_of(probs.shape[1]), max(1, PART // (probs.shape[2] * SIDE * SIDE))
+    side, n_images = cells.side_of(probs.shape[1]), max(1, BLOCK // (probs.shape[2] * SIDE * SIDE))
     for start in range(0, len(probs), n_images):
         rows = slice(start, start + n_images)
         maps = probs[rows].transpose(1, 2).unflatten(2, (side, side))
@@ -354,4 +362,4 @@ def in_columns(
     return {"regions": np.array([write_label(regions) for regions in guess(probs, classes)], dtype=object)}
 
 
-merged = cells.merged
+merged = probabilities.merged

@@ -85,14 +85,17 @@ class TaskType(Protocol):
     def class_counts(self, targets: Tensor, n_classes: int) -> Tensor:
         """`(C,)` float64, how often each of the campaign's classes is the right answer of a decision."""
 
+    def wanted(self, targets: Tensor, outputs: Tensor) -> Tensor:
+        """`(n, ...)`, what outputs of this form should come to: made of the targets once for all that compares them."""
+
     def loss(
-        self, outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+        self, outputs: Tensor, wanted: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
     ) -> Tensor:
         """Scalar to minimise, nats; `class_weights` is `(C,)` by class, `label_smoothing` a share of probability."""
 
     @property
     def overlap_loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """Scalar of outputs and targets, in [0, 1]: how little what is painted overlaps what a network sees.
+        """Scalar of outputs and what is wanted, in [0, 1]: how little what is painted overlaps what a network sees.
 
         Training adds it to the loss unless a campaign leaves it out. None where people paint nothing.
         """
@@ -109,7 +112,7 @@ class TaskType(Protocol):
     def in_words(self, decision: int, answer: int, classes: Sequence[str], n_decisions: int) -> str:
         """What an answer to one of an image's U decisions means."""
 
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def metrics(self, outputs: Tensor, wanted: Tensor) -> dict[str, Tensor]:
         """What to show for each epoch: scalars, each a mean over the images."""
 
     def measure(
@@ -147,6 +150,12 @@ def absent_columns(task: TaskType) -> frozenset[str]:
 def outputs_of(task: TaskType, n_classes: int) -> Outputs:
     """What networks of a task give."""
     return Outputs(task.n_outputs(n_classes), task.n_logits(n_classes), task.stride)
+
+
+def is_measurable(task: TaskType, targets: Tensor, classes: Sequence[str]) -> bool:
+    """Whether images with these targets tell how good a model is, n >= 1: see `TaskType.measure`."""
+    outputs = no_outputs(task, len(targets), len(classes))
+    return task.measure(task.logits(outputs).softmax(dim=-1), targets, classes, task.places(outputs)) is not None
 
 
 def no_outputs(task: TaskType, n: int, n_classes: int) -> Tensor:

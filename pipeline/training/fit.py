@@ -144,20 +144,24 @@ def fit(
 
 def loss_of(
     outputs: Tensor,
-    targets: Tensor,
+    wanted: Tensor,
     recipe: Recipe,
     task: TaskType,
     class_weights: Tensor | None,
     *,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """What training makes small: the task's loss, and its `overlap_loss` where there is one."""
-    loss = task.loss(outputs, targets, class_weights, label_smoothing)
+    """What training makes small: the task's loss, and its `overlap_loss` where there is one.
+
+    Args:
+        wanted: `(n, ...)`, what the task makes of the targets.
+    """
+    loss = task.loss(outputs, wanted, class_weights, label_smoothing)
     if recipe.dice and task.overlap_loss is None:
         raise ValueError(f"dice is a loss of painted areas, and there are none in this task, got dice={recipe.dice}")
     if task.overlap_loss is None or recipe.dice == 0:
         return loss
-    return loss + (1.0 if recipe.dice is None else recipe.dice) * task.overlap_loss(outputs, targets)
+    return loss + (1.0 if recipe.dice is None else recipe.dice) * task.overlap_loss(outputs, wanted)
 
 
 def class_weights(counts: Tensor) -> Tensor:
@@ -258,13 +262,14 @@ def _train_epoch(
     for (inputs, targets), share in zip(batches, shares, strict=True):
         for group in optimiser.param_groups:
             group["lr"] = share * group["initial_lr"]
-        logits = predict(inputs)
-        loss = loss_of(logits, targets, recipe, task, weights, label_smoothing=recipe.label_smoothing)
+        outputs = predict(inputs)
+        wanted = task.wanted(targets, outputs)
+        loss = loss_of(outputs, wanted, recipe, task, weights, label_smoothing=recipe.label_smoothing)
         optimiser.zero_grad()
         loss.backward()
         clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         optimiser.step()
-        measured.append((len(targets), {"loss": loss.detach(), **task.metrics(logits.detach(), targets)}))
+        measured.append((len(targets), {"loss": loss.detach(), **task.metrics(outputs.detach(), wanted)}))
     return _means("train", measured)
 
 
@@ -276,9 +281,10 @@ def _validate(
     weights: Tensor | None,
 ) -> dict[str, float]:
     predicted = [(predict(inputs), targets) for inputs, targets in batches]
-    logits, targets = (torch.cat(parts) for parts in zip(*predicted, strict=True))
-    loss = loss_of(logits, targets, recipe, task, weights)
-    return _means("validation", [(len(targets), {"loss": loss, **task.metrics(logits, targets)})])
+    outputs, targets = (torch.cat(parts) for parts in zip(*predicted, strict=True))
+    wanted = task.wanted(targets, outputs)
+    loss = loss_of(outputs, wanted, recipe, task, weights)
+    return _means("validation", [(len(targets), {"loss": loss, **task.metrics(outputs, wanted)})])
 
 
 def _means(part: str, measured: Sequence[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:

@@ -70,6 +70,10 @@ def class_counts(targets: Tensor, n_classes: int) -> Tensor:
     return targets.sum(dim=0).double()
 
 
+def wanted(targets: Tensor, outputs: Tensor) -> Tensor:
+    return targets
+
+
 def loss(outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     smoothed = targets.to(outputs) * (1 - label_smoothing) + label_smoothing / 2
     return functional.binary_cross_entropy_with_logits(outputs, smoothed, weight=class_weights)

@@ -26,6 +26,7 @@ from flows.images import PoolImages
 from flows.records import Stability
 from flows.round import work_on
 from flows.step import Step
+from flows.steps import plan as steps_plan
 from flows.steps.collect import close, collect, look
 from flows.steps.evaluate import evaluate
 from flows.steps.labels import gather_labels, list_candidates, review_labels
@@ -390,6 +391,16 @@ def test_image_whose_mask_is_probably_wrong_is_listed_once_with_the_place():
         assert 0 < down < 100
 
 
+def test_predictions_of_maps_are_kept_as_the_numbers_that_they_are(tmp_path):
+    values = torch.randn(20, 784, 4, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / artefacts.OUT_OF_FOLD.name
+    artefacts.OUT_OF_FOLD.write(path, Predicted.made(labels_of([0, 1] * 10), values, phase="head", epochs=3))
+    kept = artefacts.OUT_OF_FOLD.read(path)
+    assert kept.table["values"].map(lambda row: row.nbytes).sum() == values.nbytes
+    assert torch.equal(kept.values, values)
+    assert (kept.phase, kept.epochs) == ("head", 3)
+
+
 @pytest.mark.parametrize(("n_labels", "phase"), [(12, "head"), (150, "all")])
 def test_plan_needs_no_folder(n_labels, phase):
     model = ModelSettings(
@@ -412,6 +423,29 @@ def test_plan_needs_no_folder(n_labels, phase):
     assert set(planned.minutes) == ({"all"} if phase == "all" else set())
     assert (planned.text is None) == (phase == "head")
     assert planned.features is None
+
+
+def test_rounds_of_heads_build_the_network_once_to_know_how_large_its_features_are(monkeypatch):
+    given = {"name": "tests.flows.tiny:tiny_network", "weights": "factory", "image_size": 12, "channels": 1}
+    model = ModelSettings(**given, train="head", dropout=0.375)  # of no other test
+    pool = PoolTable(pd.DataFrame({"item_id": [*"abcde"], "uri": "", "set_aside_reason": None}))
+    build, built = steps_plan.frozen_body, []
+    monkeypatch.setattr(steps_plan, "frozen_body", lambda *args, **how: built.append(args) or build(*args, **how))
+    for round_number, cache_gb in ((1, 1.0), (2, 1e-9)):
+        planned = plan.function(
+            labels_of([0, 1, 2]),
+            labels_of([]),
+            range(5),
+            images=PoolImages(pool, model, classification, WHOLE, cache_gb=cache_gb),
+            earlier=(),
+            task=classification,
+            model=model,
+            members=MemberSettings(ensemble=1),
+            classes=CLASSES,
+            round_number=round_number,
+        )
+        assert (planned.features is None) == (cache_gb == 1.0)
+    assert len(built) == 1
 
 
 def test_collect_needs_no_folder():

@@ -87,6 +87,10 @@ def class_counts(targets, n_classes):
     return targets.flatten().bincount(minlength=n_classes).double()
 
 
+def wanted(targets, _outputs):
+    return targets
+
+
 def loss(outputs, targets, class_weights=None, label_smoothing=0.0):
     return functional.cross_entropy(outputs, targets, weight=class_weights, label_smoothing=label_smoothing)
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from torchvision.ops import box_iou
 
-from pipeline.evaluation.box_matching import OVERLAPS, Found, average_precision, box_precision, rank
+from pipeline.evaluation.box_matching import OVERLAPS, Found, average_precision, box_precision, judge, rank
 from pipeline.evaluation.metrics import wilson_interval
 from pipeline.members.predict import predict_members
 from pipeline.networks.build import build_model
@@ -35,11 +35,15 @@ def targets_of(*images, classes=CLASSES):
 def outputs_that_say(targets, side, n_classes=3, sure=8.0):
     """Outputs of a network that knows what it should tell, of every cell."""
     wanted = detection._wanted(targets, side)
-    scores = sure * functional.one_hot(wanted.answers.clamp(min=0), 1 + n_classes).float()
+    scores = sure * functional.one_hot(wanted[..., 0].long().clamp(min=0), 1 + n_classes).float()
     centres = detection._centres(side, targets)
-    away = torch.cat([centres - wanted.boxes[..., :2], wanted.boxes[..., 2:] - centres], dim=2).clamp(min=1e-3)
+    away = torch.cat([centres - wanted[..., 1:3], wanted[..., 3:] - centres], dim=2).clamp(min=1e-3)
     outputs = torch.cat([scores, (away / detection.USUAL).log()], dim=2)
     return outputs.transpose(1, 2).unflatten(2, (side, side))
+
+
+def loss_of(outputs, targets, *how):
+    return detection.loss(outputs, detection.wanted(targets, outputs), *how)
 
 
 def drawn(n: int = 40, *, seed: int = 0, n_classes: int = 3, n_boxes: int = 12):
@@ -70,7 +74,10 @@ def drawn(n: int = 40, *, seed: int = 0, n_classes: int = 3, n_boxes: int = 12):
 
 
 def textbook_average_precision(found, targets, label, overlap, images):
-    """One class at one overlap, box by box, as pycocotools counts it; an image may come several times."""
+    """One class at one overlap, box by box, as pycocotools counts it; an image may come several times.
+
+    Of objects that a box overlaps as much as each other, pycocotools takes the last.
+    """
     rows = []
     n_objects = 0
     for image in images:
@@ -83,7 +90,7 @@ def textbook_average_precision(found, targets, label, overlap, images):
         ):
             if of != label:
                 continue
-            shared = {one: float(box_iou(edges[None], objects[one][None])) for one in sorted(free)}
+            shared = {one: float(box_iou(edges[None], objects[one][None])) for one in sorted(free, reverse=True)}
             best = max(shared, key=lambda one: shared[one], default=None)
             is_hit = best is not None and shared[best] >= overlap
             free -= {best} if is_hit else set()
@@ -112,6 +119,26 @@ def test_average_precision_is_that_of_a_slow_look_at_each_box(seed):
         [value] = average_precision(ranked[label], ranked[label].is_hit[place], everyone).tolist()
         assert value == pytest.approx(expected, abs=1e-9)
         assert 0 < value < 1 or overlap > 0.75
+
+
+def test_a_box_that_overlaps_two_objects_alike_has_the_later_one_as_in_pycocotools():
+    targets = targets_of([box("cat", 0.0, 0.0, 0.25, 0.5), box("cat", 0.125, 0.0, 0.375, 0.5)])
+    assert targets[0, :, 1].tolist() == [0.0, 0.125]
+    between, first, last = [0.0625, 0.0, 0.3125, 0.5], [0.0, 0.0, 0.25, 0.5], [0.125, 0.0, 0.375, 0.5]
+    for second, is_hit in ((first, True), (last, False)):
+        seen = Found(torch.tensor([between, second]), torch.tensor([0.9, 0.8]), torch.tensor([0, 0]))
+        assert judge(seen, targets[0])[0].tolist() == [True, is_hit]
+
+
+def test_a_hundred_boxes_of_each_class_count_in_an_image():
+    side = 24
+    corners = detection._centres(side, torch.zeros(())).double() - 0.5 / side
+    boxes = torch.cat([corners, corners + 1 / side], dim=1)[None]
+    probs = torch.full((1, side * side, 4), 0.001)
+    probs[0, torch.arange(side * side), 1 + torch.arange(side * side) % 4 % 3] = 0.9
+    found = detection._found(probs[0], boxes[0].float())
+    assert found.labels.bincount().tolist() == [100, 100, 100]
+    assert [len(guess) for guess in detection.guess(probs, CLASSES, boxes.float())] == [detection.MOST]
 
 
 def test_images_count_as_often_as_they_are_drawn():
@@ -233,53 +260,54 @@ def test_an_image_stands_for_its_rarest_class():
 
 def test_cells_in_the_middle_of_a_box_tell_its_class_and_those_around_tell_nothing_or_are_left_out():
     wanted = detection._wanted(targets_of([box("dog", 0.0, 0.0, 0.5, 1.0)]), 8)
-    rows = wanted.answers.reshape(8, 8).tolist()
+    rows = wanted[..., 0].reshape(8, 8).tolist()
     outer, middle = [-1, -1, -1, -1, 0, 0, 0, 0], [-1, 2, 2, -1, 0, 0, 0, 0]
     assert rows == [outer, outer, middle, middle, middle, middle, outer, outer]
-    assert (wanted.boxes[wanted.answers > 0] == torch.tensor([0.0, 0.0, 0.5, 1.0])).all()
+    assert (wanted[..., 1:][wanted[..., 0] > 0] == torch.tensor([0.0, 0.0, 0.5, 1.0])).all()
 
 
 def test_the_smallest_of_several_objects_has_the_cell():
     targets = targets_of([box("dog", 0.0, 0.0, 1.0, 1.0), box("cat", 0.32, 0.32, 0.47, 0.47)])
     wanted = detection._wanted(targets, 8)
-    answers = wanted.answers.reshape(8, 8)
+    answers = wanted[..., 0].reshape(8, 8)
     assert (answers == 1).nonzero().tolist() == [[3, 3]]
     assert (answers == 2).sum() == 15
-    assert wanted.boxes.reshape(8, 8, 4)[3, 3].tolist() == pytest.approx([0.32, 0.32, 0.47, 0.47])
+    assert wanted[..., 1:].reshape(8, 8, 4)[3, 3].tolist() == pytest.approx([0.32, 0.32, 0.47, 0.47])
 
 
 @pytest.mark.parametrize("size", [1e-3, 1e-6])
 def test_an_object_smaller_than_a_cell_has_the_cell_that_its_centre_is_in(size):
     corners = [(0.0, 0.0), (1 - size, 1 - size), (0.4, 0.7)]
     targets = targets_of(*([box("owl", x, y, x + size, y + size)] for x, y in corners))
-    answers = detection._wanted(targets, 8).answers.reshape(3, 8, 8)
+    answers = detection._wanted(targets, 8)[..., 0].reshape(3, 8, 8)
     assert (answers == 3).nonzero().tolist() == [[0, 0, 0], [1, 7, 7], [2, 5, 3]]
     assert ((answers != 3) == (answers == 0)).all()
     outputs = torch.zeros(3, 8, 8, 8, requires_grad=True)
-    detection.loss(outputs, targets).backward()
+    loss_of(outputs, targets).backward()
     assert outputs.grad.isfinite().all()
 
 
-def test_loss_is_the_cross_entropy_of_the_cells_and_the_overlap_of_boxes():
+def test_loss_is_the_mean_cross_entropy_of_the_cells_and_the_mean_overlap_of_boxes():
     generator = torch.Generator().manual_seed(0)
     targets = targets_of([box("dog", 0.0, 0.0, 0.5, 1.0)], [box("cat", 0.2, 0.2, 0.9, 0.8)])
     outputs = torch.randn(2, 8, 8, 8, generator=generator)
     wanted = detection._wanted(targets, 8)
     weights = [0.5, 2.0, 1.0]
-    answers, boxes, n_cells = 0.0, 0.0, 0
+    answers, counted, boxes, n_cells = 0.0, 0.0, 0.0, 0
     for image, cell in itertools.product(range(2), range(64)):
-        answer = int(wanted.answers[image, cell])
+        answer = int(wanted[image, cell, 0])
         values = outputs[image, :, cell // 8, cell % 8]
         if answer >= 0:
             weight = weights[answer - 1] if answer else detection.NOTHING
+            counted += weight
             answers -= weight * float(values[:4].log_softmax(dim=0)[answer])
         if answer > 0:
             x, y = (cell % 8 + 0.5) / 8, (cell // 8 + 0.5) / 8
             left, up, right, down = (math.exp(value) / 8 for value in values[4:].tolist())
-            boxes += 1 - generalised_overlap((x - left, y - up, x + right, y + down), wanted.boxes[image, cell])
+            boxes += 1 - generalised_overlap((x - left, y - up, x + right, y + down), wanted[image, cell, 1:])
             n_cells += 1
-    value = detection.loss(outputs, targets, torch.tensor(weights))
-    assert value.item() == pytest.approx((answers + boxes) / n_cells, rel=1e-4)
+    value = loss_of(outputs, targets, torch.tensor(weights))
+    assert value.item() == pytest.approx(detection.DECIDES * answers / counted + boxes / n_cells, rel=1e-4)
 
 
 def generalised_overlap(one, other):
@@ -295,11 +323,35 @@ def generalised_overlap(one, other):
 def test_images_without_objects_teach_that_nothing_is_there():
     outputs = torch.zeros(2, 8, 4, 4, requires_grad=True)
     targets = targets_of([], [])
-    detection.loss(outputs, targets).backward()
+    loss_of(outputs, targets).backward()
     assert (outputs.grad[:, 0] < 0).all()
     assert (outputs.grad[:, 1:4] > 0).all()
     assert not outputs.grad[:, 4:].any()
-    assert all(value == 0 for value in detection.metrics(outputs.detach(), targets).values())
+    assert all(value == 0 for value in detection.metrics(outputs.detach(), detection.wanted(targets, outputs)).values())
+
+
+def test_images_without_objects_teach_as_much_as_others_that_nothing_is_there():
+    cat = box("cat", 0.4, 0.4, 0.6, 0.6)
+    sizes = []
+    for images in ([], []), ([], [cat]), ([cat], [cat]):
+        outputs = torch.zeros(2, 8, 16, 16, requires_grad=True)
+        loss_of(outputs, targets_of(*images)).backward()
+        sizes.append(outputs.grad[0, 0, :3].norm().item())
+    assert max(sizes) < 2 * min(sizes)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_boxes_of_one_object_are_those_that_share_the_most_of_what_is_left(seed):
+    generator = np.random.default_rng(seed)
+    corners = generator.integers(0, 5, (2, 40, 2)) / 8  # on a grid, so that many share as much
+    ones, others = ([box("cat", x, y, x + 3 / 8, y + 3 / 8) for x, y in each] for each in corners)
+    shared, slow = box_iou(detection._edges(ones), detection._edges(others)), []
+    while shared.max() >= detection.SAME:
+        one, other = divmod(int(shared.argmax()), len(others))
+        shared[one], shared[:, other] = 0, 0
+        slow.append((one, other))
+    assert [*detection._pairs(ones, others)] == slow
+    assert len(slow) > 10
 
 
 def test_places_are_boxes_within_the_image():
@@ -316,7 +368,7 @@ def test_places_are_boxes_within_the_image():
 def test_cells_that_are_answered_are_of_objects_by_half_where_there_are_so_many(side):
     whole, half = box("cat", 0.0, 0.0, 1.0, 1.0), box("dog", 0.0, 0.0, 0.5, 1.0)
     targets = targets_of([whole], [half], [])
-    right = detection._wanted(targets, side).answers
+    right = detection._wanted(targets, side)[..., 0].long()
     values = torch.arange(3 * side * side * 4).reshape(3, side * side, 4).float()
     known = detection.answered(values, targets)
     assert torch.equal(known.right, right[known.image, known.decision])

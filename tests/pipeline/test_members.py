@@ -6,13 +6,16 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
+from pipeline.learning.predict import decide_on_features
+from pipeline.learning.settings import MemberSettings
 from pipeline.members.dropout import check_dropout, draw_mask, stochastic_layers
 from pipeline.members.laplace import fit_posterior
 from pipeline.members.predict import first_half, predict_from_features, predict_members
 from pipeline.networks.build import build_model, with_new_head
 from pipeline.networks.classifier import Classifier
 from pipeline.randomness import derive_seed
-from pipeline.tasks import classification
+from pipeline.tasks import classification, segmentation
+from pipeline.tasks.task_type import outputs_of
 from pipeline.training.augmentation import digits
 
 LAYERS = {
@@ -417,6 +420,24 @@ def test_blocks_of_features_change_nothing(monkeypatch):
         predict_from_features(models, features, task=classification, mc_dropout=2, seed=0), whole, strict=True
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_blocks_and_parts_of_features_are_small_where_outputs_are_maps_and_no_pass_is_wasted(monkeypatch):
+    how = {"n_classes": 3, "channels": 1, "outputs": outputs_of(segmentation, 3)}
+    body = build_model("small_cnn", image_size=32, seed=0, **how)
+    body.freeze("trunk")
+    heads = [with_new_head(body, seed=seed) for seed in (0, 1)]
+    features, read = body.features(pictures(20, size=32)), []
+    made = 2 * 3 * 4 * 8 * 8  # networks, passes, answers, places
+    assert heads[0].n_places == 64
+    assert heads[0](pictures(1, size=32)).shape == (1, 4, 8, 8)
+    monkeypatch.setattr("pipeline.members.predict.BLOCK", 4 * (features[0].numel() + made))
+    monkeypatch.setattr("pipeline.learning.predict.MAX_PROBABILITIES", 8 * made)
+    heads[0].tail[-1].register_forward_hook(lambda _layer, inputs, _output: read.append(len(inputs[0])))
+    members = MemberSettings(mc_dropout=3)
+    parts = [*decide_on_features(heads, features, members, task=segmentation, seed=0)]
+    assert [part.decisions.shape for part in parts] == [(8, 64, 6, 4), (8, 64, 6, 4), (4, 64, 6, 4)]
+    assert read == [4] * 5 * 3
 
 
 def test_networks_that_share_a_trunk_run_it_once_for_all_passes_and_draws():

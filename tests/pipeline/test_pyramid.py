@@ -140,3 +140,10 @@ def test_tasks_that_read_maps_share_the_features_of_a_trunk():
         for name in ("segmentation", "detection")
     }
     assert len(keys) == 1
+
+
+def test_head_of_two_layers_is_refused_where_outputs_are_a_map():
+    form = {"n_classes": 2, "image_size": 32, "channels": 3, "outputs": OUTPUTS, "seed": 0}
+    for name in ("small_cnn", "torchvision:resnet18"):
+        with pytest.raises(ModelError, match=r"head = 'mlp' is for labels of whole images.* leave head out"):
+            build_model(name, **form, head="mlp")

@@ -45,6 +45,19 @@ def raster_of(regions, classes=CLASSES):
     return raster
 
 
+def most_of(targets, n_answers, side):
+    """The answer that most pixels of each cell have."""
+    return segmentation._majority(segmentation._shares(targets, n_answers, side))
+
+
+def loss_of(outputs, targets, *how):
+    return segmentation.loss(outputs, segmentation.wanted(targets, outputs), *how)
+
+
+def overlap_loss_of(outputs, targets):
+    return segmentation.overlap_loss(outputs, segmentation.wanted(targets, outputs))
+
+
 def drawn(n: int = 12, *, side: int = 16, n_classes: int = 3, seed: int = 0):
     """Probabilities of cells that know something of rasters of large patches; every class occurs."""
     generator = torch.Generator().manual_seed(seed)
@@ -52,7 +65,7 @@ def drawn(n: int = 12, *, side: int = 16, n_classes: int = 3, seed: int = 0):
     patches[:, :2] = 0
     patches[:, 3, 3] = torch.arange(n) % n_classes + 1
     targets = patches.repeat_interleave(SIDE // 4, dim=1).repeat_interleave(SIDE // 4, dim=2).to(torch.uint8)
-    right = segmentation._majority(targets, 1 + n_classes, side)
+    right = most_of(targets, 1 + n_classes, side)
     known = 2 * functional.one_hot(right, 1 + n_classes)
     return (torch.randn(known.shape, generator=generator) + known).softmax(dim=2), targets
 
@@ -139,10 +152,10 @@ def test_loss_is_the_cross_entropy_with_the_shares_of_each_cell():
             torch.testing.assert_close(shares.double(), slow, atol=1e-6, rtol=0)
         torch.testing.assert_close(shares.sum(dim=1), torch.ones(2, side, side))
         plain = functional.cross_entropy(outputs, shares)
-        torch.testing.assert_close(segmentation.loss(outputs, targets), plain)
+        torch.testing.assert_close(loss_of(outputs, targets), plain)
         smoothed = functional.cross_entropy(outputs, shares, label_smoothing=0.2)
-        torch.testing.assert_close(segmentation.loss(outputs, targets, None, 0.2), smoothed)
-        same = segmentation.loss(outputs, targets, torch.ones(3), 0.2)
+        torch.testing.assert_close(loss_of(outputs, targets, None, 0.2), smoothed)
+        same = loss_of(outputs, targets, torch.ones(3), 0.2)
         torch.testing.assert_close(same, smoothed)
 
 
@@ -154,7 +167,7 @@ def test_class_weights_weigh_pixels_by_their_class_and_nothing_counts_once():
         weighted = functional.cross_entropy(
             outputs, right, weight=torch.tensor([1.0, 0.5, 2.0, 4.0]), label_smoothing=smoothing
         )
-        found = segmentation.loss(outputs, targets, torch.tensor([0.5, 2.0, 4.0]), smoothing)
+        found = loss_of(outputs, targets, torch.tensor([0.5, 2.0, 4.0]), smoothing)
         torch.testing.assert_close(found, weighted)
 
 
@@ -166,7 +179,7 @@ def half_known(targets):
     return known
 
 
-@pytest.mark.parametrize("loss", [segmentation.loss, segmentation.overlap_loss])
+@pytest.mark.parametrize("loss", [loss_of, overlap_loss_of])
 def test_unknown_pixels_teach_nothing(loss):
     _, targets = drawn(4)
     outputs = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
@@ -199,8 +212,8 @@ def test_unknown_pixels_are_neither_answered_for_nor_measured():
     assert told == other
     assert segmentation.measure(probs, known.clamp(min=segmentation.UNKNOWN), CLASSES) is None
     outputs = probs.log().transpose(1, 2).unflatten(2, (16, 16))
-    shown = segmentation.metrics(outputs, known)
-    right = segmentation._majority(targets, 4, 16).unflatten(1, (16, 16))[:, :, :8]
+    shown = segmentation.metrics(outputs, segmentation.wanted(known, outputs))
+    right = most_of(targets, 4, 16).unflatten(1, (16, 16))[:, :, :8]
     assert shown["accuracy"] == pytest.approx((outputs.argmax(dim=1)[:, :, :8] == right).float().mean().item())
 
 
@@ -213,11 +226,11 @@ def test_overlap_loss_is_the_dice_of_each_class_over_all_images():
         seen, true = probs[:, answer].flatten().tolist(), shares[:, answer].flatten().tolist()
         both = sum(p * s for p, s in zip(seen, true, strict=True))
         slow.append(1 - 2 * both / (sum(p * p for p in seen) + sum(s * s for s in true)))
-    assert segmentation.overlap_loss(outputs, targets).item() == pytest.approx(sum(slow) / 2, rel=1e-5)
+    assert overlap_loss_of(outputs, targets).item() == pytest.approx(sum(slow) / 2, rel=1e-5)
     right = segmentation._shares(targets, 4, 14).log()
     assert ((shares > 0) & (shares < 1)).any()
-    assert segmentation.overlap_loss(right, targets).item() == pytest.approx(0, abs=1e-6)
-    assert segmentation.overlap_loss(outputs, torch.zeros_like(targets)).item() == 0
+    assert segmentation.overlap_loss(right, right.exp()).item() == pytest.approx(0, abs=1e-6)
+    assert overlap_loss_of(outputs, torch.zeros_like(targets)).item() == 0
 
 
 def test_a_decision_is_a_cell_row_by_row():
@@ -235,7 +248,7 @@ def test_cells_that_are_answered_are_of_classes_by_half_where_there_are_so_many(
     targets[0], targets[1] = 0, 1
     targets[2, 3:] = 0
     values, right, image, decision = segmentation.answered(probs, targets)
-    majority = segmentation._majority(targets, 4, side)
+    majority = most_of(targets, 4, side)
     assert torch.equal(values, probs[image, decision])
     assert torch.equal(right, majority[image, decision])
     assert len({*zip(image.tolist(), decision.tolist(), strict=True)}) == len(image), "each once"
@@ -252,10 +265,10 @@ def test_answer_of_a_cell_is_that_of_most_of_its_pixels_and_of_a_tie_the_lowest(
     targets = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
     targets[0, :, :65] = 2
     targets[0, :, 65:129] = 1
-    assert segmentation._majority(targets, 4, 2)[0].tolist() == [2, 0, 2, 0]
+    assert most_of(targets, 4, 2)[0].tolist() == [2, 0, 2, 0]
     targets[0, :, :64] = 3
     targets[0, :, 64:128] = 1
-    assert segmentation._majority(targets, 4, 2)[0].tolist() == [1, 0, 1, 0]
+    assert most_of(targets, 4, 2)[0].tolist() == [1, 0, 1, 0]
 
 
 def test_answers_say_where_they_are():
@@ -315,7 +328,7 @@ def test_interval_is_that_of_draws_with_replacement():
 def test_a_prediction_without_a_fault_is_as_sure_as_so_many_right_images():
     targets = torch.zeros(4, SIDE, SIDE, dtype=torch.uint8)
     targets[0, :, :128], targets[1, :, 128:] = 1, 3
-    right = segmentation._majority(targets, 4, 8)
+    right = most_of(targets, 4, 8)
     metrics = segmentation.measure(functional.one_hot(right, 4).float(), targets, CLASSES)
     assert metrics.value == metrics.scalars["pixel_accuracy"] == metrics.scalars["background_IoU"] == 1.0
     assert (metrics.low, metrics.high) == wilson_interval(4, 4)

@@ -601,6 +601,20 @@ def test_asks_for_each_class_in_turn_what_is_best_for_it_and_begins_with_the_one
     assert batch.scores == tuple(candidates.scores[in_turn].tolist()), "of the image, as without balancing"
 
 
+def test_classes_in_turn_see_so_much_less_of_the_pool_that_they_take_no_longer_together_than_one(monkeypatch):
+    seen: list[int] = []
+
+    def best(scores: torch.Tensor, *, query_size: int, generator: torch.Generator) -> torch.Tensor:
+        seen.append(len(scores))
+        return scores.argsort(descending=True)[:query_size]
+
+    monkeypatch.setitem(STRATEGIES, "top_k", replace(STRATEGIES["top_k"], function=best, sub_pool=40))
+    candidates = of_each_class()
+    for options in ({}, {"balance_classes": True}, {"balance_classes": True, "sub_pool": 50}):
+        select(candidates, "top_k", 9, random_slice=0.0, **options)
+    assert seen == [40, 24, 24 - 3, 24 - 6, 50, 47, 44]
+
+
 def test_asks_class_after_class_only_with_the_labels_of_each_class():
     with pytest.raises(ValueError, match="needs class_scores and class_counts, which scoring did not compute"):
         select(replace(of_each_class(), class_counts=None), "top_k", balance_classes=True)

@@ -371,12 +371,23 @@ def test_losses_of_places_weigh_rare_classes_up_and_have_the_dice_that_is_asked_
         with torch.inference_mode():
             outputs = model(images[held_out])
         weights = class_weights(torch.tensor([24.0, 4.0])) if balanced else None
-        expected = task.loss(outputs, targets[held_out], weights)
+        expected = task.loss(outputs, task.wanted(targets[held_out], outputs), weights)
         if counts:
-            expected += counts * task.overlap_loss(outputs, targets[held_out])
+            expected += counts * task.overlap_loss(outputs, task.wanted(targets[held_out], outputs))
         losses[balanced] = outcome.history[0]["validation_loss"]
         assert losses[balanced] == pytest.approx(expected.item(), rel=1e-5)
     assert losses[True] != pytest.approx(losses[False], rel=1e-3)
+
+
+@pytest.mark.parametrize(("task", "name"), [(segmentation, "_shares"), (detection, "_wanted")], ids=["masks", "boxes"])
+def test_what_outputs_should_come_to_is_made_once_for_each_step(task, name, monkeypatch):
+    images, targets = marked(task)
+    make, made = getattr(task, name), []
+    monkeypatch.setattr(task, name, lambda *args: made.append(len(args[0])) or make(*args))
+    model = small_model(n_classes=2, image_size=32, outputs=outputs_of(task, 2))
+    how = {"max_epochs": 2, "patience": None, "min_steps": 3, "batch_size": 8}
+    train(model, images, targets, task=task, held_out=torch.arange(24, 30), **how)
+    assert made == [8, 8, 8, 6, 8, 8, 8, 6]
 
 
 def test_dice_needs_something_painted():

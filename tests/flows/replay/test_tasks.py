@@ -14,6 +14,7 @@ from flows.config import ConfigError
 from flows.replay.command import replay_strategies
 from flows.replay.inputs import ReplayError, read_labels
 from flows.replay.options import Options
+from flows.replay.results import _metrics
 from flows.scenes import CLASSES, compose_scenes, write_scenes
 from pipeline.masks import mask_to_png
 from pipeline.tasks import TASKS, segmentation
@@ -85,6 +86,12 @@ def test_arms_are_compared_by_the_headline_of_the_task(task, scenes, tmp_path):
     assert f"mean {headline.replace('_', ' ')} over the curve" in page
 
 
+def test_measures_are_those_that_all_seeds_have_the_headline_first():
+    first, other = {"n_trained_on": 6, "AP": 0.1, "AP50": 0.2, "nll": 0.3}, {"AP50": 0.2, "nll": 0.4, "recall": 0.5}
+    for measured in ([first, other], [other, first]):
+        assert _metrics(TASKS["detection"], measured) == ["AP50", "nll"]
+
+
 def test_replay_that_was_stopped_goes_on_to_the_same_end(scenes, tmp_path):
     whole = replay_strategies(options_of(scenes, "detection", tmp_path / "whole"))
     first = options_of(scenes, "detection", tmp_path / "parts")
@@ -139,6 +146,17 @@ def test_a_wrong_label_is_refused_with_its_row(task, label, message, tmp_path):
 def test_names_beside_a_bar_may_have_spaces(tmp_path):
     pd.DataFrame({"file": ["a.png"], "label": ["a | b"]}).to_csv(tmp_path / "l.csv", index=False)
     assert read_labels(tmp_path / "l.csv", images=None, task=TASKS["multi_label"])["label"].tolist() == ["a|b"]
+
+
+def test_test_images_without_an_object_are_refused_before_anything_is_read_or_trained(scenes, tmp_path):
+    labels = pd.read_csv(scenes / "detection.csv")
+    labels["split"] = np.where(labels["label"] == "[]", "test", "pool")
+    assert 0 < (labels["split"] == "test").sum() < N
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    options = options_of(scenes, "detection", tmp_path / "out")
+    with pytest.raises(ReplayError, match=r"AP50 cannot be measured: the .* to test on hold none of the classes"):
+        replay_strategies(replace(options, labels=tmp_path / "labels.csv", test_size=None))
+    assert not (tmp_path / "out" / "images.npy").exists()
 
 
 @pytest.mark.parametrize(
