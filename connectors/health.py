@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
-Health = Literal["ok", "warning", "failure"]
+Status = Literal["ok", "warning", "failure"]
 CLOCK_TOLERANCE = timedelta(seconds=60)
 SET_CLOCK = "let both machines set their clocks from the network (NTP): schedules, tokens and times of answers need it"
 
@@ -17,17 +17,17 @@ class Finding:
     Attributes:
         name: of what was looked at.
         found: one line.
-        health: a warning stops no round now; a failure stops a round, or the people who label.
+        status: a warning stops no round now; a failure stops a round, or the people who label.
         mend: what to do; empty where all is well.
     """
 
     name: str
     found: str
-    health: Health = "ok"
+    status: Status = "ok"
     mend: str = ""
 
     def __post_init__(self) -> None:
-        if (self.health == "ok") == bool(self.mend):
+        if (self.status == "ok") == bool(self.mend):
             raise ValueError(f"{self.name}: what is not well has a mend, and nothing else has: {self.found}")
 
 

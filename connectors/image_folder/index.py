@@ -164,7 +164,7 @@ def read_pool(path: Path) -> pd.DataFrame:
 
 
 def list_pool(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFrame:
-    """The files of a pool, of which none is read: `uri`, size, time, `label`, `group`, and the reason if one is not used.
+    """The files of a pool, none of which is read: `uri`, size, time, `label`, `group`, the reason if one is not used.
 
     Raises:
         PoolError: as `index_pool`, where the listing tells.

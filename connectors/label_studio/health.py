@@ -43,7 +43,7 @@ def look(place: Place, rounds: Sequence[Asked]) -> Iterator[Finding]:
         if finding is None:
             return
         yield finding
-        if finding.health == "failure":
+        if finding.status == "failure":
             return
 
 

@@ -46,7 +46,7 @@ def look(uri: str, talk: Talk, find: Find) -> Iterator[Finding]:
         if finding is None:
             return
         yield finding
-        if finding.health == "failure":
+        if finding.status == "failure":
             return
 
 
