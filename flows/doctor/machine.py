@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import pynvml
+import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -22,6 +24,8 @@ from flows.artefacts import CAMPAIGN
 from flows.config import ConfigError
 from flows.doctor.subject import Subject
 from flows.home import SERVERS
+from flows.serve import machine_timezone
+from pipeline.networks.devices import choose_device, device_name
 
 NO_ROOM, LITTLE_ROOM = 200e6, 2e9
 """Free bytes below which a round cannot be written, and below which somebody should look."""
@@ -112,10 +116,6 @@ def versions(subject: Subject) -> Iterator[Finding]:
 
 def gpu(subject: Subject) -> Iterator[Finding]:
     """The device that the campaign asks for is there, and has room."""
-    import torch
-
-    from pipeline.networks.devices import choose_device, device_name
-
     wanted = subject.settings.model.device if subject.settings else "auto"
     try:
         device = choose_device(wanted)
@@ -142,8 +142,6 @@ def gpu(subject: Subject) -> Iterator[Finding]:
 
 def _gpus_of_driver() -> list[str]:
     """GPUs that the driver knows, whether torch does or not."""
-    import pynvml
-
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
@@ -154,8 +152,6 @@ def _gpus_of_driver() -> list[str]:
 
 def clock(subject: Subject) -> Iterator[Finding]:
     """The time zone has a name, and the clock was not set back; servers' clocks stand with the servers."""
-    from flows.serve import machine_timezone
-
     settings = subject.settings
     try:
         zone = (settings and settings.timezone) or machine_timezone()

@@ -16,6 +16,7 @@ from connectors.health import Finding, beside_clock, failure, warning
 from deploy import servers
 from flows import books
 from flows.artefacts import CAMPAIGN_ID
+from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings
 from flows.doctor.servers import what_is_away
 from flows.doctor.subject import Subject
@@ -47,25 +48,33 @@ def prefect(subject: Subject) -> Iterator[Finding]:
         client.raise_for_api_version_mismatch()
         date = client.hello().raise_for_status().headers.get("date")
         yield beside_clock("Prefect", f"{client.api_version()} at {url} takes the login", date)
-        if subject.work is None:
-            return
-        settings, folder, file = subject.work.settings, subject.work.folder, str(subject.file)
-        yield _stale(client, folder, file)
-        if settings.schedule is None:
-            yield Finding("schedule", f"none is set: each round is begun by `labelcycle run{subject.named}`")
-            return
-        start = f"labelcycle serve{subject.named}"
-        try:
-            registered = client.read_deployment_by_name(f"{books.FLOW}/{settings.name}")
-        except ObjectNotFound:
-            yield failure("schedule", f"{settings.schedule!r} is set, and Prefect knows no schedule of it", start)
-            return
-        schedule = _schedule(registered, settings, file, start)
-        yield schedule
-        if schedule.status != "failure":
-            yield _who_runs(client, registered, folder, start)
-            yield _planned(client, registered.id, settings)
-            yield _late(client, registered.id, folder, start)
+        if subject.work is not None:
+            yield from runs_of(subject.work, str(subject.file), client)
+
+
+def runs_of(work: OpenCampaign, file: str, client: SyncPrefectClient) -> Iterator[Finding]:
+    """The campaign's runs come when they should.
+
+    Args:
+        file: the campaign's, as an absolute path.
+        client: a connection that is open.
+    """
+    settings, folder, start = work.settings, work.folder, f"labelcycle serve {file}"
+    yield _stale(client, folder, file)
+    if settings.schedule is None:
+        yield Finding("schedule", f"none is set: each round is begun by `labelcycle run {file}`")
+        return
+    try:
+        registered = client.read_deployment_by_name(f"{books.FLOW}/{settings.name}")
+    except ObjectNotFound:
+        yield failure("schedule", f"{settings.schedule!r} is set, and Prefect knows no schedule of it", start)
+        return
+    schedule = _schedule(registered, settings, file, start)
+    yield schedule
+    if schedule.status != "failure":
+        yield _who_runs(client, registered, folder, start)
+        yield _planned(client, registered.id, settings)
+        yield _late(client, registered.id, folder, start)
 
 
 def _stale(client: SyncPrefectClient, folder: Campaign, file: str) -> Finding:

@@ -5,7 +5,7 @@ import json
 import httpx
 import mlflow
 import pytest
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient
 
 from flows import books
 from tests.system.test_serve import Serve
@@ -46,7 +46,8 @@ def test_all_is_well_and_what_is_broken_is_found(served, servers):
     assert "loads as an annotator's browser loads it" in found["images shown"]["found"]
     assert state_of(served, servers) == before
 
-    with get_client(sync_client=True) as client:
+    login = servers.prefect_login
+    with SyncPrefectClient(servers.prefect_api_url, auth_string=login) as client:
         deployment = client.read_deployment_by_name(f"{books.FLOW}/{served.name}")
         client.pause_deployment(deployment.id)
     images = served.file.parent / "images"
