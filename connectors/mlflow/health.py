@@ -54,6 +54,7 @@ def _server(name: str, uri: str, _client: MlflowClient, _experiment: Experiment 
     if uri.startswith(SQLITE):
         return Finding(name, f"{uri} can be read")
     answer = http_request(get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=SECONDS_TO_ANSWER)
+    answer.raise_for_status()
     return beside_clock(name, f"{answer.text.strip()} at {uri} takes the login", answer.headers.get("date"))
 
 

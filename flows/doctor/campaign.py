@@ -25,7 +25,7 @@ def campaign_file(subject: Subject) -> Iterator[Finding]:
     refuse_another_campaign(work.folder, work.settings, subject.file, answers=lambda: work.ledger.answers)
     rounds = work.folder.rounds()
     stands = _stand(rounds[-1]) if rounds else "no run has begun it yet"
-    yield Finding("campaign file", f"{subject.file} is right; {stands}; {work.folder.path}")
+    yield Finding("campaign file", f"{subject.file} is right; {stands}, in {work.folder.path}")
 
 
 def _stand(last: RoundFolder) -> str:

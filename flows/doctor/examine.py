@@ -14,7 +14,7 @@ from flows.doctor.subject import Subject
 from flows.errors import explain_error
 
 PATIENCE_SECONDS = 30.0
-"""For all checks together, which look at the same time."""
+"""For all checks together, which look at the same time; what they load is loaded before."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import shutil
 import time
 from collections import defaultdict
@@ -77,7 +78,7 @@ def privacy(subject: Subject) -> Iterator[Finding]:
         own.append(password_file(subject.home))
     opened = [str(path) for path in own if path.exists() and is_open_to_others(path)]
     if opened:
-        mend = f"chmod -R o-rwx {' '.join(opened)}"
+        mend = shlex.join(["chmod", "-R", "o-rwx", *opened])
         yield warning("privacy", f"other users of this machine can look into {', '.join(opened)}", mend)
     else:
         yield Finding("privacy", "other users of this machine cannot look into the folders of campaign and servers")

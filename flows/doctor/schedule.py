@@ -82,8 +82,8 @@ def _stale(client: SyncPrefectClient, folder: Campaign, file: str) -> Finding:
     alive = books.dead_among(books.live_runs(client), f"{books.CAMPAIGN_TAG}{known.id}" if known else "", file=file)
     if not alive or holder_of(folder.path / LOCK):
         return Finding("runs", f"{alive[0].name!r} is on" if alive else "none is on, and none was left behind")
-    found = f"Prefect calls {len(alive)} runs alive, such as {alive[0].name!r}, and {books.GONE}"
-    return warning("runs", found, f"nothing: the next run closes them, as `labelcycle run {file}` does at once")
+    found = f"{len(alive)} that Prefect calls alive, such as {alive[0].name!r}, whose process is gone"
+    return warning("runs", found, f"nothing: the next run closes what is left; `labelcycle run {file}` does so now")
 
 
 def _schedule(registered: DeploymentResponse, settings: CampaignSettings, file: str, start: str) -> Finding:

@@ -258,6 +258,18 @@ def test_folder_that_others_can_look_into_is_found(sick):
         assert not is_open_to_others(folder)
 
 
+def test_disk_that_cannot_be_written_to_or_takes_no_file_is_found(sick, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda _path, _how: False)
+        [finding] = machine.disk(sick.subject())
+    assert finding.found == f"{sick.loop.folder.path}, for the campaign, cannot be written to"
+    assert "mount the disk for writing" in finding.mend
+    monkeypatch.setattr(os, "statvfs", lambda _path: SimpleNamespace(f_files=1000, f_favail=0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1e12))
+    [finding] = machine.disk(sick.subject())
+    assert (finding.status, "takes no more files" in finding.found) == ("failure", True)
+
+
 def test_gpu_that_torch_cannot_use_and_one_without_room_are_found(monkeypatch):
     monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(machine.torch.backends.mps, "is_available", lambda: False)
@@ -391,8 +403,8 @@ def test_runs_whose_process_is_gone_are_found(scheduled):
     others = run_of(long_ago, "pets, round 1", tags=["campaign:theirs"])
     found = scheduled.found(Prefect(scheduled.deployment(), alive=[ours, others]))["runs"]
     assert found.status == "warning"
-    assert "1 runs alive, such as 'loop, round 1', and its process is gone" in found.found
-    assert "the next run closes them" in found.mend
+    assert found.found == "1 that Prefect calls alive, such as 'loop, round 1', whose process is gone"
+    assert "the next run closes what is left" in found.mend
     with scheduled.folder.lock():
         found = scheduled.found(Prefect(scheduled.deployment(), alive=[ours]))["runs"]
     assert (found.status, found.found) == ("ok", "'loop, round 1' is on")
