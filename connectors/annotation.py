@@ -1,10 +1,11 @@
 """What labelcycle asks of an annotation tool, and how such a tool may fail."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from connectors.health import Finding
 from pipeline.types import ONE_CLASS, Answer, Ask, AskFor, Region
 
 
@@ -206,3 +207,12 @@ class AnnotationTool(Protocol):
 
     def task_address(self, task_id: int) -> str:
         """Where a person looks at a task."""
+
+    def check(self, rounds: Sequence[Asked]) -> Iterator[Finding]:
+        """Look whether people can label, one finding after the other; nothing is changed.
+
+        The first failure is the last finding where the others depend on what failed. No error is raised.
+
+        Args:
+            rounds: as of `tend`; none before the first push.
+        """

@@ -21,6 +21,7 @@ from connectors.annotation import (
     Tended,
     check_questions,
 )
+from connectors.health import Finding
 from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError
 from pipeline.names import checked_classes
 from pipeline.types import ONE_CLASS, Annotation, Answer, Ask, AskFor, Outcome, Region
@@ -89,6 +90,10 @@ class MemoryTool(AnnotationTool):
     def task_address(self, task_id: int) -> str:
         """See `AnnotationTool.task_address`."""
         return f"memory:{task_id}"
+
+    def check(self, rounds: Sequence[Asked]) -> Iterator[Finding]:
+        """See `AnnotationTool.check`."""
+        yield Finding("annotation tool", f"in this process, {len(self.served())} tasks are open")
 
     def served(self) -> list[Question]:
         """The questions that nobody has answered, in the order of the newest round first, most wanted first."""
@@ -233,6 +238,10 @@ class MemoryTracker(Tracker):
     def monitor(self, run_id: str) -> Iterator[None]:
         """See `Tracker.monitor`; nobody looks at the load."""
         yield
+
+    def check(self) -> Iterator[Finding]:
+        """See `Tracker.check`."""
+        yield Finding("tracker", f"in this process, with {len(self.runs)} rounds")
 
 
 def _log_once(logged: dict[str, T], values: Mapping[str, T]) -> None:

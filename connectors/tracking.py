@@ -1,11 +1,13 @@
 """What labelcycle asks of an experiment tracker, and how such a tracker may fail."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
+
+from connectors.health import Finding
 
 
 class TrackerError(Exception):
@@ -94,3 +96,9 @@ class Tracker(Protocol):
 
     def monitor(self, run_id: str) -> AbstractContextManager[None]:
         """Log the machine's load (processor, memory, disk, network, GPU) to the run while the block lasts."""
+
+    def check(self) -> Iterator[Finding]:
+        """Look whether rounds can be logged, one finding after the other; nothing is left behind.
+
+        The first failure is the last finding where the others depend on what failed. No error is raised.
+        """

@@ -13,6 +13,12 @@ def make_private(folder: Path) -> None:
     folder.chmod(PRIVATE_FOLDER)
 
 
+def is_open_to_others(path: Path) -> bool:
+    """Whether users beside owner and group get at a file or folder, by its rights and those of the folders above."""
+    whole = path.resolve()
+    return bool(whole.stat().st_mode & 0o005) and all(parent.stat().st_mode & 0o001 for parent in whole.parents)
+
+
 def open_private(path: Path, how: int) -> TextIO:
     """Open a file of text to be written that only its owner can read, also one that was there before."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | how, PRIVATE_FILE)

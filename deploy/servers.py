@@ -96,11 +96,15 @@ def up(
 
 def running(home: Path) -> Servers | None:
     """The servers of `home`, or None unless all three answer."""
+    return _servers(_State(home.resolve())) if all(answers(home, name) for name in HEALTH) else None
+
+
+def answers(home: Path, name: str) -> bool:
+    """Whether one of the servers of `home` answers: the one that was started there, with the password of now."""
     state = _State(home.resolve())
-    servers = [state.get(name) for name in HEALTH]
-    if not all(server and server.login and server.is_alive and _answers(server) for server in servers):
-        return None
-    return _servers(state) if all(server and state.is_guarded(server) for server in servers) else None
+    server = state.get(name)
+    is_there = server is not None and bool(server.login) and server.is_alive and _answers(server)
+    return is_there and server is not None and state.is_guarded(server)
 
 
 def remembered(home: Path) -> Servers | None:

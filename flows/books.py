@@ -5,7 +5,7 @@ process holds the campaign's lock, is dead, and is closed with a word. A run is 
 that holds an id out of the campaign's folder: a name, or a path in another container, may be another campaign's too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -108,10 +108,27 @@ def close_dead(client: SyncPrefectClient, tag: str, *, file: str, present: UUID 
         The flow runs that were closed.
     """
     now = datetime.now(UTC)
+    runs = live_runs(client)
+    dead = dead_among(runs, tag, file=file, present=present)
+    closed = [run for run in dead if _set(client.set_flow_run_state, run.id, Crashed(message=GONE))]
+    alive = ({run.id for run in runs} - {run.id for run in closed}) | ({present} if present else set())
+    ended = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]), id=FlowRunFilterId(not_any_=list(alive)))
+    _close_steps(client, FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in closed])), before=now)
+    _close_steps(client, ended, before=now - TASK_PATIENCE)
+    return closed
+
+
+def live_runs(client: SyncPrefectClient) -> list[FlowRun]:
+    """The runs of all campaigns that Prefect calls alive."""
     live = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVE)))
     named = FlowFilter(name=FlowFilterName(any_=[FLOW]))
-    runs = list(_pages(client.read_flow_runs, flow_filter=named, flow_run_filter=live))
-    dead = [
+    return list(_pages(client.read_flow_runs, flow_filter=named, flow_run_filter=live))
+
+
+def dead_among(runs: Sequence[FlowRun], tag: str, *, file: str, present: UUID | None = None) -> list[FlowRun]:
+    """Of live runs those of a campaign whose process is gone, if nobody but `present` holds the campaign's lock."""
+    now = datetime.now(UTC)
+    return [
         run
         for run in runs
         if run.id != present
@@ -119,12 +136,6 @@ def close_dead(client: SyncPrefectClient, tag: str, *, file: str, present: UUID 
         and _is_of(run, tag, file)
         and _is_older(run.state, now - PATIENCE[run.state.type])
     ]
-    closed = [run for run in dead if _set(client.set_flow_run_state, run.id, Crashed(message=GONE))]
-    alive = ({run.id for run in runs} - {run.id for run in closed}) | ({present} if present else set())
-    ended = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]), id=FlowRunFilterId(not_any_=list(alive)))
-    _close_steps(client, FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in closed])), before=now)
-    _close_steps(client, ended, before=now - TASK_PATIENCE)
-    return closed
 
 
 def cancel_stopped(client: SyncPrefectClient, deployment_id: UUID) -> None:
@@ -140,15 +151,21 @@ def cancel_stopped(client: SyncPrefectClient, deployment_id: UUID) -> None:
 
 def cancel_missed(client: SyncPrefectClient, deployment_id: UUID, *, file: str) -> list[FlowRun]:
     """Cancel the scheduled runs of a campaign's file in whose place a later one runs: one catches up with all."""
-    due = FlowRunFilter(
-        deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
-        next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=datetime.now(UTC)),
-    )
-    found = _pages(client.read_flow_runs, flow_run_filter=due)
-    late = [run for run in found if run.parameters.get("campaign_file") == file]
+    due = scheduled_runs(client, deployment_id, before=datetime.now(UTC))
+    late = [run for run in due if run.parameters.get("campaign_file") == file]
     late.sort(key=lambda run: run.expected_start_time or datetime.now(UTC))
     return [run for run in late[:-1] if _set(client.set_flow_run_state, run.id, Cancelled(message=MISSED))]
+
+
+def scheduled_runs(client: SyncPrefectClient, deployment_id: UUID, **when: datetime) -> list[FlowRun]:
+    """The scheduled runs of a deployment that are to begin `before` a moment, or `after` it."""
+    bounds = {f"{name}_": moment for name, moment in when.items()}
+    scheduled = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(**bounds),
+    )
+    return list(_pages(client.read_flow_runs, flow_run_filter=scheduled))
 
 
 def _close_steps(client: SyncPrefectClient, runs: FlowRunFilter, *, before: datetime, word: str = GONE) -> None:

@@ -45,6 +45,7 @@ class OpenCampaign:
     Args:
         tool: the annotation tool; by default the campaign's, connected to when first asked for.
         tracker: the experiment tracker; likewise.
+        local: finds the servers of `labelcycle up`; by default all three must answer.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class OpenCampaign:
         *,
         tool: AnnotationTool | None = None,
         tracker: Tracker | None = None,
+        local: Callable[[], servers.Servers] | None = None,
     ) -> None:
         self.settings, self.folder = settings, folder
+        self._local = local or local_servers
         self._tool, self._tracker = tool, tracker
         self._pool: tuple[object, PoolTable] | None = None
         self._rounds: dict[int, tuple[object, RoundOfLedger]] = {}
@@ -78,7 +81,7 @@ class OpenCampaign:
         url, token = settings.url, os.environ.get(TOKEN_VARIABLE, "")
         shown_in = None
         if url == LOCAL:
-            local = local_servers()
+            local = self._local()
             url = local.label_studio_url
             token = servers.personal_token(local)
             shown_in = local.images / self.settings.name
@@ -112,7 +115,7 @@ class OpenCampaign:
         uri, name = self.settings.mlflow.uri, self.settings.name
         if uri != LOCAL:
             return MLflowTracker(uri=uri, campaign=name)
-        local = local_servers()
+        local = self._local()
         return MLflowTracker(uri=local.mlflow_url, campaign=name, login=local.mlflow_login)
 
     @property

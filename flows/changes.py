@@ -41,7 +41,16 @@ class CampaignChanged(Exception):
 
 
 def claim(folder: Campaign, settings: CampaignSettings, file: Path, *, answers: Callable[[], Sequence[Answer]]) -> None:
-    """Write the settings into a campaign's folder; before the first batch is out any of them may have changed.
+    """Write the settings into a campaign's folder, where they may stand there; as `refuse_another_campaign`."""
+    refuse_another_campaign(folder, settings, file, answers=answers)
+    if folder.get(CAMPAIGN) != resolved(settings):
+        folder.write(CAMPAIGN, resolved(settings))
+
+
+def refuse_another_campaign(
+    folder: Campaign, settings: CampaignSettings, file: Path, *, answers: Callable[[], Sequence[Answer]]
+) -> None:
+    """See that settings are those of the folder's campaign; before the first batch is out any may have changed.
 
     Every label must mean one of the classes: one may come, be renamed or merged, and none takes labels away.
 
@@ -55,8 +64,6 @@ def claim(folder: Campaign, settings: CampaignSettings, file: Path, *, answers: 
         if folder.is_out():
             refuse_lost_classes(count_labels(answers()), settings)
             _refuse_another(folder, resolved(settings))
-        if folder.get(CAMPAIGN) != resolved(settings):
-            folder.write(CAMPAIGN, resolved(settings))
     except CampaignChanged as exc:
         is_of_classes = "classes" in exc.settings
         back, has = ("", "all labels but these") if is_of_classes else (". Set it back", "all labels")

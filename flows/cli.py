@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import campaign, data, replay, servers
+from flows.commands import campaign, data, doctor, replay, servers
 from flows.errors import CommandGroup
 from flows.local import prepare_environment
 from flows.terminal import prepare_output
@@ -37,6 +37,7 @@ app.command()(servers.down)
 app.command()(campaign.run)
 app.command()(campaign.serve)
 app.command()(campaign.status)
+app.command()(doctor.doctor)
 app.command()(data.cache)
 app.command()(data.labels)
 app.command("import")(data.import_)

@@ -137,7 +137,7 @@ def index_pool(
     """
     tell, name = tell or (lambda _line: None), str(source.path)
     earlier = as_table(pd.DataFrame(known))
-    listed = _with_groups(_list_source(source, tell), source)
+    listed = list_pool(source, tell)
     if not was_asked:
         earlier = typed(earlier[is_in(earlier["uri"], listed["uri"])].assign(split=None, label=None, group=None))
     seen = _read_contents(_with_items_elsewhere(listed, earlier, source), earlier, reading, on_progress)
@@ -161,6 +161,21 @@ def read_pool(path: Path) -> pd.DataFrame:
 
 
 # Listing: which files there are.
+
+
+def list_pool(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFrame:
+    """The files of a pool, none of which is read: `uri`, size, time, `label`, `group`, the reason if one is not used.
+
+    Raises:
+        PoolError: as `index_pool`, where the listing tells.
+    """
+    return _with_groups(_list_source(source, tell), source)
+
+
+def reason_to_set_aside(uri: str, reading: Reading = WHOLE) -> str | None:
+    """Read a file as the index does; why it cannot be used, or None."""
+    with without_pillow_warnings():
+        return _examine(uri, (), reading).set_aside_reason
 
 
 def _list_source(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFrame:

@@ -20,6 +20,17 @@ class Api:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
+    def version(self) -> tuple[str, str | None]:
+        """Version of the server, and the header `Date` of its answer."""
+        with self.connection.talk():
+            answer = self.connection.send("GET", "/api/version").raise_for_status()
+            return str(answer.json()["release"]), answer.headers.get("date")
+
+    def person(self) -> str:
+        """Address of the person whose token this is."""
+        with self.connection.talk():
+            return str(self.connection.read("GET", "/api/current-user/whoami")["email"])
+
     def projects(self, title: str) -> list[HeldProject]:
         """The projects of the title, and those whose title it is a part of."""
         found: list[HeldProject] = []

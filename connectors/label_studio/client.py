@@ -1,6 +1,6 @@
 """Label Studio as the annotation tool: a campaign is a project, a question of a round is a task."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,9 +15,11 @@ from connectors.annotation import (
     Tended,
     check_questions,
 )
+from connectors.health import Finding
 from connectors.images.reading import WHOLE, Reading
 from connectors.label_studio.api import Api
 from connectors.label_studio.connection import Connection
+from connectors.label_studio.health import Place, look
 from connectors.label_studio.images import ShownImages
 from connectors.label_studio.kinds.table import kind_of
 from connectors.label_studio.mending import Mended, Mender, last_choice
@@ -172,6 +174,10 @@ class LabelStudio(AnnotationTool):
     def task_address(self, task_id: int) -> str:
         """Where a person looks at a task."""
         return f"{self._project.address}?task={task_id}"
+
+    def check(self, rounds: Sequence[Asked]) -> Iterator[Finding]:
+        """Look whether people can label; see `AnnotationTool.check`."""
+        yield from look(Place(self._api, self._project, self._images, self._tasks), rounds)
 
     def _standing(self, held: Mapping[int, HeldTask], which: Sorted, *, emails: Mapping[int, str]) -> Pulled:
         """What stands on tasks of ours."""

@@ -1,5 +1,6 @@
 """The line to a Label Studio: token, waits, repeats, and what goes wrong as an error of `connectors.annotation`."""
 
+import base64
 import ipaddress
 import json
 import re
@@ -7,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -87,6 +89,15 @@ class Connection:
         )
         weakref.finalize(self, http.close)
         return http
+
+    @property
+    def token_ends(self) -> datetime | None:
+        """When the token is not taken any more; None for one that does not tell, as the older kind."""
+        try:
+            claims = self._token.split(".")[1]
+            return datetime.fromtimestamp(json.loads(base64.urlsafe_b64decode(f"{claims}==="))["exp"], UTC)
+        except (IndexError, KeyError, TypeError, ValueError, OverflowError, OSError):
+            return None
 
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request, whose answer may be a refusal.

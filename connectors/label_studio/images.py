@@ -41,6 +41,13 @@ class ShownImages:
             _made(self._shown_in)
         self._api.connection.repeatable(lambda: self._find_or_attach_storage(root))
 
+    def lacks_storage(self) -> bool:
+        """Whether local images are to be shown and the project does not show them."""
+        if not (self._shown_in or self._images_root):
+            return False
+        root = self._served_root
+        return not self._api.connection.repeatable(lambda: self._is_attached(root))
+
     def address(self, uri: str, item_id: str) -> str:
         """What a browser that shows Label Studio loads an image from.
 
@@ -127,7 +134,7 @@ class ShownImages:
         raise AnnotationToolError(f"Label Studio at {self._url} does not say where it looks for local images")
 
     def _find_or_attach_storage(self, root: Path) -> None:
-        if any(root.is_relative_to(path) for path in self._api.storages(self._project.id)):
+        if self._is_attached(root):
             return
         self._api.attach_storage(
             self._project.id,
@@ -138,6 +145,9 @@ class ShownImages:
                 "use_blob_urls": True,
             },
         )
+
+    def _is_attached(self, root: Path) -> bool:
+        return any(root.is_relative_to(path) for path in self._api.storages(self._project.id))
 
     @cached_property
     def _served_root(self) -> Path:

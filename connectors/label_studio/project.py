@@ -98,31 +98,55 @@ class Project:
         """
         self.id = self._api.connection.repeatable(self._find_or_create)
         held = self.held()
+        stored = self.check(held)
+        self._remember(held)
+        changes: dict[str, Any] = {"title": self.title} if held.title == self._former_title else {}
+        if self._is_ours(stored) and self._shows_otherwise(held.parsed_label_config[CONTROL]["labels_attrs"]):
+            changes["label_config"] = page_with_classes(held.label_config, self.classes, self.renamed, self.asks)
+        self.names = stored_names(stored, self.classes, self.renamed)
+        self.set_back(held, changes)
+
+    def find(self) -> HeldProject | None:
+        """The project, as the server holds it now; None where there is none."""
+        found = self._api.connection.repeatable(self._find)
+        if found is None:
+            return None
+        self.id = found
+        return self.held()
+
+    def check(self, held: HeldProject) -> list[str]:
+        """See that a project asks what the campaign asks; return the names under which its page keeps classes.
+
+        Raises:
+            ProjectMismatch: it asks for something else.
+        """
         controls = held.parsed_label_config
         differences = page_differences(controls, held.label_config, self.asks)
         stored = [] if differences else list(controls[CONTROL]["labels"])
-        shown, before = self._present(stored), self._present(self._former_classes)
-        is_ours = bool(before) and before <= shown <= before | set(self.classes)
-        if stored and shown != set(self.classes) and not is_ours:
+        if stored and self._present(stored) != set(self.classes) and not self._is_ours(stored):
             differences = [f"has the classes {', '.join(stored)} where {', '.join(self.classes)} are wanted"]
         if differences:
             raise ProjectMismatch(
                 f"project {self.title!r} at {self._url} exists and {'; '.join(differences)}. "
                 "Give this campaign another project title, or set the project back."
             )
-        self._remember(held)
-        changes: dict[str, Any] = {"title": self.title} if held.title == self._former_title else {}
-        if is_ours and self._shows_otherwise(controls[CONTROL]["labels_attrs"]):
-            changes["label_config"] = page_with_classes(held.label_config, self.classes, self.renamed, self.asks)
-        self.names = stored_names(stored, self.classes, self.renamed)
-        self.set_back(held, changes)
+        return stored
+
+    def _is_ours(self, stored: Sequence[str]) -> bool:
+        """Whether a page has the classes that this campaign gave it when it saw it last, or some of those of now."""
+        shown, before = self._present(stored), self._present(self._former_classes)
+        return bool(before) and before <= shown <= before | set(self.classes)
 
     def set_back(self, held: HeldProject, others: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Set what the order of tasks depends on, and `others`."""
-        wanted = SETTINGS | {"expert_instruction": self._instructions, "show_instruction": bool(self._instructions)}
-        changes = {key: value for key, value in wanted.items() if getattr(held, key, None) != value}
+        changes = self.changed(held)
         if changes or others:
             self.change({**changes, **others})
+
+    def changed(self, held: HeldProject) -> dict[str, Any]:
+        """What somebody changed that the order of tasks depends on, with the values that it is set back to."""
+        wanted = SETTINGS | {"expert_instruction": self._instructions, "show_instruction": bool(self._instructions)}
+        return {key: value for key, value in wanted.items() if getattr(held, key, None) != value}
 
     def change(self, changes: Mapping[str, Any]) -> None:
         """Change what is named of the project."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, Run, RunTag
+from mlflow.entities import Experiment, LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -31,6 +31,8 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy.exc import SQLAlchemyError
 
 from connectors.escaping import mlflow_key
+from connectors.health import Finding
+from connectors.mlflow.health import look
 from connectors.mlflow.saved_model import save_model
 from connectors.mlflow.server import check_uri, logged_in
 from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError, TrackerUnavailable
@@ -206,6 +208,10 @@ class MLflowTracker(Tracker):
             self._end(client.get_run(run_id))
             self._end(self._campaign_run())
 
+    def check(self) -> Iterator[Finding]:
+        """Look whether rounds can be logged; see `Tracker.check`."""
+        return look(self._uri, self._talk, self._find_experiment)
+
     def ping(self) -> None:
         """See that MLflow answers and takes our login.
 
@@ -279,20 +285,24 @@ class MLflowTracker(Tracker):
     @cached_property
     def _experiment_id(self) -> str:
         root = self._artifact_root
+        found = self._find_experiment()
+        if found is not None:
+            return str(found.experiment_id)
+        return self._client.create_experiment(
+            self._campaign,
+            artifact_location=None if root is None else (root / self._model_name).as_uri(),
+            tags={"mlflow.experimentKind": "custom_model_development", NOTE: ABOUT.format(name=self._campaign)},
+        )
+
+    def _find_experiment(self) -> Experiment | None:
         found = self._client.get_experiment_by_name(self._campaign)
-        if found is None:
-            return self._client.create_experiment(
-                self._campaign,
-                artifact_location=None if root is None else (root / self._model_name).as_uri(),
-                tags={"mlflow.experimentKind": "custom_model_development", NOTE: ABOUT.format(name=self._campaign)},
-            )
-        if found.lifecycle_stage == "deleted":
+        if found is not None and found.lifecycle_stage == "deleted":
             raise TrackerError(
                 f"MLflow at {self._uri} holds a deleted experiment {self._campaign!r}: bring it back with "
                 f"`MLFLOW_TRACKING_URI={self._uri} mlflow experiments restore "
                 f"--experiment-id {found.experiment_id}`, or give the campaign another name"
             )
-        return str(found.experiment_id)
+        return found
 
     @contextmanager
     def _talk(self) -> Iterator[MlflowClient]:

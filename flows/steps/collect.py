@@ -49,16 +49,7 @@ def look(
     """
     out = {*ledger.rounds_out(), round_number}
     folders = {folder.number: folder for folder in rounds if folder.number in out}
-    name = settings.name
-    asked = [
-        Asked(
-            n,
-            questions_of(f.read(BATCH), f.get(GUESSES), pool, settings, n),
-            model_version(name, n),
-            f.read(PUSHED).of_asks(n),
-        )
-        for n, f in folders.items()
-    ]
+    asked = [asked_in(f, pool, settings) for f in folders.values()]
     tended = tool.tend(asked, asked=ledger.asked_tasks)
     for n in {ask.round_number for ask, task_id in tended.task_ids.items() if task_id != ledger.asked_tasks[ask]}:
         tasks = {ask.item_id: task_id for ask, task_id in tended.task_ids.items() if ask.round_number == n}
@@ -72,6 +63,13 @@ def look(
     seen_at = datetime.now(UTC).isoformat(timespec="seconds")
     here.write(PROGRESS, SeenProgress(**asdict(tended.progress), seen_at=seen_at))
     return tended
+
+
+def asked_in(folder: RoundFolder, pool: PoolTable, settings: CampaignSettings) -> Asked:
+    """What a round asked, whose batch is out."""
+    n = folder.number
+    questions = questions_of(folder.read(BATCH), folder.get(GUESSES), pool, settings, n)
+    return Asked(n, questions, model_version(settings.name, n), folder.read(PUSHED).of_asks(n))
 
 
 def notes_of(standing: Pulled, answers: Sequence[Answer], tool: AnnotationTool) -> list[str]:

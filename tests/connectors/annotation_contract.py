@@ -190,6 +190,17 @@ class AnnotationContract:
                 with pytest.raises(ValueError, match=f"got a region of kind '{other.kind}'"):
                     push(people, [replace(batch(people, 1)[0], guess=(other,))])
 
+    def test_a_look_finds_all_well_and_changes_nothing(self, people):
+        assert {finding.status for finding in people.tool.check([])} == {"ok"}
+        questions = batch(people, 2)
+        task_ids = push(people, questions)
+        people.answer(task_ids[ask("1.0")], "cat")
+        asked = [Asked(1, questions, "m", task_ids)]
+        before = people.tool.pull(task_ids)
+        assert {finding.status for finding in people.tool.check(asked)} == {"ok"}
+        assert people.tool.pull(task_ids) == before
+        assert people.tool.tend(asked, asked=task_ids).mended == ()
+
     def test_each_task_has_an_address_of_its_own(self, people):
         task_ids = push(people, batch(people, 2))
         assert len({people.tool.task_address(task_id) for task_id in task_ids.values()}) == 2

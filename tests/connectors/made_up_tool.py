@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from connectors.annotation import (
     Tended,
     check_questions,
 )
+from connectors.health import Finding
 from pipeline.names import checked_classes
 from pipeline.regions import regions_from_json, regions_to_json
 from pipeline.types import ONE_CLASS, Annotation, Answer, Ask, AskFor, Region
@@ -67,6 +68,10 @@ class FolderTool(AnnotationTool):
 
     def task_address(self, task_id: int) -> str:
         return (self.folder / f"task-{task_id}.json").as_uri()
+
+    def check(self, rounds: Sequence[Asked]) -> Iterator[Finding]:
+        """See `AnnotationTool.check`."""
+        yield Finding("project", f"{self.folder} holds {len(list(self.folder.glob('task-*')))} tasks")
 
     def served(self) -> list[int]:
         """The tasks that nobody has answered, in the order in which people take them."""

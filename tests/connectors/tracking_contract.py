@@ -103,6 +103,13 @@ class TrackerContract:
         [kept] = books.rounds()
         assert (kept.params, kept.metrics) == ({"seed": "4"}, {"accuracy": (0.1, 100)})
 
+    def test_a_look_finds_all_well_and_leaves_nothing_behind(self, books, files):
+        assert {finding.status for finding in books.open().check()} == {"ok"}
+        log_round(books.open(), files)
+        before = books.rounds()
+        assert {finding.status for finding in books.open().check()} == {"ok"}
+        assert books.rounds() == before
+
     def test_the_watch_on_the_machine_lets_errors_through(self, books):
         tracker = books.open()
         run_id = tracker.start_round(1, params={})
