@@ -140,6 +140,18 @@ def test_lock_without_cuda_is_the_lock_less_torch_and_what_it_brings():
     assert not orphans, "a hash without its package"
 
 
+def test_install_without_cuda_takes_the_lock_less_torch_and_torch_from_its_own_index():
+    planned = subprocess.run(
+        ["make", "--dry-run", "--always-make", "install", "TORCH=cpu"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    ).stdout.splitlines()  # fmt: skip
+    synced = [line for line in planned if "pip sync" in line]
+    assert [line.split()[-1] for line in synced] == [".venv/cpu.lock"]
+    assert all("--require-hashes" in line for line in synced)
+    assert [line for line in planned if line.startswith("sed -E -f deploy/without-cuda.sed requirements.lock >")]
+    assert [line for line in planned if "--torch-backend cpu" in line and "requirements.lock" in line]
+
+
 def test_images_hold_the_versions_that_are_tested():
     tested = pins((ROOT / "requirements.lock").read_text(encoding="utf-8"))
     shipped = pins((DEPLOY / "requirements.lock").read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import psycopg2
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -21,7 +22,7 @@ from prefect.client.orchestration import SyncPrefectClient
 
 from connectors.label_studio.person import SimulatedAnnotator
 from deploy.logins import USER
-from deploy.processes import end_session, free_port
+from deploy.processes import free_port, members
 from deploy.programs import inherited_environment
 from flows.artefacts import POOL
 from flows.folder import Campaign
@@ -168,9 +169,11 @@ class Machine:
         return f"http://{self.addresses[name]}"
 
     def end(self) -> None:
-        for process in reversed(self.processes.values()):
+        """Kill everything: what it keeps is thrown away."""
+        for process in self.processes.values():
             if process.poll() is None:
-                end_session(process.pid, psutil.Process(process.pid).create_time())
+                for each in members(process.pid, psutil.Process(process.pid).create_time()):
+                    each.kill()
             process.wait()
 
 
@@ -263,12 +266,13 @@ def test_topology_of_the_compose_file_carries_a_campaign(machine, digits, monkey
     told = subprocess.run(command, env=machine.environment("worker"), capture_output=True, text=True, check=True)
     assert json.loads(told.stdout)["n_labels_paid"] == 22
     check_what_strangers_get(machine)
+    check_that_roles_keep_apart(machine)
     check_mlflow(machine, monkeypatch)
     check_that_no_secret_shows(machine)
 
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0
-    assert "stopped; the schedule stays" in machine.printed("worker")
+    assert "  stopped" in machine.printed("worker").splitlines()[-1]
 
 
 def check_what_strangers_get(machine: Machine) -> None:
@@ -282,6 +286,16 @@ def check_what_strangers_get(machine: Machine) -> None:
     foreign = {"Host": "example.org"}
     assert httpx.get(f"{mlflow}/", headers=foreign, auth=(USER, machine.secret("password"))).status_code == 403
     assert httpx.get(f"{machine.url('labelstudio.localhost:8080')}/user/login/", headers=foreign).status_code == 400
+
+
+def check_that_roles_keep_apart(machine: Machine) -> None:
+    host, port = machine.addresses["postgres:5432"].split(":")
+    login = {"host": host, "port": port, "user": "mlflow", "password": machine.secret("postgres-mlflow-password")}
+    psycopg2.connect(dbname="mlflow", **login).close()
+    with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+        psycopg2.connect(dbname="label_studio", **login)
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(dbname="mlflow", **login | {"password": "another"})
 
 
 def check_mlflow(machine: Machine, monkeypatch) -> None:
