@@ -1,6 +1,5 @@
 """Roles and databases of the servers on PostgreSQL, made where they are missing."""
 
-import os
 import time
 from collections.abc import Mapping
 
@@ -47,7 +46,7 @@ def _connect(host: str, port: int, superuser: str | None) -> Connection:
             connection = psycopg2.connect(
                 host=host,
                 port=port,
-                user=os.environ.get("USER") if superuser is None else "postgres",
+                user=None if superuser is None else "postgres",
                 password=superuser,
                 dbname="postgres",
                 connect_timeout=5,
