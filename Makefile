@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BENCH := .venv-bench/bin
+TORCH ?= cuda
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check bench sbom audit down format lock clean
@@ -14,11 +15,17 @@ help: ## list the commands
 		if command -v uv >/dev/null; then uv venv --quiet --clear --python '>=3.11,<3.14' .venv && uv pip install --quiet --python $(BIN)/python uv; \
 		else $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "labelcycle needs Python 3.11 to 3.13, this is " + sys.version + "; name another: make PYTHON=python3.12")' \
 			&& $(PYTHON) -m venv --clear .venv && $(BIN)/python -m pip install --quiet uv; fi; fi
+ifeq ($(TORCH),cpu)
+	sed -E -f deploy/without-cuda.sed requirements.lock > .venv/cpu.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python .venv/cpu.lock
+	grep -oE '^(torch|torchvision)==[^ ]+' requirements.lock | $(BIN)/uv pip install --quiet --no-deps --torch-backend cpu --python $(BIN)/python -r -
+else
 	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
+endif
 	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --editable .
 	@touch $@
 
-install: .venv/ready ## make the environment, in .venv
+install: .venv/ready ## make the environment, in .venv; TORCH=cpu leaves out CUDA, 5 GB, where there is no GPU
 
 demo: .venv/ready ## run a whole campaign: servers, rounds, a simulated annotator; TASK=multi_label, segmentation, detection
 	$(BIN)/labelcycle demo $(if $(TASK),--task $(TASK))
@@ -56,7 +63,9 @@ format: .venv/ready ## format the code and mend what the linter can
 
 lock: .venv/ready ## resolve the versions again
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-header --quiet --upgrade --python-version 3.11 -o requirements.lock
-	cp requirements.lock benchmarks/requirements.lock # its versions come first
+	cp requirements.lock deploy/requirements.lock # its versions come first, here and in the next
+	$(BIN)/uv pip compile pyproject.toml --extra postgres --extra timm --universal --generate-hashes --no-header --quiet --python-version 3.11 -o deploy/requirements.lock
+	cp requirements.lock benchmarks/requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra bench --universal --generate-hashes --no-header --quiet --python-version 3.11 -o benchmarks/requirements.lock
 	$(BIN)/uv pip compile deploy/label-studio.in --universal --generate-hashes --no-header --quiet --upgrade --python-version 3.11 -o deploy/label-studio.lock
 

@@ -1,21 +1,26 @@
-"""The three programs: the command that starts each, and the environment that it needs."""
+"""The three programs: the command that starts each, and the environment that it needs.
+
+It imports nothing of other packages: Label Studio is started from an environment that has none of ours.
+"""
 
 import os
-import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from deploy import logins
 from deploy.private import open_private
-from deploy.processes import holds_port, is_process
 
 HEALTH = {"label-studio": "/health", "mlflow": "/health", "prefect": "/api/health"}
+LOOPBACK = "127.0.0.1"
+Program = tuple[list[str], dict[str, str]]
+"""A command, and the environment that it needs."""
 MLFLOW_AUTH = """\
 [mlflow]
 default_permission = NO_PERMISSIONS
-database_uri = sqlite:///{database}
+database_uri = {database}
 admin_username = {user}
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 auth_cache_ttl_seconds = 60
@@ -23,97 +28,153 @@ auth_cache_ttl_seconds = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """One server, as `servers.json` remembers it.
+class Postgres:
+    """Databases of a program on a PostgreSQL server, where the program has a role that is named as the database.
 
     Attributes:
-        pid: together with `created`, in seconds since 1970, it names one process; None after a stop.
-        document_root: Label Studio serves images from folders below this one, not from this one itself.
-        login: tells the password that it was started with from others.
+        role: its name, also that of its database.
+        password: of the role; it stands in no address, as those are written to logs and lists of processes.
     """
 
-    name: str
+    host: str
     port: int
-    pid: int | None = None
-    created: float | None = None
-    document_root: str | None = None
-    login: str | None = None
+    role: str
+    password: str
 
     @property
-    def url(self) -> str:
-        """Where it is to answer."""
-        return f"http://127.0.0.1:{self.port}"
+    def environment(self) -> dict[str, str]:
+        """What the drivers of PostgreSQL read."""
+        return {"PGPASSWORD": self.password}
+
+    def address(self, driver: str, database: str | None = None) -> str:
+        """Of a database, for SQLAlchemy."""
+        return f"{driver}://{self.role}@{self.host}:{self.port}/{database or self.role}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a program keeps its files and listens.
+
+    Attributes:
+        url: where people and clients reach it.
+        postgres: its databases; None for SQLite files in the folder.
+    """
+
+    folder: Path
+    url: str
+    port: int
+    host: str = LOOPBACK
+    postgres: Postgres | None = None
 
     @property
-    def is_alive(self) -> bool:
-        """Whether its process runs."""
-        return self.pid is not None and is_process(self.pid, self.created)
-
-    @property
-    def is_listening(self) -> bool:
-        """Whether the port is held by the server itself."""
-        return self.pid is not None and holds_port(self.pid, self.created, self.port)
+    def hosts(self) -> list[str]:
+        """What requests may name as their host: host and port."""
+        named = dict.fromkeys([urlsplit(self.url).netloc, f"{LOOPBACK}:{self.port}", f"localhost:{self.port}"])
+        return list(named)
 
 
-Plan = Callable[[Server, Path, str], tuple[list[str], dict[str, str]]]
-"""From a server, its folder and the password to a command and the environment that it needs."""
+Plan = Callable[[Place, str], Program]
+"""From a place and the password to the program."""
 
 
-def label_studio(server: Server, folder: Path, password: str, *, venv: Path) -> tuple[list[str], dict[str, str]]:
-    """Label Studio out of its own environment, with the password that it takes from now on."""
-    logins.set_label_studio_password(folder / "label_studio.sqlite3", password)
-    program = [str(venv / "bin" / "label-studio"), "start", "--no-browser", "--enable-legacy-api-token"]
-    return [*program, "--internal-host", "127.0.0.1", "--port", str(server.port)], {
-        "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
-        "LABEL_STUDIO_DJANGO_DB": "sqlite",
-        "LABEL_STUDIO_AZURE_MOUNT_FIX": "true",  # write-ahead log: three times the speed, readers never wait
+def label_studio(place: Place, password: str, *, program: Path, images: Path) -> Program:
+    """Label Studio out of its own environment.
+
+    Args:
+        place: of the server.
+        password: of the first person; on SQLite from now on, on PostgreSQL since the first start.
+        program: the command `label-studio`.
+        images: it shows files from folders below this one.
+    """
+    command = [str(program), "start", "--no-browser", "--enable-legacy-api-token"]
+    return [*command, "--internal-host", place.host, "--port", str(place.port)], {
+        "LABEL_STUDIO_BASE_DATA_DIR": str(place.folder),
         "LABEL_STUDIO_HOST": "",
+        "LABEL_STUDIO_ALLOWED_HOSTS": ",".join(host.partition(":")[0] for host in place.hosts),
+        "LABEL_STUDIO_CSRF_TRUSTED_ORIGINS": place.url,
         "LABEL_STUDIO_DEBUG": "false",
         "LABEL_STUDIO_USERNAME": logins.EMAIL,
         "LABEL_STUDIO_PASSWORD": password,
         "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
         "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
-        "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(server.document_root),
+        "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(images),
         "LABEL_STUDIO_COLLECT_ANALYTICS": "false",
         "LABEL_STUDIO_LATEST_VERSION_CHECK": "false",
         "LABEL_STUDIO_SENTRY_DSN": "",
         "LABEL_STUDIO_FRONTEND_SENTRY_DSN": "",
+        **_label_studio_database(place, password),
     }
 
 
-def mlflow(server: Server, folder: Path, password: str) -> tuple[list[str], dict[str, str]]:
-    """MLflow with a login, with the password that it takes from now on."""
-    database, settings = folder / "auth.db", folder / "auth.ini"
-    logins.set_mlflow_password(database, password)
+def _label_studio_database(place: Place, password: str) -> dict[str, str]:
+    if place.postgres is None:
+        logins.set_label_studio_password(place.folder / "label_studio.sqlite3", password)
+        # A write-ahead log: three times the speed, readers never wait.
+        return {"LABEL_STUDIO_DJANGO_DB": "sqlite", "LABEL_STUDIO_AZURE_MOUNT_FIX": "true"}
+    return {
+        "LABEL_STUDIO_DJANGO_DB": "default",
+        "LABEL_STUDIO_POSTGRE_HOST": place.postgres.host,
+        "LABEL_STUDIO_POSTGRE_PORT": str(place.postgres.port),
+        "LABEL_STUDIO_POSTGRE_USER": place.postgres.role,
+        "LABEL_STUDIO_POSTGRE_NAME": place.postgres.role,
+        "LABEL_STUDIO_POSTGRE_PASSWORD": place.postgres.password,
+    }
+
+
+def mlflow(place: Place, password: str, *, session_key: str) -> Program:
+    """MLflow with a login.
+
+    Args:
+        place: of the server.
+        password: of the administrator; on SQLite from now on, on PostgreSQL since the first start.
+        session_key: signs the cookies of its pages.
+    """
+    settings = place.folder / "auth.ini"
+    database, accounts = _mlflow_databases(place, password)
     with open_private(settings, os.O_TRUNC) as file:
-        file.write(MLFLOW_AUTH.format(database=str(database).replace("%", "%%"), user=logins.USER))
-    program = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--app-name", "basic-auth"]
-    stores = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    stores += ["--artifacts-destination", str(folder / "artifacts")]
-    return [*program, *stores, "--host", "127.0.0.1", "--port", str(server.port)], {
+        file.write(MLFLOW_AUTH.format(database=accounts.replace("%", "%%"), user=logins.USER))
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--app-name", "basic-auth"]
+    command += ["--backend-store-uri", database, "--artifacts-destination", str(place.folder / "artifacts")]
+    return [*command, "--host", place.host, "--port", str(place.port)], {
         "MLFLOW_AUTH_CONFIG_PATH": str(settings),
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": session_key,
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(place.hosts),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": place.url,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "DO_NOT_TRACK": "true",
+        **(place.postgres.environment if place.postgres else {}),
     }
 
 
-def prefect(server: Server, folder: Path, password: str) -> tuple[list[str], dict[str, str]]:
+def _mlflow_databases(place: Place, password: str) -> tuple[str, str]:
+    """The addresses of the database of runs and of that of accounts."""
+    if place.postgres is None:
+        accounts = place.folder / "auth.db"
+        logins.set_mlflow_password(accounts, password)
+        return f"sqlite:///{place.folder / 'mlflow.db'}", f"sqlite:///{accounts}"
+    return place.postgres.address("postgresql"), place.postgres.address("postgresql", "mlflow_accounts")
+
+
+def prefect(place: Place, password: str) -> Program:
     """Prefect's server and its pages, with the password that it takes from now on."""
     login = f"{logins.USER}:{password}"
-    program = [sys.executable, "-m", "prefect", "server", "start"]
-    return [*program, "--host", "127.0.0.1", "--port", str(server.port)], {
-        "PREFECT_HOME": str(folder),
+    database = f"sqlite+aiosqlite:///{place.folder / 'prefect.db'}"
+    if place.postgres is not None:
+        database = place.postgres.address("postgresql+asyncpg")
+    command = [sys.executable, "-m", "prefect", "server", "start"]
+    return [*command, "--host", place.host, "--port", str(place.port)], {
+        "PREFECT_HOME": str(place.folder),
         "PREFECT_SERVER_API_AUTH_STRING": login,
         "PREFECT_API_AUTH_STRING": login,  # the server asks itself things
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{server.url},http://localhost:{server.port}",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
-        "PREFECT_SERVER_UI_API_URL": f"{server.url}/api",  # else its pages ask port 4200
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{place.url},http://localhost:{place.port}",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
+        "PREFECT_SERVER_UI_API_URL": f"{place.url}/api",  # else its pages ask port 4200
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        **(place.postgres.environment if place.postgres else {}),
     }
 
 

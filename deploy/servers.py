@@ -6,6 +6,7 @@ What they keep is readable by its owner alone. They outlive the process that sta
 
 import json
 import os
+import secrets
 import subprocess
 import threading
 import time
@@ -24,12 +25,45 @@ from deploy import logins, programs
 from deploy.label_studio_venv import install_label_studio
 from deploy.logins import ServerError
 from deploy.private import PRIVATE_FOLDER, PRIVATE_UMASK, make_private, open_private
-from deploy.processes import end_session, free_port, is_free, tail
-from deploy.programs import HEALTH, Plan, Server, inherited_environment
+from deploy.processes import end_session, free_port, holds_port, is_free, is_process, tail
+from deploy.programs import HEALTH, LOOPBACK, Place, Plan, inherited_environment
 
 START_SECONDS = 480.0
 HOME_NAME = ".labelcycle"
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server, as `servers.json` remembers it.
+
+    Attributes:
+        pid: together with `created`, in seconds since 1970, it names one process; None after a stop.
+        document_root: Label Studio serves images from folders below this one, not from this one itself.
+        login: tells the password that it was started with from others.
+    """
+
+    name: str
+    port: int
+    pid: int | None = None
+    created: float | None = None
+    document_root: str | None = None
+    login: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is to answer."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self.pid is not None and is_process(self.pid, self.created)
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the port is held by the server itself."""
+        return self.pid is not None and holds_port(self.pid, self.created, self.port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +120,7 @@ def up(
         with ThreadPoolExecutor(len(HEALTH)) as pool:
             starts = [
                 pool.submit(_ensure_label_studio, state, _document_root(home), venv, say),
-                pool.submit(_ensure, state, "mlflow", programs.mlflow, say),
+                pool.submit(_ensure, state, "mlflow", partial(programs.mlflow, session_key=secrets.token_hex(32)), say),
                 pool.submit(_ensure, state, "prefect", programs.prefect, say),
             ]
         for start in starts:
@@ -218,7 +252,8 @@ def _ensure_label_studio(state: _State, document_root: Path, venv: Path, say: Sa
         server = state.set(replace(server, pid=None, created=None, document_root=str(document_root)))
     if not server.is_alive:
         install_label_studio(venv, say)
-    _ensure(state, server.name, partial(programs.label_studio, venv=venv), say)
+    plan = partial(programs.label_studio, program=venv / "bin" / "label-studio", images=document_root)
+    _ensure(state, server.name, plan, say)
 
 
 def _ensure(state: _State, name: str, plan: Plan, say: Say) -> None:
@@ -240,7 +275,7 @@ def _start(state: _State, server: Server, plan: Plan, say: Say) -> Server:
     say(f"{server.name}: starting, log in {log}")
     make_private(folder)
     make_private(log.parent)
-    command, environment = plan(server, folder, state.password)
+    command, environment = plan(Place(folder, server.url, port), state.password)
     with open_private(log, os.O_APPEND) as output:
         child = subprocess.Popen(
             command,

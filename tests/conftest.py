@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and so 
 HOME, WORKER = "LABELCYCLE_TEST_HOME", "PYTEST_XDIST_WORKER"
 LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 GROUPS = {
-    "schedules": "tests/system/test_serve.py",
+    "schedules": ("tests/system/test_deployment.py", "tests/system/test_serve.py"),
     "campaigns": "tests/system/",
     "connectors": ("tests/connectors/test_label_studio.py", "tests/connectors/test_mlflow.py", "tests/deploy/"),
 }

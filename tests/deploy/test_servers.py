@@ -21,8 +21,9 @@ from connectors.annotation import AuthenticationFailed
 from connectors.label_studio.client import LabelStudio
 from deploy.label_studio_venv import LABEL_STUDIO_LOCK, run_uv
 from deploy.logins import EMAIL, USER, ServerError, fingerprint, make_password, password_file, set_mlflow_password
-from deploy.programs import HEALTH, Server
+from deploy.programs import HEALTH
 from deploy.servers import (
+    Server,
     Servers,
     _make_home,
     down,
