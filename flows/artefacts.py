@@ -22,7 +22,9 @@ from flows.records import (
     CampaignId,
     ClosedRound,
     Dependence,
+    DrawnAudit,
     KnownNetwork,
+    Notified,
     Outlook,
     Pages,
     PixelRanges,
@@ -137,6 +139,8 @@ DEPENDENCE = json_of("dependence.json", Dependence)
 PAGE = json_of("page.json", AnnotatorsPage)
 KNOWN_NETWORK = json_of("known_network.json", KnownNetwork)
 CAMPAIGN_ID = json_of("campaign.id.json", CampaignId)
+DRAWN_AUDIT = json_of("drawn_audit.json", DrawnAudit)
+NOTIFIED = json_of("notified.json", Notified)
 """Of a campaign."""
 
 CONFIG = json_of("config.json", RoundConfig)
@@ -199,7 +203,7 @@ SECONDS = json_of("seconds.json", dict[str, float], "Seconds that each step of t
 """Of a round."""
 
 CAMPAIGN_ARTEFACTS: tuple[AnyArtefact, ...] = (
-    *(CAMPAIGN, CAMPAIGN_ID, POOL, POOL_NOTES, DEPENDENCE, PIXEL_RANGES, KNOWN_NETWORK, PAGE),
+    *(CAMPAIGN, CAMPAIGN_ID, POOL, POOL_NOTES, DRAWN_AUDIT, DEPENDENCE, PIXEL_RANGES, KNOWN_NETWORK, PAGE, NOTIFIED),
 )
 ROUND_ARTEFACTS: dict[str, AnyArtefact] = {
     "config": CONFIG,

@@ -112,4 +112,11 @@ url = "local"                    # "local" is the server of `labelcycle up`; els
 
 [mlflow]
 uri = "local"                    # "local", sqlite:///path.db, or the address of a server
+
+# [notify]                       # the address of a webhook is never here: export LABELCYCLE_WEBHOOK
+# command = ["./tell.sh"]        # gets each event as JSON on its standard input; `labelcycle notify` tries it
+# on = ["failed", "awaiting"]    # which events, of failed, awaiting, new_champion, target_reached, budget_spent,
+                                 # finished, audit_outgrown and schedule_silent; all if not given
+# awaiting_after = "3d"          # a batch that waits so long for labels is told, and each time again
+# again_after = "1d"             # a failure that lasts is told once more after so much time
 """

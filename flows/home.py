@@ -60,7 +60,7 @@ def folder_of(campaign: Path | None) -> Path:
         StoreError: what remembers the last campaign is damaged.
     """
     from flows.artefacts import CAMPAIGN
-    from flows.config import ConfigError, load_folder, load_settings
+    from flows.config import ConfigError, load_place, load_settings
 
     if campaign is None:
         last = home() / LAST_CAMPAIGN
@@ -72,7 +72,7 @@ def folder_of(campaign: Path | None) -> Path:
             raise StoreError(f"{last} is damaged; name a campaign: labelcycle status campaign.toml") from exc
     if campaign.is_dir():
         return campaign
-    folder = load_folder(campaign)
+    folder = load_place(campaign).folder
     return folder if (folder / CAMPAIGN.name).exists() else load_settings(campaign).folder  # or what is wrong there
 
 

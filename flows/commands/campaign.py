@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from flows.commands.screen import CampaignFile, console, errors, print_lines
-from flows.errors import EXIT_AWAITING, tell
+from flows.errors import EXIT_AWAITING, EXIT_FAILURE, tell
 from flows.home import folder_of, home, settle_home
 from flows.local import require_prefect, use_prefect
 
@@ -114,6 +114,23 @@ def status(
     console.print(rounds_table(folder))
     for line in status_lines(state):
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def notify(campaign: CampaignFile) -> None:
+    """Send a test event to whoever is told of the campaign: the command in [notify], the webhook in the environment.
+
+    What the command prints is shown. Ends with exit code 1 where one of them does not take the event.
+    """
+    from flows.notify import send_test
+
+    found = send_test(campaign)
+    for hook, wrong in found.items():
+        if wrong is None:
+            console.print(f"The {hook} took the event.")
+        else:
+            tell(f"the {hook} {wrong}", EXIT_FAILURE)
+    if any(found.values()):
+        raise typer.Exit(EXIT_FAILURE)
 
 
 def demo(
