@@ -113,6 +113,7 @@ def prefect(server: Server, folder: Path, password: str) -> tuple[list[str], dic
         "PREFECT_SERVER_UI_API_URL": f"{server.url}/api",  # else its pages ask port 4200
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # those that ended 90 days ago
         "DO_NOT_TRACK": "1",
     }
 

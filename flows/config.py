@@ -26,6 +26,7 @@ from connectors.mlflow.settings import MLflowSettings
 from connectors.notify.settings import NotifySettings
 from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
+from flows.keep import KeepSettings
 from flows.task_types import TASK, WHAT_TASKS_ASK, asked_for, check_counted, check_task
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
@@ -180,6 +181,7 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
     members: MemberSettings = MemberSettings()
     label_studio: LabelStudioSettings = LabelStudioSettings()
     mlflow: MLflowSettings = MLflowSettings()
+    keep: KeepSettings = KeepSettings()
     notify: NotifySettings = Field(NotifySettings(), exclude=True)  # a command may hold a secret: written nowhere
 
     @property

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 from connectors.image_folder.index import index_pool
+from deploy.logs import shorten_logs
 from flows.artefacts import ANSWERS, BATCH, CONFIG, DRAWN_AUDIT, NOT_USED, POOL, POOL_NOTES, PUSHED
 from flows.campaign import OpenCampaign
 from flows.changes import begun_otherwise, clear_what_was_put_away, notes_of_changes, put_away, refuse_lost_classes
 from flows.dependence import look_for_dependence
 from flows.folder import Campaign, RoundFolder
+from flows.home import home
 from flows.outcome import RoundOutcome, awaiting, finished
 from flows.pixel_ranges import count_multipage, pages_text, range_text, settle_ranges
 from flows.progress import progress_bar, say
@@ -23,6 +25,7 @@ from pipeline.tables import PoolTable
 def work_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; call it under the campaign's lock."""
     clear_what_was_put_away(work.folder)
+    shorten_logs(home() / "logs")
     in_task("begin_anew", lambda: begin_anew(work.folder.current_round(), work))
     in_task("refresh_pool", lambda: refresh_pool(work))
     new_ranges = in_task("settle_pixel_ranges", lambda: settle_pixel_ranges(work))
@@ -50,8 +53,8 @@ def go_on(work: OpenCampaign) -> RoundOutcome:
             return replace(finished(work) if is_waiting else awaiting(folder, tended.progress), notes=notes)
         from flows.advance import finish  # loads torch
 
-        finish(folder, work)
-        notes = (*notes, *folder.read(NOT_USED))
+        removed = finish(folder, work)
+        notes = (*notes, *folder.read(NOT_USED), *removed)
         folder = work.folder.current_round()
     if is_finished(work):
         return replace(finished(work), notes=notes)

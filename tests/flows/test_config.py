@@ -88,7 +88,7 @@ def test_example_that_init_writes_is_a_valid_campaign(campaign):
 def test_defaults_that_the_example_shows_are_the_defaults(campaign):
     without_default = (
         *("weights", "patience", "instructions", "close_after", "schedule", "timezone", "project"),
-        *("command", "on"),
+        *("command", "on", "tracked_models"),
         *(
             "target_accuracy",
             "min_gain",
