@@ -43,6 +43,9 @@ class Books(Protocol):
     def champion(self) -> str:
         """Version of the champion."""
 
+    def n_models_with_files(self) -> int:
+        """How many models could be loaded."""
+
 
 class TrackerContract:
     """Tests of a tracker; the fixture `books` is that of the class that inherits."""
@@ -99,7 +102,8 @@ class TrackerContract:
         assert tracker.drop_models([models[0], models[2]]) == ["1"], "3 is the champion"
         assert books.open().drop_models(models) == ["2"], "1 is gone already"
         assert books.champion() == "3"
-        assert [kept.metrics["accuracy"] for kept in books.rounds()] == [(0.75, 100), (0.75, 200), (0.75, 300)]
+        assert books.n_models_with_files() == 1
+        assert sorted(kept.metrics["accuracy"] for kept in books.rounds()) == [(0.75, 100), (0.75, 200), (0.75, 300)]
 
     def test_a_round_that_begins_anew_is_put_away_before(self, books, files):
         tracker = books.open()
