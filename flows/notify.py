@@ -168,15 +168,19 @@ def _tell_failure(file: Path, exc: Exception) -> None:
 
 
 def tell_from_outside(teller: Teller, kind: Kind, message: str) -> None:
-    """Tell of what no run can tell: that one ended without a word, or that none begins.
+    """Tell of what no run can tell: that one ended without a word, or that none begins; it raises nothing.
 
     A failure that the run has told itself is not told again.
     """
-    record = teller.record
-    known = [each.about for each in record.told if each.event == kind]
-    about = DIED if kind == "failed" and record.running_since else max(known, default="")
-    one = Standing(kind, about, message, again=teller.settings.again_after)
-    for warning in teller.tell([one], is_all=False):
+    try:
+        record = teller.record
+        known = [each.about for each in record.told if each.event == kind]
+        about = DIED if kind == "failed" and record.running_since else max(known, default="")
+        one = Standing(kind, about, message, again=teller.settings.again_after)
+        warnings = teller.tell([one], is_all=False)
+    except StoreError as exc:
+        warnings = [f"could not write down what was told: {exc}"]
+    for warning in warnings:
         log().warning(warning)
 
 

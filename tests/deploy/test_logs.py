@@ -2,9 +2,13 @@ import os
 import stat
 import subprocess
 import sys
+from datetime import timedelta
+
+from prefect.settings.models.server.services import ServerServicesDBVacuumSettings
 
 from deploy.logs import shorten_logs
 from deploy.private import open_private
+from deploy.programs import Server, prefect
 
 
 def test_a_large_log_keeps_its_end_beside_it_and_its_writer_goes_on(tmp_path):
@@ -25,3 +29,12 @@ def test_a_large_log_keeps_its_end_beside_it_and_its_writer_goes_on(tmp_path):
 
 def test_where_no_server_was_started_there_is_no_log(tmp_path):
     assert shorten_logs(tmp_path / "nowhere") == []
+
+
+def test_the_local_prefect_forgets_old_runs(tmp_path, monkeypatch):
+    _, environment = prefect(Server("prefect", 4200), tmp_path, "a password")
+    name = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
+    monkeypatch.setenv(name, environment[name])
+    vacuum = ServerServicesDBVacuumSettings()
+    assert vacuum.enabled_vacuum_types() == {"events", "flow_runs"}
+    assert vacuum.retention_period == timedelta(days=90)
