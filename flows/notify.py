@@ -17,8 +17,8 @@ from flows.errors import explain_error
 from flows.events import Standing, standing_of
 from flows.folder import Campaign
 from flows.outcome import RoundOutcome
+from flows.progress import say
 from flows.records import Notified, Told
-from flows.step import log
 from pipeline.settings import Plain
 
 DIED = "its process died"
@@ -42,8 +42,12 @@ class Teller:
 
     @property
     def record(self) -> Notified:
-        """What was told."""
-        return self.folder.get(NOTIFIED) or Notified()
+        """What was told; nothing, where the file is damaged, which is no reason to stop a campaign."""
+        try:
+            return self.folder.get(NOTIFIED) or Notified()
+        except StoreError as exc:
+            say(f"Warning: what was told is told again: {exc}")
+            return Notified()
 
     def hooks(self, *, is_shown: bool = False) -> dict[str, Send]:
         """The hooks that are set; `is_shown` as in `hooks_of`."""
@@ -101,7 +105,7 @@ class Teller:
         since = _now().isoformat(timespec="seconds")
         self.folder.write(NOTIFIED, replace(record, running_since=since, died=died))
         for warning in self.tell(self.deaths(), is_all=False):
-            log().warning(warning)
+            say(f"Warning: {warning}")
 
     def unmark(self) -> None:
         """Note that the run is over."""
@@ -154,7 +158,7 @@ def failure_told(file: Path) -> Iterator[None]:
         try:
             _tell_failure(file, exc)
         except Exception as other:  # the run's own error is what counts
-            log().warning("could not tell of this failure: %s", other)
+            say(f"Warning: could not tell of this failure: {other}")
         raise
 
 
@@ -164,7 +168,7 @@ def _tell_failure(file: Path, exc: Exception) -> None:
     teller = Teller(place.name, file, Campaign(place.folder), settings)
     failed = Standing("failed", type(exc).__name__, explain_error(exc)[0], again=settings.again_after)
     for warning in teller.tell([*teller.deaths(), failed], is_all=False):
-        log().warning(warning)
+        say(f"Warning: {warning}")
 
 
 def tell_from_outside(teller: Teller, kind: Kind, message: str) -> None:
@@ -181,7 +185,7 @@ def tell_from_outside(teller: Teller, kind: Kind, message: str) -> None:
     except StoreError as exc:
         warnings = [f"could not write down what was told: {exc}"]
     for warning in warnings:
-        log().warning(warning)
+        say(f"Warning: {warning}")
 
 
 def send_test(file: Path) -> dict[str, str | None]:

@@ -272,6 +272,18 @@ def test_a_hook_that_fails_is_a_warning_and_is_tried_again(make_told, monkeypatc
     assert "s3cret" not in "".join(path.read_text() for path in loop.folder.path.rglob("*.json"))
 
 
+def test_a_hook_that_fails_leaves_the_failure_of_a_run_as_it_is(make_told, capsys):
+    loop = make_told()
+    loop.change((COMMAND, 'command = ["false"]\n'))
+    for _ in range(2):
+        with pytest.raises(AnnotationToolError, match="nobody is there"):
+            run(loop, fail)
+        told = (
+            "Warning: the command that is to be told of 'failed' ended with the exit code 1; the next run tries again"
+        )
+        assert told in capsys.readouterr().err
+
+
 def test_a_death_that_a_hook_did_not_take_is_told_by_a_later_run(make_told):
     loop = make_told()
     loop.change((COMMAND, 'command = ["false"]\n'))
@@ -299,6 +311,18 @@ def test_without_a_hook_nothing_is_written_down(make_loop):
     loop = make_loop()
     run(loop)
     assert not loop.folder.has(NOTIFIED)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"told": 3}'])
+def test_a_damaged_record_is_told_and_begun_anew(make_told, capsys, content):
+    loop = make_told()
+    with suppress(AnnotationToolError):
+        run(loop, fail)
+    loop.folder.path_of(NOTIFIED).write_text(content)
+    with suppress(AnnotationToolError):
+        run(loop, fail)
+    assert kinds(loop) == ["failed", "failed"]
+    assert capsys.readouterr().err.count("what was told is told again: ") == 1
 
 
 def test_a_full_disk_is_told_though_that_cannot_be_written_down(make_told, monkeypatch):
