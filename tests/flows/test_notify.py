@@ -8,14 +8,15 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from connectors.annotation import AnnotationToolError
 from connectors.notify.hooks import WEBHOOK
 from connectors.store import write_json
-from flows.artefacts import CONFIG, DRAWN_AUDIT, METRICS, NOTIFIED, POOL, PUSHED
+from flows.artefacts import CONFIG, DRAWN_AUDIT, METRICS, NOTIFIED, PUSHED
 from flows.campaign import OpenCampaign, open_campaign
 from flows.cli import app
 from flows.config import ConfigError, load_settings
@@ -24,7 +25,6 @@ from flows.notify import Teller, failure_told, run_and_tell, tell_from_outside
 from flows.outcome import RoundOutcome
 from flows.records import DrawnAudit
 from flows.round import work_on
-from pipeline.tables import PoolTable
 from tests.connectors.test_hooks import receiver
 from tests.flows.loop import Loop
 from tests.flows.rounds import metrics_of
@@ -240,15 +240,18 @@ def test_an_audit_set_that_the_pool_outgrew_is_told_once_and_printed_each_time(m
     assert "off by up to 25 points" in event["message"]
 
 
-def test_how_many_images_there_were_is_written_until_people_are_asked_and_not_after(make_loop):
+def test_a_pool_that_grows_outgrows_its_audit_set(make_loop):
     loop = make_loop(own_images=True)
-    loop.run()
-    images = loop.file.parent / "images"
-    pool = loop.folder.read(POOL).table
-    loop.folder.write(POOL, PoolTable(pd.concat([pool, pool.head(1).assign(item_id="f" * 32, uri="gone.png")])))
-    (images / "00.png").touch()
-    loop.run()
-    assert loop.folder.read(DRAWN_AUDIT).n_images == 40
+    loop.change(("[members]", f"[notify]\n{COMMAND}\n[members]"))
+    run(loop)
+    draw = np.random.default_rng(1)
+    for number in range(40, 52):
+        pixels = draw.integers(0, 255, size=(8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(loop.file.parent / "images" / f"{number}.png")
+    run(loop)
+    (event,) = told(loop)
+    assert event["event"] == "audit_outgrown"
+    assert event["message"].startswith("12 of 52 images came after the audit set was drawn")
 
 
 def test_a_hook_that_fails_is_a_warning_and_is_tried_again(make_told, monkeypatch):
