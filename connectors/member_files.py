@@ -35,6 +35,11 @@ class MemberFiles:
         return self.path / f"member-{index}.json"
 
     @property
+    def weights(self) -> list[Path]:
+        """The files of weights that are there, a trunk included; old rounds have none any more."""
+        return sorted(self.path.glob("*.pt"))
+
+    @property
     def trunk(self) -> Path | None:
         """The file of the trunk that all members share; None where each has its own."""
         path = self.path / TRUNK

@@ -165,6 +165,7 @@ class MemoryRun:
     members: dict[str, MemberHistory] = field(default_factory=dict)
     artifacts: dict[str, bytes] = field(default_factory=dict)
     model: TrackedModel | None = None
+    is_model_dropped: bool = False
     is_finished: bool = False
 
 
@@ -225,6 +226,13 @@ class MemoryTracker(Tracker):
     def name_champion(self, model: TrackedModel) -> None:
         """See `Tracker.name_champion`."""
         self.champion = model
+
+    def drop_models(self, models: Sequence[TrackedModel]) -> list[str]:
+        """See `Tracker.drop_models`."""
+        dropped = [model for model in models if model != self.champion and not self.runs[model.run_id].is_model_dropped]
+        for model in dropped:
+            self.runs[model.run_id].is_model_dropped = True
+        return [model.version for model in dropped]
 
     def address(self, run_id: str) -> str | None:
         """See `Tracker.address`; it has no pages."""

@@ -88,6 +88,12 @@ class Tracker(Protocol):
     def name_champion(self, model: TrackedModel) -> None:
         """Make a registered model the campaign's champion."""
 
+    def drop_models(self, models: Sequence[TrackedModel]) -> list[str]:
+        """Remove registered models, with their files; return the versions that were removed now.
+
+        One that somebody gave a name of their own, or that is the champion, stays. Runs and their numbers stay too.
+        """
+
     def finish_round(self, run_id: str) -> None:
         """End the run."""
 

@@ -173,6 +173,7 @@ def prefect(place: Place, password: str) -> Program:
         "PREFECT_SERVER_UI_API_URL": f"{place.url}/api",  # else its pages ask port 4200
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # those that ended 90 days ago
         "DO_NOT_TRACK": "1",
         **(place.postgres.environment if place.postgres else {}),
     }

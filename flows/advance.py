@@ -6,6 +6,7 @@ from flows.artefacts import BATCH, MODEL, PUSHED
 from flows.campaign import OpenCampaign
 from flows.changes import notes_of_changes
 from flows.folder import RoundFolder
+from flows.housekeeping import keep_house
 from flows.outcome import RoundOutcome, asked, finished
 from flows.progress import progress_bar, say
 from flows.publish import flow_run_id, publish
@@ -63,12 +64,12 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
     if len(batch):
         return replace(asked(folder), warnings=warnings, notes=notes)
     if not work.ledger.n_outstanding:
-        finish(folder, work)
+        notes = (*notes, *finish(folder, work))
     return replace(finished(work), warnings=warnings, notes=notes)
 
 
-def finish(folder: RoundFolder, work: OpenCampaign) -> None:
-    """Bring in the answers of an open round and close it."""
+def finish(folder: RoundFolder, work: OpenCampaign) -> tuple[str, ...]:
+    """Bring in the answers of an open round and close it; return lines on what was removed of old rounds."""
     pages = work.do(start_tracking, folder, flow_run=flow_run_id())
     registered = folder.get(MODEL)
     if registered is not None and registered.run_id != pages.run_id:  # another MLflow, since then
@@ -77,6 +78,7 @@ def finish(folder: RoundFolder, work: OpenCampaign) -> None:
     work.do(collect, folder)
     work.do(close, folder)
     publish(folder, work.settings.name)
+    return in_task("keep_house", lambda: keep_house(work))
 
 
 def announce(folder: RoundFolder, work: OpenCampaign) -> None:

@@ -22,7 +22,9 @@ from flows.records import (
     CampaignId,
     ClosedRound,
     Dependence,
+    DrawnAudit,
     KnownNetwork,
+    Notified,
     Outlook,
     Pages,
     PixelRanges,
@@ -54,6 +56,7 @@ class Artefact(Generic[T]):
     Attributes:
         holds: what stands in it, for docs/reference/campaign-folder.md; `keys` are those of a JSON record.
         is_handle: whether it is too large to be held; a step gets it, there or not, and reads and writes parts of it.
+        goes: which of it is removed of old rounds, and by which rule; empty where it stays for ever.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Artefact(Generic[T]):
     write: Callable[[Path, T], None]
     is_handle: bool = False
     keys: tuple[str, ...] = ()
+    goes: str = ""
 
 
 AnyArtefact = Artefact[Any]
@@ -107,9 +111,9 @@ def rows_of(name: str, record: type[R], holds: str) -> Artefact[R]:
     return Artefact(name, holds, read, write)
 
 
-def handle_of(name: str, handle: Callable[[Path], T], holds: str) -> Artefact[T]:
+def handle_of(name: str, handle: Callable[[Path], T], holds: str, *, goes: str = "") -> Artefact[T]:
     """A file or folder that is too large to be held: its maker writes it through the handle."""
-    return Artefact(name, holds, handle, lambda _path, _value: None, is_handle=True)
+    return Artefact(name, holds, handle, lambda _path, _value: None, is_handle=True, goes=goes)
 
 
 def _read_settings(path: Path) -> Plain:
@@ -137,6 +141,8 @@ DEPENDENCE = json_of("dependence.json", Dependence)
 PAGE = json_of("page.json", AnnotatorsPage)
 KNOWN_NETWORK = json_of("known_network.json", KnownNetwork)
 CAMPAIGN_ID = json_of("campaign.id.json", CampaignId)
+DRAWN_AUDIT = json_of("drawn_audit.json", DrawnAudit)
+NOTIFIED = json_of("notified.json", Notified)
 """Of a campaign."""
 
 CONFIG = json_of("config.json", RoundConfig)
@@ -147,7 +153,10 @@ CANDIDATES = handle_of("candidates.parquet", ItemList, "The images that the roun
 PLAN = json_of("plan.json", Plan)
 OUT_OF_FOLD = rows_of("out_of_fold.parquet", Predicted, "Predictions of labels by networks that have not seen them")
 MEMBERS = handle_of(
-    "members", MemberFiles, "The networks: a record and weights for each, and the trunk that they share"
+    "members",
+    MemberFiles,
+    "The networks: a record and weights for each, and the trunk that they share",
+    goes="the weights, by `keep.models`; not those of the best round",
 )
 TRAINING = json_of("training.json", Training)
 AUDIT_PREDICTIONS = rows_of("audit_predictions.parquet", Predicted, "What the model predicts on the audit set")
@@ -161,9 +170,14 @@ SUSPICIOUS: Artefact[pd.DataFrame] = Artefact(
 )
 MODEL = json_of("model.json", Registered)
 OUTLOOK = json_of("outlook.json", Outlook)
-SCORES = handle_of("scores", ScoreFiles, "Scores of the candidates, a file for each part of the pool")
+SCORES = handle_of(
+    "scores", ScoreFiles, "Scores of the candidates, a file for each part of the pool", goes="by `keep.scores`"
+)
 LABELLED_EMBEDDINGS = handle_of(
-    "labelled_embeddings.parquet", LabelledEmbeddings, "Where the labelled images lie among the others, by the networks"
+    "labelled_embeddings.parquet",
+    LabelledEmbeddings,
+    "Where the labelled images lie among the others, by the networks",
+    goes="by `keep.scores`",
 )
 GUESSES = rows_of(
     "guesses.parquet", Guesses, "What the model sees in each image of the batch, as regions with their probability"
@@ -199,7 +213,7 @@ SECONDS = json_of("seconds.json", dict[str, float], "Seconds that each step of t
 """Of a round."""
 
 CAMPAIGN_ARTEFACTS: tuple[AnyArtefact, ...] = (
-    *(CAMPAIGN, CAMPAIGN_ID, POOL, POOL_NOTES, DEPENDENCE, PIXEL_RANGES, KNOWN_NETWORK, PAGE),
+    *(CAMPAIGN, CAMPAIGN_ID, POOL, POOL_NOTES, DRAWN_AUDIT, DEPENDENCE, PIXEL_RANGES, KNOWN_NETWORK, PAGE, NOTIFIED),
 )
 ROUND_ARTEFACTS: dict[str, AnyArtefact] = {
     "config": CONFIG,

@@ -23,8 +23,10 @@ from pydantic import (
 
 from connectors.label_studio.settings import LabelStudioSettings
 from connectors.mlflow.settings import MLflowSettings
+from connectors.notify.settings import NotifySettings
 from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
+from flows.keep import KeepSettings
 from flows.task_types import TASK, WHAT_TASKS_ASK, asked_for, check_counted, check_task
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
@@ -119,9 +121,12 @@ Renamed = Annotated[
 ]
 
 
-class _Place(BaseModel):
+class Place(BaseModel):
+    """What of a campaign file is known whatever else is wrong in it; `notify` is not checked."""
+
     name: Name
     folder: LocalPath
+    notify: object = None
 
 
 class CampaignSettings(SelectionSettings, StoppingSettings):
@@ -176,6 +181,8 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
     members: MemberSettings = MemberSettings()
     label_studio: LabelStudioSettings = LabelStudioSettings()
     mlflow: MLflowSettings = MLflowSettings()
+    keep: KeepSettings = KeepSettings()
+    notify: NotifySettings = Field(NotifySettings(), exclude=True)  # a command may hold a secret: written nowhere
 
     @property
     def project(self) -> str:
@@ -299,17 +306,18 @@ def load_settings(path: Path) -> CampaignSettings:
     return settings
 
 
-def load_folder(path: Path) -> Path:
-    """Where the campaign of a file keeps its rounds; no other setting of the file is looked at, which takes longer.
+def load_place(path: Path) -> Place:
+    """Where the campaign of a file keeps its rounds; the other settings are not looked at, which takes longer.
 
     Raises:
         ConfigError: as `load_settings`.
     """
     text = _read_text(path)
     try:
-        return _folder_of(path) / _Place.model_validate(_parse(path, text)).folder
+        place = Place.model_validate(_parse(path, text))
     except ValidationError as exc:
         raise _config_error(path, text, exc) from exc
+    return place.model_copy(update={"folder": _folder_of(path) / place.folder})
 
 
 def _folder_of(path: Path) -> Path:

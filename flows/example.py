@@ -114,4 +114,16 @@ url = "local"                    # "local" is the server of `labelcycle up`; els
 
 [mlflow]
 uri = "local"                    # "local", sqlite:///path.db, or the address of a server
+
+[keep]                           # of old rounds; labels, batches, settings, numbers and the best model stay for ever
+# models = 5                     # newest rounds whose weights stay in the campaign's folder
+# scores = 3                     # newest rounds whose scores of all candidates stay
+# tracked_models = 5             # newest rounds whose model stays in MLflow; all if not given
+
+# [notify]                       # the address of a webhook is never here: export LABELCYCLE_WEBHOOK
+# command = ["./tell.sh"]        # gets each event as JSON on its standard input; `labelcycle notify` tries it
+# on = ["failed", "awaiting"]    # which events, of failed, awaiting, new_champion, target_reached, budget_spent,
+                                 # finished, audit_outgrown and schedule_silent; all if not given
+# awaiting_after = "3d"          # a batch that waits so long for labels is told, and each time again
+# again_after = "1d"             # a failure that lasts is told once more after so much time
 """

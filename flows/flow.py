@@ -13,6 +13,7 @@ from flows import books
 from flows.campaign import OpenCampaign, open_campaign
 from flows.config import ConfigError
 from flows.folder import CampaignBusy
+from flows.notify import failure_told, run_and_tell
 from flows.outcome import RoundOutcome
 from flows.round import work_on
 
@@ -34,23 +35,29 @@ def run_round(campaign_file: str) -> State[RoundOutcome]:
         is left as it is; run again later.
     """
     check_is_served(campaign_file)
-    work = open_campaign(Path(campaign_file))
+    with failure_told(Path(campaign_file)):
+        outcome = _run_round(Path(campaign_file))
+    return Completed(name=STATES[outcome.kind], message=outcome.message, data=outcome)
+
+
+def _run_round(file: Path) -> RoundOutcome:
+    work = open_campaign(file)
     round_number = work.folder.current_round().number
     books.sign(work, round_number=round_number)
     try:
-        outcome = _work_alone_on(work)
+        outcome = _work_alone_on(work, file)
     except CampaignBusy as exc:
         outcome = RoundOutcome("busy", round_number, str(exc))
     if outcome.round_number != round_number:
         books.sign(work, round_number=outcome.round_number)
-    return Completed(name=STATES[outcome.kind], message=outcome.message, data=outcome)
+    return outcome
 
 
-def _work_alone_on(work: OpenCampaign) -> RoundOutcome:
+def _work_alone_on(work: OpenCampaign, file: Path) -> RoundOutcome:
     """Do what can be done now; another process that works on the campaign makes this an error."""
     with work.folder.lock():
         books.put_right(work)
-        return work_on(work)
+        return run_and_tell(work, file, work_on)
 
 
 def check_is_served(campaign_file: object) -> None:

@@ -89,12 +89,17 @@ def best_round(rounds: Sequence[RoundFolder]) -> RoundFolder | None:
 
     A model of other classes than the newest one's is not compared.
     """
-    known = measured(rounds)
-    if not known:
-        return None
-    newest = sorted(known[-1][1].model.classes)
-    alike = [(metrics.low, f.number, f) for f, of, metrics in known if sorted(of.model.classes) == newest]
-    return max(alike, key=lambda one: one[:2])[2]
+    best = best_rounds(rounds)
+    return best[-1] if best else None
+
+
+def best_rounds(rounds: Sequence[RoundFolder]) -> list[RoundFolder]:
+    """The best round of each set of classes that there was; that of the newest classes is the last."""
+    alike: dict[tuple[str, ...], list[tuple[float, int, RoundFolder]]] = {}
+    for folder, training, metrics in measured(rounds):
+        classes = tuple(sorted(training.model.classes))
+        alike[classes] = [*alike.pop(classes, []), (metrics.low, folder.number, folder)]
+    return [max(each, key=lambda one: one[:2])[2] for each in alike.values()]
 
 
 def outlook(rounds: Sequence[RoundFolder], settings: CampaignSettings) -> Outlook:

@@ -355,3 +355,38 @@ class KnownNetwork:
     name: str
     weights: str | None
     image_size: int | None
+
+
+@dataclass(frozen=True)
+class DrawnAudit:
+    """How many images were known when the audit set was drawn."""
+
+    n_images: int
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a hook was told, and when.
+
+    Attributes:
+        about: what the event is about; about something else it is told anew.
+    """
+
+    hook: str
+    event: str
+    about: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Notified:
+    """What people were told by the hooks of [notify], and whether a run is on.
+
+    Attributes:
+        running_since: when the run began that is on, or that died.
+        died: when the last run began that died, until all hooks were told.
+    """
+
+    told: tuple[Told, ...] = ()
+    running_since: str | None = None
+    died: str | None = None

@@ -48,6 +48,9 @@ appears under its name when it is complete. A file that exists is a step that is
 ([how a round lives](../explanation/rounds.md)). JSON files are checked when they are read: a key of a wrong type is an
 error that names file and key.
 
+When a round closes, old rounds give back what no later step reads, by the rules of [`[keep]`](../settings.md#keep)
+([why](../decisions/0032-housekeeping.md)).
+
 This page is written from the code: `python -m flows.reference reference/campaign-folder`.
 """
 BESIDES = (
@@ -88,12 +91,13 @@ def folder_page() -> str:
     writers = _writers()
     of_campaign = [*((f"`{one.name}`", one.holds, _keys(one)) for one in CAMPAIGN_ARTEFACTS), *BESIDES]
     of_round = [
-        (f"`{one.name}{'' if '.' in one.name else '/'}`", writers[one.name], one.holds, _keys(one))
+        (f"`{one.name}{'' if '.' in one.name else '/'}`", writers[one.name], one.holds, _keys(one), one.goes)
         for one in ROUND_ARTEFACTS.values()
     ]
     lines = [FOLDER_HEAD, "## Of the campaign", "", *_table(("file", "holds", "keys"), of_campaign)]
     lines += ["## Of a round", "", "The steps are functions in `flows/steps`.", ""]
-    return "\n".join([*lines, *_table(("file", "written by the step", "holds", "keys"), of_round)])
+    header = ("file", "written by the step", "holds", "keys", "removed of old rounds")
+    return "\n".join([*lines, *_table(header, of_round)])
 
 
 def _keys(artefact: AnyArtefact) -> str:
@@ -157,6 +161,8 @@ def _default(field: Schema) -> str:
     if "default" not in field:
         return "follows others"
     value = field["default"]
+    if field.get("format") == "duration":
+        value = str(value).translate({ord("P"): None, ord("T"): None}).lower()  # "P3D", as ISO 8601 has it
     if value is None or value in ({}, []):
         return "not set"
     return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{value}`"

@@ -16,6 +16,7 @@ from flows.artefacts import MEMBERS, POOL, TRAINING
 from flows.campaign import OpenCampaign, standing_labels
 from flows.config import CampaignSettings, ConfigError
 from flows.folder import Campaign, RoundFolder
+from flows.housekeeping import removed_text
 from flows.outlook import best_round
 from flows.outputs import check_table, write_rows
 from flows.progress import progress_bar
@@ -73,7 +74,7 @@ def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_
         ConfigError: there is no such model, or nothing to predict; `out` exists, or is of a kind that is not known.
     """
     check_table(out)
-    folder = _round_with_model(begun(settings), round_number)
+    folder = _round_with_model(begun(settings), settings, round_number)
     files = list(walk(images)) if images.is_dir() else [stat_file(str(images.absolute()))]
     if not files:
         raise ConfigError(f"{images} is empty: wanted an image, or a folder of images")
@@ -129,16 +130,28 @@ def begun(settings: CampaignSettings) -> Campaign:
     return folder
 
 
-def _round_with_model(folder: Campaign, number: int | None) -> RoundFolder:
+def _round_with_model(folder: Campaign, settings: CampaignSettings, number: int | None) -> RoundFolder:
     trained = [f for f in folder.rounds() if f.has(TRAINING)]
     if not trained:
         raise ConfigError(f"{folder.path} has no model yet: label the first batch, then `labelcycle run` trains one")
     if number is None:
-        return best_round(folder.rounds()) or trained[-1]
-    chosen = [f for f in trained if f.number == number]
-    if not chosen:
-        raise ConfigError(f"round {number} has no model; these have: {', '.join(str(f.number) for f in trained)}")
-    return chosen[0]
+        chosen = best_round(folder.rounds()) or trained[-1]
+    else:
+        found = [f for f in trained if f.number == number]
+        if not found:
+            raise ConfigError(f"round {number} has no model; these have: {_with_weights(trained)}")
+        chosen = found[0]
+    if not _has_weights(chosen):
+        raise ConfigError(f"{removed_text(chosen, settings.keep)}. These rounds have theirs: {_with_weights(trained)}")
+    return chosen
+
+
+def _has_weights(folder: RoundFolder) -> bool:
+    return all(path.exists() for path in folder.read(MEMBERS).files(folder.read(TRAINING).weights))
+
+
+def _with_weights(rounds: Sequence[RoundFolder]) -> str:
+    return ", ".join(str(f.number) for f in rounds if _has_weights(f)) or "none"
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:

@@ -3,18 +3,21 @@
 from dataclasses import replace
 
 from connectors.image_folder.index import index_pool
-from flows.artefacts import ANSWERS, BATCH, CONFIG, NOT_USED, POOL, POOL_NOTES, PUSHED
+from deploy.logs import shorten_logs
+from flows.artefacts import ANSWERS, BATCH, CONFIG, DRAWN_AUDIT, NOT_USED, POOL, POOL_NOTES, PUSHED
 from flows.campaign import OpenCampaign
 from flows.changes import begun_otherwise, clear_what_was_put_away, notes_of_changes, put_away, refuse_lost_classes
 from flows.dependence import look_for_dependence
 from flows.folder import Campaign, RoundFolder
+from flows.home import home
 from flows.outcome import RoundOutcome, awaiting, finished
 from flows.pixel_ranges import count_multipage, pages_text, range_text, settle_ranges
 from flows.progress import progress_bar, say
-from flows.records import PoolNotes
+from flows.records import DrawnAudit, PoolNotes
 from flows.step import in_task
 from flows.steps.collect import is_ready_to_close, look, notes_of
 from flows.steps.push import renew_page
+from pipeline.pool.audit import count_known, outgrown_text
 from pipeline.pool.notes import changes, unused_lines
 from pipeline.tables import PoolTable
 
@@ -22,6 +25,7 @@ from pipeline.tables import PoolTable
 def work_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; call it under the campaign's lock."""
     clear_what_was_put_away(work.folder)
+    shorten_logs(home() / "logs")
     in_task("begin_anew", lambda: begin_anew(work.folder.current_round(), work))
     in_task("refresh_pool", lambda: refresh_pool(work))
     new_ranges = in_task("settle_pixel_ranges", lambda: settle_pixel_ranges(work))
@@ -29,7 +33,7 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     for line in look_for_dependence(work):
         say(line)  # at once: what it asks for can be done until the first batch is out
     outcome = go_on(work)
-    notes = (*tell_of_pool(work), *pixels)
+    notes = (*tell_of_pool(work), *notes_on_audit(work), *pixels)
     return replace(outcome, notes=(*notes, *outcome.notes))
 
 
@@ -49,8 +53,8 @@ def go_on(work: OpenCampaign) -> RoundOutcome:
             return replace(finished(work) if is_waiting else awaiting(folder, tended.progress), notes=notes)
         from flows.advance import finish  # loads torch
 
-        finish(folder, work)
-        notes = (*notes, *folder.read(NOT_USED))
+        removed = finish(folder, work)
+        notes = (*notes, *folder.read(NOT_USED), *removed)
         folder = work.folder.current_round()
     if is_finished(work):
         return replace(finished(work), notes=notes)
@@ -108,6 +112,15 @@ def refresh_pool(work: OpenCampaign) -> None:
         if not was_asked and work.folder.rounds():  # it has begun with another audit set, or without these labels
             discard(work.folder.round(0), work)
         work.keep_pool(pool)
+    if not was_asked:
+        work.folder.write(DRAWN_AUDIT, DrawnAudit(count_known(table)))
+
+
+def notes_on_audit(work: OpenCampaign) -> tuple[str, ...]:
+    """A line where the audit set does not stand for the pool any more."""
+    drawn = work.folder.get(DRAWN_AUDIT)
+    told = None if drawn is None else outgrown_text(work.pool.table, drawn.n_images)
+    return () if told is None else (told,)
 
 
 def settle_pixel_ranges(work: OpenCampaign) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
@@ -197,6 +198,24 @@ class MLflowTracker(Tracker):
         """Make a registered model the campaign's champion, `models:/<campaign>@champion`."""
         with self._talk() as client:
             client.set_registered_model_alias(self._model_name, CHAMPION, model.version)
+
+    def drop_models(self, models: Sequence[TrackedModel]) -> list[str]:
+        """Remove versions of the campaign's model, with their files; one that has an alias stays, whoever gave it."""
+        if not models:
+            return []
+        run_ids = {model.run_id for model in models}  # another MLflow has other models under the same numbers
+        with self._talk() as client:
+            found = client.search_model_versions(f"name = '{self._model_name}'")
+            old = [version for version in found if version.run_id in run_ids]
+            named = client.get_registered_model(self._model_name).aliases.values() if old else ()
+            old = [version for version in old if version.version not in named]
+            for version in old:
+                get_artifact_repository(str(version.source), tracking_uri=self._uri).delete_artifacts()
+                client.delete_model_version(self._model_name, version.version)
+                query = f"source_run_id = '{version.run_id}'"
+                for logged in client.search_logged_models([self._experiment_id], query):
+                    client.delete_logged_model(logged.model_id)
+            return [str(version.version) for version in reversed(old)]
 
     def address(self, run_id: str) -> str | None:
         """Where a browser shows the run; None for an SQLite file."""

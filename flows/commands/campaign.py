@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from flows.commands.screen import CampaignFile, console, errors, print_lines
-from flows.errors import EXIT_AWAITING, tell
+from flows.errors import EXIT_AWAITING, EXIT_FAILURE, tell
 from flows.home import home, last_campaign, settle_home
 from flows.local import require_prefect, use_prefect
 
@@ -119,7 +119,7 @@ def status(
 def _folder_of(campaign: Path | None) -> Path:
     """The folder of a campaign that is named by its file or folder; of the one that was run last where none is."""
     from flows.artefacts import CAMPAIGN
-    from flows.config import load_folder, load_settings
+    from flows.config import load_place, load_settings
 
     if campaign is None:
         if (last := last_campaign()) is None:
@@ -127,8 +127,25 @@ def _folder_of(campaign: Path | None) -> Path:
         return last
     if campaign.is_dir():
         return campaign
-    folder = load_folder(campaign)
+    folder = load_place(campaign).folder
     return folder if (folder / CAMPAIGN.name).exists() else load_settings(campaign).folder  # or what is wrong there
+
+
+def notify(campaign: CampaignFile) -> None:
+    """Send a test event to whoever is told of the campaign: the command in [notify], the webhook in the environment.
+
+    What the command prints is shown. Ends with exit code 1 where one of them does not take the event.
+    """
+    from flows.notify import send_test
+
+    found = send_test(campaign)
+    for hook, wrong in found.items():
+        if wrong is None:
+            console.print(f"The {hook} took the event.")
+        else:
+            tell(f"the {hook} {wrong}", EXIT_FAILURE)
+    if any(found.values()):
+        raise typer.Exit(EXIT_FAILURE)
 
 
 def demo(

@@ -5,6 +5,9 @@ import pandas as pd
 from pipeline.pool.reasons import IN_AUDIT, PoolError
 from pipeline.pool.table import has_complete_label, usable
 
+SHARE_OF_NEW = 0.2
+"""Of the images of a pool, so many may have come after the audit set was drawn: see `outgrown_text`."""
+
 
 def draw_audit(table: pd.DataFrame, audit_size: int, seed: int) -> pd.DataFrame:
     """The pool table with an audit set, drawn from the usable images without a complete label.
@@ -89,3 +92,32 @@ def hold_out_of_audit(table: pd.DataFrame) -> pd.DataFrame:
     is_late = (table["split"] == "pool") & table["item_id"].notna() & table["group"].isin(groups)
     is_late &= table["set_aside_reason"].isna()
     return table.assign(set_aside_reason=table["set_aside_reason"].mask(is_late, IN_AUDIT))
+
+
+def count_known(table: pd.DataFrame) -> int:
+    """Images that a pool table knows, used or not, but for those that came late into a group of the audit set."""
+    known = table.loc[table["item_id"].notna() & (table["set_aside_reason"] != IN_AUDIT), "item_id"]
+    return int(known.nunique())
+
+
+def outgrown_text(table: pd.DataFrame, n_then: int) -> str | None:
+    """That many images came after the audit set was drawn, for people to read; None where they are few.
+
+    The audit set is a random sample of the images of then. With a share s of new images the accuracy on all of them is
+    anywhere from `(1 - s) low` to `(1 - s) high + s`, where low and high are the ends of the audit interval: the
+    worst-case bounds of Manski (2003), Partial Identification of Probability Distributions, 1.1. Nobody looks at the
+    images: new ones that are like the old do no harm, and count all the same.
+
+    Args:
+        table: the pool table of now, which forgets no image.
+        n_then: of `count_known`, when the audit set was drawn.
+    """
+    n_now = len(usable(table))
+    n_new = min(count_known(table) - n_then, n_now)
+    if n_now == 0 or n_new / n_now < SHARE_OF_NEW:
+        return None
+    return (
+        f"{n_new:,} of {n_now:,} images came after the audit set was drawn, and it does not speak for them: measured "
+        f"accuracies may be off by up to {100 * n_new / n_now:.0f} points on all images. For an audit set of all, "
+        "begin another campaign with all labels: labelcycle init NEW.toml --from OLD.toml"
+    )

@@ -1,6 +1,7 @@
 """Every experiment tracker keeps what `Tracker` promises."""
 
 import json
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -49,6 +50,9 @@ class InMemory:
     def champion(self):
         return self.tracker.champion.version
 
+    def n_models_with_files(self):
+        return sum(run.model is not None and not run.is_model_dropped for run in self.tracker.runs.values())
+
 
 class InMLflow:
     def __init__(self, uri):
@@ -80,6 +84,10 @@ class InMLflow:
 
     def champion(self):
         return str(self.client.get_model_version_by_alias("ants & bees", "champion").version)
+
+    def n_models_with_files(self):
+        database = Path(self.uri.removeprefix("sqlite:///"))
+        return len(list((database.parent / "mlartifacts").rglob("MLmodel")))
 
 
 class TestMemory(TrackerContract):

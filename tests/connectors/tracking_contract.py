@@ -43,6 +43,9 @@ class Books(Protocol):
     def champion(self) -> str:
         """Version of the champion."""
 
+    def n_models_with_files(self) -> int:
+        """How many models could be loaded."""
+
 
 class TrackerContract:
     """Tests of a tracker; the fixture `books` is that of the class that inherits."""
@@ -91,6 +94,16 @@ class TrackerContract:
         assert first.model_uri != second.model_uri
         tracker.name_champion(first)
         assert books.champion() == "1"
+
+    def test_models_are_removed_but_for_the_champion_and_their_rounds_stay(self, books, files):
+        tracker = books.open()
+        models = [log_round(tracker, files, number) for number in (1, 2, 3)]
+        assert tracker.drop_models([]) == []
+        assert tracker.drop_models([models[0], models[2]]) == ["1"], "3 is the champion"
+        assert books.open().drop_models(models) == ["2"], "1 is gone already"
+        assert books.champion() == "3"
+        assert books.n_models_with_files() == 1
+        assert sorted(kept.metrics["accuracy"] for kept in books.rounds()) == [(0.75, 100), (0.75, 200), (0.75, 300)]
 
     def test_a_round_that_begins_anew_is_put_away_before(self, books, files):
         tracker = books.open()

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from flows.config import (
     CampaignSettings,
     ConfigError,
-    load_folder,
+    load_place,
     load_settings,
     resolved,
     unresolved,
@@ -108,6 +108,7 @@ def test_the_example_names_the_tasks_whose_own_default_is_another(setting):
 def test_defaults_that_the_example_shows_are_the_defaults(campaign):
     without_default = (
         *("weights", "patience", "instructions", "close_after", "schedule", "timezone", "project"),
+        *("command", "on", "tracked_models"),
         *(
             "target_accuracy",
             "min_gain",
@@ -359,10 +360,13 @@ def test_class_is_the_same_in_whatever_form_its_letters_are_written(campaign):
 def test_folder_of_a_campaign_is_found_whatever_else_is_in_its_file(campaign):
     for text in (GOOD, 'folder = "elsewhere"\n' + GOOD):
         path = campaign(text)
-        assert load_folder(path) == load_settings(path).folder
-        assert load_folder(campaign(text + 'a_setting = "that nobody knows"')) == load_settings(campaign(text)).folder
+        assert load_place(path).folder == load_settings(path).folder
+        assert (
+            load_place(campaign(text + 'a_setting = "that nobody knows"')).folder
+            == load_settings(campaign(text)).folder
+        )
     with pytest.raises(ConfigError, match="line 1: name: "):
-        load_folder(campaign('name = "Ä"\n'))
+        load_place(campaign('name = "Ä"\n'))
 
 
 def test_folder_whose_name_is_not_utf8_is_refused(tmp_path):
