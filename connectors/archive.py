@@ -1,5 +1,6 @@
 """A backup as one file: a zip archive with a manifest, written whole or not at all, checked before it is believed."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from connectors.store import StoreError, explained, write_atomic
+from connectors.store import StoreError, explain, explained, write_atomic
 from pipeline.settings import Plain
 
 BACKUP_FORMAT = 1
@@ -164,7 +165,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
     Raises:
         StoreError: it is none of ours, damaged, or made by another version.
     """
-    with explained(path), _told(path):
+    with _told(path):
         opened = zipfile.ZipFile(path)
     with opened:
         with _told(path):
@@ -183,7 +184,9 @@ def _told(path: Path) -> Iterator[None]:
     """Turn what is wrong with an archive into a StoreError."""
     try:
         yield
-    except BROKEN as exc:
+    except (*BROKEN, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno != errno.EINVAL:  # which is a place before the file's first byte
+            raise StoreError(explain(exc, path)) from exc
         raise StoreError(f"{path} is no backup of labelcycle, or is damaged: {exc}. Use another copy") from exc
 
 

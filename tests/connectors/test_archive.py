@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,9 @@ def test_bytes_that_changed_or_are_cut_off_are_damage(whole):
         changed[place] ^= 0xFF
         path = whole.with_name("changed.zip")
         path.write_bytes(changed)
-        try:
-            with open_archive(path) as archive:
-                assert list(archive.records("lines")) == [{"n": 1}, {"n": 2}], "a byte that says nothing"
-                assert archive.read("folder/a.json") == b'{"a": 1}'
-        except StoreError as exc:
-            assert "\n" not in str(exc)
+        with suppress(StoreError), open_archive(path) as archive:  # or it is a byte that says nothing
+            assert list(archive.records("lines")) == [{"n": 1}, {"n": 2}]
+            assert archive.read("folder/a.json") == b'{"a": 1}'
     for n in (0, 10, len(held) // 2, len(held) - 1):
         path = whole.with_name("cut.zip")
         path.write_bytes(held[:n])
@@ -82,7 +80,7 @@ def test_files_of_other_kinds_are_refused(whole, tmp_path):
     (tmp_path / "text.zip").write_text("not a zip")
     refuse(tmp_path / "text.zip", "is no backup of labelcycle, or is damaged")
     refuse(tmp_path / "absent.zip", "it is not there")
-    refuse(tmp_path, "")
+    refuse(tmp_path, "a folder is there, and must be a file")
     refuse(rewritten(whole, lambda manifest: manifest.update(kind="x")), "manifest.json: kind")
     refuse(rewritten(whole, lambda manifest: manifest.pop("facts")), "manifest.json: facts")
 
