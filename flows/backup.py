@@ -39,15 +39,14 @@ def write_backup(file: Path, out: Path, *, tool: AnnotationTool | None = None) -
     check_absent(out)
     settings = load_settings(file)
     work = OpenCampaign(settings, begun(settings), tool=tool)
-    counts = {"files": 0, "tasks": 0}
     with work.folder.lock():
         work.folder.check_files()
         facts = {"campaign": settings.name, "file": file.name, "pool": str(images_root(settings.pool))}
-        n_bytes = write_archive(out, _members(file, work, counts), facts)
+        n_bytes = write_archive(out, _members(file, work), facts)
         open_round = work.folder.current_round()
     told = [
-        f"wrote {out}: {counts['files']} files of the campaign and {counts['tasks']} tasks with all their answers, "
-        f"{n_bytes / 1e6:.1f} MB",
+        f"wrote {out}: the folder of the campaign, its file, and {len(work.ledger.asked_tasks)} tasks with all their "
+        f"answers, {n_bytes / 1e6:.1f} MB",
         "not in it: the images, kept features, drafts of answers, and the runs of MLflow",
     ]
     if open_round.is_out and not open_round.has(PUSHED):
@@ -58,26 +57,24 @@ def write_backup(file: Path, out: Path, *, tool: AnnotationTool | None = None) -
     return told
 
 
-def _members(file: Path, work: OpenCampaign, counts: dict[str, int]) -> Iterator[tuple[str, Path | Iterable[bytes]]]:
-    """What a backup holds, by name; `counts` are kept."""
+def _members(file: Path, work: OpenCampaign) -> Iterator[tuple[str, Path | Iterable[bytes]]]:
+    """What a backup holds, by name."""
     yield FILE, file
     for path in sorted(work.folder.path.rglob("*")):
         place = path.relative_to(work.folder.path)
         is_passing = any(PurePosixPath(part).match(each) for part in place.parts for each in NOT_SAVED)
         if path.is_file() and not is_passing:
-            counts["files"] += 1
             yield f"{FOLDER}/{place.as_posix()}", path
     asked = work.ledger.asked_tasks
     if asked:
-        yield TASKS, _lines(work.tool.save(asked), len(asked), counts)
+        yield TASKS, _lines(work.tool.save(asked), len(asked))
 
 
-def _lines(records: Iterable[Plain], n: int, counts: dict[str, int]) -> Iterator[bytes]:
+def _lines(records: Iterable[Plain], n: int) -> Iterator[bytes]:
     with progress_bar("reading the answers", unit="tasks") as on_progress:
-        for record in records:
+        for done, record in enumerate(records):
             yield json.dumps(record).encode() + b"\n"
-            counts["tasks"] += 1
-            on_progress(min(counts["tasks"], n), n)
+            on_progress(min(done, n), n)
 
 
 def restore_backup(backup: Path, file: Path | None = None, *, tool: AnnotationTool | None = None) -> list[str]:

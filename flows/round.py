@@ -21,6 +21,7 @@ from pipeline.tables import PoolTable
 
 def work_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; call it under the campaign's lock."""
+    gone = work.folder.check_files()
     clear_what_was_put_away(work.folder)
     in_task("begin_anew", lambda: begin_anew(work.folder.current_round(), work))
     in_task("refresh_pool", lambda: refresh_pool(work))
@@ -29,7 +30,7 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     for line in look_for_dependence(work):
         say(line)  # at once: what it asks for can be done until the first batch is out
     outcome = go_on(work)
-    notes = (*tell_of_pool(work), *pixels)
+    notes = (*gone, *tell_of_pool(work), *pixels)
     return replace(outcome, notes=(*notes, *outcome.notes))
 
 
