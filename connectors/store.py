@@ -49,10 +49,12 @@ class Damaged(StoreError):
     """A file does not hold what was written.
 
     Attributes:
+        path: of the file.
         what: is wrong with it.
     """
 
     def __init__(self, path: Path, what: object, mend: str = "Bring it back from a backup") -> None:
+        self.path = path
         self.what = (str(what).strip().splitlines() or [type(what).__name__])[0]
         super().__init__(f"{path} is damaged: {self.what}. {mend}")
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from connectors.store import StoreError, explained
+from connectors.store import Damaged, StoreError, explained
 from flows.artefacts import (
     ANSWERS,
     AUDIT,
@@ -18,7 +18,6 @@ from flows.artefacts import (
     KNOWN_NETWORK,
     LABELLED,
     LABELLED_EMBEDDINGS,
-    MEMBERS,
     METRICS,
     MODEL,
     NOT_USED,
@@ -80,7 +79,7 @@ def check_files(campaign: Path) -> list[str]:
         files = [*campaign.iterdir(), *(file for one in rounds for file in one.rglob("*"))]
         for path in sorted(files):
             if path.is_file() and not path.name.startswith((".", "campaign.lock", "serve.")) and not is_whole(path):
-                raise StoreError(f"{path} is damaged: {_what(path)}. {mend_of(path)}")
+                raise Damaged(path, _what(path), mend_of(path))
     return list(_check_missing(campaign, rounds))
 
 
@@ -107,9 +106,7 @@ def mend_of(path: Path) -> str:
     has = {one: (folder / one.name).exists() for one in (PUSHING, PUSHED, ROUND)}
     is_newest = not any(int(p.name) > int(folder.name) for p in folder.parent.glob("*") if p.name.isdigit())
     if not (has[PUSHING] or has[PUSHED]):
-        if name == MEMBERS.name:
-            return f"Remove {folder / name}, and {TRAINING.name} beside it: the next run trains anew"
-        return "Remove it: the next run computes it anew"
+        return "Nobody has seen the round: the next run begins it anew"
     if name in UNREAD:
         return "Remove it: nothing needs it any more"
     if name == ROUND.name and is_newest:

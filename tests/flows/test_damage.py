@@ -175,24 +175,22 @@ def test_a_round_that_is_gone_is_missed(again):
         again.run()
 
 
-def test_what_is_computed_is_computed_anew_where_nobody_has_seen_the_round(unseen, tmp_path):
-    folder = unseen.folder.round(3)
-    wanted = unseen.batch(3)
-    files = sorted(path for path in folder.path.rglob("*") if path.is_file())
+def test_a_round_that_nobody_has_seen_begins_anew_and_says_why(unseen, tmp_path):
+    folder, wanted = unseen.folder.round(3), unseen.batch(3)
+    names = {path.name for path in folder.path.rglob("*") if path.is_file()}
+    assert names >= LEARNT | NEEDED - {PUSHED.name} | {"member-0.pt"}
     kept = shutil.copytree(unseen.folder.path, tmp_path / "kept")
     outside = unseen.tool, unseen.tracker
-    for path in files:
+    for name in ("config.json", "labelled.parquet", "member-0.pt", "summary.json", "seconds.json"):
         unseen.tool, unseen.tracker = copy.deepcopy(outside)
+        [path] = folder.path.rglob(name)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with told_of(path, "Remove "):
-            unseen.run()
-        if path.parent.name == "members":
-            shutil.rmtree(path.parent)
-            folder.path_of(TRAINING).unlink()
-        else:
-            path.unlink()
-        assert "asks for 4 labels" in unseen.run(), path
-        assert unseen.batch(3) == wanted, path
+        with pytest.raises(StoreError, match="Nobody has seen the round: the next run begins it anew"):
+            status(unseen)
+        outcome = unseen.run_as()
+        assert any(note.startswith(f"{path} was damaged") and "began anew" in note for note in outcome.notes), name
+        assert "asks for 4 labels" in outcome.message
+        assert unseen.batch(3) == wanted
         shutil.rmtree(unseen.folder.path)
         shutil.copytree(kept, unseen.folder.path)
 
