@@ -145,7 +145,9 @@ class Archive:
         Raises:
             StoreError: it is not what the manifest says; no more is read than that says.
         """
-        wanted = self.manifest.members[name]
+        wanted = self.manifest.members.get(name)
+        if wanted is None:
+            raise StoreError(f"{self.path} is no backup of labelcycle: it has no {name}")
         counted, n_bytes = hashlib.sha256(), 0
         with _told(self.path), self.zip.open(name) as file:
             for part in iter(lambda: file.read(CHUNK), b""):
