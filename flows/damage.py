@@ -23,6 +23,7 @@ from flows.artefacts import (
     NOT_USED,
     OUTLOOK,
     PAGE,
+    PAGES,
     PIXEL_RANGES,
     PLAN,
     POOL,
@@ -34,6 +35,7 @@ from flows.artefacts import (
     ROUND,
     SCORES,
     SECONDS,
+    STABILITY,
     SUMMARY,
     TRAINING,
     WITHDRAWN,
@@ -54,9 +56,13 @@ REWRITTEN = frozenset(
 )
 """Of a campaign: the next run writes them anew."""
 UNREAD = frozenset(
-    one.name for one in (SCORES, LABELLED_EMBEDDINGS, CONFUSION_TABLE, CONFUSION_PICTURE, PROGRESS, PUSHING, SECONDS)
+    one.name
+    for one in (
+        *(SCORES, LABELLED_EMBEDDINGS, STABILITY, CONFUSION_TABLE, CONFUSION_PICTURE),
+        *(PAGES, PROGRESS, PUSHING, SECONDS),
+    )
 )
-"""Of a round that is out: nothing that is to come needs them."""
+"""Of a round that is out: nothing that is to come needs them, or it is written anew."""
 OF_ANSWERS = frozenset(one.name for one in (ANSWERS, WITHDRAWN, NOT_USED))
 NEEDED = frozenset(one.name for one in (CONFIG, LABELLED, AUDIT, BATCH, SUMMARY, PUSHED))
 """Of a round that is out."""
@@ -74,6 +80,8 @@ def check_files(campaign: Path) -> list[str]:
     Raises:
         StoreError: naming the first that is damaged or gone, and the mend.
     """
+    if not campaign.exists():
+        return []
     with explained(campaign):
         rounds = sorted((p for p in campaign.glob("rounds/*") if p.name.isdigit()), key=lambda p: int(p.name))
         files = [*campaign.iterdir(), *(file for one in rounds for file in one.rglob("*"))]

@@ -11,7 +11,7 @@ import pytest
 from connectors.store import StoreError
 from flows import round as loop_module
 from flows.artefacts import ANSWERS, BATCH, CAMPAIGN, CAMPAIGN_ARTEFACTS, PUSHED, ROUND, ROUND_ARTEFACTS, TRAINING
-from flows.damage import LEARNT, NEEDED, REWRITTEN, is_whole
+from flows.damage import LEARNT, NEEDED, REWRITTEN, UNREAD, check_files, is_whole
 from flows.reports.status import campaign_status
 from tests.flows.loop import Loop
 
@@ -222,6 +222,20 @@ def test_the_tasks_of_an_open_round_and_the_end_of_a_round_are_found_again(again
     assert len(again.tool.tasks) == 15 + 4 + 4
 
 
+def test_what_nothing_needs_any_more_can_be_removed(again):
+    for number in (1, 2):
+        for path in [path for path in again.folder.round(number).path.rglob("*") if path.is_file()]:
+            if path.relative_to(again.folder.round(number).path).parts[0] in UNREAD:
+                path.write_bytes(b"")
+                with told_of(path, "Remove it: nothing needs it any more"):
+                    status(again)
+                path.unlink()
+    again.label()
+    assert "round 3 asks for" in again.run()
+    status(again)
+
+
 def test_kinds_that_are_not_ours_are_left_alone(tmp_path):
     (tmp_path / "notes.txt").touch()
     assert is_whole(tmp_path / "notes.txt")
+    assert check_files(tmp_path / "absent") == []
