@@ -1,11 +1,12 @@
 """What labelcycle asks of an annotation tool, and how such a tool may fail."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from connectors.health import Finding
+from pipeline.settings import Plain
 from pipeline.types import ONE_CLASS, Answer, Ask, AskFor, Region
 
 
@@ -170,6 +171,23 @@ class Pulled:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What became of tasks and answers that were saved.
+
+    Attributes:
+        address: where people label now.
+        task_ids: old id -> new id; without tasks that somebody had deleted before they were saved.
+        answer_ids: likewise of answers.
+        notes: for people, a line each: what is not as it was.
+    """
+
+    address: str
+    task_ids: Mapping[int, int]
+    answer_ids: Mapping[int, int]
+    notes: tuple[str, ...] = ()
+
+
 class AnnotationTool(Protocol):
     """A tool in which people label; one object stands for one project of it."""
 
@@ -215,4 +233,29 @@ class AnnotationTool(Protocol):
 
         Args:
             rounds: as of `tend`; none before the first push.
+        """
+
+    def save(self, asked: Mapping[Ask, int]) -> Iterator[Plain]:
+        """What these tasks hold, one record after the other, for `restore`: the page, guesses, all answers.
+
+        Args:
+            asked: the task of each ask.
+        """
+
+    def restore(self, saved: Iterable[Plain], *, asked: Mapping[Ask, int], uris: Mapping[str, str]) -> Restored | None:
+        """Make a project that holds what was saved; one that was broken off goes on, and makes nothing twice.
+
+        Tasks come in the order in which they were, with new ids. From then on `pull` gives their answers with the same
+        people and times as before.
+
+        Args:
+            saved: what `save` gave.
+            asked: the task of each ask when it was saved.
+            uris: where the image of an item is now.
+
+        Returns:
+            None where the project that was saved still has some of these tasks: it is left as it is.
+
+        Raises:
+            ProjectMismatch: there is a project of this title with tasks that were not saved.
         """

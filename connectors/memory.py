@@ -1,29 +1,34 @@
 """An annotation tool and a tracker that live in this process: for tests and replays of whole campaigns."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 from connectors.annotation import (
     AnnotationTool,
     AnnotationToolError,
     Asked,
     Progress,
+    ProjectMismatch,
     Pulled,
     PushMismatch,
     Question,
+    Restored,
     Tended,
     check_questions,
 )
 from connectors.health import Finding
 from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError
 from pipeline.names import checked_classes
+from pipeline.settings import Plain
 from pipeline.types import ONE_CLASS, Annotation, Answer, Ask, AskFor, Outcome, Region
 
 T = TypeVar("T")
@@ -94,6 +99,33 @@ class MemoryTool(AnnotationTool):
     def check(self, rounds: Sequence[Asked]) -> Iterator[Finding]:
         """See `AnnotationTool.check`."""
         yield Finding("annotation tool", f"in this process, {len(self.served())} tasks are open")
+
+    def save(self, asked: Mapping[Ask, int]) -> Iterator[Plain]:
+        """See `AnnotationTool.save`."""
+        for task_id in asked.values():
+            if task_id in self.tasks:
+                held = _saved().dump_python((task_id, self.tasks[task_id], self._on(task_id)), mode="json")
+                yield {"saved": held}
+
+    def restore(self, saved: Iterable[Plain], *, asked: Mapping[Ask, int], uris: Mapping[str, str]) -> Restored | None:
+        """See `AnnotationTool.restore`."""
+        here = {question.ask: task_id for task_id, question in self.tasks.items()}
+        if any(here.get(ask) == task_id for ask, task_id in asked.items()):
+            return None
+        if here.keys() - asked.keys():
+            raise ProjectMismatch(f"the project has {len(here.keys() - asked.keys())} tasks that were not saved")
+        task_ids: dict[int, int] = {}
+        answer_ids: dict[int, int] = {}
+        for record in saved:
+            old, question, answers = _saved().validate_python(record["saved"])
+            task_ids[old] = here.get(question.ask) or next(self._ids)
+            self.tasks[task_ids[old]] = replace(question, uri=uris.get(question.item_id, question.uri))
+            for answer in answers:
+                moved = replace(answer, task_id=task_ids[old])
+                known = [one for one in self._on(moved.task_id) if replace(one, answer_id=answer.answer_id) == moved]
+                answer_ids[answer.answer_id] = known[0].answer_id if known else next(self._ids)
+                self.answers[answer_ids[answer.answer_id]] = replace(moved, answer_id=answer_ids[answer.answer_id])
+        return Restored(self.prepare(), task_ids, answer_ids)
 
     def served(self) -> list[Question]:
         """The questions that nobody has answered, in the order of the newest round first, most wanted first."""
@@ -250,6 +282,13 @@ class MemoryTracker(Tracker):
     def check(self) -> Iterator[Finding]:
         """See `Tracker.check`."""
         yield Finding("tracker", f"in this process, with {len(self.runs)} rounds")
+
+
+@cache
+def _saved() -> TypeAdapter[tuple[int, Question, list[Answer]]]:
+    """A task with its answers as JSON values."""
+    held = tuple[int, Question, list[Answer]]
+    return TypeAdapter(held, config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
 
 
 def _log_once(logged: dict[str, T], values: Mapping[str, T]) -> None:

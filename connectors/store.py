@@ -45,6 +45,20 @@ class StoreError(Exception):
     """A file cannot be read or written, or is not ours; the message has the file, the reason and the repair."""
 
 
+class Damaged(StoreError):
+    """A file does not hold what was written.
+
+    Attributes:
+        path: of the file.
+        what: is wrong with it.
+    """
+
+    def __init__(self, path: Path, what: object, mend: str = "Bring it back from a backup") -> None:
+        self.path = path
+        self.what = (str(what).strip().splitlines() or [type(what).__name__])[0]
+        super().__init__(f"{path} is damaged: {self.what}. {mend}")
+
+
 def explain(exc: OSError, path: Path | None = None) -> str:
     """One line on a file that could not be read or written: which, why, and what to do.
 
@@ -153,7 +167,7 @@ def read_json(path: Path) -> Any:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as exc:
-            raise StoreError(f"{path} is damaged: {exc}. Bring it back from a copy of the folder") from exc
+            raise Damaged(path, exc) from exc
 
 
 def check_format(path: Path, held: object) -> None:

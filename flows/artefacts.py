@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from connectors.image_folder.index import read_pool
 from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles
-from connectors.store import FORMAT, StoreError, check_format, read_json, write_atomic, write_json, write_table
+from connectors.store import FORMAT, Damaged, check_format, read_json, write_atomic, write_json, write_table
 from flows.records import (
     AnnotatorsPage,
     AuditMetrics,
@@ -88,10 +88,7 @@ def json_of(name: str, record: type[T], holds: str | None = None) -> Artefact[T]
         except ValidationError as exc:
             first = exc.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
-            raise StoreError(
-                f"{path} is damaged, or of another version: {where}: {first['msg']}. Bring it back from a copy of the "
-                "folder"
-            ) from exc
+            raise Damaged(path, f"{where}: {first['msg']}; or it is of another version") from exc
 
     def write(path: Path, value: T) -> None:
         write_json(path, adapter().dump_python(value, mode="json"))

@@ -248,6 +248,19 @@ def task_type(settings: CampaignSettings) -> "TaskType":
     return TASKS[settings.task]
 
 
+def begun(settings: CampaignSettings) -> Campaign:
+    """The folder of a campaign that was run.
+
+    Raises:
+        ConfigError: it was not.
+    """
+    folder = Campaign(settings.folder)
+    folder.check_ours()
+    if not folder.has(POOL):
+        raise ConfigError(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
+    return folder
+
+
 def local_servers() -> servers.Servers:
     """The servers of `labelcycle up`.
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import campaign, data, doctor, replay, servers
+from flows.commands import backup, campaign, data, doctor, replay, servers
 from flows.errors import CommandGroup
 from flows.local import prepare_environment
 from flows.terminal import prepare_output
@@ -43,6 +43,8 @@ app.command()(data.cache)
 app.command()(data.labels)
 app.command("import")(data.import_)
 app.command()(data.predict)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.command()(campaign.demo)
 app.command()(replay.simulate)
 

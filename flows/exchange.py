@@ -12,7 +12,7 @@ from connectors.region_files.formats import FORMATS, Format
 from connectors.region_files.images import Images, Source
 from connectors.region_files.labelled import LabelledImage, Read, RegionFileError, Told
 from connectors.store import write_folder
-from flows.campaign import OpenCampaign, standing_labels
+from flows.campaign import OpenCampaign, begun, standing_labels
 from flows.config import CampaignSettings, ConfigError, images_root
 from flows.outputs import check_folder, check_table, write_rows
 from pipeline.regions import regions_to_json
@@ -86,8 +86,6 @@ def export_regions(settings: CampaignSettings, out: Path, name: str) -> list[str
         mend = f"take {' or '.join(able)}" if able else "leave --format away"
         raise ConfigError(f"the format {name} holds no labels of task = {settings.task!r}: {mend}")
     check_folder(out, settings.pool)
-    from flows.results import begun  # loads torch, which an import needs not
-
     work = OpenCampaign(settings, begun(settings))
     table = standing_labels(work.pool, work.ledger, settings)
     sizes = work.pool.usable.set_index("item_id")[["width", "height"]]

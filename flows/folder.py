@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import filelock
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from connectors.store import StoreError, explain, explained, read_json, write_json
+from connectors.store import Damaged, StoreError, explain, explained, read_json, write_json
 from deploy.private import PRIVATE_FOLDER
 from flows.artefacts import CAMPAIGN, POOL, PUSHED, PUSHING, ROUND, AnyArtefact, Artefact
+from flows.damage import check_files, mend_of
 
 T = TypeVar("T")
 ROUND_NAME = re.compile(r"\d{4,}")
@@ -44,7 +43,17 @@ class Folder:
         Raises:
             StoreError: the file cannot be read, or does not hold what was written.
         """
-        return artefact.read(self.path_of(artefact))
+        path = self.path_of(artefact)
+        try:
+            return artefact.read(path)
+        except Damaged as exc:
+            raise Damaged(path, exc.what, mend_of(path)) from exc
+        except (ValueError, KeyError, TypeError) as exc:
+            raise Damaged(path, exc, mend_of(path)) from exc
+        except OSError as exc:
+            if exc.errno is None:  # Arrow's own, of a table that it cannot make sense of
+                raise Damaged(path, exc, mend_of(path)) from exc
+            raise
 
     def get(self, artefact: Artefact[T]) -> T | None:
         """What the artefact holds; None where it is not there."""
@@ -128,25 +137,13 @@ class Campaign(Folder):
             for name in (POOL.name, "rounds"):
                 if (self.path / name).exists():
                     raise StoreError(
-                        f"{self.path} holds {name} and no {CAMPAIGN.name}, so it is no campaign. {way_out}"
+                        f"{self.path} holds {name} and no {CAMPAIGN.name}, so it is no campaign. {way_out}; if it "
+                        f"was one, bring {CAMPAIGN.name} back from a backup"
                     )
 
-    def check_files(self) -> None:
-        """See that the files of all rounds can be read; of tables, their ends.
-
-        Raises:
-            StoreError: naming the first that cannot.
-        """
-        files = (file for folder in self.rounds() for file in sorted(folder.path.iterdir()))
-        for path in (self.path_of(POOL), *files):
-            if path.suffix == ".json":
-                read_json(path)
-            elif path.suffix == ".parquet" and path.exists():
-                with explained(path):
-                    try:
-                        pq.read_metadata(path)
-                    except pa.ArrowInvalid as exc:
-                        raise StoreError(f"{path} is damaged: {exc}. Bring it back from a copy of the folder") from exc
+    def check_files(self) -> list[str]:
+        """See that the campaign's files are there and whole; see `flows.damage.check_files`."""
+        return check_files(self.path)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

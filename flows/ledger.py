@@ -13,7 +13,8 @@ def read_ledger(folder: Campaign, settings: CampaignSettings) -> Ledger:
 
 def round_of_ledger(folder: RoundFolder) -> RoundOfLedger:
     """What one round asked for and brought in, as far as it has come."""
-    pushed, config, answers, gone = folder.get(PUSHED), folder.get(CONFIG), folder.get(ANSWERS), folder.get(WITHDRAWN)
+    pushed, answers, gone = folder.get(PUSHED), folder.get(ANSWERS), folder.get(WITHDRAWN)
+    config = folder.get(CONFIG) if pushed else None
     return RoundOfLedger(
         number=folder.number,
         tasks=pushed.of_asks(folder.number) if pushed else None,

@@ -56,6 +56,7 @@ This page is written from the code: `python -m flows.reference reference/campaig
 BESIDES = (
     ("`campaign.lock`, `campaign.lock.json`", "Who works on the campaign now", "`pid`"),
     ("`label_studio.json`", "The project in Label Studio", "`project_id`, `created_at`"),
+    ("`restored_answers.json`", "Who gave answers that were restored, and when", ""),
     ("`serve.log`, `serve.lock`, `serve.lock.json`", "Log and lock of `labelcycle serve`", ""),
     ("`rounds/0003/`", "The files of round 3", ""),
 )

@@ -12,8 +12,8 @@ from connectors.escaping import csv_cell
 from connectors.image_folder.listing import File, stat_file, walk
 from connectors.images.pixels import load_images
 from connectors.mlflow.loader import Ensemble, make_ensemble
-from flows.artefacts import MEMBERS, POOL, TRAINING
-from flows.campaign import OpenCampaign, standing_labels
+from flows.artefacts import MEMBERS, TRAINING
+from flows.campaign import OpenCampaign, begun, standing_labels
 from flows.config import CampaignSettings, ConfigError
 from flows.folder import Campaign, RoundFolder
 from flows.housekeeping import removed_text
@@ -115,19 +115,6 @@ def _read(uris: list[str], ensemble: Ensemble) -> tuple[list[str], Tensor, dict[
             return [], torch.empty(size, dtype=torch.uint8), {uris[0]: str(exc).removeprefix(f"{uris[0]}: ")}
     first, second = _read(uris[: len(uris) // 2], ensemble), _read(uris[len(uris) // 2 :], ensemble)
     return first[0] + second[0], torch.cat([first[1], second[1]]), first[2] | second[2]
-
-
-def begun(settings: CampaignSettings) -> Campaign:
-    """The folder of a campaign that was run.
-
-    Raises:
-        ConfigError: it was not.
-    """
-    folder = Campaign(settings.folder)
-    folder.check_ours()
-    if not folder.has(POOL):
-        raise ConfigError(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
-    return folder
 
 
 def _round_with_model(folder: Campaign, settings: CampaignSettings, number: int | None) -> RoundFolder:

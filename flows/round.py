@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from connectors.image_folder.index import index_pool
+from connectors.store import Damaged
 from deploy.logs import shorten_logs
 from flows.artefacts import ANSWERS, BATCH, CONFIG, DRAWN_AUDIT, NOT_USED, POOL, POOL_NOTES, PUSHED
 from flows.campaign import OpenCampaign
@@ -24,6 +25,7 @@ from pipeline.tables import PoolTable
 
 def work_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; call it under the campaign's lock."""
+    mended = in_task("check_files", lambda: mend_files(work))
     clear_what_was_put_away(work.folder)
     shorten_logs(home() / "logs")
     in_task("begin_anew", lambda: begin_anew(work.folder.current_round(), work))
@@ -33,7 +35,7 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     for line in look_for_dependence(work):
         say(line)  # at once: what it asks for can be done until the first batch is out
     outcome = go_on(work)
-    notes = (*tell_of_pool(work), *notes_on_audit(work), *pixels)
+    notes = (*mended, *tell_of_pool(work), *notes_on_audit(work), *pixels)
     return replace(outcome, notes=(*notes, *outcome.notes))
 
 
@@ -80,6 +82,26 @@ def begin_anew(folder: RoundFolder, work: OpenCampaign) -> None:
     """
     if begun_otherwise(folder, work.settings):
         discard(folder, work)
+
+
+def mend_files(work: OpenCampaign) -> list[str]:
+    """See that the campaign's files are whole; a round that nobody has seen begins anew where they are not.
+
+    Returns:
+        Lines on what was damaged or gone.
+
+    Raises:
+        StoreError: naming the first file that a person has to look after.
+    """
+    try:
+        return work.folder.check_files()
+    except Damaged as exc:
+        folder = work.folder.current_round()
+        if folder.is_out or not exc.path.is_relative_to(folder.path):
+            raise
+        discard(folder, work)
+        anew = f"{exc.path} was damaged ({exc.what}): round {folder.number}, which nobody has seen, began anew"
+        return [anew, *work.folder.check_files()]
 
 
 def discard(folder: RoundFolder, work: OpenCampaign) -> None:

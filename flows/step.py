@@ -25,7 +25,7 @@ class Step(Generic[T]):
 
     Attributes:
         function: callable with artefacts, without folder, Prefect or server.
-        writes: in this order; where the last one exists the step is done. A step that writes nothing always runs.
+        writes: in this order; where all of them exist the step is done. A step that writes nothing always runs.
         is_anew: whether it runs in each run, done or not, and writes over what it wrote.
     """
 
@@ -50,7 +50,7 @@ class Step(Generic[T]):
 
     def run(self, folder: RoundFolder, give: Give, more: Mapping[str, object]) -> T:
         """Run the function unless it is done; return what is written."""
-        if self.writes and not self.is_anew and folder.has(self.writes[-1]):
+        if self.writes and not self.is_anew and all(map(folder.has, self.writes)):
             read = tuple(folder.read(artefact) for artefact in self.writes)
             return cast("T", read if len(read) > 1 else read[0])
         begun = perf_counter()

@@ -93,6 +93,10 @@ class Api:
         with self.connection.talk():
             self.connection.send("DELETE", f"/api/predictions/{guess_id}/").raise_for_status()
 
+    def add_answer(self, task_id: int, answer: Mapping[str, Any]) -> None:
+        """Add an annotation to a task, as somebody's who has an account."""
+        self._done("POST", f"/api/tasks/{task_id}/annotations/", json=answer)
+
     def emails(self) -> dict[int, str]:
         """Address of each user, by id."""
         with self.connection.talk():

@@ -1,8 +1,9 @@
 """Label Studio as the annotation tool: a campaign is a project, a question of a round is a task."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from connectors.annotation import (
     AnnotationTool,
@@ -12,6 +13,7 @@ from connectors.annotation import (
     Pulled,
     PushMismatch,
     Question,
+    Restored,
     Tended,
     check_questions,
 )
@@ -27,7 +29,10 @@ from connectors.label_studio.ours import Sorted, progress_of, sort, without_doub
 from connectors.label_studio.pages import check_columns, guess_of_size, task_to_import
 from connectors.label_studio.project import Project
 from connectors.label_studio.reading import HeldProject, HeldTask, is_copied, read_answer
+from connectors.label_studio.restoring import Restoring, read_page
+from connectors.label_studio.saving import GivenAnswers, save_page, save_task
 from connectors.label_studio.tasks import Tasks, Wanted
+from pipeline.settings import Plain
 from pipeline.types import ONE_CLASS, Answer, Ask, AskFor
 
 
@@ -90,6 +95,7 @@ class LabelStudio(AnnotationTool):
         self._images = ShownImages(api, self._project, images_root=images_root, shown_in=shown_in, reading=reading)
         self._tasks = Tasks(api, self._project)
         self._mender = Mender(connection, self._tasks)
+        self._given = GivenAnswers(remember_in and remember_in.with_name("restored_answers.json"))
         self._where = f"project {project!r} at {connection.url}"
 
     def prepare(self) -> str:
@@ -179,6 +185,61 @@ class LabelStudio(AnnotationTool):
         """Look whether people can label; see `AnnotationTool.check`."""
         yield from look(Place(self._api, self._project, self._images, self._tasks), rounds)
 
+    def save(self, asked: Mapping[Ask, int]) -> Iterator[Plain]:
+        """Page, guesses and answers, read a page of tasks at a time; see `AnnotationTool.save`.
+
+        Left out are answers that nobody gave, which a bulk action copied, and drafts.
+        """
+        yield save_page(self._project.held())
+        emails = self._emails()
+        for tasks in self._tasks.parts():
+            which = sort({task.id: task for task in tasks}, asked, self._tasks)
+            for task in tasks:
+                ask = which.ours.get(task.id)
+                if ask is not None:
+                    answers = [
+                        (annotation, answer)
+                        for annotation in task.annotations
+                        if not is_copied(annotation) and (answer := self._read(annotation, task, ask, emails))
+                    ]
+                    yield save_task(task, ask, asked[ask], answers)
+
+    def restore(self, saved: Iterable[Plain], *, asked: Mapping[Ask, int], uris: Mapping[str, str]) -> Restored | None:
+        """Make the project again; see `AnnotationTool.restore`. Each answer is a request."""
+        records = iter(saved)
+        page = read_page(records)
+
+        def address(item_id: str) -> str | None:
+            try:
+                return self._images.address(uris[item_id], item_id)
+            except AnnotationToolUnavailable:
+                raise
+            except (AnnotationToolError, KeyError):
+                return None
+
+        accounts = {email: user_id for user_id, email in self._emails().items()}
+        restoring = Restoring(
+            self._api, self._project, self._tasks, self._mender, asked=asked, accounts=accounts, address=address
+        )
+        restored = restoring.restore(page, records, self._images.attach_storage)
+        if restored is not None:
+            self._given.keep(restoring.given)
+        return restored
+
+    def _read(self, annotation: Any, task: HeldTask, ask: Ask, emails: Mapping[int, str]) -> Answer | None:
+        """What an annotation of a task of ours says, with the person who gave it first and the time then."""
+        answer = read_answer(
+            annotation,
+            ask=ask,
+            task_id=task.id,
+            classes=self._project.classes,
+            emails=emails,
+            renamed=self._project.renamed,
+            asks=self._project.asks,
+            size=task.size,
+        )
+        return answer and self._given.present(answer)
+
     def _standing(self, held: Mapping[int, HeldTask], which: Sorted, *, emails: Mapping[int, str]) -> Pulled:
         """What stands on tasks of ours."""
         answers: list[Answer] = []
@@ -189,16 +250,7 @@ class LabelStudio(AnnotationTool):
                 if is_copied(annotation):
                     copied.append(task_id)
                     continue
-                answer = read_answer(
-                    annotation,
-                    ask=which.ours[task_id],
-                    task_id=task_id,
-                    classes=self._project.classes,
-                    emails=emails,
-                    renamed=self._project.renamed,
-                    asks=self._project.asks,
-                    size=held[task_id].size,
-                )
+                answer = self._read(annotation, held[task_id], which.ours[task_id], emails)
                 if answer is None:
                     notes.append(f"an answer without an id cannot be used: {self.task_address(task_id)}")
                 else:

@@ -106,14 +106,6 @@ class Project:
         self.names = stored_names(stored, self.classes, self.renamed)
         self.set_back(held, changes)
 
-    def find(self) -> HeldProject | None:
-        """The project, as the server holds it now; None where there is none."""
-        found = self._api.connection.repeatable(self._find)
-        if found is None:
-            return None
-        self.id = found
-        return self.held()
-
     def check(self, held: HeldProject) -> list[str]:
         """See that a project asks what the campaign asks; return the names under which its page keeps classes.
 
@@ -136,6 +128,31 @@ class Project:
         """Whether a page has the classes that this campaign gave it when it saw it last, or some of those of now."""
         shown, before = self._present(stored), self._present(self._former_classes)
         return bool(before) and before <= shown <= before | set(self.classes)
+
+    def find(self) -> HeldProject | None:
+        """The project, as the server holds it now; None where there is none."""
+        found = self._api.connection.repeatable(self._find)
+        if found is None:
+            return None
+        self.id = found
+        return self.held()
+
+    def remake(self, page: Mapping[str, Any], mark: str) -> None:
+        """Make the project, or the one that holds the mark or nothing, as another was.
+
+        Args:
+            page: settings of the other one; `model_version` comes once there are guesses.
+            mark: what the description says.
+        """
+        settings = {name: value for name, value in page.items() if name != "model_version"}
+        wanted = SETTINGS | settings | {"title": self.title, "description": mark}
+        held = self.find()
+        if held is None:
+            held = self._api.create_project(wanted)
+            self.id = held.id
+        else:
+            self.change(wanted)
+        self._remember(held)
 
     def set_back(self, held: HeldProject, others: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Set what the order of tasks depends on, and `others`."""

@@ -70,10 +70,15 @@ class Tasks:
         Raises:
             AnnotationToolError: for a server that goes on for ever.
         """
+        for page in self.parts(after, until):
+            yield from page
+
+    def parts(self, after: int = 0, until: int | None = None) -> Iterator[list[HeldTask]]:
+        """The same, as many at a time as the server gives at once."""
         last, n_seen = after, 0
         while True:
             page, total = self._page(last, until)
-            yield from page
+            yield page
             n_seen += len(page)
             if not page or len(page) >= total:
                 return

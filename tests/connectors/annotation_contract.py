@@ -1,5 +1,6 @@
 """What every annotation tool must do; `People` answer in it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
@@ -7,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import pytest
 
-from connectors.annotation import AnnotationTool, Asked, Progress, PushMismatch, Question
+from connectors.annotation import AnnotationTool, Asked, Progress, ProjectMismatch, PushMismatch, Question
 from pipeline.masks import mask_to_png
 from pipeline.types import Ask, AskFor, Purpose, Region
 
@@ -46,6 +47,9 @@ class People(Protocol):
 
     def delete(self, task_id: int) -> None:
         """Delete a task."""
+
+    def lose(self) -> None:
+        """Lose the project with all that is in it; `tool` has another server from then on, or an empty one."""
 
     def label(self, truth: Mapping[str, str], n: int | None = None) -> list[str]:
         """Answer what is served, one after the other; return the items in that order."""
@@ -200,6 +204,51 @@ class AnnotationContract:
         assert {finding.status for finding in people.tool.check(asked)} == {"ok"}
         assert people.tool.pull(task_ids) == before
         assert people.tool.tend(asked, asked=task_ids).mended == ()
+
+    @pytest.mark.parametrize("kind", ["image", "box", "mask"])
+    def test_what_was_saved_comes_back_in_another_project_once_with_who_and_when(self, people_of, kind):
+        people = people_of(AskFor(kind, several=True))
+        regions = tuple(region for region in REGIONS if region.kind == kind)
+        guess = tuple(replace(region, score=0.5) for region in regions)
+        questions = [replace(one, guess=guess) for one in batch(people, 4)]
+        before = push(people, questions)
+        people.mark(before[ask("1.0")], *regions)
+        people.mark(before[ask("1.1")])
+        people.skip(before[ask("1.2")])
+        later = [replace(batch(people, 1, number=2)[0], guess=None)]
+        before |= push(people, later, asked=before)
+        answers = people.tool.pull(before).answers
+        saved = json.loads(json.dumps(list(people.tool.save(before))))
+        uris = {question.item_id: question.uri for question in (*questions, *later)}
+        assert people.tool.restore(saved, asked=before, uris=uris) is None, "the project is still there"
+
+        people.lose()
+        restored = people.tool.restore(iter(saved), asked=before, uris=uris)
+        assert people.tool.restore(saved, asked=before, uris=uris) == restored, "one that was broken off goes on"
+        assert restored.address == people.tool.prepare()
+        assert restored.task_ids.keys() == {*before.values()}
+        after = {ask: restored.task_ids[task_id] for ask, task_id in before.items()}
+        again = people.tool.pull(after)
+        assert again.task_ids == after
+        moved = [replace(one, task_id=after[one.ask], answer_id=restored.answer_ids[one.answer_id]) for one in answers]
+        assert sorted(again.answers, key=lambda one: one.answer_id) == sorted(moved, key=lambda one: one.answer_id)
+        assert sorted(after.values()) == [after[ask] for ask, _ in sorted(before.items(), key=lambda pair: pair[1])]
+        assert push(people, questions) == {one.ask: after[one.ask] for one in questions}, "nothing is asked twice"
+        rounds = [
+            Asked(some[0].ask.round_number, some, "m", {one.ask: after[one.ask] for one in some})
+            for some in (questions, later)
+        ]
+        assert people.tool.tend(rounds, asked=after).mended == ()
+
+    def test_a_project_with_tasks_of_others_is_not_restored_into(self, people):
+        before = push(people, batch(people, 2))
+        saved = list(people.tool.save(before))
+        people.lose()
+        people.tool.prepare()
+        push(people, batch(people, 1, number=7))
+        with pytest.raises(ProjectMismatch):
+            people.tool.restore(saved, asked=before, uris={})
+        assert people.label({"7.0": "cat"}) == ["7.0"], "it has what it had, and nothing else"
 
     def test_each_task_has_an_address_of_its_own(self, people):
         task_ids = push(people, batch(people, 2))

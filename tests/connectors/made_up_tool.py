@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +12,11 @@ from connectors.annotation import (
     AnnotationTool,
     Asked,
     Progress,
+    ProjectMismatch,
     Pulled,
     PushMismatch,
     Question,
+    Restored,
     Tended,
     check_questions,
 )
@@ -72,6 +74,35 @@ class FolderTool(AnnotationTool):
     def check(self, rounds: Sequence[Asked]) -> Iterator[Finding]:
         """See `AnnotationTool.check`."""
         yield Finding("project", f"{self.folder} holds {len(list(self.folder.glob('task-*')))} tasks")
+
+    def save(self, asked: Mapping[Ask, int]) -> Iterator[dict[str, Any]]:
+        for task_id in asked.values():
+            path = self.folder / f"task-{task_id}.json"
+            if path.exists():
+                answers = {path.stem: read(path) for path in sorted(self.folder.glob(f"answer-{task_id}-*.json"))}
+                yield {"task": task_id, "content": read(path), "answers": answers}
+
+    def restore(
+        self, saved: Iterable[Mapping[str, Any]], *, asked: Mapping[Ask, int], uris: Mapping[str, str]
+    ) -> Restored | None:
+        here = self._held()
+        if any(here.get(ask) == task_id for ask, task_id in asked.items()):
+            return None
+        if here.keys() - asked.keys():
+            raise ProjectMismatch(f"{self.folder} holds tasks that were not saved")
+        tasks: dict[int, int] = {}
+        answers: dict[int, int] = {}
+        for record in saved:
+            content = record["content"] | {
+                "uri": uris.get(record["content"]["ask"]["item_id"], record["content"]["uri"])
+            }
+            new = tasks[record["task"]] = here.get(Ask(**content["ask"])) or self._write("task", content)
+            there = {json.dumps(read(path)): path for path in self.folder.glob(f"answer-{new}-*.json")}
+            for name, answer in record["answers"].items():
+                known = there.get(json.dumps(answer))
+                number = int(known.stem.rpartition("-")[2]) if known else self._write(f"answer-{new}", answer)
+                answers[int(name.rpartition("-")[2])] = number
+        return Restored(self.prepare(), tasks, answers)
 
     def served(self) -> list[int]:
         """The tasks that nobody has answered, in the order in which people take them."""

@@ -1,5 +1,6 @@
 """Every annotation tool keeps what `AnnotationTool` promises."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,10 @@ class InMemory:
     def delete(self, task_id):
         del self.tool.tasks[task_id]
 
+    def lose(self):
+        self.tool.tasks.clear()
+        self.tool.answers.clear()
+
     def label(self, truth, n=None):
         done = self.tool.served()[:n]
         for question in done:
@@ -54,6 +59,11 @@ class InAFolder:
         self.mark, self.skip = self.tool.answer, self.tool.skip
         self.delete, self.take_back = self.tool.delete, self.tool.take_back
 
+    def lose(self):
+        shutil.rmtree(self.tool.folder)
+        self.tool.prepare()
+        self.tool._write("spoon", {})  # so that what comes next has other numbers
+
     def answer(self, task_id, label):
         return self.tool.answer(task_id, Region("image", label))
 
@@ -69,7 +79,8 @@ class InLabelStudio:
     def __init__(self, space, api: httpx.Client, asks=ONE_CLASS):
         self.uris = space.uris
         settings = {"url": space.url, "token": space.token, "project": space.project}
-        self.tool = LabelStudio(**settings, classes=CLASSES, images_root=space.images_root, asks=asks)
+        self._connect = lambda: LabelStudio(**settings, classes=CLASSES, images_root=space.images_root, asks=asks)
+        self.tool = self._connect()
         self.tool.prepare()
         self._kind = kind_of(asks)
         self._settings = settings
@@ -93,6 +104,10 @@ class InLabelStudio:
 
     def delete(self, task_id):
         self._api.delete(f"/api/tasks/{task_id}/").raise_for_status()
+
+    def lose(self):
+        self._api.delete(f"/api/projects/{self.tool._project.id}/").raise_for_status()
+        self.tool = self._connect()
 
     def label(self, truth, n=None):
         return list(SimulatedAnnotator(**self._settings, answers=truth).label(n).item_ids)

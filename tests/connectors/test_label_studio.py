@@ -715,6 +715,40 @@ class TestTend:
         assert (seen.n_tasks, seen.n_labelled, seen.n_set_aside) == (3, 1, 0)
 
 
+class TestBackup:
+    def test_answers_of_doubles_and_of_people_without_an_account_come_back_and_copies_do_not(
+        self, prepared, api, space, tmp_path
+    ):
+        task_ids = push(prepared, batch(space, 3))
+        [copy] = add_copies(api, space, "1.0")
+        comment = {"from_name": "note", "to_name": "image", "type": "textarea", "value": {"text": ["blurred"]}}
+        annotate(api, task_ids["1.0"], choice("cat"), comment, lead_time=3.5)
+        annotate(api, copy, choice("dog"), lead_time=4.5)
+        action = {"id": "predictions_to_annotations", "project": project_of(api, space)["id"]}
+        api.post(
+            "/api/dm/actions", params=action, json={"selectedItems": {"all": False, "included": [task_ids["1.1"]]}}
+        ).raise_for_status()
+        asked = recorded(prepared, 1)
+        before = prepared.pull(asked)
+        saved = json.loads(json.dumps(list(prepared.save(asked))).replace(before.answers[0].annotator, "gone@x.org"))
+        api.delete(f"/api/projects/{project_of(api, space)['id']}/").raise_for_status()
+
+        tool = connect(space, remember_in=tmp_path / "campaign" / "label_studio.json")
+        restored = tool.restore(saved, asked=asked, uris={})
+        assert restored.task_ids[copy] == restored.task_ids[task_ids["1.0"]]
+        assert "answers of gone@x.org are under the account of the token" in restored.notes[0]
+        assert "3 restored tasks show no image" in restored.notes[1]
+        after = {ask: restored.task_ids[task_id] for ask, task_id in asked.items()}
+        again = connect(space, remember_in=tmp_path / "campaign" / "label_studio.json").pull(after)
+        assert (again.doubles, again.copied) == ({}, [])
+        told = [(one.item_id, label_of(one), one.annotator, one.updated_at, one.seconds) for one in again.answers]
+        assert told == [
+            (one.item_id, label_of(one), "gone@x.org", one.updated_at, one.seconds) for one in before.answers
+        ]
+        [first] = [task for task in tasks_of(api, space) if task["data"]["item_id"] == "1.0"]
+        assert comment["value"] in [part["value"] for part in first["annotations"][0]["result"]]
+
+
 class TestOrder:
     @pytest.mark.parametrize("guess", ["cat", None])
     def test_the_most_wanted_comes_first(self, prepared, space, guess):

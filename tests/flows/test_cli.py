@@ -4,15 +4,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from flows.artefacts import CAMPAIGN, PROGRESS, PUSHED
+from flows.artefacts import AUDIT, CAMPAIGN, CONFIG, LABELLED, PIXEL_RANGES, POOL, PROGRESS, PUSHED, SUMMARY
 from flows.campaign import open_campaign
 from flows.cli import app
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.folder import Campaign
-from flows.records import Pushed, SeenProgress
+from flows.records import PixelRanges, Pushed, SeenProgress, Summary
+from pipeline.labels.answers import LABELLED_COLUMNS
+from pipeline.pool.table import as_table
+from pipeline.tables import Labels, PoolTable
+from tests.flows.rounds import ask_nothing, config_of
 
 
 @pytest.fixture
@@ -81,6 +86,13 @@ def test_status_reads_the_folder_alone(command, tmp_path):
     folder.round(0).write(PUSHED, pushed)
     seen = SeenProgress(n_tasks=4, n_labelled=3, n_set_aside=0, seen_at="2026-01-02T00:00:00+00:00")
     folder.round(0).write(PROGRESS, seen)
+    empty = Labels(pd.DataFrame(columns=list(LABELLED_COLUMNS)))
+    records = {CONFIG: config_of(settings), LABELLED: empty, AUDIT: empty, SUMMARY: Summary(0, {})}
+    for artefact, record in records.items():
+        folder.round(0).write(artefact, record)
+    ask_nothing(folder.round(0))
+    folder.write(POOL, PoolTable(as_table(pd.DataFrame())))
+    folder.write(PIXEL_RANGES, PixelRanges())
     exit_code, output = command("status", str(folder.path), "--json")
     state = json.loads(output)
     assert exit_code == 0

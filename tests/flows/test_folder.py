@@ -107,7 +107,7 @@ def test_record_of_a_member_comes_back_with_the_records_in_it(tmp_path):
 def test_record_that_lacks_a_field_is_told_with_file_and_field(tmp_path, held, told):
     folder = Campaign(tmp_path).round(0)
     write_json(folder.path_of(PUSHED), held)
-    with pytest.raises(StoreError, match=r"pushed\.json is damaged, or of another version: ") as caught:
+    with pytest.raises(StoreError, match=r"pushed\.json is damaged: ") as caught:
         folder.read(PUSHED)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,161 @@
+"""Files of a campaign that are damaged or gone: found before anything is made of them, and how each is mended."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from connectors.store import Damaged, StoreError, explained
+from flows.artefacts import (
+    ANSWERS,
+    AUDIT,
+    BATCH,
+    CAMPAIGN_ID,
+    CONFIG,
+    CONFUSION_PICTURE,
+    CONFUSION_TABLE,
+    DEPENDENCE,
+    GUESSES,
+    KNOWN_NETWORK,
+    LABELLED,
+    LABELLED_EMBEDDINGS,
+    METRICS,
+    MODEL,
+    NOT_USED,
+    OUTLOOK,
+    PAGE,
+    PAGES,
+    PIXEL_RANGES,
+    PLAN,
+    POOL,
+    POOL_NOTES,
+    PROGRESS,
+    PUSHED,
+    PUSHING,
+    REVIEW,
+    ROUND,
+    SCORES,
+    SECONDS,
+    STABILITY,
+    SUMMARY,
+    TRAINING,
+    WITHDRAWN,
+)
+
+ENDS = {
+    ".json": (b"", (b"\n}\n", b"\n]\n", b"{}\n", b"[]\n", b"null\n")),
+    ".parquet": (b"PAR1", (b"PAR1",)),
+    ".pt": (b"PK", (b"\0\0",)),  # a zip archive without a comment
+    ".png": (b"\x89PNG", (b"IEND\xaeB`\x82",)),
+    ".csv": (b"", (b"\n",)),
+}
+"""How files begin and may end that are whole, by suffix: a part of one does not end so."""
+FEWEST_BYTES = {".parquet": 12, ".pt": 22}
+
+REWRITTEN = frozenset(
+    {POOL_NOTES.name, DEPENDENCE.name, PAGE.name, KNOWN_NETWORK.name, CAMPAIGN_ID.name, "label_studio.json"}
+)
+"""Of a campaign: the next run writes them anew."""
+UNREAD = frozenset(
+    one.name
+    for one in (
+        *(SCORES, LABELLED_EMBEDDINGS, STABILITY, CONFUSION_TABLE, CONFUSION_PICTURE),
+        *(PAGES, PROGRESS, PUSHING, SECONDS),
+    )
+)
+"""Of a round that is out: nothing that is to come needs them, or it is written anew."""
+OF_ANSWERS = frozenset(one.name for one in (ANSWERS, WITHDRAWN, NOT_USED))
+NEEDED = frozenset(one.name for one in (CONFIG, LABELLED, AUDIT, BATCH, SUMMARY, PUSHED))
+"""Of a round that is out."""
+LEARNT = frozenset(one.name for one in (PLAN, TRAINING, METRICS, REVIEW, MODEL, OUTLOOK, GUESSES))
+"""Of a round that has trained and is out, besides."""
+BACKUP = "Bring it back from a backup"
+
+
+def check_files(campaign: Path) -> list[str]:
+    """See that a campaign's files are there and whole, as far as their ends tell.
+
+    Returns:
+        Lines on what is gone and comes back by itself.
+
+    Raises:
+        StoreError: naming the first that is damaged or gone, and the mend.
+    """
+    if not campaign.exists():
+        return []
+    with explained(campaign):
+        rounds = sorted((p for p in campaign.glob("rounds/*") if p.name.isdigit()), key=lambda p: int(p.name))
+        files = [*campaign.iterdir(), *(file for one in rounds for file in one.rglob("*"))]
+        for path in sorted(files):
+            if path.is_file() and not path.name.startswith((".", "campaign.lock", "serve.")) and not is_whole(path):
+                raise Damaged(path, _what(path), mend_of(path))
+    return list(_check_missing(campaign, rounds))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file begins and ends as one of its kind; a kind that is not ours is left alone."""
+    if path.suffix not in ENDS:
+        return True
+    begin, ends = ENDS[path.suffix]
+    with path.open("rb") as file:
+        head = file.read(8)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 64))
+        tail = file.read()
+    is_long = size >= FEWEST_BYTES.get(path.suffix, 1)
+    return is_long and head.startswith(begin) and tail.endswith(ends) and not (begin == b"" and b"\0" in head + tail)
+
+
+def mend_of(path: Path) -> str:
+    """What to do about a file of a campaign or of a round that is damaged."""
+    folder = next((each for each in path.parents if each.parent.name == "rounds"), None)
+    if folder is None:
+        return "Remove it: the next run writes it anew" if path.name in REWRITTEN else BACKUP
+    name = path.relative_to(folder).parts[0]
+    has = {one: (folder / one.name).exists() for one in (PUSHING, PUSHED, ROUND)}
+    is_newest = not any(int(p.name) > int(folder.name) for p in folder.parent.glob("*") if p.name.isdigit())
+    if not (has[PUSHING] or has[PUSHED]):
+        return "Nobody has seen the round: the next run begins it anew"
+    if name in UNREAD:
+        return "Remove it: nothing needs it any more"
+    if name == ROUND.name and is_newest:
+        return "Remove it: the next run closes the round again"
+    if name == PUSHED.name and not has[ROUND]:
+        return "Remove it: the next run finds the tasks in the annotators' project again"
+    if name in OF_ANSWERS and not has[ROUND]:
+        return "Remove it: the next run reads the answers from the annotators' project again"
+    if name == ANSWERS.name:
+        return (
+            f"{BACKUP}; or remove it, and the answers are read from the annotators' project again, as far as they are "
+            "there, when the open round closes"
+        )
+    if name == NOT_USED.name:
+        return "Remove it: nothing needs it any more"
+    return BACKUP
+
+
+def _what(path: Path) -> str:
+    return "it is empty" if path.stat().st_size == 0 else "a part of it is missing, or it was written over"
+
+
+def _check_missing(campaign: Path, rounds: Sequence[Path]) -> Iterator[str]:
+    """Lines on what comes back by itself; an error for what does not."""
+    held = [frozenset(path.name for path in folder.iterdir()) for folder in rounds]
+    is_out = any({PUSHED.name, PUSHING.name} & names for names in held)
+    for name in (POOL.name, PIXEL_RANGES.name):
+        if is_out and not (campaign / name).exists():
+            raise StoreError(f"{campaign / name} is missing, and the audit set and the rounds go by it. {BACKUP}")
+    for number, (folder, names) in enumerate(zip(rounds, held, strict=True)):
+        if int(folder.name) != number:
+            raise StoreError(f"{folder.parent / f'{number:04d}'} is missing, and there are later rounds. {BACKUP}")
+        is_done = ROUND.name in names or folder != rounds[-1]
+        needed = set(NEEDED if is_done or PUSHED.name in names else ())
+        needed |= LEARNT if needed and LEARNT & names else frozenset()
+        needed |= {ROUND.name, WITHDRAWN.name} if is_done else frozenset()
+        gone = sorted(needed - names)
+        if gone:
+            raise StoreError(f"{folder / gone[0]} is missing, and round {number} is out. {BACKUP}")
+        if is_done and ANSWERS.name not in names:
+            yield (
+                f"{folder / ANSWERS.name} is missing: the answers of round {number} are read from the annotators' "
+                "project again, as far as they are there, when the open round closes. A backup has all"
+            )
