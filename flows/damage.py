@@ -14,6 +14,7 @@ from flows.artefacts import (
     CONFUSION_PICTURE,
     CONFUSION_TABLE,
     DEPENDENCE,
+    DRAWN_AUDIT,
     GUESSES,
     KNOWN_NETWORK,
     LABELLED,
@@ -21,6 +22,7 @@ from flows.artefacts import (
     METRICS,
     MODEL,
     NOT_USED,
+    NOTIFIED,
     OUTLOOK,
     PAGE,
     PAGES,
@@ -52,8 +54,8 @@ ENDS = {
 FEWEST_BYTES = {".parquet": 12, ".pt": 22}
 
 REWRITTEN = frozenset(
-    {POOL_NOTES.name, DEPENDENCE.name, PAGE.name, KNOWN_NETWORK.name, CAMPAIGN_ID.name, "label_studio.json"}
-)
+    one.name for one in (POOL_NOTES, DRAWN_AUDIT, DEPENDENCE, PAGE, KNOWN_NETWORK, CAMPAIGN_ID, NOTIFIED)
+) | {"label_studio.json"}
 """Of a campaign: the next run writes them anew."""
 UNREAD = frozenset(
     one.name

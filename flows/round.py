@@ -134,7 +134,7 @@ def refresh_pool(work: OpenCampaign) -> None:
         if not was_asked and work.folder.rounds():  # it has begun with another audit set, or without these labels
             discard(work.folder.round(0), work)
         work.keep_pool(pool)
-    if not was_asked:
+    if not was_asked or not work.folder.has(DRAWN_AUDIT):
         work.folder.write(DRAWN_AUDIT, DrawnAudit(count_known(table)))
 
 
