@@ -1,22 +1,21 @@
 """The folder of a campaign and of its rounds: artefacts that are written once, and the lock of who works on them."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connectors.store import StoreError, explain, explained, read_json, write_json
+from connectors.store import StoreError, explain, explained, read_json
 from flows.artefacts import CAMPAIGN, POOL, PUSHED, PUSHING, ROUND, AnyArtefact, Artefact
+from flows.lease import Taken, hold
 
 T = TypeVar("T")
 ROUND_NAME = re.compile(r"\d{4,}")
-LOCK, LOCK_HOLDER = "campaign.lock", "campaign.lock.json"
+LOCK = "campaign.lock"
 
 
 class CampaignBusy(Exception):
@@ -144,28 +143,17 @@ class Campaign(Folder):
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep every other process from working on the campaign; a killed process gives the lock back.
+        """Keep every other process from working on the campaign, on this machine and others: see `flows.lease`.
 
         Raises:
-            CampaignBusy: at once, when another process holds it.
+            CampaignBusy: another process holds it; one of another machine is watched for a while first.
         """
-        lock = filelock.FileLock(self.path / LOCK)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except filelock.Timeout as exc:
-            holder = self._read_holder()
-            raise CampaignBusy(f"{self.path} is being worked on by {holder}; try again when it has ended") from exc
-        except OSError as exc:
-            raise StoreError(explain(exc, self.path)) from exc
-        try:
-            write_json(self.path / LOCK_HOLDER, {"pid": os.getpid()})
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold(self.path / LOCK))
+            except Taken as exc:
+                raise CampaignBusy(f"{self.path} is being worked on by {exc}; try again when it has ended") from exc
+            except OSError as exc:
+                raise StoreError(explain(exc, self.path)) from exc
             yield
-        finally:
-            lock.release()
-
-    def _read_holder(self) -> str:
-        try:
-            return f"process {read_json(self.path / LOCK_HOLDER)['pid']}"
-        except (StoreError, TypeError, KeyError):
-            return "another process"
