@@ -19,7 +19,6 @@ from flows.home import LAST_CAMPAIGN, home, settle_home
 from flows.home import VARIABLE as HOME_VARIABLE
 from flows.known_network import remember_network
 from flows.ledger import round_of_ledger
-from flows.local import reach_local_addresses_directly
 from flows.outlook import outlook
 from flows.progress import say
 from flows.records import PixelRanges
@@ -267,7 +266,6 @@ def open_campaign(path: Path, *, tool: AnnotationTool | None = None, tracker: Tr
     Args:
         tool: as of `OpenCampaign`; tracker likewise.
     """
-    reach_local_addresses_directly()
     settings = load_settings(path)
     settings = settings.model_copy(update={"model": with_own_image_size(settings.model)})
     folder = Campaign(settings.folder)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ from flows import books
 from flows.campaign import OpenCampaign, open_campaign
 from flows.config import ConfigError
 from flows.folder import CampaignBusy
+from flows.local import prepare_environment
 from flows.outcome import RoundOutcome
 from flows.round import work_on
 
@@ -33,6 +35,7 @@ def run_round(campaign_file: str) -> State[RoundOutcome]:
         A `RoundOutcome`; in Prefect's pages it is the name of the run's last state. A round whose labels are missing
         is left as it is; run again later.
     """
+    prepare_environment()  # of a worker of Prefect, which is no command of ours
     check_is_served(campaign_file)
     work = open_campaign(Path(campaign_file))
     round_number = work.folder.current_round().number
@@ -49,8 +52,9 @@ def run_round(campaign_file: str) -> State[RoundOutcome]:
 def _work_alone_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; another process that works on the campaign makes this an error."""
     with work.folder.lock():
-        books.put_right(work)
-        return work_on(work)
+        closed = books.put_right(work)
+        outcome = work_on(work)
+    return replace(outcome, notes=(*closed, *outcome.notes))
 
 
 def check_is_served(campaign_file: object) -> None:

@@ -1,8 +1,8 @@
 """The folder of a campaign and of its rounds: artefacts that are written once, and the lock of who works on them."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -141,19 +141,32 @@ class Campaign(Folder):
                     except pa.ArrowInvalid as exc:
                         raise StoreError(f"{path} is damaged: {exc}. Bring it back from a copy of the folder") from exc
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep every other process from working on the campaign, on this machine and others: see `flows.lease`.
 
         Raises:
             CampaignBusy: another process holds it; one of another machine is watched for a while first.
         """
+        return self.held(LOCK, lambda who: f"{self.path} is being worked on by {who}; try again when it has ended")
+
+    @contextmanager
+    def held(self, lock: str, busy: Callable[[Taken], str]) -> Iterator[None]:
+        """Hold one of the folder's locks.
+
+        Args:
+            lock: its name.
+            busy: what to tell people when another process holds it.
+
+        Raises:
+            CampaignBusy: another process holds it.
+            StoreError: the disk does not take it.
+        """
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(hold(self.path / LOCK))
+                stack.enter_context(hold(self.path / lock))
             except Taken as exc:
-                raise CampaignBusy(f"{self.path} is being worked on by {exc}; try again when it has ended") from exc
+                raise CampaignBusy(busy(exc)) from exc
             except OSError as exc:
                 raise StoreError(explain(exc, self.path)) from exc
             yield

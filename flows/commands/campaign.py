@@ -85,7 +85,7 @@ def serve(campaign: CampaignFile) -> None:
     if settings.schedule is None:
         raise tell(f'{campaign} has no schedule; add for example: schedule = "*/15 * * * *"')
     require_prefect()
-    from flows.serve import serve_campaign
+    from flows.serve.service import serve_campaign
 
     serve_campaign(campaign.resolve(), settings)
 

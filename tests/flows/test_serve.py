@@ -11,10 +11,12 @@ import pytest
 from flows.config import ConfigError
 from flows.flow import SERVED_FILE, check_is_served
 from flows.folder import Campaign, CampaignBusy
-from flows.serve import _one_line, next_time, only_server_of, output_to
+from flows.serve.schedule import next_time
+from flows.serve.screen import one_line, output_to
+from flows.serve.service import only_server_of
 
 TELL = """
-from flows.serve import machine_timezone
+from flows.serve.schedule import machine_timezone
 try:
     print(machine_timezone())
 except Exception as exc:
@@ -99,7 +101,7 @@ def test_output_of_runs_goes_to_the_log_and_the_screen_comes_back(tmp_path, capf
     assert (tmp_path / "serve.log").read_text() == "of a run\nTraceback\n"
 
 
-def test_what_other_programs_say_is_one_line_that_steers_no_terminal():
-    assert _one_line("\x1b]0;owned\x07 a [red]b[/]\nTraceback") == " ]0;owned  a [red]b[/]"
-    assert _one_line(ValueError("")) == ""
-    assert len(_one_line("x" * 10_000)) == 500
+def test_what_other_programs_say_isone_line_that_steers_no_terminal():
+    assert one_line("\x1b]0;owned\x07 a [red]b[/]\nTraceback") == " ]0;owned  a [red]b[/]"
+    assert one_line(ValueError("")) == ""
+    assert len(one_line("x" * 10_000)) == 500

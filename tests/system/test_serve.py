@@ -28,8 +28,8 @@ REPOSITORY = Path(__file__).parent.parent.parent
 NEVER = 'schedule = "0 0 1 1 *"'
 IMPATIENT = """
 from datetime import timedelta
-import flows.serve
-flows.serve.OVERDUE = timedelta(seconds=1)
+import flows.serve.service
+flows.serve.service.OVERDUE = timedelta(seconds=1)
 from flows.cli import main
 main()
 """

@@ -4,22 +4,16 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import sys
-import threading
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import FrameType
 from typing import TextIO, cast
 from uuid import UUID
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
-import filelock
-import tzlocal
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -36,16 +30,18 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.runner import Runner
 from prefect.schedules import Cron
-from prefect.server.schemas.schedules import CronSchedule  # so that we reckon as the server does
 from prefect.settings import get_current_settings
 
-from connectors.store import read_json, write_json
 from flows import books
 from flows.config import CampaignSettings, ConfigError
 from flows.flow import SERVED_FILE, STATES, run_round
 from flows.folder import Campaign, CampaignBusy
+from flows.serve.schedule import machine_timezone, next_time
+from flows.serve.screen import ENDING, Stopped, loop_of_a_thread, one_line, output_to, signals_raise
 
-LOG = "serve.log"
+LOG, LOCK = "serve.log", "serve.lock"
+SET_BACK = timedelta(seconds=60)
+"""By how much a clock must go back to have been set back."""
 OVERDUE = timedelta(seconds=60)
 """How long after a time of the schedule there must be a run; Prefect's scheduler looks each minute."""
 REQUEST_SECONDS = 60.0
@@ -53,10 +49,6 @@ STOP_SECONDS = 45.0
 """What a run gets to end in, of which Prefect's runner takes up to 30 before it kills."""
 AWAY_SECONDS = 5.0
 """The same, where Prefect's server is away and the run would only wait for it."""
-
-
-class _Stopped(BaseException):
-    """Somebody asked this process to end."""
 
 
 def serve_campaign(file: Path, settings: CampaignSettings) -> None:
@@ -79,89 +71,17 @@ def serve_campaign(file: Path, settings: CampaignSettings) -> None:
     folder = Campaign(settings.folder)
     os.environ[SERVED_FILE] = str(file)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of a runner that is stopped
-    with only_server_of(folder, settings.name), output_to(folder.path / LOG) as screen, _loop_of_a_thread() as loop:
+    with only_server_of(folder, settings.name), output_to(folder.path / LOG) as screen, loop_of_a_thread() as loop:
         Service(file, settings, folder, zone, screen, loop).run()
 
 
-def machine_timezone() -> str:
-    """The IANA name of this machine's time zone.
-
-    Raises:
-        ConfigError: when the machine has no time zone set.
-    """
-    name = None
-    with warnings.catch_warnings(), suppress(ValueError, OSError, KeyError):
-        warnings.simplefilter("ignore")
-        name = str(tzlocal.get_localzone())
-    if name not in available_timezones() - {"localtime"}:
-        raise ConfigError(
-            "this machine does not tell the name of its time zone: set timezone in the campaign file, for example "
-            'timezone = "Europe/Berlin"'
-        )
-    return name
-
-
-def next_time(schedule: str | None, zone: ZoneInfo, after: datetime) -> datetime:
-    """The first time of a cron line after a moment, in its zone.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    reckoned = CronSchedule(cron=schedule or "", timezone=zone.key).get_dates(1, start=after + timedelta(seconds=1))
-    try:
-        (found,) = asyncio.run(reckoned)
-    except ValueError as exc:
-        raise ConfigError(f"the time of schedule = {schedule!r} never comes") from exc
-    return datetime.fromtimestamp(found.timestamp(), zone)
-
-
-@contextmanager
-def only_server_of(folder: Campaign, name: str) -> Iterator[None]:
+def only_server_of(folder: Campaign, name: str) -> AbstractContextManager[None]:
     """Keep a second `labelcycle serve` from the campaign; a killed one gives the place free.
 
     Raises:
         CampaignBusy: naming the process that serves.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
-    note = folder.path / "serve.lock.json"
-    lock = filelock.FileLock(folder.path / "serve.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as exc:
-        server = "another process"
-        with suppress(OSError, ValueError, KeyError):
-            server = "process {pid} on {host}, since {since}".format(**read_json(note))
-        raise CampaignBusy(f"{name} is served already, by {server}; end that one first, or leave it to it") from exc
-    try:
-        since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        write_json(note, {"pid": os.getpid(), "host": os.uname().nodename, "since": since})
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def output_to(log: Path) -> Iterator[TextIO]:
-    """Send what Prefect, its runs and their errors print to a file, so that the screen, which is yielded, stays clear.
-
-    A run is a process of its own and writes to the descriptors it inherits.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    screens = [os.dup(descriptor) for descriptor in (1, 2)]
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
-    try:
-        for descriptor in (1, 2):
-            os.dup2(target, descriptor)
-        with open(screens[0], "w", encoding="utf-8", errors="replace", closefd=False) as screen:
-            yield screen
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for descriptor, screen_descriptor in zip((1, 2), screens, strict=True):
-            os.dup2(screen_descriptor, descriptor)
-            os.close(screen_descriptor)
-        os.close(target)
+    return folder.held(LOCK, lambda who: f"{name} is served already, by {who}; end that one first, or leave it to it")
 
 
 class Service:
@@ -190,18 +110,17 @@ class Service:
         self.is_away = False
         self.is_overdue = False
         self.told: set[tuple[UUID, StateType]] = set()
-        self.told_until = datetime.now(UTC)
-        self.watched = datetime.now(UTC)
+        self.now = self.told_until = self.watched = datetime.now(UTC)
 
     def run(self) -> None:
         """Serve until a signal comes."""
-        with _signals_raise():
+        with signals_raise():
             try:
                 while True:
                     self.look()
                     time.sleep(self.poll_seconds)
-            except _Stopped:
-                for number in _ENDING:
+            except Stopped:
+                for number in ENDING:
                     signal.signal(number, signal.SIG_IGN)  # asked once is asked
                 self.stop()
 
@@ -212,6 +131,7 @@ class Service:
                 ended, self.running = self.running, None
                 ended.result()
             with books.books() as client:
+                self.read_clock(client)
                 self.be_registered(client)
                 self.tell_runs(client)
                 if self.running is None:
@@ -224,6 +144,19 @@ class Service:
                 self.is_away = False
                 self.say("Prefect answers again")
 
+    def read_clock(self, client: SyncPrefectClient) -> None:
+        """Read the clock of Prefect's server, which rules the schedule; where it was set back, register again.
+
+        The server makes no second run for a time of a schedule: it would make none until that time is reached again.
+        """
+        before, self.now = self.now, books.time_of(client)
+        if self.deployment_id is None:
+            self.told_until = self.now
+        elif self.now < before - SET_BACK:
+            self.say(f"the clock of Prefect's server was set back by {before - self.now}: the schedule begins anew")
+            self.deployment_id, self.told_until = None, self.now
+            self.told = {(run.id, run.state.type) for run in self.runs_to_tell(client) if run.state is not None}
+
     def be_registered(self, client: SyncPrefectClient) -> None:
         """Make sure that Prefect knows the campaign's schedule, also after it lost its memory."""
         if self.deployment_id is not None:
@@ -231,12 +164,12 @@ class Service:
                 return
             with suppress(ObjectNotFound):
                 client.read_deployment(self.deployment_id)
-                self.watched = datetime.now(UTC)
+                self.watched = self.now
                 return
         self.refuse_namesake(client)
         self.put_right(client)
         self.deployment_id = asyncio.run_coroutine_threadsafe(self._register(), self.loop).result(REQUEST_SECONDS)
-        self.watched = datetime.now(UTC)
+        self.watched = self.now
         following = next_time(self.settings.schedule, self.zone, self.watched)
         self.say(
             f"serving {self.settings.name} from {self.file}: {self.settings.schedule!r} in {self.zone.key}, next run "
@@ -294,22 +227,26 @@ class Service:
 
     def tell_runs(self, client: SyncPrefectClient) -> None:
         """Print which runs of the campaign began and ended since last time, whoever started them."""
-        tagged = FlowRunFilterTags(all_=[self.tag])
-        running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
-        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tagged, state=running))
-        ended = FlowRunFilterEndTime(after_=self.told_until)
-        runs += client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tagged, end_time=ended))
+        runs = self.runs_to_tell(client)
         told = {(run.id, run.state.type) for run in runs if run.state is not None}
-        for run in sorted(runs, key=lambda run: run.end_time or datetime.now(UTC)):
+        for run in sorted(runs, key=lambda run: run.end_time or self.now):
             if run.state is not None and (run.id, run.state.type) not in self.told:
                 self.say(f"{self.name_of(run)}: {_outcome(run.state)}")
         self.told = told
         self.told_until = max([self.told_until, *(run.end_time for run in runs if run.end_time is not None)])
 
+    def runs_to_tell(self, client: SyncPrefectClient) -> list[FlowRun]:
+        """The runs of the campaign that are on, and those that ended since the last one that was told."""
+        tagged = FlowRunFilterTags(all_=[self.tag])
+        running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tagged, state=running))
+        ended = FlowRunFilterEndTime(after_=self.told_until)
+        return runs + client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tagged, end_time=ended))
+
     def watch_scheduler(self, client: SyncPrefectClient) -> None:
         """Print once that a time of the schedule has passed and Prefect's server has made no run for it."""
         expected = next_time(self.settings.schedule, self.zone, self.watched + OVERDUE)
-        if datetime.now(UTC) < expected + OVERDUE:
+        if self.now < expected + OVERDUE:
             return
         deployment_id = self.registered()
         made = client.read_flow_runs(
@@ -343,7 +280,7 @@ class Service:
         if not self.is_away:
             self.is_away = True
             url = get_current_settings().api.url
-            why = _one_line(exc) or type(exc).__name__
+            why = one_line(exc) or type(exc).__name__
             self.say(f"Prefect does not answer at {url} ({why}); trying on, runs wait until it does")
 
     def stop(self) -> None:
@@ -376,7 +313,7 @@ class Service:
         """A run under the name that it gave itself, or by its time where it has not yet, or never began."""
         if not run.name.startswith(f"{self.settings.name}, ") and run.expected_start_time is not None:
             return f"{self.settings.name}, run of {run.expected_start_time.astimezone(self.zone):%Y-%m-%d %H:%M}"
-        return _one_line(run.name)
+        return one_line(run.name)
 
     def say(self, line: str) -> None:
         """One event on the screen; a screen that is gone stops nothing."""
@@ -389,57 +326,7 @@ def _outcome(state: State[object]) -> str:
     """The state of a run in words; a state that a round has named has its message."""
     if state.type is StateType.RUNNING:
         return "started"
-    message = _one_line(state.message or "")
+    message = one_line(state.message or "")
     if state.name in STATES.values() and message:
         return message
-    return f"{_one_line(state.name).lower()}: {message}" if message else _one_line(state.name).lower()
-
-
-def _one_line(foreign: object) -> str:
-    """The first line of another program's text, without characters that steer a terminal."""
-    lines = str(foreign).strip().splitlines() or [""]
-    return "".join(character if character.isprintable() else " " for character in lines[0])[:500]
-
-
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Let the signals that ask a process to end do so in order; one that is ignored already stays so (nohup)."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise _Stopped
-
-    before = {number: signal.getsignal(number) for number in _ENDING}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _loop_of_a_thread() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop that runs in a thread of its own; what still waits in it at the end is cancelled there.
-
-    In the main thread Prefect's runner would put its own handler of SIGTERM in place of ours. Ctrl+C, which a terminal
-    sends to all its processes, is not heard by the runs that the thread starts: we end them.
-    """
-    loop = asyncio.new_event_loop()
-
-    def run() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:  # a task that the interpreter's end meets would warn
-            runner.get_loop().run_forever()
-
-    thread = threading.Thread(target=run, name="labelcycle-runner", daemon=True)
-    thread.start()
-    try:
-        yield loop
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(AWAY_SECONDS)
+    return f"{one_line(state.name).lower()}: {message}" if message else one_line(state.name).lower()
