@@ -141,12 +141,14 @@ class Ledger:
             number: of the round whose batch it is; the last that waited if not given.
 
         Returns:
-            None where no answer came before the batch, or the batch is not with people yet.
+            None where no answer came before the batch, or the batch is not with people yet; nor is it known where one of
+            the two clocks was set back meanwhile, or they differ, so that the batch seems to come first.
         """
         for before, after in reversed(list(pairwise(self.rounds))):
             if number in (None, after.number) and after.pushed_at and before.answers:
                 last = max(datetime.fromisoformat(answer.updated_at) for answer in before.answers)
-                return (datetime.fromisoformat(after.pushed_at) - last).total_seconds()
+                seconds = (datetime.fromisoformat(after.pushed_at) - last).total_seconds()
+                return seconds if seconds >= 0 else None
         return None
 
     def task_addresses(self) -> dict[str, str]:
