@@ -141,8 +141,8 @@ class Ledger:
             number: of the round whose batch it is; the last that waited if not given.
 
         Returns:
-            None where no answer came before the batch, or the batch is not with people yet; nor is it known where one of
-            the two clocks was set back meanwhile, or they differ, so that the batch seems to come first.
+            None where no answer came before the batch, or the batch is not with people yet; or where it seems to be
+            older than the answer, because a clock was set back or two clocks differ.
         """
         for before, after in reversed(list(pairwise(self.rounds))):
             if number in (None, after.number) and after.pushed_at and before.answers:
