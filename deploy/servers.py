@@ -109,6 +109,18 @@ def remembered(home: Path) -> Servers | None:
     return _servers(state) if all(state.get(name) for name in HEALTH) else None
 
 
+def addresses(home: Path) -> dict[str, str]:
+    """Where the servers of `home` were last started, by name, whether they answer now or not."""
+    state = _State(home.resolve())
+    return {name: server.url for name in HEALTH if (server := state.get(name))}
+
+
+def answers(home: Path, name: str) -> bool:
+    """Whether a server of `home` answers now: itself, and no other program that took its port."""
+    server = _State(home.resolve()).get(name)
+    return server is not None and server.is_alive and _answers(server)
+
+
 def down(home: Path) -> list[str]:
     """Stop all servers of `home`, with everything they started, and return the names of those that ran."""
     home = home.resolve()
