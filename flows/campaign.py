@@ -252,8 +252,9 @@ def local_servers() -> servers.Servers:
     """
     running = servers.running(home())
     if running is None:
+        away = ", ".join(name for name in servers.HEALTH if not servers.answers(home(), name)) or "one of them"
         raise ConfigError(
-            f"the campaign uses the local servers and those of {home()} are not running: start them with "
+            f"the campaign uses the local servers, and of those of {home()} {away} does not answer: start them with "
             f"`labelcycle up` and the campaign's file, or let {HOME_VARIABLE} name the folder of those that run, or "
             "set url in [label_studio] and uri in [mlflow]"
         )
