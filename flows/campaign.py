@@ -11,6 +11,7 @@ from connectors.images.reading import Reading
 from connectors.store import write_json
 from connectors.tracking import Tracker
 from deploy import servers
+from deploy.programs import HEALTH
 from flows.artefacts import ANSWERS, CONFIG, PAGE, PIXEL_RANGES, POOL, PUSHED, WITHDRAWN
 from flows.changes import claim, refuse_lost_classes
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings
@@ -252,7 +253,7 @@ def local_servers() -> servers.Servers:
     """
     running = servers.running(home())
     if running is None:
-        away = ", ".join(name for name in servers.HEALTH if not servers.answers(home(), name)) or "one of them"
+        away = ", ".join(name for name in HEALTH if not servers.answers(home(), name)) or "one of them"
         raise ConfigError(
             f"the campaign uses the local servers, and of those of {home()} {away} does not answer: start them with "
             f"`labelcycle up` and the campaign's file, or let {HOME_VARIABLE} name the folder of those that run, or "
