@@ -32,10 +32,12 @@ from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.settings import get_current_settings
 
+from deploy import servers
 from flows import books
 from flows.config import CampaignSettings, ConfigError
 from flows.flow import SERVED_FILE, STATES, run_round
 from flows.folder import Campaign, CampaignBusy
+from flows.home import home
 from flows.serve.schedule import machine_timezone, next_time
 from flows.serve.screen import ENDING, Stopped, loop_of_a_thread, one_line, output_to, signals_raise
 
@@ -84,6 +86,22 @@ def only_server_of(folder: Campaign, name: str) -> AbstractContextManager[None]:
     return folder.held(LOCK, lambda who: f"{name} is served already, by {who}; end that one first, or leave it to it")
 
 
+def refuse_moved_server(began_with: str | None) -> None:
+    """Refuse to wait for a local Prefect that answers elsewhere since its port was taken by another program.
+
+    Args:
+        began_with: where it was when this process began; None where Prefect is no local server.
+
+    Raises:
+        ConfigError: it moved. What is loaded keeps the old address.
+    """
+    now = servers.addresses(home()).get("prefect")
+    if began_with is not None and now not in (None, began_with):
+        raise ConfigError(
+            f"the local Prefect server was at {began_with} and is at {now} now: start `labelcycle serve` again"
+        )
+
+
 class Service:
     """One campaign being served: asks Prefect what is due, lets a `Runner` run it, and prints what happens.
 
@@ -103,6 +121,8 @@ class Service:
         self.file, self.settings, self.folder, self.zone, self.screen = file, settings, folder, zone, screen
         self.loop = loop
         self.tag = books.campaign_tag(folder)
+        local = servers.addresses(home()).get("prefect")
+        self.local = local if get_current_settings().api.url == f"{local}/api" else None
         self.poll_seconds = get_current_settings().runner.poll_frequency
         self.runner = Runner(name="labelcycle", limit=1, prefetch_seconds=0, pause_on_shutdown=False)
         self.deployment_id: UUID | None = None
@@ -273,10 +293,11 @@ class Service:
         """Print once that nothing can be done now. The next look tries again, unless a person has to mend something.
 
         Raises:
-            ConfigError: what came, if it was one.
+            ConfigError: what came, if it was one; or the local Prefect server has moved.
         """
         if isinstance(exc, ConfigError):
             raise exc
+        refuse_moved_server(self.local)
         if not self.is_away:
             self.is_away = True
             url = get_current_settings().api.url

@@ -155,13 +155,17 @@ def test_a_failed_start_can_be_repeated_and_everything_ends_with_down(servers, s
         assert {key: second[key] for key in ("mlflow", "prefect")} == {key: first[key] for key in ("mlflow", "prefect")}
         assert started.label_studio_url != servers.label_studio_url
 
+        for process in session_of(second["mlflow"]["pid"]):
+            process.kill()
         show_images_below(home, tmp_path)  # as older versions did
         up(home, label_studio_venv=LABEL_STUDIO_VENV)
         third = remembered(home)
         assert third["label-studio"]["pid"] != second["label-studio"]["pid"]
         assert third["label-studio"]["port"] == second["label-studio"]["port"]
         assert third["label-studio"]["document_root"] == str(home / "images")
-        assert third["mlflow"] == second["mlflow"]
+        assert third["mlflow"]["pid"] != second["mlflow"]["pid"]
+        assert third["mlflow"]["port"] == second["mlflow"]["port"]
+        assert third["prefect"] == second["prefect"]
         check_that_a_refused_token_is_explained(running(home), tmp_path)
     finally:
         leaders = [server["pid"] for server in remembered(home).values() if server["pid"]]

@@ -1,5 +1,6 @@
 """When a campaign's schedule runs, by whose clock, and who serves it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from flows.flow import SERVED_FILE, check_is_served
 from flows.folder import Campaign, CampaignBusy
 from flows.serve.schedule import next_time
 from flows.serve.screen import one_line, output_to
-from flows.serve.service import only_server_of
+from flows.serve.service import only_server_of, refuse_moved_server
 
 TELL = """
 from flows.serve.schedule import machine_timezone
@@ -80,6 +81,16 @@ def test_second_server_of_a_campaign_is_told_which_process_serves_it(tmp_path):
             pass
     with only_server_of(folder, "pets"):
         pass
+
+
+def test_local_server_that_has_moved_is_not_waited_for_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path))
+    refuse_moved_server("http://127.0.0.1:5")  # nobody knows where it is now
+    (tmp_path / "servers.json").write_text(json.dumps([{"name": "prefect", "port": 6}]))
+    refuse_moved_server(None)
+    refuse_moved_server("http://127.0.0.1:6")
+    with pytest.raises(ConfigError, match=r"was at http://127\.0\.0\.1:5 and is at http://127\.0\.0\.1:6 now: start"):
+        refuse_moved_server("http://127.0.0.1:5")
 
 
 def test_run_of_another_file_than_the_served_one_is_refused(monkeypatch):
