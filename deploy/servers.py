@@ -24,7 +24,7 @@ from deploy import logins, programs
 from deploy.label_studio_venv import install_label_studio
 from deploy.logins import ServerError
 from deploy.private import PRIVATE_FOLDER, PRIVATE_UMASK, make_private, open_private
-from deploy.processes import end_session, free_port, is_free, tail
+from deploy.processes import comes_free, end_session, free_port, tail
 from deploy.programs import HEALTH, Plan, Server, inherited_environment
 
 START_SECONDS = 480.0
@@ -242,7 +242,7 @@ def _ensure(state: _State, name: str, plan: Plan, say: Say) -> None:
 
 
 def _start(state: _State, server: Server, plan: Plan, say: Say) -> Server:
-    port = server.port if is_free(server.port) else free_port()
+    port = server.port if comes_free(server.port) else free_port()
     server = state.set(replace(server, port=port))
     folder, log = state.home / server.name, state.log(server.name)
     say(f"{server.name}: starting, log in {log}")

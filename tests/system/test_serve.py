@@ -381,6 +381,7 @@ def test_lost_server_leftovers_of_the_old_version_and_a_broken_scheduler(make_ca
         serving.said("no run was made for")
         assert "the scheduler of Prefect's server seems to be broken" in serving.printed
 
+        assert serving.printed.count("no run was made for") == 1
         (before,) = deployment_of(prefect, campaign).schedules
         set_back.touch()  # the server makes no second run for a time of the same schedule
         serving.said("the clock of Prefect's server was set back by 2:59:")
@@ -396,7 +397,6 @@ def test_lost_server_leftovers_of_the_old_version_and_a_broken_scheduler(make_ca
         wait_for_state(prefect, ask_for_run(prefect, campaign), "COMPLETED")
     serving.said(": round 0 awaits labels: 0 of 22 labelled")
     assert serving.printed.count("does not answer") == 1
-    assert serving.printed.count("no run was made for") == 1
     assert "Traceback" not in serving.printed
     assert serving.end() == 0
 
