@@ -109,8 +109,8 @@ def status(
     folder.check_ours()
     if not folder.has(CAMPAIGN):
         raise tell(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
-    servers = ask_servers(unresolved(folder.read(CAMPAIGN)), home(campaign))
     folder.check_files()
+    servers = ask_servers(unresolved(folder.read(CAMPAIGN)), home(campaign))
     state = campaign_status(folder, home(campaign))
     if as_json:
         asked = {name: asdict(server) for name, server in servers().items()}
