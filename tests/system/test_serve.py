@@ -255,10 +255,14 @@ def run_with_books_that_refuse(file: str) -> None:
     run_round(file)
 
 
-def test_books_that_cannot_be_put_right_stop_no_round(make_campaign, fork):
+def test_books_that_cannot_be_put_right_stop_no_round_and_the_next_run_tells_what_it_closed(
+    make_campaign, prefect, fork
+):
     campaign = make_campaign()
+    left = begin_run(prefect, campaign, Cancelling())
     assert fork(run_with_books_that_refuse, str(campaign.file)) == (0, "")
     assert campaign.folder.round(0).has(PUSHED)
+    assert f"because {GONE}: {prefect.read_flow_run(left).name}" in campaign.run(expect=3)
 
 
 def test_only_dead_runs_of_this_very_campaign_are_closed(prefect, tmp_path, monkeypatch):
