@@ -3,21 +3,28 @@
 import os
 import signal
 import socket
+import time
 from contextlib import suppress
 
 import psutil
 
 CLOCK_SECONDS = 2.0
 STOP_SECONDS = 10.0
+PORT_SECONDS = 5.0
 LOG_LINES = 15
 
 
 def is_process(pid: int, created: float | None) -> bool:
     """Whether the process runs and is the one of then, not another with a recycled id."""
+    with suppress(psutil.NoSuchProcess):
+        return _is_same(pid, created) and _is_running(psutil.Process(pid))
+    return False
+
+
+def _is_same(pid: int, created: float | None) -> bool:
+    """Whether the id is still that of the process of then, though it may have ended and wait to be looked after."""
     try:
-        found = psutil.Process(pid)
-        same = created is not None and abs(found.create_time() - created) < CLOCK_SECONDS
-        return same and found.status() != psutil.STATUS_ZOMBIE
+        return created is not None and abs(psutil.Process(pid).create_time() - created) < CLOCK_SECONDS
     except psutil.NoSuchProcess:
         return False
 
@@ -50,9 +57,16 @@ def members(leader: int, created: float | None) -> list[psutil.Process]:
 
     A system gives a process id away again only when it names no session any more.
     """
-    if psutil.pid_exists(leader) and not is_process(leader, created):
+    if psutil.pid_exists(leader) and not _is_same(leader, created):
         return []
-    return [each for each in psutil.process_iter() if _session(each.pid) == leader]
+    return [each for each in psutil.process_iter() if _session(each.pid) == leader and _is_running(each)]
+
+
+def _is_running(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _session(pid: int) -> int | None:
@@ -70,6 +84,16 @@ def is_free(port: int) -> bool:
             probe.bind(("127.0.0.1", port))
         except OSError:
             return False
+    return True
+
+
+def comes_free(port: int) -> bool:
+    """Whether a server could take the port now or soon: a process that was killed holds it for another moment."""
+    until = time.monotonic() + PORT_SECONDS
+    while not is_free(port):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
     return True
 
 

@@ -25,7 +25,7 @@ from deploy import logins, programs
 from deploy.label_studio_venv import install_label_studio
 from deploy.logins import ServerError
 from deploy.private import PRIVATE_FOLDER, PRIVATE_UMASK, make_private, open_private
-from deploy.processes import end_session, free_port, holds_port, is_free, is_process, tail
+from deploy.processes import comes_free, end_session, free_port, holds_port, is_process, tail
 from deploy.programs import HEALTH, LOOPBACK, Place, Plan, inherited_environment
 
 START_SECONDS = 480.0
@@ -145,6 +145,12 @@ def remembered(home: Path) -> Servers | None:
     """The servers of `home` as they were last started, whether they answer now or not; None before the first start."""
     state = _State(home.resolve())
     return _servers(state) if all(state.get(name) for name in HEALTH) else None
+
+
+def addresses(home: Path) -> dict[str, str]:
+    """Where the servers of `home` were last started, by name, whether they answer now or not."""
+    state = _State(home.resolve())
+    return {name: server.url for name in HEALTH if (server := state.get(name))}
 
 
 def down(home: Path) -> list[str]:
@@ -269,7 +275,7 @@ def _ensure(state: _State, name: str, plan: Plan, say: Say) -> None:
 
 
 def _start(state: _State, server: Server, plan: Plan, say: Say) -> Server:
-    port = server.port if is_free(server.port) else free_port()
+    port = server.port if comes_free(server.port) else free_port()
     server = state.set(replace(server, port=port))
     folder, log = state.home / server.name, state.log(server.name)
     say(f"{server.name}: starting, log in {log}")

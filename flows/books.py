@@ -8,6 +8,7 @@ that holds an id out of the campaign's folder: a name, or a path in another cont
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
@@ -36,6 +37,7 @@ from prefect.states import Cancelled, Crashed
 from flows.artefacts import CAMPAIGN_ID
 from flows.campaign import OpenCampaign
 from flows.folder import Campaign
+from flows.lease import WATCH_SECONDS
 from flows.records import CampaignId
 
 T = TypeVar("T")
@@ -48,20 +50,27 @@ CAMPAIGN_TAG = "campaign:"
 
 LIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 PATIENCE = {
-    StateType.RUNNING: timedelta(seconds=10),
+    StateType.RUNNING: timedelta(seconds=WATCH_SECONDS + 10),
     StateType.CANCELLING: timedelta(seconds=10),
     StateType.PENDING: timedelta(minutes=2),
 }
-"""How long a run may be alive and not have asked for the campaign's lock yet."""
+"""How long a run may be alive and not hold the campaign's lock: it starts, and looks whether another machine works."""
 TASK_PATIENCE = timedelta(minutes=1)
 """How long a step of a run that ended by itself may still count as running: the server notes it with a delay."""
 TIMEOUT_SECONDS = 20.0
 PAGE = 200
+SHOWN = 3
 
 
 def books() -> SyncPrefectClient:
     """A connection to Prefect's server; enter it to use it."""
     return get_client(sync_client=True, httpx_settings={"timeout": TIMEOUT_SECONDS})
+
+
+def time_of(client: SyncPrefectClient) -> datetime:
+    """The time by the clock of Prefect's server, which stamps the books, up to the next whole second."""
+    told = client.hello().headers.get("date")
+    return parsedate_to_datetime(told) + timedelta(seconds=1) if told else datetime.now(UTC)
 
 
 def campaign_tag(folder: Campaign) -> str:
@@ -85,14 +94,24 @@ def sign(work: OpenCampaign, *, round_number: int) -> None:
         client.update_flow_run(UUID(flow_run.id), name=name, tags=tags)
 
 
-def put_right(work: OpenCampaign) -> None:
-    """Close what dead processes left behind, as the present run that holds the lock; a refusal stops nothing."""
+def put_right(work: OpenCampaign) -> tuple[str, ...]:
+    """Close what dead processes left behind, as the present run that holds the lock; a refusal stops nothing.
+
+    Returns:
+        A line on what was closed, for people.
+    """
+    closed: list[FlowRun] = []
     with _at_most_a_warning("could not close runs whose process is gone"), books() as client:
         file = flow_run.parameters["campaign_file"]
-        for run in close_dead(client, campaign_tag(work.folder), file=file, present=UUID(flow_run.id)):
-            get_run_logger().info("Closed the run %r: %s", run.name, GONE)
+        closed = close_dead(client, campaign_tag(work.folder), file=file, present=UUID(flow_run.id))
         if deployment.id:
             cancel_missed(client, UUID(deployment.id), file=file)
+    if not closed:
+        return ()
+    names = ", ".join(run.name for run in closed[:SHOWN]) + (", ..." if len(closed) > SHOWN else "")
+    line = f"Closed in Prefect what was left running or pending, because {GONE}: {names}"
+    get_run_logger().info(line)
+    return (line,)
 
 
 def close_dead(client: SyncPrefectClient, tag: str, *, file: str, present: UUID | None = None) -> list[FlowRun]:
@@ -107,9 +126,9 @@ def close_dead(client: SyncPrefectClient, tag: str, *, file: str, present: UUID 
     Returns:
         The flow runs that were closed.
     """
-    now = datetime.now(UTC)
+    now = time_of(client)
     runs = live_runs(client)
-    dead = dead_among(runs, tag, file=file, present=present)
+    dead = dead_among(runs, tag, file=file, present=present, now=now)
     closed = [run for run in dead if _set(client.set_flow_run_state, run.id, Crashed(message=GONE))]
     alive = ({run.id for run in runs} - {run.id for run in closed}) | ({present} if present else set())
     ended = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]), id=FlowRunFilterId(not_any_=list(alive)))
@@ -125,9 +144,14 @@ def live_runs(client: SyncPrefectClient) -> list[FlowRun]:
     return list(_pages(client.read_flow_runs, flow_filter=named, flow_run_filter=live))
 
 
-def dead_among(runs: Sequence[FlowRun], tag: str, *, file: str, present: UUID | None = None) -> list[FlowRun]:
-    """Of live runs those of a campaign whose process is gone, if nobody but `present` holds the campaign's lock."""
-    now = datetime.now(UTC)
+def dead_among(
+    runs: Sequence[FlowRun], tag: str, *, file: str, now: datetime, present: UUID | None = None
+) -> list[FlowRun]:
+    """Of live runs those of a campaign whose process is gone, if nobody but `present` holds the campaign's lock.
+
+    Args:
+        now: as of `time_of`.
+    """
     return [
         run
         for run in runs
@@ -146,7 +170,7 @@ def cancel_stopped(client: SyncPrefectClient, deployment_id: UUID) -> None:
     for run in left:
         _set(client.set_flow_run_state, run.id, Cancelled(message=STOPPED))
     stopped = FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in left]))
-    _close_steps(client, stopped, before=datetime.now(UTC), word=STOPPED)
+    _close_steps(client, stopped, before=time_of(client), word=STOPPED)
 
 
 def cancel_missed(client: SyncPrefectClient, deployment_id: UUID, *, file: str) -> list[FlowRun]:

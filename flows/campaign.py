@@ -11,6 +11,7 @@ from connectors.images.reading import Reading
 from connectors.store import write_json
 from connectors.tracking import Tracker
 from deploy import servers
+from deploy.programs import HEALTH
 from flows.artefacts import ANSWERS, CONFIG, PAGE, PIXEL_RANGES, POOL, PUSHED, WITHDRAWN
 from flows.changes import claim, refuse_lost_classes
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings
@@ -19,7 +20,6 @@ from flows.home import LAST_CAMPAIGN, home, settle_home
 from flows.home import VARIABLE as HOME_VARIABLE
 from flows.known_network import remember_network
 from flows.ledger import round_of_ledger
-from flows.local import reach_local_addresses_directly
 from flows.outlook import outlook
 from flows.progress import say
 from flows.records import PixelRanges
@@ -269,8 +269,9 @@ def local_servers() -> servers.Servers:
     """
     running = servers.running(home())
     if running is None:
+        away = ", ".join(name for name in HEALTH if not servers.answers(home(), name)) or "one of them"
         raise ConfigError(
-            f"the campaign uses the local servers and those of {home()} are not running: start them with "
+            f"the campaign uses the local servers, and of those of {home()} {away} does not answer: start them with "
             f"`labelcycle up` and the campaign's file, or let {HOME_VARIABLE} name the folder of those that run, or "
             "set url in [label_studio] and uri in [mlflow]"
         )
@@ -283,7 +284,6 @@ def open_campaign(path: Path, *, tool: AnnotationTool | None = None, tracker: Tr
     Args:
         tool: as of `OpenCampaign`; tracker likewise.
     """
-    reach_local_addresses_directly()
     settings = load_settings(path)
     settings = settings.model_copy(update={"model": with_own_image_size(settings.model)})
     folder = Campaign(settings.folder)

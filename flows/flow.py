@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ from flows import books
 from flows.campaign import OpenCampaign, open_campaign
 from flows.config import ConfigError
 from flows.folder import CampaignBusy
+from flows.local import prepare_environment
 from flows.notify import failure_told, run_and_tell
 from flows.outcome import RoundOutcome
 from flows.round import work_on
@@ -34,6 +36,7 @@ def run_round(campaign_file: str) -> State[RoundOutcome]:
         A `RoundOutcome`; in Prefect's pages it is the name of the run's last state. A round whose labels are missing
         is left as it is; run again later.
     """
+    prepare_environment()  # of a worker of Prefect, which is no command of ours
     check_is_served(campaign_file)
     with failure_told(Path(campaign_file)):
         outcome = _run_round(Path(campaign_file))
@@ -56,8 +59,9 @@ def _run_round(file: Path) -> RoundOutcome:
 def _work_alone_on(work: OpenCampaign, file: Path) -> RoundOutcome:
     """Do what can be done now; another process that works on the campaign makes this an error."""
     with work.folder.lock():
-        books.put_right(work)
-        return run_and_tell(work, file, work_on)
+        closed = books.put_right(work)
+        outcome = run_and_tell(work, file, work_on)
+    return replace(outcome, notes=(*closed, *outcome.notes))
 
 
 def check_is_served(campaign_file: object) -> None:

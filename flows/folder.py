@@ -1,22 +1,20 @@
 """The folder of a campaign and of its rounds: artefacts that are written once, and the lock of who works on them."""
 
-import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import filelock
-
-from connectors.store import Damaged, StoreError, explain, explained, read_json, write_json
+from connectors.store import Damaged, StoreError, explain, explained
 from deploy.private import PRIVATE_FOLDER
 from flows.artefacts import CAMPAIGN, POOL, PUSHED, PUSHING, ROUND, AnyArtefact, Artefact
 from flows.damage import check_files, mend_of
+from flows.lease import Taken, hold
 
 T = TypeVar("T")
 ROUND_NAME = re.compile(r"\d{4,}")
-LOCK, LOCK_HOLDER = "campaign.lock", "campaign.lock.json"
+LOCK = "campaign.lock"
 
 
 class CampaignBusy(Exception):
@@ -145,30 +143,32 @@ class Campaign(Folder):
         """See that the campaign's files are there and whole; see `flows.damage.check_files`."""
         return check_files(self.path)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep every other process from working on the campaign; a killed process gives the lock back.
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep every other process from working on the campaign, on this machine and others: see `flows.lease`.
 
         Raises:
-            CampaignBusy: at once, when another process holds it.
+            CampaignBusy: another process holds it; one of another machine is watched for a while first.
         """
-        lock = filelock.FileLock(self.path / LOCK)
-        try:
-            self.make()
-            lock.acquire(timeout=0)
-        except filelock.Timeout as exc:
-            holder = self._read_holder()
-            raise CampaignBusy(f"{self.path} is being worked on by {holder}; try again when it has ended") from exc
-        except OSError as exc:
-            raise StoreError(explain(exc, self.path)) from exc
-        try:
-            write_json(self.path / LOCK_HOLDER, {"pid": os.getpid()})
-            yield
-        finally:
-            lock.release()
+        return self.held(LOCK, lambda who: f"{self.path} is being worked on by {who}; try again when it has ended")
 
-    def _read_holder(self) -> str:
-        try:
-            return f"process {read_json(self.path / LOCK_HOLDER)['pid']}"
-        except (StoreError, TypeError, KeyError):
-            return "another process"
+    @contextmanager
+    def held(self, lock: str, busy: Callable[[Taken], str]) -> Iterator[None]:
+        """Hold one of the folder's locks.
+
+        Args:
+            lock: its name.
+            busy: what to tell people when another process holds it.
+
+        Raises:
+            CampaignBusy: another process holds it.
+            StoreError: the disk does not take it.
+        """
+        with ExitStack() as stack:
+            try:
+                self.make()
+                stack.enter_context(hold(self.path / lock))
+            except Taken as exc:
+                raise CampaignBusy(busy(exc)) from exc
+            except OSError as exc:
+                raise StoreError(explain(exc, self.path)) from exc
+            yield

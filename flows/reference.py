@@ -54,10 +54,14 @@ When a round closes, old rounds give back what no later step reads, by the rules
 This page is written from the code: `python -m flows.reference reference/campaign-folder`.
 """
 BESIDES = (
-    ("`campaign.lock`, `campaign.lock.json`", "Who works on the campaign now", "`pid`"),
+    (
+        "`campaign.lock`, `campaign.lock.holders/`",
+        "Who works on the campaign now; the time of a file in it is the holder's last sign",
+        "`pid`, `host`, `since`, `boot`",
+    ),
     ("`label_studio.json`", "The project in Label Studio", "`project_id`, `created_at`"),
     ("`restored_answers.json`", "Who gave answers that were restored, and when", ""),
-    ("`serve.log`, `serve.lock`, `serve.lock.json`", "Log and lock of `labelcycle serve`", ""),
+    ("`serve.log`, `serve.lock`, `serve.lock.holders/`", "Log and lock of `labelcycle serve`", ""),
     ("`rounds/0003/`", "The files of round 3", ""),
 )
 """What lies in a campaign's folder and is no artefact."""

@@ -56,7 +56,7 @@ OWN_BY_CONTENT = (
 """What a folder holds that labelcycle wrote: a campaign, a replay, the home of the local servers."""
 OWN_NAMES = frozenset({"mlruns", "mlartifacts"})
 OWN_INSIDE = frozenset(
-    {"rounds", "campaign.json", "campaign.lock", "campaign.lock.json", "pool.parquet", "pool_notes.json", "runs"}
+    {"rounds", "campaign.json", "campaign.lock", "campaign.lock.holders", "pool.parquet", "pool_notes.json", "runs"}
 )
 """What is labelcycle's own where the pool itself is such a folder."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -85,7 +86,7 @@ def serve(campaign: CampaignFile) -> None:
     if settings.schedule is None:
         raise tell(f'{campaign} has no schedule; add for example: schedule = "*/15 * * * *"')
     require_prefect()
-    from flows.serve import serve_campaign
+    from flows.serve.service import serve_campaign
 
     serve_campaign(campaign.resolve(), settings)
 
@@ -97,9 +98,11 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show where a campaign stands, from its folder alone: round, labels, budget, metrics, forecast, addresses."""
+    """Show where a campaign stands, from its folder alone, and which of its servers are away."""
     from flows.artefacts import CAMPAIGN
+    from flows.config import unresolved
     from flows.folder import Campaign
+    from flows.reports.servers import ask_servers, away_lines
     from flows.reports.status import campaign_status, rounds_table, status_lines
 
     folder = Campaign(_folder_of(campaign))
@@ -107,12 +110,14 @@ def status(
     if not folder.has(CAMPAIGN):
         raise tell(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
     folder.check_files()
+    servers = ask_servers(unresolved(folder.read(CAMPAIGN)), home(campaign))
     state = campaign_status(folder, home(campaign))
     if as_json:
-        print(json.dumps(state.as_json(), indent=2))  # noqa: T201 (for programs, so without rich)
+        asked = {name: asdict(server) for name, server in servers().items()}
+        print(json.dumps(state.as_json() | {"servers": asked}, indent=2))  # noqa: T201 (for programs, so without rich)
         return
     console.print(rounds_table(folder))
-    for line in status_lines(state):
+    for line in (*status_lines(state), *away_lines(servers())):
         console.print(line, soft_wrap=True, highlight=False)
 
 

@@ -8,7 +8,7 @@ from flows.artefacts import POOL
 from flows.changes import refuse_another_campaign
 from flows.doctor.subject import Subject
 from flows.folder import LOCK, RoundFolder
-from flows.held import holder_of
+from flows.lease import holder_of
 from pipeline.pool.reasons import NO_SUFFIX, NOT_BY_NAME
 from pipeline.pool.table import usable
 

@@ -25,7 +25,7 @@ from flows.artefacts import CAMPAIGN
 from flows.config import ConfigError
 from flows.doctor.subject import Subject
 from flows.home import SERVERS
-from flows.serve import machine_timezone
+from flows.serve.schedule import machine_timezone
 from pipeline.networks.devices import choose_device, device_name
 
 NO_ROOM, LITTLE_ROOM = 200e6, 2e9

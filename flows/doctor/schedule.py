@@ -21,9 +21,9 @@ from flows.config import CampaignSettings
 from flows.doctor.servers import what_is_away
 from flows.doctor.subject import Subject
 from flows.folder import LOCK, Campaign
-from flows.held import holder_of
+from flows.lease import holder_of
 from flows.local import require_prefect
-from flows.serve import machine_timezone, next_time
+from flows.serve.schedule import machine_timezone, next_time
 
 LATE = timedelta(minutes=2)
 PLANNED_AHEAD = timedelta(days=30)
@@ -79,7 +79,8 @@ def runs_of(work: OpenCampaign, file: str, client: SyncPrefectClient) -> Iterato
 
 def _stale(client: SyncPrefectClient, folder: Campaign, file: str) -> Finding:
     known = folder.get(CAMPAIGN_ID)
-    alive = books.dead_among(books.live_runs(client), f"{books.CAMPAIGN_TAG}{known.id}" if known else "", file=file)
+    tag = f"{books.CAMPAIGN_TAG}{known.id}" if known else ""
+    alive = books.dead_among(books.live_runs(client), tag, file=file, now=books.time_of(client))
     if not alive or holder_of(folder.path / LOCK):
         return Finding("runs", f"{alive[0].name!r} is on" if alive else "none is on, and none was left behind")
     found = f"{len(alive)} that Prefect calls alive, such as {alive[0].name!r}, whose process is gone"

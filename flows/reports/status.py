@@ -257,15 +257,15 @@ def stopping_text(rules: Mapping[str, Limit], headline: str = HEADLINE, paid_in:
 def _addresses(rounds: Sequence[RoundFolder], settings: CampaignSettings, home: Path) -> dict[str, str]:
     pushed = next((batch for f in reversed(rounds) if (batch := f.get(PUSHED)) is not None), None)
     pages = next((page for f in reversed(rounds) if (page := f.get(PAGES)) is not None), None)
-    running = servers.running(home)
-    uri = running.mlflow_url if running and settings.mlflow.uri == LOCAL else settings.mlflow.uri
+    started = servers.addresses(home)
+    uri = started.get("mlflow", LOCAL) if settings.mlflow.uri == LOCAL else settings.mlflow.uri
     addresses = {
         "label_studio": pushed.address if pushed else settings.label_studio.url,
         "mlflow": (pages.tracker if pages else None) or uri,
     }
-    if running:
+    if "prefect" in started:
         run = f"/runs/flow-run/{pages.flow_run}" if pages and pages.flow_run else ""
-        addresses["prefect"] = running.prefect_ui_url + run
+        addresses["prefect"] = started["prefect"] + run
     return addresses
 
 

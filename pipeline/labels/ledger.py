@@ -141,12 +141,14 @@ class Ledger:
             number: of the round whose batch it is; the last that waited if not given.
 
         Returns:
-            None where no answer came before the batch, or the batch is not with people yet.
+            None where no answer came before the batch, or the batch is not with people yet; or where it seems to be
+            older than the answer, because a clock was set back or two clocks differ.
         """
         for before, after in reversed(list(pairwise(self.rounds))):
             if number in (None, after.number) and after.pushed_at and before.answers:
                 last = max(datetime.fromisoformat(answer.updated_at) for answer in before.answers)
-                return (datetime.fromisoformat(after.pushed_at) - last).total_seconds()
+                seconds = (datetime.fromisoformat(after.pushed_at) - last).total_seconds()
+                return seconds if seconds >= 0 else None
         return None
 
     def task_addresses(self) -> dict[str, str]:

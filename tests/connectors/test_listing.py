@@ -77,7 +77,7 @@ def test_own_output_and_environments_are_passed_over(put, tmp_path, marks):
 def test_own_output_is_passed_over_where_the_pool_is_the_folder_of_the_campaign(put, tmp_path):
     put("rounds/0001/confusion_matrix.png")
     put("photos/b.png")
-    for name in ("campaign.json", "campaign.lock", "campaign.lock.json", "pool.parquet", "pool_notes.json"):
+    for name in ("campaign.json", "campaign.lock", "campaign.lock.holders", "pool.parquet", "pool_notes.json"):
         (tmp_path / "pool" / name).touch()
     table, _ = index(tmp_path / "pool")
     assert table["uri"].tolist() == [str(tmp_path / "pool" / name) for name in ("a.png", "photos/b.png")]

@@ -156,13 +156,19 @@ def test_a_failed_start_can_be_repeated_and_everything_ends_with_down(servers, s
         assert {key: second[key] for key in ("mlflow", "prefect")} == {key: first[key] for key in ("mlflow", "prefect")}
         assert started.label_studio_url != servers.label_studio_url
 
+        killed = session_of(second["mlflow"]["pid"])
+        for process in killed:
+            process.kill()
+        psutil.wait_procs(killed, timeout=5)
         show_images_below(home, tmp_path)  # as older versions did
         up(home, label_studio_venv=LABEL_STUDIO_VENV)
         third = remembered(home)
         assert third["label-studio"]["pid"] != second["label-studio"]["pid"]
         assert third["label-studio"]["port"] == second["label-studio"]["port"]
         assert third["label-studio"]["document_root"] == str(home / "images")
-        assert third["mlflow"] == second["mlflow"]
+        assert third["mlflow"]["pid"] != second["mlflow"]["pid"]
+        assert third["mlflow"]["port"] == second["mlflow"]["port"]
+        assert third["prefect"] == second["prefect"]
         check_that_a_refused_token_is_explained(running(home), tmp_path)
     finally:
         leaders = [server["pid"] for server in remembered(home).values() if server["pid"]]
@@ -194,16 +200,18 @@ def check_that_a_refused_token_is_explained(local, images) -> None:
     assert token not in "".join(traceback.format_exception(caught.value))
 
 
-def test_what_a_dead_server_left_behind_is_stopped_too(tmp_path):
+@pytest.mark.parametrize("is_reaped", [True, False])
+def test_what_a_dead_server_left_behind_is_stopped_too(tmp_path, is_reaped):
     code = "import subprocess; subprocess.Popen(['sleep', '60'])"
     parent = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     created = psutil.Process(parent.pid).create_time()
-    parent.wait()
-    (orphan,) = session_of(parent.pid)
+    os.waitid(os.P_PID, parent.pid, os.WEXITED | (0 if is_reaped else os.WNOWAIT))  # nobody may look after it
+    (orphan,) = [each for each in session_of(parent.pid) if each.pid != parent.pid]
     server = {"name": "mlflow", "port": 1, "pid": parent.pid, "created": created, "document_root": None}
     (tmp_path / "servers.json").write_text(json.dumps([server]))
     assert down(tmp_path) == ["mlflow"]
     assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+    parent.wait()
 
 
 def test_a_server_that_ignores_the_polite_signal_is_killed(tmp_path, monkeypatch):

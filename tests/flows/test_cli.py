@@ -66,7 +66,7 @@ def test_status_without_a_campaign_says_what_to_name(command):
     assert "holds no campaign yet; `labelcycle run` begins one" in command("status", "pets.toml")[1]
 
 
-def test_status_reads_the_folder_alone(command, tmp_path):
+def test_status_reads_the_folder_and_asks_the_servers(command, tmp_path):
     folder = Campaign(tmp_path / "campaign")
     settings = CampaignSettings(
         name="pets",
@@ -102,6 +102,7 @@ def test_status_reads_the_folder_alone(command, tmp_path):
     assert (state["awaiting"]["n_labelled"], state["awaiting"]["n_tasks"]) == (3, 4)
     assert state["metrics"] is None
     assert state["urls"] == {"label_studio": "https://labels.example.org/1", "mlflow": "sqlite:///mlflow.db"}
+    assert state["servers"]["label_studio"].keys() == {"url", "is_local", "answers", "why"}
     text = command("status", str(folder.path))[1]
     assert "Round 0 awaits labels: 3 of 4 labelled" in text
     assert "No forecast yet: a forecast needs 4 measured rounds" in text

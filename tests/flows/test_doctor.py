@@ -9,11 +9,11 @@ import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
-import filelock
 import pytest
 from prefect.client.schemas.objects import DeploymentSchedule, FlowRun, WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
@@ -31,8 +31,8 @@ from flows.doctor.examine import CHECKS, Check, examine
 from flows.doctor.schedule import runs_of
 from flows.doctor.subject import Subject, subject_of
 from flows.folder import LOCK
-from flows.held import holder_of
 from flows.home import SERVERS
+from flows.lease import hold, holder_of
 from flows.records import CampaignId
 
 ELSEWHERE = """
@@ -75,9 +75,10 @@ class Sick:
         images.rename(images.with_name("elsewhere"))
 
     def break_lock(self):
-        lock = self.loop.folder.path / LOCK
-        lock.unlink(missing_ok=True)
-        lock.symlink_to(lock)
+        claims = self.loop.folder.path / f"{LOCK}.holders"
+        shutil.rmtree(claims)
+        claims.mkdir()
+        (claims / "a.json").symlink_to("a.json")
 
     def break_disk(self):
         self.patch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1e6))
@@ -287,7 +288,9 @@ def test_gpu_that_torch_cannot_use_and_one_without_room_are_found(monkeypatch):
 def test_holder_of_a_lock_is_told_and_the_lock_stays_free(sick):
     folder = sick.loop.folder
     with folder.lock():
-        assert holder_of(folder.path / LOCK) == f"process {os.getpid()}"
+        told = holder_of(folder.path / LOCK)
+        assert told is not None
+        assert told.startswith(f"process {os.getpid()} on host {os.uname().nodename}, since ")
     assert holder_of(folder.path / LOCK) is None
     with folder.lock():
         pass
@@ -303,6 +306,9 @@ class Prefect:
         times = [now + timedelta(minutes=n + 1) for n in range(planned)]
         times += [now - timedelta(minutes=n + 9) for n in range(late)]
         self.scheduled = [run_of(Scheduled(scheduled_time=when), "scheduled") for when in times]
+
+    def hello(self):
+        return SimpleNamespace(headers={"date": format_datetime(datetime.now(UTC))})
 
     def read_deployment_by_name(self, name):
         if self.deployment is None or name != f"labelcycle-round/{self.deployment.name}":
@@ -355,7 +361,7 @@ def test_schedule_that_is_registered_planned_and_served_is_well(scheduled):
     assert list(found) == ["runs", "schedule", "serve", "scheduler", "late runs"]
     assert "next run" in found["schedule"].found
     assert "on another machine" in found["serve"].found
-    with filelock.FileLock(scheduled.folder.path / "serve.lock"):
+    with hold(scheduled.folder.path / "serve.lock"):
         found = scheduled.found(Prefect(scheduled.deployment(last_polled=None)))
     assert found["serve"].status == "ok"
 

@@ -1,7 +1,6 @@
 """The folder of a campaign: whose it is, who works on it, and whether its files are what was written."""
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -126,12 +125,13 @@ with Campaign(Path(sys.argv[1])).lock():
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout.readline() == b"locked\n"
-    with pytest.raises(CampaignBusy, match=f"process {process.pid}"), Campaign(tmp_path).lock():
+    told = rf"process {process.pid} on host {os.uname().nodename}, since 20.*, last sign \d s ago; try again"
+    with pytest.raises(CampaignBusy, match=told), Campaign(tmp_path).lock():
         pass
     process.kill()
     process.communicate()
     with Campaign(tmp_path).lock():
-        assert json.loads((tmp_path / "campaign.lock.json").read_text()) == {"pid": os.getpid()}
+        pass
 
 
 def test_disk_that_refuses_the_lock_is_told(tmp_path, monkeypatch):

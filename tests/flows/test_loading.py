@@ -50,7 +50,7 @@ def waiting(make_loop):
 
 
 def test_status_loads_neither_torch_nor_prefect(waiting):
-    assert loaded(STATUS, (*OF_LEARNING, "prefect"), str(waiting.file)) == []
+    assert loaded(STATUS, (*OF_LEARNING, "prefect", "httpx"), str(waiting.file)) == []
 
 
 def test_a_run_that_finds_labels_missing_loads_nothing_that_learns(waiting, tmp_path):

@@ -1,16 +1,23 @@
 """What people are told, and how often: campaigns in memory, whose command writes each event down."""
 
+import asyncio
 import json
 import sys
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
 from PIL import Image
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Crashed
 from typer.testing import CliRunner
 
 from connectors.annotation import AnnotationToolError
@@ -414,7 +421,7 @@ def test_a_flow_run_tells(make_told, monkeypatch):
     loop = make_told()
     die(loop)
     monkeypatch.setattr(flow.books, "sign", lambda *_, **__: None)
-    monkeypatch.setattr(flow.books, "put_right", lambda _: None)
+    monkeypatch.setattr(flow.books, "put_right", lambda _: ())
     monkeypatch.setattr(flow, "open_campaign", lambda file: open_campaign(file, tool=loop.tool, tracker=loop.tracker))
     assert flow.run_round.fn(str(loop.file)).name == "AskedForLabels"
     assert kinds(loop) == ["failed"]
@@ -422,3 +429,27 @@ def test_a_flow_run_tells(make_told, monkeypatch):
     with pytest.raises(AnnotationToolError):
         flow.run_round.fn(str(loop.file))
     assert kinds(loop) == ["failed"]
+
+
+def test_a_service_tells_what_no_run_can_tell(make_told, monkeypatch, capsys):
+    from flows.serve import service
+
+    loop = make_told()
+    settings = load_settings(loop.file)
+    monkeypatch.setenv("LABELCYCLE_HOME", str(loop.file.parent))
+    with closing(asyncio.new_event_loop()) as events_loop:
+        serving = service.Service(loop.file, settings, loop.folder, ZoneInfo("UTC"), sys.stdout, events_loop)
+        serving.now = datetime.now(UTC)
+        crashed = FlowRun(flow_id=uuid4(), name="loop, round 1", state=Crashed(message="its process is gone"))
+        monkeypatch.setattr(serving, "runs_to_tell", lambda _: [crashed])
+        for _ in range(2):
+            serving.tell_runs(None)
+        began = time.monotonic()
+        for seconds in (0, service.SILENT_SECONDS - 1, service.SILENT_SECONDS + 1, service.SILENT_SECONDS + 2):
+            monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda now=began + seconds: now))
+            serving.tell_away(ConnectionError("refused"))
+    events = told(loop)
+    assert [event["event"] for event in events] == ["failed", "schedule_silent"]
+    assert "loop, round 1" in events[0]["message"]
+    assert events[1]["message"] == "Prefect has not answered for 15 minutes, and no run begins"
+    assert capsys.readouterr().out.count("Prefect does not answer") == 1

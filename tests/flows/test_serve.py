@@ -1,5 +1,6 @@
 """When a campaign's schedule runs, by whose clock, and who serves it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import pytest
 from flows.config import ConfigError
 from flows.flow import SERVED_FILE, check_is_served
 from flows.folder import Campaign, CampaignBusy
-from flows.serve import _one_line, next_time, only_server_of, output_to
+from flows.serve.schedule import next_time
+from flows.serve.screen import one_line, output_to
+from flows.serve.service import only_server_of, refuse_moved_server
 
 TELL = """
-from flows.serve import machine_timezone
+from flows.serve.schedule import machine_timezone
 try:
     print(machine_timezone())
 except Exception as exc:
@@ -80,6 +83,16 @@ def test_second_server_of_a_campaign_is_told_which_process_serves_it(tmp_path):
         pass
 
 
+def test_local_server_that_has_moved_is_not_waited_for_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABELCYCLE_HOME", str(tmp_path))
+    refuse_moved_server("http://127.0.0.1:5")  # nobody knows where it is now
+    (tmp_path / "servers.json").write_text(json.dumps([{"name": "prefect", "port": 6}]))
+    refuse_moved_server(None)
+    refuse_moved_server("http://127.0.0.1:6")
+    with pytest.raises(ConfigError, match=r"was at http://127\.0\.0\.1:5 and is at http://127\.0\.0\.1:6 now: start"):
+        refuse_moved_server("http://127.0.0.1:5")
+
+
 def test_run_of_another_file_than_the_served_one_is_refused(monkeypatch):
     check_is_served("/a/pets.toml")  # nobody serves: a run by hand
     monkeypatch.setenv(SERVED_FILE, "/a/pets.toml")
@@ -100,6 +113,6 @@ def test_output_of_runs_goes_to_the_log_and_the_screen_comes_back(tmp_path, capf
 
 
 def test_what_other_programs_say_is_one_line_that_steers_no_terminal():
-    assert _one_line("\x1b]0;owned\x07 a [red]b[/]\nTraceback") == " ]0;owned  a [red]b[/]"
-    assert _one_line(ValueError("")) == ""
-    assert len(_one_line("x" * 10_000)) == 500
+    assert one_line("\x1b]0;owned\x07 a [red]b[/]\nTraceback") == " ]0;owned  a [red]b[/]"
+    assert one_line(ValueError("")) == ""
+    assert len(one_line("x" * 10_000)) == 500

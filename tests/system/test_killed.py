@@ -45,14 +45,16 @@ def n_tasks(campaign) -> int:
         return sum(project["task_number"] for project in found)
 
 
-def check_one_run_for_each_round(campaign) -> None:
+def check_one_run_for_each_round(campaign, n_rounds: int = 2) -> None:
     client = MlflowClient(campaign.servers.mlflow_url)
     experiment = client.get_experiment_by_name(campaign.name)
     runs = client.search_runs([experiment.experiment_id])
     names = sorted(run.info.run_name for run in runs)
-    assert names == [campaign.name, "member-0", "member-1", "round 0", "round 1"]
-    of_round = next(run for run in runs if run.info.run_name == "round 1")
-    for key in of_round.data.metrics:
-        if not key.startswith("system/"):
-            assert len(client.get_metric_history(of_round.info.run_id, key)) == 1, f"{key} was logged twice"
-    assert len(client.search_model_versions(f"name = '{campaign.name}'")) == 1
+    rounds = [f"round {number}" for number in range(n_rounds)]
+    members = ["member-0", "member-1"] * (n_rounds - 1)
+    assert names == sorted([campaign.name, *members, *rounds])
+    for of_round in (run for run in runs if run.info.run_name in rounds):
+        for key in of_round.data.metrics:
+            if not key.startswith("system/"):
+                assert len(client.get_metric_history(of_round.info.run_id, key)) == 1, f"{key} was logged twice"
+    assert len(client.search_model_versions(f"name = '{campaign.name}'")) == n_rounds - 1

@@ -7,29 +7,40 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags, LogFilter, LogFilterFlowRunId
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Pending, Running, Scheduled
+from prefect.states import Cancelling, Pending, Running, Scheduled
 
+from deploy.processes import free_port
 from flows import books
-from flows.artefacts import PUSHED
+from flows.artefacts import PAGES, PUSHED
 from flows.books import GONE, MISSED, STOPPED, campaign_tag, close_dead
 from flows.folder import Campaign
+from tests.conftest import LOGIN_VARIABLES
+from tests.system.test_killed import check_one_run_for_each_round, n_tasks
 
 REPOSITORY = Path(__file__).parent.parent.parent
 NEVER = 'schedule = "0 0 1 1 *"'
 IMPATIENT = """
+import os
 from datetime import timedelta
-import flows.serve
-flows.serve.OVERDUE = timedelta(seconds=1)
+from pathlib import Path
+from flows import books
+from flows.serve import service
+service.OVERDUE = timedelta(seconds=1)
+books.PATIENCE = dict.fromkeys(books.PATIENCE, timedelta(0))
+time_of, set_back = books.time_of, Path(os.environ["CLOCK_IS_SET_BACK"])
+books.time_of = lambda client: time_of(client) - timedelta(hours=3 * set_back.exists())
 from flows.cli import main
 main()
 """
@@ -118,6 +129,13 @@ def deployment_of(prefect, campaign):
 
 def ask_for_run(prefect, campaign, **how):
     return prefect.create_flow_run_from_deployment(deployment_of(prefect, campaign).id, **how).id
+
+
+def begin_run(prefect, campaign, state):
+    """A run of the campaign that nobody works on."""
+    from flows.flow import run_round
+
+    return prefect.create_flow_run(run_round, parameters={"campaign_file": str(campaign.file)}, state=state).id
 
 
 def wait_for_state(prefect, run_id, *kinds):
@@ -237,10 +255,14 @@ def run_with_books_that_refuse(file: str) -> None:
     run_round(file)
 
 
-def test_books_that_cannot_be_put_right_stop_no_round(make_campaign, fork):
+def test_books_that_cannot_be_put_right_stop_no_round_and_the_next_run_tells_what_it_closed(
+    make_campaign, prefect, fork
+):
     campaign = make_campaign()
+    left = begin_run(prefect, campaign, Cancelling())
     assert fork(run_with_books_that_refuse, str(campaign.file)) == (0, "")
     assert campaign.folder.round(0).has(PUSHED)
+    assert f"because {GONE}: {prefect.read_flow_run(left).name}" in campaign.run(expect=3)
 
 
 def test_only_dead_runs_of_this_very_campaign_are_closed(prefect, tmp_path, monkeypatch):
@@ -282,9 +304,7 @@ class PrefectServer:
     """A server of the test's own that can be killed, with its memory on the disk and no scheduler."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")},
@@ -340,7 +360,8 @@ run_round.to_deployment(
 
 def test_lost_server_leftovers_of_the_old_version_and_a_broken_scheduler(make_campaign, own_prefect, serve):
     campaign = make_campaign('schedule = "* * * * *"')
-    address = {"PREFECT_API_URL": own_prefect.url}
+    set_back = campaign.file.with_name("set back")
+    address = {"PREFECT_API_URL": own_prefect.url, "CLOCK_IS_SET_BACK": str(set_back)}
     registered = [sys.executable, "-c", OLD_VERSION, campaign.name, str(campaign.file)]
     subprocess.run(registered, env=campaign.environment | address, cwd=REPOSITORY, check=True)
     with SyncPrefectClient(own_prefect.url) as prefect:
@@ -364,6 +385,14 @@ def test_lost_server_leftovers_of_the_old_version_and_a_broken_scheduler(make_ca
         serving.said("no run was made for")
         assert "the scheduler of Prefect's server seems to be broken" in serving.printed
 
+        assert serving.printed.count("no run was made for") == 1
+        (before,) = deployment_of(prefect, campaign).schedules
+        set_back.touch()  # the server makes no second run for a time of the same schedule
+        serving.said("the clock of Prefect's server was set back by 2:59:")
+        wait_for(lambda: serving.printed.count("  serving ") == 2)
+        (after,) = deployment_of(prefect, campaign).schedules
+        assert after.id != before.id
+
     own_prefect.kill()
     serving.said(f"Prefect does not answer at {own_prefect.url}")
     own_prefect.start()
@@ -372,29 +401,155 @@ def test_lost_server_leftovers_of_the_old_version_and_a_broken_scheduler(make_ca
         wait_for_state(prefect, ask_for_run(prefect, campaign), "COMPLETED")
     serving.said(": round 0 awaits labels: 0 of 22 labelled")
     assert serving.printed.count("does not answer") == 1
-    assert serving.printed.count("no run was made for") == 1
     assert "Traceback" not in serving.printed
     assert serving.end() == 0
 
 
-def test_prefect_takes_the_deployment_file_for_work_pools(servers, prefect, environment, tmp_path):
-    try:
-        prefect.read_work_pool("local")
-    except ObjectNotFound:
-        prefect.create_work_pool(WorkPoolCreate(name="local", type="process"))
-    arguments = ["--no-prompt", "deploy", "--prefect-file", "deploy/prefect.yaml", "--all"]
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", *arguments],
-        env=environment,
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+def test_worker_of_a_work_pool_advances_the_campaign_by_the_deployment_file(make_campaign, prefect, tmp_path):
+    campaign = make_campaign()
+    dead = begin_run(prefect, campaign, Cancelling())
+    text = (REPOSITORY / "deploy" / "prefect.yaml").read_text()
+    ours = {
+        "directory: /opt/labelcycle": f"directory: {REPOSITORY}",
+        "/campaigns/my-campaign.toml": str(campaign.file),
+        "name: my-campaign": f"name: {campaign.name}",
+        "name: local": f"name: {campaign.name}",
+    }
+    for stood, put in ours.items():
+        assert text.count(stood) == 1
+        text = text.replace(stood, put)
+    (tmp_path / "prefect.yaml").write_text(text)
+    commands = [line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   prefect ")]
+    create, deploy, start = (
+        line.replace("local", campaign.name)
+        .replace("my-campaign", campaign.name)
+        .replace("deploy/prefect.yaml", str(tmp_path / "prefect.yaml"))
+        .split()[1:]
+        for line in commands
     )
-    assert done.returncode == 0, done.stdout
-    found = prefect.read_deployment_by_name("labelcycle-round/my-campaign")
-    prefect.delete_deployment(found.id)
-    assert found.work_pool_name == "local"
-    assert found.global_concurrency_limit is None
-    assert [schedule.schedule.timezone for schedule in found.schedules] == ["UTC"]
+    program = [sys.executable, "-m", "prefect"]
+    environment = campaign.environment | {
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_WEBSERVER_PORT": str(free_port()),
+    }
+    how = {"env": environment, "cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    for command in (create, deploy):
+        done = subprocess.run([*program, *command], check=False, **how)
+        assert done.returncode == 0, done.stdout
+    assert deployment_of(prefect, campaign).global_concurrency_limit is None
+    assert [each.schedule.timezone for each in deployment_of(prefect, campaign).schedules] == ["UTC"]
+    run = ask_for_run(prefect, campaign)
+    with subprocess.Popen([*program, *start], **how) as worker:
+        try:
+            wait_for_state(prefect, run, "COMPLETED", "FAILED", "CRASHED")
+        finally:
+            worker.terminate()
+            told = worker.communicate()[0]
+            prefect.delete_deployment(deployment_of(prefect, campaign).id)
+            prefect.delete_work_pool(campaign.name)
+    assert campaign.folder.round(0).has(PUSHED), told
+    assert len(campaign.tasks(0)) == 22
+    closed = prefect.read_flow_run(dead).state
+    assert (closed.type, closed.message) == ("CRASHED", GONE)
+    log = prefect.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])))
+    assert any(GONE in line.message for line in log), "it is said, too"
+
+
+class Gate:
+    """The way to a server, byte for byte, which can be shut and opened again.
+
+    Attributes:
+        shut_at: it shuts by itself before a request that holds this.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target, self._port = urlsplit(target).port, 0
+        self._sockets: list[socket.socket] = []
+        self.shut_at = b""
+        self.open()
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def open(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self._port))
+        self._port = self._listener.getsockname()[1]
+        self.is_open = True
+        threading.Thread(target=self._let_in, args=(self._listener,), daemon=True).start()
+
+    def shut(self) -> None:
+        self.is_open, self.shut_at = False, b""
+        for each in (self._listener, *self._sockets):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        self._sockets = []
+
+    def _let_in(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+                self._sockets += [client, server]
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while chunk := source.recv(2**16):
+                if self.shut_at and self.shut_at in chunk:
+                    self.shut()
+                sink.sendall(chunk)
+            sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def gates(servers):
+    """A gate before each of the three servers."""
+    made = [Gate(url) for url in (servers.label_studio_url, servers.mlflow_url, servers.prefect_api_url)]
+    yield made
+    for each in made:
+        if each.is_open:
+            each.shut()
+
+
+def test_serve_outlives_each_of_its_servers_and_mlflow_has_all_once(make_campaign, prefect, serve, gates, servers):
+    label_studio, mlflow, books_of_prefect = gates
+    campaign = make_campaign(NEVER, label_studio=label_studio.url)
+    with campaign.file.open("a") as file:
+        file.write(f'\n[mlflow]\nuri = "{mlflow.url}"\n')
+    logins = dict(zip(LOGIN_VARIABLES, servers.mlflow_login, strict=True))
+    campaign = replace(campaign, environment=campaign.environment | logins)
+    serving = serve(campaign, PREFECT_API_URL=f"{books_of_prefect.url}/api")
+    serving.said("serving")
+
+    label_studio.shut_at = b"/import"  # away for a moment: the same run goes on
+    run = ask_for_run(prefect, campaign)
+    wait_for(lambda: not label_studio.is_open)
+    told = campaign.fresh_command("status", str(campaign.file))
+    assert f"Label Studio is away, {label_studio.url}: " in told
+    label_studio.open()
+    assert wait_for_state(prefect, run, "COMPLETED", "FAILED", "CRASHED").name == "AskedForLabels"
+
+    campaign.label()
+    mlflow.shut_at = b"model-versions/create"  # away for longer: the next run goes on
+    wait_for_state(prefect, ask_for_run(prefect, campaign), "FAILED")
+    serving.said("MLflow at")
+    assert not mlflow.is_open
+    mlflow.open()
+    wait_for_state(prefect, ask_for_run(prefect, campaign), "COMPLETED")
+    serving.said(": round 1 asks for 8 labels")
+
+    campaign.label()
+    run = ask_for_run(prefect, campaign)
+    wait_for(lambda: campaign.folder.round(2).has(PAGES))
+    books_of_prefect.shut()
+    serving.said("Prefect does not answer")
+    books_of_prefect.open()
+    serving.said("Prefect answers again")
+    wait_for_state(prefect, run, "COMPLETED", "FAILED", "CRASHED")
+    wait_for_state(prefect, ask_for_run(prefect, campaign), "COMPLETED")
+    serving.said(": round 2 awaits labels")
+    assert serving.end() == 0
+    assert "Traceback" not in serving.printed
+    assert campaign.pulled_tasks(0, 1, 2) == campaign.tasks(0) | campaign.tasks(1) | campaign.tasks(2)
+    assert n_tasks(campaign) == 38
+    check_one_run_for_each_round(campaign, n_rounds=3)

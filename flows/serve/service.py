@@ -4,22 +4,16 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import sys
-import threading
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import FrameType
 from typing import TextIO, cast
 from uuid import UUID
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
-import filelock
-import tzlocal
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -36,16 +30,21 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.runner import Runner
 from prefect.schedules import Cron
-from prefect.server.schemas.schedules import CronSchedule  # so that we reckon as the server does
 from prefect.settings import get_current_settings
 
-from connectors.store import read_json, write_json
+from deploy import servers
 from flows import books
 from flows.config import CampaignSettings, ConfigError
 from flows.flow import SERVED_FILE, STATES, run_round
 from flows.folder import Campaign, CampaignBusy
+from flows.home import home
+from flows.notify import Teller, tell_from_outside
+from flows.serve.schedule import machine_timezone, next_time
+from flows.serve.screen import ENDING, Stopped, loop_of_a_thread, one_line, output_to, signals_raise
 
-LOG = "serve.log"
+LOG, LOCK = "serve.log", "serve.lock"
+SET_BACK = timedelta(seconds=60)
+"""By how much a clock must go back to have been set back."""
 OVERDUE = timedelta(seconds=60)
 """How long after a time of the schedule there must be a run; Prefect's scheduler looks each minute."""
 REQUEST_SECONDS = 60.0
@@ -53,10 +52,8 @@ STOP_SECONDS = 45.0
 """What a run gets to end in, of which Prefect's runner takes up to 30 before it kills."""
 AWAY_SECONDS = 5.0
 """The same, where Prefect's server is away and the run would only wait for it."""
-
-
-class _Stopped(BaseException):
-    """Somebody asked this process to end."""
+SILENT_SECONDS = 900.0
+"""How long Prefect's server may be away before people are told."""
 
 
 def serve_campaign(file: Path, settings: CampaignSettings) -> None:
@@ -79,89 +76,33 @@ def serve_campaign(file: Path, settings: CampaignSettings) -> None:
     folder = Campaign(settings.folder)
     os.environ[SERVED_FILE] = str(file)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of a runner that is stopped
-    with only_server_of(folder, settings.name), output_to(folder.path / LOG) as screen, _loop_of_a_thread() as loop:
+    with only_server_of(folder, settings.name), output_to(folder.path / LOG) as screen, loop_of_a_thread() as loop:
         Service(file, settings, folder, zone, screen, loop).run()
 
 
-def machine_timezone() -> str:
-    """The IANA name of this machine's time zone.
-
-    Raises:
-        ConfigError: when the machine has no time zone set.
-    """
-    name = None
-    with warnings.catch_warnings(), suppress(ValueError, OSError, KeyError):
-        warnings.simplefilter("ignore")
-        name = str(tzlocal.get_localzone())
-    if name not in available_timezones() - {"localtime"}:
-        raise ConfigError(
-            "this machine does not tell the name of its time zone: set timezone in the campaign file, for example "
-            'timezone = "Europe/Berlin"'
-        )
-    return name
-
-
-def next_time(schedule: str | None, zone: ZoneInfo, after: datetime) -> datetime:
-    """The first time of a cron line after a moment, in its zone.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    reckoned = CronSchedule(cron=schedule or "", timezone=zone.key).get_dates(1, start=after + timedelta(seconds=1))
-    try:
-        (found,) = asyncio.run(reckoned)
-    except ValueError as exc:
-        raise ConfigError(f"the time of schedule = {schedule!r} never comes") from exc
-    return datetime.fromtimestamp(found.timestamp(), zone)
-
-
-@contextmanager
-def only_server_of(folder: Campaign, name: str) -> Iterator[None]:
+def only_server_of(folder: Campaign, name: str) -> AbstractContextManager[None]:
     """Keep a second `labelcycle serve` from the campaign; a killed one gives the place free.
 
     Raises:
         CampaignBusy: naming the process that serves.
     """
-    folder.make()
-    note = folder.path / "serve.lock.json"
-    lock = filelock.FileLock(folder.path / "serve.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as exc:
-        server = "another process"
-        with suppress(OSError, ValueError, KeyError):
-            server = "process {pid} on {host}, since {since}".format(**read_json(note))
-        raise CampaignBusy(f"{name} is served already, by {server}; end that one first, or leave it to it") from exc
-    try:
-        since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        write_json(note, {"pid": os.getpid(), "host": os.uname().nodename, "since": since})
-        yield
-    finally:
-        lock.release()
+    return folder.held(LOCK, lambda who: f"{name} is served already, by {who}; end that one first, or leave it to it")
 
 
-@contextmanager
-def output_to(log: Path) -> Iterator[TextIO]:
-    """Send what Prefect, its runs and their errors print to a file, so that the screen, which is yielded, stays clear.
+def refuse_moved_server(began_with: str | None) -> None:
+    """Refuse to wait for a local Prefect that answers elsewhere since its port was taken by another program.
 
-    A run is a process of its own and writes to the descriptors it inherits.
+    Args:
+        began_with: where it was when this process began; None where Prefect is no local server.
+
+    Raises:
+        ConfigError: it moved. What is loaded keeps the old address.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    screens = [os.dup(descriptor) for descriptor in (1, 2)]
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
-    try:
-        for descriptor in (1, 2):
-            os.dup2(target, descriptor)
-        with open(screens[0], "w", encoding="utf-8", errors="replace", closefd=False) as screen:
-            yield screen
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for descriptor, screen_descriptor in zip((1, 2), screens, strict=True):
-            os.dup2(screen_descriptor, descriptor)
-            os.close(screen_descriptor)
-        os.close(target)
+    now = servers.addresses(home()).get("prefect")
+    if began_with is not None and now not in (None, began_with):
+        raise ConfigError(
+            f"the local Prefect server was at {began_with} and is at {now} now: start `labelcycle serve` again"
+        )
 
 
 class Service:
@@ -183,25 +124,27 @@ class Service:
         self.file, self.settings, self.folder, self.zone, self.screen = file, settings, folder, zone, screen
         self.loop = loop
         self.tag = books.campaign_tag(folder)
+        local = servers.addresses(home()).get("prefect")
+        self.local = local if get_current_settings().api.url == f"{local}/api" else None
         self.poll_seconds = get_current_settings().runner.poll_frequency
         self.runner = Runner(name="labelcycle", limit=1, prefetch_seconds=0, pause_on_shutdown=False)
         self.deployment_id: UUID | None = None
         self.running: Future[None] | None = None
-        self.is_away = False
+        self.teller = Teller(settings.name, file, folder, settings.notify)
+        self.is_away, self.away_since, self.is_silent = False, 0.0, False
         self.is_overdue = False
         self.told: set[tuple[UUID, StateType]] = set()
-        self.told_until = datetime.now(UTC)
-        self.watched = datetime.now(UTC)
+        self.now = self.told_until = self.watched = datetime.now(UTC)
 
     def run(self) -> None:
         """Serve until a signal comes."""
-        with _signals_raise():
+        with signals_raise():
             try:
                 while True:
                     self.look()
                     time.sleep(self.poll_seconds)
-            except _Stopped:
-                for number in _ENDING:
+            except Stopped:
+                for number in ENDING:
                     signal.signal(number, signal.SIG_IGN)  # asked once is asked
                 self.stop()
 
@@ -212,6 +155,7 @@ class Service:
                 ended, self.running = self.running, None
                 ended.result()
             with books.books() as client:
+                self.read_clock(client)
                 self.be_registered(client)
                 self.tell_runs(client)
                 if self.running is None:
@@ -224,6 +168,19 @@ class Service:
                 self.is_away = False
                 self.say("Prefect answers again")
 
+    def read_clock(self, client: SyncPrefectClient) -> None:
+        """Read the clock of Prefect's server, which rules the schedule; where it was set back, register again.
+
+        The server makes no second run for a time of a schedule: it would make none until that time is reached again.
+        """
+        before, self.now = self.now, books.time_of(client)
+        if self.deployment_id is None:
+            self.told_until = self.now
+        elif self.now < before - SET_BACK:
+            self.say(f"the clock of Prefect's server was set back by {before - self.now}: the schedule begins anew")
+            self.deployment_id, self.told_until = None, self.now
+            self.told = {(run.id, run.state.type) for run in self.runs_to_tell(client) if run.state is not None}
+
     def be_registered(self, client: SyncPrefectClient) -> None:
         """Make sure that Prefect knows the campaign's schedule, also after it lost its memory."""
         if self.deployment_id is not None:
@@ -231,12 +188,12 @@ class Service:
                 return
             with suppress(ObjectNotFound):
                 client.read_deployment(self.deployment_id)
-                self.watched = datetime.now(UTC)
+                self.watched = self.now
                 return
         self.refuse_namesake(client)
         self.put_right(client)
         self.deployment_id = asyncio.run_coroutine_threadsafe(self._register(), self.loop).result(REQUEST_SECONDS)
-        self.watched = datetime.now(UTC)
+        self.watched = self.now
         following = next_time(self.settings.schedule, self.zone, self.watched)
         self.say(
             f"serving {self.settings.name} from {self.file}: {self.settings.schedule!r} in {self.zone.key}, next run "
@@ -294,22 +251,28 @@ class Service:
 
     def tell_runs(self, client: SyncPrefectClient) -> None:
         """Print which runs of the campaign began and ended since last time, whoever started them."""
+        runs = self.runs_to_tell(client)
+        told = {(run.id, run.state.type) for run in runs if run.state is not None}
+        for run in sorted(runs, key=lambda run: run.end_time or self.now):
+            if run.state is not None and (run.id, run.state.type) not in self.told:
+                self.say(f"{self.name_of(run)}: {_outcome(run.state)}")
+                if run.state.type in (StateType.FAILED, StateType.CRASHED):
+                    tell_from_outside(self.teller, "failed", f"{self.name_of(run)}: {_outcome(run.state)}")
+        self.told = told
+        self.told_until = max([self.told_until, *(run.end_time for run in runs if run.end_time is not None)])
+
+    def runs_to_tell(self, client: SyncPrefectClient) -> list[FlowRun]:
+        """The runs of the campaign that are on, and those that ended since the last one that was told."""
         tagged = FlowRunFilterTags(all_=[self.tag])
         running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tagged, state=running))
         ended = FlowRunFilterEndTime(after_=self.told_until)
-        runs += client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tagged, end_time=ended))
-        told = {(run.id, run.state.type) for run in runs if run.state is not None}
-        for run in sorted(runs, key=lambda run: run.end_time or datetime.now(UTC)):
-            if run.state is not None and (run.id, run.state.type) not in self.told:
-                self.say(f"{self.name_of(run)}: {_outcome(run.state)}")
-        self.told = told
-        self.told_until = max([self.told_until, *(run.end_time for run in runs if run.end_time is not None)])
+        return runs + client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tagged, end_time=ended))
 
     def watch_scheduler(self, client: SyncPrefectClient) -> None:
         """Print once that a time of the schedule has passed and Prefect's server has made no run for it."""
         expected = next_time(self.settings.schedule, self.zone, self.watched + OVERDUE)
-        if datetime.now(UTC) < expected + OVERDUE:
+        if self.now < expected + OVERDUE:
             return
         deployment_id = self.registered()
         made = client.read_flow_runs(
@@ -330,21 +293,28 @@ class Service:
                 if is_paused
                 else "the scheduler of Prefect's server seems to be broken; look into its log"
             )
-            self.say(f"no run was made for {expected:%Y-%m-%d %H:%M %Z}: {why}")
+            missed = f"no run was made for {expected:%Y-%m-%d %H:%M %Z}: {why}"
+            self.say(missed)
+            tell_from_outside(self.teller, "schedule_silent", missed)
 
     def tell_away(self, exc: Exception) -> None:
         """Print once that nothing can be done now. The next look tries again, unless a person has to mend something.
 
         Raises:
-            ConfigError: what came, if it was one.
+            ConfigError: what came, if it was one; or the local Prefect server has moved.
         """
         if isinstance(exc, ConfigError):
             raise exc
+        refuse_moved_server(self.local)
         if not self.is_away:
-            self.is_away = True
+            self.is_away, self.away_since, self.is_silent = True, time.monotonic(), False
             url = get_current_settings().api.url
-            why = _one_line(exc) or type(exc).__name__
+            why = one_line(exc) or type(exc).__name__
             self.say(f"Prefect does not answer at {url} ({why}); trying on, runs wait until it does")
+        elif not self.is_silent and time.monotonic() - self.away_since > SILENT_SECONDS:
+            self.is_silent = True
+            silent = f"Prefect has not answered for {SILENT_SECONDS / 60:.0f} minutes, and no run begins"
+            tell_from_outside(self.teller, "schedule_silent", silent)
 
     def stop(self) -> None:
         """End the run that is on, if there is one, and leave the schedule as it is."""
@@ -376,7 +346,7 @@ class Service:
         """A run under the name that it gave itself, or by its time where it has not yet, or never began."""
         if not run.name.startswith(f"{self.settings.name}, ") and run.expected_start_time is not None:
             return f"{self.settings.name}, run of {run.expected_start_time.astimezone(self.zone):%Y-%m-%d %H:%M}"
-        return _one_line(run.name)
+        return one_line(run.name)
 
     def say(self, line: str) -> None:
         """One event on the screen; a screen that is gone stops nothing."""
@@ -389,57 +359,7 @@ def _outcome(state: State[object]) -> str:
     """The state of a run in words; a state that a round has named has its message."""
     if state.type is StateType.RUNNING:
         return "started"
-    message = _one_line(state.message or "")
+    message = one_line(state.message or "")
     if state.name in STATES.values() and message:
         return message
-    return f"{_one_line(state.name).lower()}: {message}" if message else _one_line(state.name).lower()
-
-
-def _one_line(foreign: object) -> str:
-    """The first line of another program's text, without characters that steer a terminal."""
-    lines = str(foreign).strip().splitlines() or [""]
-    return "".join(character if character.isprintable() else " " for character in lines[0])[:500]
-
-
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Let the signals that ask a process to end do so in order; one that is ignored already stays so (nohup)."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise _Stopped
-
-    before = {number: signal.getsignal(number) for number in _ENDING}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _loop_of_a_thread() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop that runs in a thread of its own; what still waits in it at the end is cancelled there.
-
-    In the main thread Prefect's runner would put its own handler of SIGTERM in place of ours. Ctrl+C, which a terminal
-    sends to all its processes, is not heard by the runs that the thread starts: we end them.
-    """
-    loop = asyncio.new_event_loop()
-
-    def run() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:  # a task that the interpreter's end meets would warn
-            runner.get_loop().run_forever()
-
-    thread = threading.Thread(target=run, name="labelcycle-runner", daemon=True)
-    thread.start()
-    try:
-        yield loop
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(AWAY_SECONDS)
+    return f"{one_line(state.name).lower()}: {message}" if message else one_line(state.name).lower()
