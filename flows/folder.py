@@ -91,9 +91,13 @@ class Campaign(Folder):
         names = sorted(p.name for p in folder.iterdir() if ROUND_NAME.fullmatch(p.name)) if folder.is_dir() else []
         return [RoundFolder(folder / name) for name in sorted(names, key=int)]
 
-    def put_away_rounds(self) -> Sequence[Path]:
-        """What a killed run left of rounds that were put away."""
-        return list((self.path / "rounds").glob("*.put-away"))
+    def leftovers(self) -> Sequence[Path]:
+        """What killed runs left: rounds that were put away, and files that never got their name.
+
+        Only of what is written under the lock: a run that waits for it writes the campaign's settings.
+        """
+        rounds = self.path / "rounds"
+        return [*rounds.glob("*.put-away"), *rounds.rglob(".*.part"), *self.path.glob(f".{POOL.name}.*.part")]
 
     def current_round(self) -> RoundFolder:
         """The round that is open, or the one that comes next."""

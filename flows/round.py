@@ -5,7 +5,7 @@ from dataclasses import replace
 from connectors.image_folder.index import index_pool
 from flows.artefacts import ANSWERS, BATCH, CONFIG, NOT_USED, POOL, POOL_NOTES, PUSHED
 from flows.campaign import OpenCampaign
-from flows.changes import begun_otherwise, clear_what_was_put_away, notes_of_changes, put_away, refuse_lost_classes
+from flows.changes import begun_otherwise, clear_leftovers, notes_of_changes, put_away, refuse_lost_classes
 from flows.dependence import look_for_dependence
 from flows.folder import Campaign, RoundFolder
 from flows.outcome import RoundOutcome, awaiting, finished
@@ -21,7 +21,7 @@ from pipeline.tables import PoolTable
 
 def work_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; call it under the campaign's lock."""
-    clear_what_was_put_away(work.folder)
+    clear_leftovers(work.folder)
     in_task("begin_anew", lambda: begin_anew(work.folder.current_round(), work))
     in_task("refresh_pool", lambda: refresh_pool(work))
     new_ranges = in_task("settle_pixel_ranges", lambda: settle_pixel_ranges(work))

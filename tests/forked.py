@@ -60,7 +60,7 @@ class Forks:
 
     def start(self, function: Callable[..., object], *arguments: object) -> Forked:
         """Call a function in a process of its own."""
-        self._begin()
+        self.begin()
         ours, theirs = self._processes.Pipe()
         process = self._processes.Process(target=_tell, args=(theirs, function, arguments))
         process.start()
@@ -71,7 +71,7 @@ class Forks:
         """Call a function, wait until it has ended; return its exit code and its error."""
         return self.start(function, *arguments).wait()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Start the process that forks: it keeps the environment of its start."""
         if self._has_begun:
             return

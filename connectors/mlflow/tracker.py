@@ -96,8 +96,7 @@ class MLflowTracker(Tracker):
             run = self._find_or_create(
                 {KIND: "round", ROUND: str(round_number)}, name=f"round {round_number}", parent=None
             )
-            self._log_params(run, params)
-            client.log_batch(run.info.run_id, tags=[RunTag(mlflow_key(key), str(value)) for key, value in tags.items()])
+            self._log(run, params=params, tags={mlflow_key(key): str(value) for key, value in tags.items()})
             if run.info.status == "RUNNING" != campaign.info.status:
                 client.update_run(campaign.info.run_id, status="RUNNING")
             return str(run.info.run_id)
@@ -119,20 +118,18 @@ class MLflowTracker(Tracker):
             TrackerError: when a member's run holds other numbers.
         """
         with self._talk() as client:
-            parent = client.get_run(run_id)
+            found = client.search_runs([self._experiment_id], f"tags.`{PARENT}` = '{run_id}'")
+            known = {run.data.tags.get(MEMBER): run for run in found}
             for member in members:
-                run = self._find_or_create(
-                    {KIND: "member", MEMBER: member.name, PARENT: run_id}, name=member.name, parent=parent
+                run = known.get(member.name) or self._create(
+                    {KIND: "member", MEMBER: member.name, PARENT: run_id}, name=member.name
                 )
-                self._log_params(run, {"seed": member.seed})
-                self._log_metrics(
-                    run,
-                    [
-                        Metric(mlflow_key(name), value, run.info.start_time + epoch, epoch)
-                        for epoch, row in enumerate(member.epochs, start=1)
-                        for name, value in row.items()
-                    ],
-                )
+                points = [
+                    Metric(mlflow_key(name), value, run.info.start_time + epoch, epoch)
+                    for epoch, row in enumerate(member.epochs, start=1)
+                    for name, value in row.items()
+                ]
+                self._log(run, params={"seed": member.seed}, points=points)
                 self._end(run)
 
     def log_model(
@@ -182,10 +179,9 @@ class MLflowTracker(Tracker):
         with self._talk() as client:
             run = client.get_run(run_id)
             points = [Metric(mlflow_key(name), value, run.info.start_time, step) for name, value in metrics.items()]
-            self._log_metrics(run, points)
-            self._log_metrics(self._campaign_run(), points)
             named = {NOTE if key == "description" else mlflow_key(key): value for key, value in tags.items()}
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in named.items()])
+            self._log(run, points=points, tags=named)
+            self._log(self._campaign_run(), points=points)
             sizes = {known.path: known.file_size for known in client.list_artifacts(run_id)}
             for path in artifacts:
                 if sizes.get(path.name) != path.stat().st_size:
@@ -235,18 +231,16 @@ class MLflowTracker(Tracker):
             replay = self._find_or_create(
                 {KIND: "replay", REPLAY: replay_id}, name=f"replay {replay_id[:8]}", parent=None
             )
-            self._log_params(replay, params)
-            for arm, points in curves.items():
+            self._log(replay, params=params)
+            for arm, line in curves.items():
                 tags = {KIND: "arm", ARM: arm, PARENT: replay.info.run_id}
                 run = self._find_or_create(tags, name=arm, parent=replay)
-                self._log_metrics(
-                    run,
-                    [
-                        Metric(mlflow_key(name), value, run.info.start_time + n_trained_on, n_trained_on)
-                        for n_trained_on, metrics in (*points, (points[-1][0], totals[arm]))
-                        for name, value in metrics.items()
-                    ],
-                )
+                points = [
+                    Metric(mlflow_key(name), value, run.info.start_time + n_trained_on, n_trained_on)
+                    for n_trained_on, metrics in (*line, (line[-1][0], totals[arm]))
+                    for name, value in metrics.items()
+                ]
+                self._log(run, points=points)
                 self._end(run)
             for path in artifacts:
                 client.log_artifact(replay.info.run_id, str(path))
@@ -327,9 +321,33 @@ class MLflowTracker(Tracker):
         if found:
             return found[0]
         more = ({} if parent is None else {PARENT: parent.info.run_id}) | ({NOTE: description} if description else {})
-        return self._client.create_run(self._experiment_id, run_name=name, tags={**more, **tags})
+        return self._create({**more, **tags}, name=name)
 
-    def _log_params(self, run: Run, params: Mapping[str, Any]) -> None:
+    def _create(self, tags: Mapping[str, str], *, name: str) -> Run:
+        return self._client.create_run(self._experiment_id, run_name=name, tags=dict(tags))
+
+    def _log(
+        self,
+        run: Run,
+        *,
+        params: Mapping[str, Any] = MappingProxyType({}),
+        points: Sequence[Metric] = (),
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Log what is not there yet, in one request where it fits into one.
+
+        Raises:
+            TrackerError: when the run holds other values of the parameters or points.
+        """
+        self._client.log_batch(
+            run.info.run_id,
+            metrics=self._new_points(run, points),
+            params=self._new_params(run, params),
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+
+    def _new_params(self, run: Run, params: Mapping[str, Any]) -> list[Param]:
+        """Those that are not there yet; one that is too long is kept whole as an artefact."""
         logged = run.data.params
         wanted = {mlflow_key(key): str(value) for key, value in params.items()}
         changed = [
@@ -343,16 +361,11 @@ class MLflowTracker(Tracker):
         for key, value in new.items():
             if value != _shorten(value):
                 self._client.log_text(run.info.run_id, value, f"params/{key}.txt")
-        self._client.log_batch(run.info.run_id, params=[Param(key, _shorten(value)) for key, value in new.items()])
+        return [Param(key, _shorten(value)) for key, value in new.items()]
 
-    def _log_metrics(self, run: Run, points: Sequence[Metric]) -> None:
-        """Log the points that are not there yet; name and time tell one from another."""
-        run_id = run.info.run_id
-        logged = {
-            (known.key, known.timestamp): known
-            for name in {point.key for point in points} & run.data.metrics.keys()
-            for known in self._client.get_metric_history(run_id, name)
-        }
+    def _new_points(self, run: Run, points: Sequence[Metric]) -> list[Metric]:
+        """The points that are not there yet; name and time tell one from another."""
+        logged = {(known.key, known.timestamp): known for known in self._known_points(run, points)}
         changed = [
             f"{point.key}: {known.value} at step {known.step} -> {point.value} at step {point.step}"
             for point in points
@@ -360,8 +373,20 @@ class MLflowTracker(Tracker):
         ]
         if changed:
             raise TrackerError(_say_changed(run, changed))
-        missing = [point for point in points if (point.key, point.timestamp) not in logged]
-        self._client.log_batch(run_id, metrics=missing)
+        return [point for point in points if (point.key, point.timestamp) not in logged]
+
+    def _known_points(self, run: Run, points: Sequence[Metric]) -> Iterator[Metric]:
+        """What the run holds of these metrics, as far as a point may be among it.
+
+        A run brings the last point of each metric along. Only where a point comes before that one, all are asked for:
+        a request for each metric, whose answer is the longer the older the campaign is.
+        """
+        for last in run.data.to_proto().metrics:
+            ours = [point for point in points if point.key == last.key]
+            if any((point.step, point.timestamp) < (last.step, last.timestamp) for point in ours):
+                yield from self._client.get_metric_history(run.info.run_id, last.key)
+            elif ours:
+                yield Metric(last.key, last.value, last.timestamp, last.step)
 
     def _logged_model(self, run: Run) -> LoggedModel:
         run_id, experiment_id = run.info.run_id, run.info.experiment_id

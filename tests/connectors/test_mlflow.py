@@ -19,6 +19,7 @@ import httpx
 import mlflow
 import numpy as np
 import pytest
+import requests
 import torch
 from mlflow import MlflowClient
 from packaging.requirements import Requirement
@@ -248,6 +249,34 @@ def test_the_campaign_draws_its_learning_curve_with_a_point_for_each_round(uri, 
     runs = runs_of(uri, campaign)
     assert history(uri, runs["campaign"], "accuracy") == sorted(curve)
     assert history(uri, runs["round 2"], "accuracy") == [(200, 0.8)]
+
+
+def test_a_round_costs_as_many_requests_however_long_the_curve_is(mlflow_uri, campaign, files, monkeypatch):
+    tracker = MLflowTracker(uri=mlflow_uri, campaign=campaign)
+    metrics = {f"metric_{number}": 0.5 for number in range(30)}
+    sent: list[str] = []
+    send = requests.adapters.HTTPAdapter.send
+
+    def count_and_send(adapter, request, **options):
+        sent.append(urlsplit(request.url).path)
+        return send(adapter, request, **options)
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", count_and_send)
+    costs = []
+    for number in range(1, 4):
+        sent.clear()
+        run_id = tracker.start_round(number, params={"seed": 3}, tags={"device": "cpu"})
+        tracker.log_members(run_id, MEMBERS)
+        log_model(tracker, run_id, files)
+        tracker.log_round(
+            run_id, metrics=metrics, step=10 * number, artifacts=[files / "confusion.csv"], tags={"a": "b"}
+        )
+        tracker.finish_round(run_id)
+        costs.append(len(sent))
+    assert costs[2] == costs[1] < costs[0] < 60
+    assert history(mlflow_uri, runs_of(mlflow_uri, campaign)["campaign"], "metric_7") == [
+        (n, 0.5) for n in (10, 20, 30)
+    ]
 
 
 def test_a_replay_has_a_run_for_each_arm_with_its_mean_curve(uri, campaign, files):

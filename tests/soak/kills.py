@@ -4,7 +4,8 @@ import json
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from time import monotonic
@@ -28,10 +29,18 @@ SERVER_AWAY = "does not answer"
 
 
 class Trial:
-    """One campaign under fire, and what came of it."""
+    """One campaign, and what came of it.
 
-    def __init__(self, place: Place, task: str, *, n_rounds: int, seed: int, kill_servers: bool) -> None:
-        self.place, self.n_rounds, self.kill_servers = place, n_rounds, kill_servers
+    Args:
+        killed: share of runs that may be killed.
+        servers_killed: share of runs after which one more is begun in which a server is killed.
+    """
+
+    def __init__(
+        self, place: Place, task: str, *, n_rounds: int, seed: int, killed: float, servers_killed: float
+    ) -> None:
+        self.place, self.n_rounds = place, n_rounds
+        self.share_killed, self.share_of_servers = killed, servers_killed
         self.rng = random.Random(seed)
         self.seed = seed
         self.campaign = make_campaign(place, task, n_rounds=n_rounds + 3)
@@ -48,10 +57,10 @@ class Trial:
         while self.n_begun < self.n_rounds and not self.found:
             before = self.n_begun
             with self.people.at_work() if self.people else nullcontext():
-                self.run(may_be_killed=self.rng.random() < 0.7)
+                self.run(may_be_killed=self.rng.random() < self.share_killed)
             if self.people is None and self.campaign.folder.is_out():
                 self.people = People(self.campaign, self.tokens, self.seed)
-            if self.kill_servers and self.rng.random() < 0.2:
+            if self.rng.random() < self.share_of_servers:
                 self.lose_a_server()
             if self.people and self.rng.random() < 0.3:
                 self.people.finish()
@@ -75,7 +84,7 @@ class Trial:
     def n_begun(self) -> int:
         return len(self.campaign.folder.rounds())
 
-    def run(self, *, may_be_killed: bool, excused: str | None = None) -> None:
+    def run(self, *, may_be_killed: bool) -> None:
         """Run once; kill the run at a random moment if it may be."""
         started = monotonic()
         running = self.start()
@@ -88,7 +97,7 @@ class Trial:
         if exit_code == 0 and not may_be_killed:
             self.longest = monotonic() - started
         told = self.output.read_text(encoding="utf-8") if self.output.exists() else ""
-        if exit_code not in EXPECTED and not (excused and excused in told):
+        if exit_code not in EXPECTED:
             self.found.append(f"run {self.n_runs} ended with {exit_code}: {error}\n{told}")
 
     def start(self) -> Forked:
@@ -127,12 +136,25 @@ def kill_server(home: Path, name: str) -> None:
             os.kill(member.pid, signal.SIGKILL)
 
 
-def try_kills(place: Place, task: str, *, n_rounds: int, seed: int, kill_servers: bool) -> list[str]:
-    """Kill runs of a campaign over so many rounds; print what happened, and return the findings."""
-    typer.echo(f"kills: {task}, {n_rounds} rounds, seed {seed}")
-    trial = Trial(place, task, n_rounds=n_rounds, seed=seed, kill_servers=kill_servers)
+def try_campaign(
+    place: Place, task: str, *, n_rounds: int, seed: int, killed: float = 0.0, servers_killed: float = 0.0
+) -> list[str]:
+    """Go through so many rounds of a campaign; print what happened, and return the findings."""
+    typer.echo(f"{task}, {n_rounds} rounds, seed {seed}")
+    trial = Trial(place, task, n_rounds=n_rounds, seed=seed, killed=killed, servers_killed=servers_killed)
     found = trial.go_through()
     given = trial.people.given if trial.people else None
     answers = f"{len(given.standing)} answers stand, {len(given.taken_back)} were taken back" if given else "no answers"
     typer.echo(f"{trial}; {answers}; {len(found)} findings")
     return [f"{trial.campaign.name} (--task {task} --seed {seed}): {one}" for one in found]
+
+
+def side_by_side(place: Place, tasks: Sequence[str], *, n_rounds: int, seed: int) -> list[str]:
+    """Go through so many rounds of campaigns at the same time; return the findings of all."""
+    place.forks.begin()
+    with ThreadPoolExecutor(len(tasks)) as threads:
+        tried = [
+            threads.submit(try_campaign, place, task, n_rounds=n_rounds, seed=seed + number)
+            for number, task in enumerate(tasks)
+        ]
+    return [finding for one in tried for finding in one.result()]

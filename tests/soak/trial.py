@@ -49,7 +49,7 @@ class Place:
 
 @contextmanager
 def place_at(home: Path):
-    """Start the servers of a home where they do not run, and use them; before Prefect is loaded, which reads it once."""
+    """Start the servers of a home where they do not run; before Prefect is loaded, which reads its address once."""
     typer.echo(f"servers of {home}: starting, or found")
     servers = up(home, label_studio_venv=LABEL_STUDIO_VENV)
     token = personal_token(servers)
