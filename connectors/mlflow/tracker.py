@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 import requests
+from google.protobuf import json_format  # type: ignore[import-untyped]
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
@@ -93,9 +94,7 @@ class MLflowTracker(Tracker):
         """
         with self._talk() as client:
             campaign = self._campaign_run()
-            run = self._find_or_create(
-                {KIND: "round", ROUND: str(round_number)}, name=f"round {round_number}", parent=None
-            )
+            run = self._find_or_create({KIND: "round", ROUND: str(round_number)}, name=f"round {round_number}")
             self._log(run, params=params, tags={mlflow_key(key): str(value) for key, value in tags.items()})
             if run.info.status == "RUNNING" != campaign.info.status:
                 client.update_run(campaign.info.run_id, status="RUNNING")
@@ -228,13 +227,11 @@ class MLflowTracker(Tracker):
             totals: arm -> metrics of the curve as a whole.
         """
         with self._talk() as client:
-            replay = self._find_or_create(
-                {KIND: "replay", REPLAY: replay_id}, name=f"replay {replay_id[:8]}", parent=None
-            )
+            replay = self._find_or_create({KIND: "replay", REPLAY: replay_id}, name=f"replay {replay_id[:8]}")
             self._log(replay, params=params)
             for arm, line in curves.items():
                 tags = {KIND: "arm", ARM: arm, PARENT: replay.info.run_id}
-                run = self._find_or_create(tags, name=arm, parent=replay)
+                run = self._find_or_create(tags, name=arm)
                 points = [
                     Metric(mlflow_key(name), value, run.info.start_time + n_trained_on, n_trained_on)
                     for n_trained_on, metrics in (*line, (line[-1][0], totals[arm]))
@@ -280,6 +277,7 @@ class MLflowTracker(Tracker):
                 artifact_location=None if root is None else (root / self._model_name).as_uri(),
                 tags={"mlflow.experimentKind": "custom_model_development", NOTE: ABOUT.format(name=self._campaign)},
             )
+        self._check_told(found.experiment_id)
         if found.lifecycle_stage == "deleted":
             raise TrackerError(
                 f"MLflow at {self._uri} holds a deleted experiment {self._campaign!r}: bring it back with "
@@ -306,25 +304,33 @@ class MLflowTracker(Tracker):
             if exc.error_code in WORTH_A_RETRY:
                 raise TrackerUnavailable(f"MLflow at {self._uri} does not answer: {exc}") from exc
             raise TrackerError(f"MLflow at {self._uri} refuses: {exc}") from exc
+        except json_format.ParseError as exc:
+            raise TrackerUnavailable(f"{self._uri} does not answer as MLflow does: {exc}; try again") from exc
         except (requests.HTTPError, SQLAlchemyError) as exc:
             raise TrackerError(f"MLflow at {self._uri} refuses: {exc}") from exc
 
     def _campaign_run(self) -> Run:
-        tags = {KIND: "campaign"}
-        return self._find_or_create(tags, name=self._campaign, parent=None, description=ABOUT_CURVE)
+        return self._find_or_create({KIND: "campaign"}, name=self._campaign, more={NOTE: ABOUT_CURVE})
 
     def _find_or_create(
-        self, tags: Mapping[str, str], *, name: str, parent: Run | None, description: str | None = None
+        self, tags: Mapping[str, str], *, name: str, more: Mapping[str, str] = MappingProxyType({})
     ) -> Run:
+        """The run with these tags; a new one gets more of them."""
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         found = self._client.search_runs([self._experiment_id], query, max_results=1)
         if found:
             return found[0]
-        more = ({} if parent is None else {PARENT: parent.info.run_id}) | ({NOTE: description} if description else {})
         return self._create({**more, **tags}, name=name)
 
     def _create(self, tags: Mapping[str, str], *, name: str) -> Run:
-        return self._client.create_run(self._experiment_id, run_name=name, tags=dict(tags))
+        run = self._client.create_run(self._experiment_id, run_name=name, tags=dict(tags))
+        self._check_told(run.info.run_id)
+        return run
+
+    def _check_told(self, id_: str) -> None:
+        """MLflow's client takes an empty answer for one that tells nothing."""
+        if not id_:
+            raise TrackerUnavailable(f"{self._uri} does not answer as MLflow does: an empty answer; try again")
 
     def _log(
         self,

@@ -32,7 +32,7 @@ def kills(
         from tests.soak.kills import try_campaign
 
         for one in [task] if task else TASKS:
-            share = 0.2 if servers else 0.0
+            share = 0.5 if servers else 0.0
             found += try_campaign(place, one, n_rounds=rounds, seed=seed, killed=0.7, servers_killed=share)
     tell(found)
 

@@ -13,6 +13,7 @@ from time import monotonic
 import typer
 
 from deploy.processes import members
+from deploy.programs import HEALTH
 from deploy.servers import up
 from tests.conftest import LABEL_STUDIO_VENV
 from tests.forked import Forked
@@ -107,7 +108,7 @@ class Trial:
 
     def lose_a_server(self) -> None:
         """Kill a server while a run works, see that the run ends, and start the server again."""
-        name = self.rng.choice(["label-studio", "mlflow", "prefect"])
+        name = list(HEALTH)[len(self.servers_killed) % len(HEALTH)]
         running = self.start()
         running.process.join(self.rng.uniform(0, self.longest))
         kill_server(self.place.servers.home, name)
