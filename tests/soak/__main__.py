@@ -33,7 +33,7 @@ def kills(
 
         for one in [task] if task else TASKS:
             share = 0.5 if servers else 0.0
-            found += try_campaign(place, one, n_rounds=rounds, seed=seed, killed=0.7, servers_killed=share)
+            found += try_campaign(place, one, n_rounds=rounds, seed=seed, killed=0.85, servers_killed=share)
     tell(found)
 
 
@@ -58,6 +58,7 @@ def campaigns(
 @app.command()
 def growth(
     rounds: Rounds = 100,
+    minutes: Annotated[float, typer.Option(help="After so many no further round begins.")] = 60,
     out: Annotated[Path, typer.Option(help="Folder for growth.csv, growth.json and growth.png.")] = HOME / "growth",
     home: Home = HOME,
 ) -> None:
@@ -67,7 +68,7 @@ def growth(
     with place_at(home.resolve()) as place:
         from tests.soak.growth import grow
 
-        found = grow(place, n_rounds=rounds, out=out)
+        found = grow(place, n_rounds=rounds, minutes=minutes, out=out)
     tell(found)
 
 

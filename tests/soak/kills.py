@@ -90,7 +90,7 @@ class Trial:
         started = monotonic()
         running = self.start()
         if may_be_killed:
-            running.process.join(self.rng.uniform(0, 1.1 * self.longest))
+            running.process.join(self.rng.uniform(0, self.longest))
             self.n_kills += running.process.is_alive()
             running.kill()
         exit_code, error = running.wait(600)
