@@ -100,7 +100,8 @@ def draw(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         for name in names:
             numbers, values = series(name, rows)
             axes.plot(numbers, values, marker=".", markersize=3, linewidth=1, label=_who(name))
-        axes.set(title=title, xlabel="round", ylim=(0, None))
+        axes.set(title=title, xlabel="round")
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.suptitle(f"What a round costs, over {len(rows)} rounds")
@@ -116,7 +117,5 @@ def _panels() -> Iterator[tuple[str, list[str]]]:
 
 
 def _who(name: str) -> str:
-    for ending in ("_requests", "_rss_mb", "_open_files", "_mb"):
-        if name.endswith(ending):
-            return name.removesuffix(ending)
-    return "run"
+    """Whose cost it is."""
+    return next((server for server in HEALTH if name.startswith(server)), "run")
