@@ -12,11 +12,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connectors.store import StoreError, explain, explained, read_json, write_json
-from flows.artefacts import CAMPAIGN, POOL, PUSHED, PUSHING, ROUND, AnyArtefact, Artefact
+from flows.artefacts import (
+    CAMPAIGN,
+    CAMPAIGN_ID,
+    KNOWN_NETWORK,
+    POOL,
+    PUSHED,
+    PUSHING,
+    ROUND,
+    AnyArtefact,
+    Artefact,
+)
 
 T = TypeVar("T")
 ROUND_NAME = re.compile(r"\d{4,}")
 LOCK, LOCK_HOLDER = "campaign.lock", "campaign.lock.json"
+BEFORE_THE_LOCK = tuple(f".{artefact.name}." for artefact in (CAMPAIGN, CAMPAIGN_ID, KNOWN_NETWORK))
+"""What a run writes before it has the lock, as the names of its temporary files begin."""
 
 
 class CampaignBusy(Exception):
@@ -94,10 +106,11 @@ class Campaign(Folder):
     def leftovers(self) -> Sequence[Path]:
         """What killed runs left: rounds that were put away, and files that never got their name.
 
-        Only of what is written under the lock: a run that waits for it writes the campaign's settings.
+        Only of what is written under the lock: another run may be about to write the others.
         """
+        written = [part for part in self.path.glob(".*.part") if not part.name.startswith(BEFORE_THE_LOCK)]
         rounds = self.path / "rounds"
-        return [*rounds.glob("*.put-away"), *rounds.rglob(".*.part"), *self.path.glob(f".{POOL.name}.*.part")]
+        return [*rounds.glob("*.put-away"), *rounds.rglob(".*.part"), *written]
 
     def current_round(self) -> RoundFolder:
         """The round that is open, or the one that comes next."""
