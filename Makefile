@@ -5,7 +5,7 @@ BENCH := .venv-bench/bin
 TORCH ?= cuda
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench sbom audit down format lock clean
+.PHONY: help install demo test check bench soak sbom audit down format lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
@@ -47,6 +47,9 @@ check: .venv/ready ## format, lint, types, import contracts
 bench: .venv-bench/ready ## measure beside the peers: all, or MODULE=selection; JSON=OUT writes the numbers, ARGS=--quick tries it
 	@for module in $(or $(MODULE),selection scoring); do \
 		$(BENCH)/python -m benchmarks.$$module $(if $(JSON),--json $(if $(MODULE),$(JSON),$(basename $(JSON))-$$module.json)) $(ARGS) || exit; done
+
+soak: .venv/ready ## long trials against real servers: TRIAL=growth, kills or campaigns; ARGS="--rounds 5"
+	$(BIN)/python -m tests.soak $(or $(TRIAL),growth) $(ARGS)
 
 sbom: .venv/ready ## write the software bill of materials, CycloneDX: OUT=sbom.json
 	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o $(or $(OUT),sbom.json) requirements.lock

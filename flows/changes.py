@@ -118,10 +118,13 @@ def put_away(folder: RoundFolder) -> None:
     shutil.rmtree(away, ignore_errors=True)
 
 
-def clear_what_was_put_away(folder: Campaign) -> None:
-    """Take away what a killed run left of rounds that were put away."""
-    for away in folder.put_away_rounds():
-        shutil.rmtree(away, ignore_errors=True)
+def clear_leftovers(folder: Campaign) -> None:
+    """Take away what killed runs left: rounds that were put away, and files that were not whole yet."""
+    for left in folder.leftovers():
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def changed_settings(before: Mapping[str, object], after: Mapping[str, object]) -> dict[str, str]:

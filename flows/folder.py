@@ -8,13 +8,26 @@ from typing import TypeVar
 
 from connectors.store import Damaged, StoreError, explain, explained
 from deploy.private import PRIVATE_FOLDER
-from flows.artefacts import CAMPAIGN, POOL, PUSHED, PUSHING, ROUND, AnyArtefact, Artefact
+from flows.artefacts import (
+    CAMPAIGN,
+    CAMPAIGN_ID,
+    KNOWN_NETWORK,
+    NOTIFIED,
+    POOL,
+    PUSHED,
+    PUSHING,
+    ROUND,
+    AnyArtefact,
+    Artefact,
+)
 from flows.damage import check_files, mend_of
 from flows.lease import Taken, hold
 
 T = TypeVar("T")
 ROUND_NAME = re.compile(r"\d{4,}")
 LOCK = "campaign.lock"
+BEFORE_THE_LOCK = tuple(f".{artefact.name}." for artefact in (CAMPAIGN, CAMPAIGN_ID, KNOWN_NETWORK, NOTIFIED))
+"""What is written without the lock, as the names of its temporary files begin."""
 
 
 class CampaignBusy(Exception):
@@ -104,9 +117,14 @@ class Campaign(Folder):
         names = sorted(p.name for p in folder.iterdir() if ROUND_NAME.fullmatch(p.name)) if folder.is_dir() else []
         return [RoundFolder(folder / name) for name in sorted(names, key=int)]
 
-    def put_away_rounds(self) -> Sequence[Path]:
-        """What a killed run left of rounds that were put away."""
-        return list((self.path / "rounds").glob("*.put-away"))
+    def leftovers(self) -> Sequence[Path]:
+        """What killed runs left: rounds that were put away, and files that never got their name.
+
+        Only of what is written under the lock: another run may be about to write the others.
+        """
+        written = [part for part in self.path.glob(".*.part") if not part.name.startswith(BEFORE_THE_LOCK)]
+        rounds = self.path / "rounds"
+        return [*rounds.glob("*.put-away"), *rounds.rglob(".*.part"), *written]
 
     def current_round(self) -> RoundFolder:
         """The round that is open, or the one that comes next."""

@@ -59,6 +59,7 @@ def use_prefect(local: "Servers | None") -> None:
     Before Prefect is loaded, which reads it once. The processes that it starts get the same.
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")  # each event that a server missed, in full
     if local is None:
         return
     if os.environ.setdefault(PREFECT_URL, local.prefect_api_url).rstrip("/") == local.prefect_api_url:

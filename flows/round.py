@@ -7,7 +7,7 @@ from connectors.store import Damaged
 from deploy.logs import shorten_logs
 from flows.artefacts import ANSWERS, BATCH, CONFIG, DRAWN_AUDIT, NOT_USED, POOL, POOL_NOTES, PUSHED
 from flows.campaign import OpenCampaign
-from flows.changes import begun_otherwise, clear_what_was_put_away, notes_of_changes, put_away, refuse_lost_classes
+from flows.changes import begun_otherwise, clear_leftovers, notes_of_changes, put_away, refuse_lost_classes
 from flows.dependence import look_for_dependence
 from flows.folder import Campaign, RoundFolder
 from flows.home import home
@@ -26,7 +26,7 @@ from pipeline.tables import PoolTable
 def work_on(work: OpenCampaign) -> RoundOutcome:
     """Do what can be done now; call it under the campaign's lock."""
     mended = in_task("check_files", lambda: mend_files(work))
-    clear_what_was_put_away(work.folder)
+    clear_leftovers(work.folder)
     shorten_logs(home() / "logs")
     in_task("begin_anew", lambda: begin_anew(work.folder.current_round(), work))
     in_task("refresh_pool", lambda: refresh_pool(work))

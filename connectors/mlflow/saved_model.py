@@ -40,6 +40,13 @@ def save_model(
     told = json.loads(description.read_text(encoding="utf-8"))
     needed = [*NEEDED, *(["timm"] if told["name"].startswith("timm:") else [])]
     code, also_needed = source_of_network(told["name"])
+    model = Model(
+        artifact_path=logged.artifact_location,
+        model_uuid=logged.model_id,
+        model_id=logged.model_id,
+        run_id=logged.source_run_id,
+        signature=ModelSignature(outputs=columns_of(told)),  # inputs are of many kinds
+    )
     pyfunc.save_model(
         folder / "model",
         loader_module=loader.__name__,
@@ -48,15 +55,20 @@ def save_model(
         pip_requirements=[f"{name}=={_release(name)}" for name in sorted({*needed, *also_needed})],
         model_config={"device": "cpu"},
         metadata={"task": told.get("task", "classification"), "classes": told["classes"]},
-        mlflow_model=Model(
-            artifact_path=logged.artifact_location,
-            model_uuid=logged.model_id,
-            model_id=logged.model_id,
-            run_id=logged.source_run_id,
-            signature=ModelSignature(outputs=columns_of(told)),  # inputs are of many kinds
-        ),
+        mlflow_model=model,
     )
+    if not code:  # a network of one's own may read files beside its code
+        _pack_code(folder / "model", model)
     return folder / "model"
+
+
+def _pack_code(folder: Path, model: Model) -> None:
+    """Make the code of a saved model one file, which Python imports from as it is: each file is a request to upload."""
+    code = model.flavors[pyfunc.FLAVOR_NAME]
+    packed = shutil.make_archive(str(folder / code[pyfunc.CODE]), "zip", folder / code[pyfunc.CODE])
+    shutil.rmtree(folder / code[pyfunc.CODE])
+    code[pyfunc.CODE] = Path(packed).name
+    model.save(folder / "MLmodel")
 
 
 def _release(package: str) -> str:

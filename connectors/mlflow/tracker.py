@@ -5,14 +5,10 @@ each round. Each round has a run beside it, so that a table compares them, and t
 round's. Tags find a run again.
 """
 
-import hashlib
-import math
 import os
 import re
-import reprlib
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,20 +16,21 @@ from types import MappingProxyType
 from typing import Any
 
 import requests
+from google.protobuf import json_format  # type: ignore[import-untyped]
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param, Run, RunTag
+from mlflow.entities import Experiment, LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
-from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy.exc import SQLAlchemyError
 
 from connectors.escaping import mlflow_key
 from connectors.health import Finding
 from connectors.mlflow.health import look
+from connectors.mlflow.once import new_params, new_points
 from connectors.mlflow.saved_model import save_model
 from connectors.mlflow.server import check_uri, logged_in
 from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError, TrackerUnavailable
@@ -96,11 +93,8 @@ class MLflowTracker(Tracker):
         """
         with self._talk() as client:
             campaign = self._campaign_run()
-            run = self._find_or_create(
-                {KIND: "round", ROUND: str(round_number)}, name=f"round {round_number}", parent=None
-            )
-            self._log_params(run, params)
-            client.log_batch(run.info.run_id, tags=[RunTag(mlflow_key(key), str(value)) for key, value in tags.items()])
+            run = self._find_or_create({KIND: "round", ROUND: str(round_number)}, name=f"round {round_number}")
+            self._log(run, params=params, tags={mlflow_key(key): str(value) for key, value in tags.items()})
             if run.info.status == "RUNNING" != campaign.info.status:
                 client.update_run(campaign.info.run_id, status="RUNNING")
             return str(run.info.run_id)
@@ -122,20 +116,18 @@ class MLflowTracker(Tracker):
             TrackerError: when a member's run holds other numbers.
         """
         with self._talk() as client:
-            parent = client.get_run(run_id)
+            found = client.search_runs([self._experiment_id], f"tags.`{PARENT}` = '{run_id}'")
+            known = {run.data.tags.get(MEMBER): run for run in found}
             for member in members:
-                run = self._find_or_create(
-                    {KIND: "member", MEMBER: member.name, PARENT: run_id}, name=member.name, parent=parent
+                run = known.get(member.name) or self._create(
+                    {KIND: "member", MEMBER: member.name, PARENT: run_id}, name=member.name
                 )
-                self._log_params(run, {"seed": member.seed})
-                self._log_metrics(
-                    run,
-                    [
-                        Metric(mlflow_key(name), value, run.info.start_time + epoch, epoch)
-                        for epoch, row in enumerate(member.epochs, start=1)
-                        for name, value in row.items()
-                    ],
-                )
+                points = [
+                    Metric(mlflow_key(name), value, run.info.start_time + epoch, epoch)
+                    for epoch, row in enumerate(member.epochs, start=1)
+                    for name, value in row.items()
+                ]
+                self._log(run, params={"seed": member.seed}, points=points)
                 self._end(run)
 
     def log_model(
@@ -185,10 +177,9 @@ class MLflowTracker(Tracker):
         with self._talk() as client:
             run = client.get_run(run_id)
             points = [Metric(mlflow_key(name), value, run.info.start_time, step) for name, value in metrics.items()]
-            self._log_metrics(run, points)
-            self._log_metrics(self._campaign_run(), points)
             named = {NOTE if key == "description" else mlflow_key(key): value for key, value in tags.items()}
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in named.items()])
+            self._log(run, points=points, tags=named)
+            self._log(self._campaign_run(), points=points)
             sizes = {known.path: known.file_size for known in client.list_artifacts(run_id)}
             for path in artifacts:
                 if sizes.get(path.name) != path.stat().st_size:
@@ -257,21 +248,17 @@ class MLflowTracker(Tracker):
             totals: arm -> metrics of the curve as a whole.
         """
         with self._talk() as client:
-            replay = self._find_or_create(
-                {KIND: "replay", REPLAY: replay_id}, name=f"replay {replay_id[:8]}", parent=None
-            )
-            self._log_params(replay, params)
-            for arm, points in curves.items():
+            replay = self._find_or_create({KIND: "replay", REPLAY: replay_id}, name=f"replay {replay_id[:8]}")
+            self._log(replay, params=params)
+            for arm, line in curves.items():
                 tags = {KIND: "arm", ARM: arm, PARENT: replay.info.run_id}
-                run = self._find_or_create(tags, name=arm, parent=replay)
-                self._log_metrics(
-                    run,
-                    [
-                        Metric(mlflow_key(name), value, run.info.start_time + n_trained_on, n_trained_on)
-                        for n_trained_on, metrics in (*points, (points[-1][0], totals[arm]))
-                        for name, value in metrics.items()
-                    ],
-                )
+                run = self._find_or_create(tags, name=arm)
+                points = [
+                    Metric(mlflow_key(name), value, run.info.start_time + n_trained_on, n_trained_on)
+                    for n_trained_on, metrics in (*line, (line[-1][0], totals[arm]))
+                    for name, value in metrics.items()
+                ]
+                self._log(run, points=points)
                 self._end(run)
             for path in artifacts:
                 client.log_artifact(replay.info.run_id, str(path))
@@ -315,7 +302,10 @@ class MLflowTracker(Tracker):
 
     def _find_experiment(self) -> Experiment | None:
         found = self._client.get_experiment_by_name(self._campaign)
-        if found is not None and found.lifecycle_stage == "deleted":
+        if found is None:
+            return None
+        self._check_told(found.experiment_id)
+        if found.lifecycle_stage == "deleted":
             raise TrackerError(
                 f"MLflow at {self._uri} holds a deleted experiment {self._campaign!r}: bring it back with "
                 f"`MLFLOW_TRACKING_URI={self._uri} mlflow experiments restore "
@@ -341,56 +331,53 @@ class MLflowTracker(Tracker):
             if exc.error_code in WORTH_A_RETRY:
                 raise TrackerUnavailable(f"MLflow at {self._uri} does not answer: {exc}") from exc
             raise TrackerError(f"MLflow at {self._uri} refuses: {exc}") from exc
+        except json_format.ParseError as exc:
+            raise TrackerUnavailable(f"{self._uri} does not answer as MLflow does: {exc}; try again") from exc
         except (requests.HTTPError, SQLAlchemyError) as exc:
             raise TrackerError(f"MLflow at {self._uri} refuses: {exc}") from exc
 
     def _campaign_run(self) -> Run:
-        tags = {KIND: "campaign"}
-        return self._find_or_create(tags, name=self._campaign, parent=None, description=ABOUT_CURVE)
+        return self._find_or_create({KIND: "campaign"}, name=self._campaign, more={NOTE: ABOUT_CURVE})
 
     def _find_or_create(
-        self, tags: Mapping[str, str], *, name: str, parent: Run | None, description: str | None = None
+        self, tags: Mapping[str, str], *, name: str, more: Mapping[str, str] = MappingProxyType({})
     ) -> Run:
+        """The run with these tags; a new one gets more of them."""
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         found = self._client.search_runs([self._experiment_id], query, max_results=1)
         if found:
             return found[0]
-        more = ({} if parent is None else {PARENT: parent.info.run_id}) | ({NOTE: description} if description else {})
-        return self._client.create_run(self._experiment_id, run_name=name, tags={**more, **tags})
+        return self._create({**more, **tags}, name=name)
 
-    def _log_params(self, run: Run, params: Mapping[str, Any]) -> None:
-        logged = run.data.params
-        wanted = {mlflow_key(key): str(value) for key, value in params.items()}
-        changed = [
-            f"{key}: {reprlib.repr(logged[key])} -> {reprlib.repr(value)}"
-            for key, value in wanted.items()
-            if logged.get(key, _shorten(value)) != _shorten(value)
-        ]
-        if changed:
-            raise TrackerError(_say_changed(run, changed))
-        new = {key: value for key, value in wanted.items() if key not in logged}
-        for key, value in new.items():
-            if value != _shorten(value):
-                self._client.log_text(run.info.run_id, value, f"params/{key}.txt")
-        self._client.log_batch(run.info.run_id, params=[Param(key, _shorten(value)) for key, value in new.items()])
+    def _create(self, tags: Mapping[str, str], *, name: str) -> Run:
+        run = self._client.create_run(self._experiment_id, run_name=name, tags=dict(tags))
+        self._check_told(run.info.run_id)
+        return run
 
-    def _log_metrics(self, run: Run, points: Sequence[Metric]) -> None:
-        """Log the points that are not there yet; name and time tell one from another."""
-        run_id = run.info.run_id
-        logged = {
-            (known.key, known.timestamp): known
-            for name in {point.key for point in points} & run.data.metrics.keys()
-            for known in self._client.get_metric_history(run_id, name)
-        }
-        changed = [
-            f"{point.key}: {known.value} at step {known.step} -> {point.value} at step {point.step}"
-            for point in points
-            if (known := logged.get((point.key, point.timestamp))) and not _is_same(known, point)
-        ]
-        if changed:
-            raise TrackerError(_say_changed(run, changed))
-        missing = [point for point in points if (point.key, point.timestamp) not in logged]
-        self._client.log_batch(run_id, metrics=missing)
+    def _check_told(self, id_: str) -> None:
+        """MLflow's client takes an empty answer for one that tells nothing."""
+        if not id_:
+            raise TrackerUnavailable(f"{self._uri} does not answer as MLflow does: an empty answer; try again")
+
+    def _log(
+        self,
+        run: Run,
+        *,
+        params: Mapping[str, Any] = MappingProxyType({}),
+        points: Sequence[Metric] = (),
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Log what is not there yet, in one request where it fits into one.
+
+        Raises:
+            TrackerError: when the run holds other values of the parameters or points.
+        """
+        self._client.log_batch(
+            run.info.run_id,
+            metrics=new_points(self._client, run, points),
+            params=new_params(self._client, run, params),
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
 
     def _logged_model(self, run: Run) -> LoggedModel:
         run_id, experiment_id = run.info.run_id, run.info.experiment_id
@@ -424,25 +411,3 @@ class MLflowTracker(Tracker):
     def _end(self, run: Run) -> None:
         if run.info.status != "FINISHED":
             self._client.set_terminated(run.info.run_id)
-
-
-def _shorten(value: str) -> str:
-    if len(value) <= MAX_PARAM_VAL_LENGTH:
-        return value
-    ending = f"… (sha256 {hashlib.sha256(value.encode()).hexdigest()})"
-    return value[: MAX_PARAM_VAL_LENGTH - len(ending)] + ending
-
-
-def _is_same(known: Metric, point: Metric) -> bool:
-    """Whether MLflow holds the point; it gives an infinity back as the largest float."""
-    if known.step != point.step or math.isnan(known.value) != math.isnan(point.value):
-        return False
-    stored = max(-sys.float_info.max, min(sys.float_info.max, point.value))
-    return math.isnan(known.value) or math.isclose(known.value, stored, rel_tol=1e-12)
-
-
-def _say_changed(run: Run, changed: Iterable[str]) -> str:
-    return (
-        f"MLflow run {run.info.run_id} ({run.info.run_name}) holds other values, and values are logged once: "
-        f"{'; '.join(changed)}. Delete the run in MLflow to log it anew."
-    )

@@ -19,6 +19,7 @@ import httpx
 import mlflow
 import numpy as np
 import pytest
+import requests
 import torch
 from mlflow import MlflowClient
 from packaging.requirements import Requirement
@@ -248,6 +249,35 @@ def test_the_campaign_draws_its_learning_curve_with_a_point_for_each_round(uri, 
     runs = runs_of(uri, campaign)
     assert history(uri, runs["campaign"], "accuracy") == sorted(curve)
     assert history(uri, runs["round 2"], "accuracy") == [(200, 0.8)]
+
+
+def test_a_round_costs_as_many_requests_however_long_the_curve_is(mlflow_uri, campaign, files, monkeypatch):
+    tracker = MLflowTracker(uri=mlflow_uri, campaign=campaign)
+    metrics = {f"metric_{number}": 0.5 for number in range(30)}
+    sent: list[str] = []
+    send = requests.adapters.HTTPAdapter.send
+
+    def count_and_send(adapter, request, **options):
+        sent.append(urlsplit(request.url).path)
+        return send(adapter, request, **options)
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", count_and_send)
+    costs = []
+    for number in range(1, 4):
+        sent.clear()
+        run_id = tracker.start_round(number, params={"seed": 3}, tags={"device": "cpu"})
+        tracker.log_members(run_id, MEMBERS)
+        log_model(tracker, run_id, files)
+        tracker.log_round(
+            run_id, metrics=metrics, step=10 * number, artifacts=[files / "confusion.csv"], tags={"a": "b"}
+        )
+        tracker.finish_round(run_id)
+        costs.append(len(sent))
+    assert costs[2] == costs[1] < costs[0] < 60
+    client = MlflowClient(mlflow_uri)
+    experiment = client.get_experiment_by_name(campaign).experiment_id
+    [curve] = client.search_runs([experiment], "tags.`labelcycle.kind` = 'campaign'")
+    assert history(mlflow_uri, curve, "metric_7") == [(10, 0.5), (20, 0.5), (30, 0.5)]
 
 
 def test_a_replay_has_a_run_for_each_arm_with_its_mean_curve(uri, campaign, files):
@@ -609,6 +639,25 @@ def test_a_silent_server_is_told_soon(monkeypatch):
         with pytest.raises(TrackerUnavailable, match=f"MLflow at {uri} does not answer"):
             MLflowTracker(uri=uri, campaign="ants").start_round(1, params={})
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *((429, b"{}"), (500, b"{}"), (502, b"<html>bad gateway</html>"), (503, b""), (504, b"")),
+        *((200, b"<html>one moment, please</html>"), (200, b""), (200, b"[]"), (200, b'{"experiment": 5}')),
+    ],
+)
+def test_a_server_that_is_busy_or_another_is_worth_a_retry(relay, answer):
+    def answer_oddly(handler, body):
+        handler.answer(*(answer if handler.path != "/health" else (200, b"OK")))
+        return True
+
+    with relay("http://127.0.0.1:9", answer_oddly) as uri:
+        tracker = MLflowTracker(uri=uri, campaign="ants")
+        for _ in range(2):
+            with pytest.raises(TrackerUnavailable, match=f"{uri} does not answer"):
+                tracker.start_round(1, params={})
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):

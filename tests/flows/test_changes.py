@@ -29,7 +29,7 @@ from flows.changes import (
     CampaignChanged,
     begun_otherwise,
     changes_since_last,
-    clear_what_was_put_away,
+    clear_leftovers,
     notes_of_changes,
     wanted_page,
 )
@@ -178,11 +178,17 @@ def test_another_task_makes_another_campaign(pets, asked, monkeypatch):
         open_campaign(pets(extra='task = "counting"'))
 
 
-def test_what_a_killed_run_left_of_a_round_that_was_put_away_is_cleared(asked):
-    left = asked.path / "rounds" / "0001.put-away"
-    left.mkdir()
-    clear_what_was_put_away(asked)
-    assert not left.exists()
+def test_what_killed_runs_left_is_cleared_and_nothing_else(asked):
+    whole = {path for path in asked.path.rglob("*") if path.is_file()}
+    (asked.path / "rounds" / "0001.put-away").mkdir()
+    (asked.round(0).path / ".members.0b6a.part").mkdir()
+    (asked.round(0).path / ".members.0b6a.part" / "member-0.pt").touch()
+    (asked.round(0).path / ".batch.parquet.0b6a.part").touch()
+    for name in (".pool.parquet.0b6a.part", ".campaign.lock.json.0b6a.part", ".campaign.json.0b6a.part"):
+        (asked.path / name).touch()
+    clear_leftovers(asked)
+    whole.add(asked.path / ".campaign.json.0b6a.part")  # of a run that waits for the lock, perhaps
+    assert {path for path in asked.path.rglob("*") if path.is_file()} == whole
     assert [folder.number for folder in asked.rounds()] == [0]
 
 

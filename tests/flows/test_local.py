@@ -1,6 +1,7 @@
 """What the surroundings decide: proxies, logins, which Prefect."""
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -161,6 +162,22 @@ def test_login_of_the_local_prefect_goes_to_no_other(local, monkeypatch, named, 
     assert os.environ["PREFECT_API_URL"] == (named or local.prefect_api_url)
     use_prefect(None)
     assert os.environ["PREFECT_API_AUTH_STRING"] == login
+
+
+def test_events_that_prefect_missed_are_not_printed(local, monkeypatch):
+    for name in ("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("PREFECT_LOGGING_INTERNAL_LEVEL", "")
+    monkeypatch.delenv("PREFECT_LOGGING_INTERNAL_LEVEL")
+    use_prefect(local)
+    told = [
+        "import logging",
+        "from prefect.logging.configuration import setup_logging",
+        "setup_logging()",
+        "print(logging.getLogger('prefect._internal').level)",
+    ]
+    shown = subprocess.run([sys.executable, "-c", "; ".join(told)], capture_output=True, text=True, check=True)
+    assert int(shown.stdout) == logging.CRITICAL
 
 
 def test_person_is_told_every_login_and_where_the_password_is(local):

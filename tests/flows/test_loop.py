@@ -1,18 +1,25 @@
 """The sentence of the loop: a campaign that is killed before any of its files is seen ends as an undisturbed one."""
 
+from collections import Counter
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from connectors.annotation import AnnotationToolUnavailable
 from connectors.memory import MemoryTracker
+from connectors.tracking import TrackerUnavailable
 from flows import round as loop_module
 from flows.artefacts import AUDIT, BATCH, LABELLED, METRICS
 from flows.folder import Campaign, RoundFolder
 from tests.flows.loop import Loop
 
 N_ROUNDS = 3
+TOOL = {"prepare", "push", "tend", "pull"}
+TRACKER = {"start_round", "log_members", "log_model", "log_round", "name_champion", "finish_round", "monitor"}
+"""What a round asks of its servers."""
 
 
 class Killed(BaseException):
@@ -60,6 +67,34 @@ def files_of(campaign: Campaign) -> set[Path]:
     return {path for path in campaign.path.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
+class Unreliable:
+    """A server that is away when it is asked something for the first time, and whose answer to the second is lost.
+
+    What it is asked again after the round has got further is another thing that it is asked.
+    """
+
+    def __init__(self, server: Any, error: type[Exception], calls: set[str], folder: Campaign) -> None:
+        self._server, self._error, self._calls, self._folder = server, error, calls, folder
+        self.seen: Counter[tuple[str, int, int]] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._server, name)
+        if name not in self._calls:
+            return found
+
+        def call(*args: Any, **how: Any) -> Any:
+            now = self._folder.current_round()
+            self.seen[asked := (name, now.number, len(list(now.path.glob("*"))))] += 1
+            if self.seen[asked] == 1:
+                raise self._error("it is away")
+            answer = found(*args, **how)
+            if self.seen[asked] == 2:
+                raise self._error("its answer was lost")
+            return answer
+
+        return call
+
+
 def run_and_kill_before_each_file(loop: Loop, died_at: set[Path]) -> str:
     """Run until the round is out; the process dies once before each file: it is whole, and gets its name then."""
     rename = Path.replace
@@ -92,3 +127,27 @@ def test_a_campaign_killed_between_any_two_steps_ends_as_an_undisturbed_one(make
     assert killed.asked() == undisturbed.asked(), "no task twice"
     assert tracked(killed.tracker) == tracked(undisturbed.tracker)
     assert killed.tracker.champion == undisturbed.tracker.champion
+
+
+def test_a_campaign_whose_servers_go_away_whatever_they_are_asked_ends_as_an_undisturbed_one(make_loop):
+    undisturbed, disturbed = make_loop(), make_loop()
+    tool, tracker = disturbed.tool, disturbed.tracker
+    disturbed.tool = Unreliable(tool, AnnotationToolUnavailable, TOOL, disturbed.folder)
+    disturbed.tracker = Unreliable(tracker, TrackerUnavailable, TRACKER, disturbed.folder)
+    for number in range(2):
+        told = undisturbed.run()
+        for attempt in count():  # noqa: B007 (it is read below)
+            with suppress(AnnotationToolUnavailable, TrackerUnavailable):
+                assert disturbed.run() == told
+                break
+        assert f"round {number} asks for" in told
+        assert attempt >= 2 * (2 + 4 * number), "each server was away at several steps"
+        undisturbed.label()
+        disturbed.label()
+    assert {name for name, _, _ in disturbed.tool.seen} == TOOL
+    assert {name for name, _, _ in disturbed.tracker.seen} == TRACKER
+    for one, other in zip(undisturbed.folder.rounds(), disturbed.folder.rounds(), strict=True):
+        assert came_to(one) == came_to(other)
+    assert disturbed.asked() == undisturbed.asked(), "no task twice"
+    assert tracked(tracker) == tracked(undisturbed.tracker)
+    assert tracker.champion == undisturbed.tracker.champion

@@ -1,6 +1,5 @@
 """Small campaigns against the real servers, most of them on real digits."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,7 +8,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +24,10 @@ from flows.folder import Campaign, RoundFolder
 from pipeline.tables import Labels
 from pipeline.types import ONE_CLASS, AskFor, Region
 from tests.conftest import LOGIN_VARIABLES
+from tests.forked import Forks
 
 N_IMAGES = 80
 CLASSES = tuple("0123456789")
-PRELOADED = [
-    "flows.cli",
-    "flows.flow",
-    "flows.advance",
-    "flows.tasks",
-    "prefect.artifacts",
-    "connectors.label_studio.client",
-    "connectors.mlflow.tracker",
-    "torch._dynamo",  # the first optimiser loads it, which takes seconds
-    "matplotlib.backends.backend_agg",
-    "sklearn.metrics",
-]
 TEMPLATE = """\
 name = "{name}"
 pool = "images"
@@ -103,7 +90,7 @@ class TestCampaign:
     def command(self, *arguments: str, expect: int = 0) -> str:
         """Call `labelcycle` in a process of its own, from one that has everything imported."""
         output = self.file.with_name("output.txt")
-        exit_code, _ = self.fork(_command, str(output), arguments, self.environment)
+        exit_code, _ = self.fork(be_command, str(output), arguments, self.environment)
         return self._checked(exit_code, output.read_text(), expect)
 
     def fresh_command(self, *arguments: str, expect: int = 0) -> str:
@@ -172,11 +159,16 @@ class TestCampaign:
 
 @pytest.fixture(scope="session")
 def environment(servers, servers_home, label_studio_token) -> dict[str, str]:
+    """What a user's environment holds."""
+    return environment_of(servers, servers_home, label_studio_token)
+
+
+def environment_of(servers: Servers, home: Path, token: str) -> dict[str, str]:
     """What a user's environment holds; the login of MLflow is not in it, the product gives that to its own server."""
     return {
         **{name: value for name, value in os.environ.items() if name not in LOGIN_VARIABLES},
-        "LABELCYCLE_HOME": str(servers_home),
-        "LABEL_STUDIO_API_KEY": label_studio_token,
+        "LABELCYCLE_HOME": str(home),
+        "LABEL_STUDIO_API_KEY": token,
         "PREFECT_API_URL": servers.prefect_api_url,
         "PREFECT_API_AUTH_STRING": servers.prefect_login,
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -187,41 +179,10 @@ def environment(servers, servers_home, label_studio_token) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def fork(environment):
     """Call a function in a process of its own that has everything imported; return its exit code and its error."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(PRELOADED)
-
-    @cache
-    def start() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            processes.Process(target=int).start()  # the server that forks keeps the environment of its start
-
-    def call(function: Callable[..., object], *arguments: object) -> tuple[int | None, str]:
-        start()
-        ours, theirs = processes.Pipe()
-        process = processes.Process(target=_tell, args=(theirs, function, arguments))
-        process.start()
-        theirs.close()
-        process.join(timeout=180)
-        try:
-            return process.exitcode, ours.recv()
-        except EOFError:  # it was killed, or left by itself with its exit code
-            return process.exitcode, ""
-
-    return call
+    return Forks(environment).call
 
 
-def _tell(connection, function, arguments) -> None:
-    try:
-        function(*arguments)
-    except Exception as exc:
-        connection.send(f"{type(exc).__name__}: {exc}")
-    else:
-        connection.send("")
-
-
-def _command(output: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+def be_command(output: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
     """Be the command `labelcycle`; its prints go to the file `output`."""
     os.environ.update(environment)
     sys.argv = ["labelcycle", *arguments]
