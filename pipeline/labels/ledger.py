@@ -148,7 +148,7 @@ class Ledger:
             if number in (None, after.number) and after.pushed_at and before.answers:
                 last = max(datetime.fromisoformat(answer.updated_at) for answer in before.answers)
                 seconds = (datetime.fromisoformat(after.pushed_at) - last).total_seconds()
-                return seconds if seconds >= 0 else None
+                return max(0.0, seconds) if seconds > -1 else None  # the batch is stamped in whole seconds
         return None
 
     def task_addresses(self) -> dict[str, str]:

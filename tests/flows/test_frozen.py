@@ -40,7 +40,7 @@ from flows.config import resolved
 from flows.predict import predictions
 from flows.records import Pushed, Stability
 from flows.reports.round_page import notes_of_plan, round_markdown, warnings_of
-from flows.reports.status import campaign_status
+from flows.reports.status import campaign_status, status_lines
 from flows.steps import score
 from flows.steps.evaluate import at_temperature_one, evaluate
 from flows.steps.labels import review_labels
@@ -394,7 +394,7 @@ def test_labels_that_are_wrong_are_listed_with_file_task_and_estimate(make_work,
     work.folder.write(CAMPAIGN, resolved(work.settings))
     seen = campaign_status(work.folder, tmp_path).suspicious
     assert (seen.count, seen.text) == (2, "2 labels look wrong, about 2 of them are")
-    shown = CliRunner().invoke(app, ["status", str(work.folder.path)], env={"COLUMNS": "200"}).output
+    shown = "\n".join(map(str, status_lines(campaign_status(work.folder, tmp_path))))
     assert "Labels: 2 labels look wrong, about 2 of them are" in shown
     first = listed.iloc[0]
     assert f"{first['uri']}: {first['label']}, rather {first['suggested']} (wrong with" in shown
