@@ -1,6 +1,7 @@
 """Logs of servers that run for months: one that has grown large is shortened, whoever writes to it."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from deploy.private import open_private
@@ -17,12 +18,21 @@ def shorten_logs(folder: Path, *, most_bytes: int = MOST_BYTES) -> list[Path]:
     Returns:
         The logs that were shortened.
     """
-    large = [log for log in sorted(folder.glob("*.log")) if log.stat().st_size > most_bytes]
-    for log in large:
-        with log.open("rb") as file:
-            file.seek(-most_bytes, os.SEEK_END)
-            end = file.read().partition(b"\n")[2]
+    shortened = []
+    for log in sorted(folder.glob("*.log")):
+        with suppress(OSError):  # another run shortens it too, or the disk is full: no reason to stop
+            if log.stat().st_size > most_bytes:
+                _shorten(log, most_bytes)
+                shortened.append(log)
+    return shortened
+
+
+def _shorten(log: Path, most_bytes: int) -> None:
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - most_bytes))
+        end = file.read().partition(b"\n")[2]
+    try:
         with open_private(log.with_name(f"{log.name}.1"), os.O_TRUNC) as before:
             before.buffer.write(end)
-        os.truncate(log, 0)
-    return large
+    finally:
+        os.truncate(log, 0)  # on a full disk most of all

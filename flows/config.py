@@ -14,6 +14,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     PlainSerializer,
     ValidationError,
@@ -123,6 +124,8 @@ Renamed = Annotated[
 
 class Place(BaseModel):
     """What of a campaign file is known whatever else is wrong in it; `notify` is not checked."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     name: Name
     folder: LocalPath

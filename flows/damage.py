@@ -1,6 +1,7 @@
 """Files of a campaign that are damaged or gone: found before anything is made of them, and how each is mended."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from flows.artefacts import (
     ANSWERS,
     AUDIT,
     BATCH,
+    CAMPAIGN_ARTEFACTS,
     CAMPAIGN_ID,
     CONFIG,
     CONFUSION_PICTURE,
@@ -35,6 +37,7 @@ from flows.artefacts import (
     PUSHING,
     REVIEW,
     ROUND,
+    ROUND_ARTEFACTS,
     SCORES,
     SECONDS,
     STABILITY,
@@ -43,6 +46,7 @@ from flows.artefacts import (
     WITHDRAWN,
 )
 
+ROUND_NAME = re.compile(r"\d{4,}", re.ASCII)
 ENDS = {
     ".json": (b"", (b"\n}\n", b"\n]\n", b"{}\n", b"[]\n", b"null\n")),
     ".parquet": (b"PAR1", (b"PAR1",)),
@@ -53,15 +57,17 @@ ENDS = {
 """How files begin and may end that are whole, by suffix: a part of one does not end so."""
 FEWEST_BYTES = {".parquet": 12, ".pt": 22}
 
-REWRITTEN = frozenset(
-    one.name for one in (POOL_NOTES, DRAWN_AUDIT, DEPENDENCE, PAGE, KNOWN_NETWORK, CAMPAIGN_ID, NOTIFIED)
-) | {"label_studio.json"}
+PROJECT = "label_studio.json"
+OURS = frozenset(one.name for one in CAMPAIGN_ARTEFACTS) | {PROJECT, "restored_answers.json"}
+OF_ROUNDS = frozenset(one.name for one in ROUND_ARTEFACTS.values()) - {PUSHING.name}
+"""What is looked at. That PUSHING is there counts, and nothing in it."""
+REWRITTEN = frozenset(one.name for one in (POOL_NOTES, DRAWN_AUDIT, DEPENDENCE, PAGE, NOTIFIED))
 """Of a campaign: the next run writes them anew."""
 UNREAD = frozenset(
     one.name
     for one in (
         *(SCORES, LABELLED_EMBEDDINGS, STABILITY, CONFUSION_TABLE, CONFUSION_PICTURE),
-        *(PAGES, PROGRESS, PUSHING, SECONDS),
+        *(PAGES, PROGRESS, SECONDS),
     )
 )
 """Of a round that is out: nothing that is to come needs them, or it is written anew."""
@@ -71,26 +77,66 @@ NEEDED = frozenset(one.name for one in (CONFIG, LABELLED, AUDIT, BATCH, SUMMARY,
 LEARNT = frozenset(one.name for one in (PLAN, TRAINING, METRICS, REVIEW, MODEL, OUTLOOK, GUESSES))
 """Of a round that has trained and is out, besides."""
 BACKUP = "Bring it back from a backup"
+ANEW = "Remove it: the next run writes it anew"
+OF_CAMPAIGN = dict.fromkeys([*REWRITTEN, KNOWN_NETWORK.name], ANEW) | {
+    CAMPAIGN_ID.name: f"{ANEW}; start `labelcycle serve` again then",
+    PROJECT: f"{ANEW}. It finds the project by its title: give the project the title of the campaign file again first",
+}
+"""The mend of a file of a campaign; of all others `BACKUP`."""
 
 
-def check_files(campaign: Path) -> list[str]:
-    """See that a campaign's files are there and whole, as far as their ends tell.
+def check_files(campaign: Path, *, remove: bool = False) -> list[str]:
+    """See that a campaign's files are there and whole, as far as their ends tell. Files of others are left alone.
+
+    Args:
+        campaign: its folder.
+        remove: whether a damaged file that nothing needs is removed.
 
     Returns:
-        Lines on what is gone and comes back by itself.
+        Lines on such files, and on what is gone and comes back by itself.
 
     Raises:
         StoreError: naming the first that is damaged or gone, and the mend.
     """
     if not campaign.exists():
         return []
+    told = []
     with explained(campaign):
-        rounds = sorted((p for p in campaign.glob("rounds/*") if p.name.isdigit()), key=lambda p: int(p.name))
-        files = [*campaign.iterdir(), *(file for one in rounds for file in one.rglob("*"))]
-        for path in sorted(files):
-            if path.is_file() and not path.name.startswith((".", "campaign.lock", "serve.")) and not is_whole(path):
+        folders = (p for p in campaign.glob("rounds/*") if ROUND_NAME.fullmatch(p.name) and p.is_dir())
+        rounds = sorted(folders, key=lambda p: int(p.name))
+        for path in sorted(_files(campaign, rounds)):
+            try:
+                if is_whole(path):
+                    continue
+            except FileNotFoundError:  # a run has removed it meanwhile
+                continue
+            if not _can_go(path):
                 raise Damaged(path, _what(path), mend_of(path))
-    return list(_check_missing(campaign, rounds))
+            if remove:
+                path.unlink(missing_ok=True)
+            mend = "it was removed" if remove else "the next run removes it"
+            told.append(f"{path} is damaged, and nothing needs it: {mend}")
+        return [*told, *_check_missing(campaign, rounds)]
+
+
+def _files(campaign: Path, rounds: Sequence[Path]) -> Iterator[Path]:
+    yield from (path for path in campaign.iterdir() if path.name in OURS and path.is_file())
+    for folder in rounds:
+        ours = (path for path in folder.iterdir() if path.name in OF_ROUNDS)
+        yield from (file for path in ours for file in (path, *path.rglob("*")) if file.is_file())
+
+
+def _can_go(path: Path) -> bool:
+    """Whether a damaged file can be removed, and is written anew or not needed."""
+    folder = _round_of(path)
+    if folder is None:
+        return path.name in REWRITTEN
+    is_out = (folder / PUSHING.name).exists() or (folder / PUSHED.name).exists()
+    return is_out and path.relative_to(folder).parts[0] in UNREAD
+
+
+def _round_of(path: Path) -> Path | None:
+    return next((each for each in path.parents if each.parent.name == "rounds"), None)
 
 
 def is_whole(path: Path) -> bool:
@@ -109,9 +155,9 @@ def is_whole(path: Path) -> bool:
 
 def mend_of(path: Path) -> str:
     """What to do about a file of a campaign or of a round that is damaged."""
-    folder = next((each for each in path.parents if each.parent.name == "rounds"), None)
+    folder = _round_of(path)
     if folder is None:
-        return "Remove it: the next run writes it anew" if path.name in REWRITTEN else BACKUP
+        return OF_CAMPAIGN.get(path.name, BACKUP)
     name = path.relative_to(folder).parts[0]
     has = {one: (folder / one.name).exists() for one in (PUSHING, PUSHED, ROUND)}
     is_newest = not any(int(p.name) > int(folder.name) for p in folder.parent.glob("*") if p.name.isdigit())

@@ -1,6 +1,5 @@
 """The folder of a campaign and of its rounds: artefacts that are written once, and the lock of who works on them."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -20,11 +19,10 @@ from flows.artefacts import (
     AnyArtefact,
     Artefact,
 )
-from flows.damage import check_files, mend_of
+from flows.damage import ROUND_NAME, check_files, mend_of
 from flows.lease import Taken, hold
 
 T = TypeVar("T")
-ROUND_NAME = re.compile(r"\d{4,}")
 LOCK = "campaign.lock"
 BEFORE_THE_LOCK = tuple(f".{artefact.name}." for artefact in (CAMPAIGN, CAMPAIGN_ID, KNOWN_NETWORK, NOTIFIED))
 """What is written without the lock, as the names of its temporary files begin."""
@@ -157,9 +155,9 @@ class Campaign(Folder):
                         f"was one, bring {CAMPAIGN.name} back from a backup"
                     )
 
-    def check_files(self) -> list[str]:
+    def check_files(self, *, remove: bool = False) -> list[str]:
         """See that the campaign's files are there and whole; see `flows.damage.check_files`."""
-        return check_files(self.path)
+        return check_files(self.path, remove=remove)
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep every other process from working on the campaign, on this machine and others: see `flows.lease`.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from connectors.store import explain
-from connectors.tracking import TrackedModel, TrackerError
+from connectors.tracking import TrackedModel
 from flows.artefacts import LABELLED_EMBEDDINGS, MEMBERS, MODEL, SCORES
 from flows.campaign import OpenCampaign
 from flows.folder import RoundFolder
@@ -56,8 +56,8 @@ def _remove(
     """Remove files and folders of rounds; a line on it. What cannot be removed stops nothing, and is tried again."""
     n_bytes, stuck = 0, ""
     for path in (path for folder in rounds for path in paths_of(folder)):
-        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
         try:
+            size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -84,6 +84,6 @@ def _remove_tracked(work: OpenCampaign, closed: Sequence[RoundFolder], best: set
     rule = f"keep.tracked_models = {n_kept}"
     try:
         gone = work.tracker.drop_models([TrackedModel(one.run_id, one.model_uri, one.version) for one in old])
-    except TrackerError as exc:  # the round is closed; the next one that closes tries again
-        return (f"the tracker keeps models beyond {rule}: {exc}",)
+    except Exception as exc:  # of its store too, in that one's words; the next round that closes tries again
+        return (f"the tracker keeps models beyond {rule}: {exc or type(exc).__name__}",)
     return (f"removed the versions {', '.join(gone)} of the model from the tracker, by {rule}",) if gone else ()

@@ -25,6 +25,7 @@ from uuid import uuid4
 import filelock
 import psutil
 
+from deploy.processes import is_process
 from flows.progress import say
 
 RENEW_SECONDS = 5.0
@@ -43,9 +44,15 @@ class Taken(Exception):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who laid a claim; `boot` tells a machine, since its last start, from all others."""
+    """Who laid a claim.
+
+    Attributes:
+        pid: together with `created`, in seconds since 1970, it names one process of the host.
+        boot: tells a machine, since its last start, from all others; containers on it differ by their hosts.
+    """
 
     pid: int
+    created: float
     host: str
     since: str
     boot: str
@@ -111,9 +118,19 @@ def holder_of(lock: Path) -> str | None:
 
 
 def _seems_alive(claim: Claim) -> bool:
-    if claim.holder is not None and claim.holder.boot == this_boot():
-        return psutil.pid_exists(claim.holder.pid)
+    if claim.holder is not None and _is_near(claim.holder):
+        return is_process(claim.holder.pid, claim.holder.created)
     return time.time() - claim.renewed_ns / 1e9 < WATCH_SECONDS
+
+
+def _is_near(holder: Holder) -> bool:
+    """Whether the holder is a process that can be looked for here."""
+    return (holder.boot, holder.host) == (this_boot(), os.uname().nodename)
+
+
+def _myself(since: str) -> Holder:
+    pid = os.getpid()
+    return Holder(pid, psutil.Process(pid).create_time(), os.uname().nodename, since, this_boot())
 
 
 def this_boot() -> str:
@@ -142,7 +159,7 @@ def _new_claim(claims: Path) -> Path:
     path = claims / f"{uuid4().hex}.json"
     with path.open("x", encoding="utf-8") as file:
         try:
-            json.dump(asdict(Holder(os.getpid(), os.uname().nodename, since, this_boot())), file)
+            json.dump(asdict(_myself(since)), file)
             file.flush()
         except OSError:
             path.unlink()
@@ -155,16 +172,16 @@ def _watch(claims: Path, *, has_kernel: bool) -> set[str]:
 
     Args:
         claims: their folder.
-        has_kernel: whether the kernel's lock is ours: then claims of this machine are of processes that died.
+        has_kernel: whether the kernel's lock is ours: then a process of this machine that is gone holds nothing.
 
     Raises:
         Taken: one has a holder.
     """
-    there, boot = _look(claims), this_boot()
+    there = _look(claims)
     foreign = {
         name: claim
         for name, claim in there.items()
-        if not (has_kernel and claim.holder is not None and claim.holder.boot == boot)
+        if not (has_kernel and claim.holder is not None and _is_near(claim.holder) and not _seems_alive(claim))
     }
     for look in range(LOOKS if foreign else 0):
         if look == 1:

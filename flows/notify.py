@@ -92,9 +92,11 @@ class Teller:
                 same = (hook, one.kind, one.about)
                 told = [each for each in told if (each.hook, each.event, each.about) != same]
                 told.append(Told(*same, at=_now().isoformat(timespec="seconds")))
-        died = record.died if failed else None
-        if (tuple(told), died) != (record.told, record.died):
-            self.folder.write(NOTIFIED, replace(record, told=tuple(told), died=died))
+        now = self.record  # hooks take their time, and a run may have begun or ended meanwhile
+        is_death_told = not failed and any(one.about == DIED for one in standing)
+        died = None if is_death_told else now.died
+        if (tuple(told), died) != (now.told, now.died):
+            self.folder.write(NOTIFIED, replace(now, told=tuple(told), died=died))
         more = f"the next run tries again; `labelcycle notify {self.file}` tries it now"
         return [f"{line}; {more}" for line in failed.values()]
 

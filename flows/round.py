@@ -34,7 +34,11 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     pixels = (*new_ranges, *notes_on_pages(work.pool))
     for line in look_for_dependence(work):
         say(line)  # at once: what it asks for can be done until the first batch is out
-    outcome = go_on(work)
+    try:
+        outcome = go_on(work)
+    except Damaged as exc:  # in its middle, which only a reader sees
+        mended.append(begin_without(exc, work))
+        outcome = go_on(work)
     notes = (*mended, *tell_of_pool(work), *notes_on_audit(work), *pixels)
     return replace(outcome, notes=(*notes, *outcome.notes))
 
@@ -94,14 +98,22 @@ def mend_files(work: OpenCampaign) -> list[str]:
         StoreError: naming the first file that a person has to look after.
     """
     try:
-        return work.folder.check_files()
+        return work.folder.check_files(remove=True)
     except Damaged as exc:
-        folder = work.folder.current_round()
-        if folder.is_out or not exc.path.is_relative_to(folder.path):
-            raise
-        discard(folder, work)
-        anew = f"{exc.path} was damaged ({exc.what}): round {folder.number}, which nobody has seen, began anew"
-        return [anew, *work.folder.check_files()]
+        return [begin_without(exc, work), *work.folder.check_files(remove=True)]
+
+
+def begin_without(damage: Damaged, work: OpenCampaign) -> str:
+    """Put the round away that a damaged file belongs to; it begins anew. Returns a line on it.
+
+    Raises:
+        Damaged: the file is of no round, or of one that people may have seen.
+    """
+    folder = work.folder.current_round()
+    if folder.is_out or not damage.path.is_relative_to(folder.path):
+        raise damage
+    discard(folder, work)
+    return f"{damage.path} was damaged ({damage.what}): round {folder.number}, which nobody has seen, began anew"
 
 
 def discard(folder: RoundFolder, work: OpenCampaign) -> None:

@@ -75,4 +75,4 @@ Duration = Annotated[
 class Settings(BaseModel):
     """What all parts of the campaign file have in common: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

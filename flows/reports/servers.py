@@ -10,6 +10,7 @@ from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit, urlunsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from deploy import servers
@@ -85,7 +86,13 @@ def _places(settings: CampaignSettings, home: Path) -> Iterator[tuple[str, SeenS
         if url == LOCAL:
             yield name, SeenServer(known.get(OF_UP[name]), is_local=True)
         elif url.startswith(("http://", "https://")):
-            yield name, SeenServer(url.rstrip("/"), is_local=False)
+            yield name, SeenServer(without_login(url.rstrip("/")), is_local=False)
+
+
+def without_login(url: str) -> str:
+    """An address as it may be shown."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _ask_local(home: Path, name: str) -> str | None:

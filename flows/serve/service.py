@@ -32,6 +32,7 @@ from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.settings import get_current_settings
 
+from connectors.store import StoreError
 from deploy import servers
 from flows import books
 from flows.config import CampaignSettings, ConfigError
@@ -39,6 +40,7 @@ from flows.flow import SERVED_FILE, STATES, run_round
 from flows.folder import Campaign, CampaignBusy
 from flows.home import home
 from flows.notify import Teller, tell_from_outside
+from flows.reports.servers import without_login
 from flows.serve.schedule import machine_timezone, next_time
 from flows.serve.screen import ENDING, Stopped, loop_of_a_thread, one_line, output_to, signals_raise
 
@@ -132,6 +134,7 @@ class Service:
         self.running: Future[None] | None = None
         self.teller = Teller(settings.name, file, folder, settings.notify)
         self.is_away, self.away_since, self.is_silent = False, 0.0, False
+        self.disk = ""
         self.is_overdue = False
         self.told: set[tuple[UUID, StateType]] = set()
         self.now = self.told_until = self.watched = datetime.now(UTC)
@@ -161,9 +164,14 @@ class Service:
                 if self.running is None:
                     self.start_due(client)
                 self.watch_scheduler(client)
+        except StoreError as exc:
+            if str(exc) != self.disk:
+                self.disk = str(exc)
+                self.say(f"{exc}; trying on, no run begins until then")
         except Exception as exc:
             self.tell_away(exc)
         else:
+            self.disk = ""
             if self.is_away:
                 self.is_away = False
                 self.say("Prefect answers again")
@@ -308,7 +316,7 @@ class Service:
         refuse_moved_server(self.local)
         if not self.is_away:
             self.is_away, self.away_since, self.is_silent = True, time.monotonic(), False
-            url = get_current_settings().api.url
+            url = without_login(get_current_settings().api.url or "")
             why = one_line(exc) or type(exc).__name__
             self.say(f"Prefect does not answer at {url} ({why}); trying on, runs wait until it does")
         elif not self.is_silent and time.monotonic() - self.away_since > SILENT_SECONDS:

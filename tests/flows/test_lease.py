@@ -158,3 +158,20 @@ def test_claim_that_was_written_in_part_is_watched_like_any_other(lock):
     (claims / "torn.json").touch()
     with hold(lock):
         assert not (claims / "torn.json").exists()
+
+
+def test_holder_that_lives_is_seen_though_somebody_removed_the_file_of_the_lock(lock):
+    code = "import sys; from pathlib import Path; from flows import lease; lease.RENEW_SECONDS = 0.1\n"
+    code += f"with lease.hold(Path({str(lock)!r})): print('held', flush=True); sys.stdin.read()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        lock.unlink()
+        with pytest.raises(Taken, match=f"process {process.pid} on host"), hold(lock):
+            pass
+    finally:
+        process.kill()
+        process.communicate()
+    began = time.monotonic()
+    with hold(lock):
+        assert time.monotonic() - began < 0.5, "a process that is gone holds nothing"

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -453,3 +454,28 @@ def test_a_service_tells_what_no_run_can_tell(make_told, monkeypatch, capsys):
     assert "loop, round 1" in events[0]["message"]
     assert events[1]["message"] == "Prefect has not answered for 15 minutes, and no run begins"
     assert capsys.readouterr().out.count("Prefect does not answer") == 1
+
+
+def test_a_secret_in_a_wrong_setting_is_not_told(make_told, capsys):
+    loop = make_told()
+    loop.change((COMMAND, 'command = "curl https://chat.example.org/s3cret"\n'))
+    with pytest.raises(ConfigError) as caught, failure_told(loop.file):
+        load_settings(loop.file)
+    shown = capsys.readouterr()
+    assert "s3cret" not in "".join([*traceback.format_exception(caught.value), shown.out, shown.err])
+
+
+def test_a_run_that_ends_while_a_hook_is_told_is_not_taken_for_dead(make_told, monkeypatch):
+    loop = make_told()
+    teller = Teller("loop", loop.file, loop.folder, load_settings(loop.file).notify)
+    die(loop)
+    send = Teller.event
+
+    def end_meanwhile(self, *arguments, **more):
+        teller.unmark()
+        return send(self, *arguments, **more)
+
+    monkeypatch.setattr(Teller, "event", end_meanwhile)
+    tell_from_outside(teller, "schedule_silent", "nobody is there")
+    assert loop.folder.read(NOTIFIED).running_since is None
+    assert loop.folder.read(NOTIFIED).died is None
