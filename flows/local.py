@@ -78,10 +78,19 @@ def require_prefect() -> None:
 
     if get_current_settings().api.url is None:
         raise ConfigError(
-            f"there is no Prefect server: those of {home()} are not running, and {PREFECT_URL} names none. Start them "
+            f"there is no Prefect server: {_what_is_away()}, and {PREFECT_URL} names none. Start what is away "
             f"with `labelcycle up` and the campaign's file, let {VARIABLE} name the folder of those that run, or "
             f"set {PREFECT_URL}"
         )
+
+
+def _what_is_away() -> str:
+    """Local servers are used together: none of them is, where one does not answer."""
+    from deploy import servers
+
+    known = servers.addresses(home())
+    away = [name for name in known if not servers.answers(home(), name)]
+    return f"of those of {home()} {', '.join(away)} does not answer" if away else f"none was started in {home()}"
 
 
 def print_addresses(local: "Servers", console: Console) -> None:

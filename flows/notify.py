@@ -1,6 +1,7 @@
 """People are told by the campaign's hooks what happened, each thing once: what was told is kept in the folder."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from flows.progress import say
 from flows.records import Notified, Told
 from pipeline.settings import Plain
 
+NUMBER = re.compile(r"\d+")
 DIED = "its process died"
 """What the failure of a run is about that could not tell of it."""
 
@@ -168,7 +170,9 @@ def _tell_failure(file: Path, exc: Exception) -> None:
     place = load_place(file)
     settings = NotifySettings.model_validate(place.notify or {})
     teller = Teller(place.name, file, Campaign(place.folder), settings)
-    failed = Standing("failed", type(exc).__name__, explain_error(exc)[0], again=settings.again_after)
+    message = explain_error(exc)[0]
+    about = NUMBER.sub("#", f"{type(exc).__name__}: {message}")[:200]  # counts and times differ while one failure lasts
+    failed = Standing("failed", about, message, again=settings.again_after)
     for warning in teller.tell([*teller.deaths(), failed], is_all=False):
         say(f"Warning: {warning}")
 

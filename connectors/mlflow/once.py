@@ -78,5 +78,6 @@ def _is_same(known: Metric, point: Metric) -> bool:
 def _say_changed(run: Run, changed: Iterable[str]) -> str:
     return (
         f"MLflow run {run.info.run_id} ({run.info.run_name}) holds other values, and values are logged once: "
-        f"{'; '.join(changed)}. Delete the run in MLflow to log it anew."
+        f"{'; '.join(changed)}. Was the campaign's folder moved, lost, or not mounted? Bring it back, or a backup by "
+        "`labelcycle restore`. To begin anew, give the campaign another name, or delete the run in MLflow"
     )

@@ -55,7 +55,10 @@ def run(campaign: CampaignFile) -> None:
     from flows.folder import Campaign
 
     settings = load_settings(campaign)
-    require_prefect()
+    from flows.notify import failure_told
+
+    with failure_told(campaign):
+        require_prefect()
     from flows.flow import run_round_of
 
     try:

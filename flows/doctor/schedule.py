@@ -67,7 +67,7 @@ def runs_of(work: OpenCampaign, file: str, client: SyncPrefectClient) -> Iterato
     try:
         registered = client.read_deployment_by_name(f"{books.FLOW}/{settings.name}")
     except ObjectNotFound:
-        yield failure("schedule", f"{settings.schedule!r} is set, and Prefect knows no schedule of it", start)
+        yield warning("schedule", f"{settings.schedule!r} is set, and Prefect knows no schedule of it", start)
         return
     schedule = _schedule(registered, settings, file, start)
     yield schedule
@@ -121,7 +121,8 @@ def _who_runs(client: SyncPrefectClient, registered: DeploymentResponse, folder:
         return Finding("serve", f"`labelcycle serve` is {server}")
     polled = registered.last_polled
     if polled is not None and datetime.now(UTC) - polled < LATE:
-        return Finding("serve", f"runs on another machine, which asked Prefect at {polled:%H:%M:%S} UTC")
+        age = (datetime.now(UTC) - polled).total_seconds()
+        return Finding("serve", f"asked Prefect {age:.0f} s ago: it runs on another machine, or has ended since")
     return failure("serve", "`labelcycle serve` does not run, and a schedule is set: no run begins", start)
 
 

@@ -70,8 +70,8 @@ def build_model(
         elif name in MODELS:
             if weights is not None or head != "linear":
                 raise ModelError(
-                    f"model {name!r} has no published weights and a head of its own: weights must be None and head "
-                    f"'linear', got {weights!r} and {head!r}"
+                    f"model {name!r} has no published weights and a head of its own: leave weights and head out; got "
+                    f"weights {weights!r} and head {head!r}"
                 )
             model = MODELS[name](n_classes, outputs, image_size, channels, dropout)
         else:

@@ -268,7 +268,6 @@ def test_what_nothing_needs_any_more_stops_nothing(again):
     for path in filter(is_spare, files_of(again)):
         if "rounds" in path.parts:
             path.write_bytes(b"")
-    status(again)
     again.label()
     assert "round 3 asks for" in again.run()
     status(again)

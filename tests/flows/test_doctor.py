@@ -369,7 +369,7 @@ def test_schedule_that_is_registered_planned_and_served_is_well(scheduled):
 @pytest.mark.parametrize(
     ("changes", "status", "told", "mend"),
     [
-        (None, "failure", "Prefect knows no schedule of it", "labelcycle serve"),
+        (None, "warning", "Prefect knows no schedule of it", "labelcycle serve"),
         ({"paused": True}, "failure", "is paused", "resume the deployment loop in Prefect's pages"),
         ({"active": False}, "failure", "is paused", "labelcycle serve"),
         ({"cron": "0 9 * * *"}, "warning", "Prefect goes by 0 9 * * *", "start it again"),

@@ -149,7 +149,7 @@ def test_without_a_prefect_server_it_is_said_where_servers_were_looked_for(place
     monkeypatch.chdir(elsewhere)
     with temporary_settings({PREFECT_API_URL: None}):
         output = call(name, place / "pets.toml", expect=2)
-    assert f"there is no Prefect server: those of {place / '.labelcycle'} are not running" in output
+    assert f"there is no Prefect server: none was started in {place / '.labelcycle'}" in output
     assert "`labelcycle up`" in output
     assert not (place / "folder").exists()
 

@@ -479,3 +479,18 @@ def test_a_run_that_ends_while_a_hook_is_told_is_not_taken_for_dead(make_told, m
     tell_from_outside(teller, "schedule_silent", "nobody is there")
     assert loop.folder.read(NOTIFIED).running_since is None
     assert loop.folder.read(NOTIFIED).died is None
+
+
+def test_another_failure_is_told_and_the_same_one_is_not(make_told):
+    loop = make_told()
+
+    def fail_with(text):
+        def fail(_):
+            raise AnnotationToolError(text)
+
+        with suppress(AnnotationToolError):
+            run(loop, fail)
+
+    for text in ("no answer for 3 s", "no answer for 14 s", "the project is gone"):
+        fail_with(text)
+    assert [event["message"] for event in told(loop)] == ["no answer for 3 s", "the project is gone"]
