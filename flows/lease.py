@@ -111,7 +111,11 @@ def holder_of(lock: Path) -> str | None:
 
 
 def _seems_alive(claim: Claim) -> bool:
-    if claim.holder is not None and claim.holder.boot == this_boot():
+    here = (
+        this_boot(),
+        os.uname().nodename,
+    )  # containers of one machine have the same boot, and processes of their own
+    if claim.holder is not None and (claim.holder.boot, claim.holder.host) == here:
         return psutil.pid_exists(claim.holder.pid)
     return time.time() - claim.renewed_ns / 1e9 < WATCH_SECONDS
 
