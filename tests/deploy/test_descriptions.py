@@ -84,6 +84,12 @@ def test_only_what_people_open_is_published():
     assert {name for name, service in SERVICES.items() if "ports" in service} == set(HEALTH)
 
 
+def test_whatever_runs_a_campaign_can_be_given_a_webhook():
+    assert SERVICES["worker"]["environment"]["LABELCYCLE_WEBHOOK"] == "${LABELCYCLE_WEBHOOK:-}"
+    unit = (DEPLOY / "systemd" / "labelcycle-serve@.service").read_text(encoding="utf-8")
+    assert "\nEnvironmentFile=-/etc/labelcycle.env\n" in unit
+
+
 def test_labelled_images_are_read_only_for_label_studio_and_are_all_that_it_sees_of_the_disk():
     volumes = {volume["target"]: volume for volume in SERVICES["label-studio"]["volumes"]}
     assert set(volumes) == {"/secrets", "/data", "/images"}

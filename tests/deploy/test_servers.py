@@ -227,7 +227,7 @@ def test_a_server_that_ignores_the_polite_signal_is_killed(tmp_path, monkeypatch
 
 
 def modes(folder, *, deep=True):
-    """What others may do with the files of a folder, links not followed; what is installed or copied from it is no secret."""
+    """What others may do with the files of a folder, links not followed; installed programs and pages are no secret."""
     paths = [path for path in (folder.rglob("*") if deep else folder.iterdir()) if not path.is_symlink()]
     return {
         str(path): path.stat().st_mode & 0o077 for path in paths if not {"label-studio-venv", "ui"} & set(path.parts)
