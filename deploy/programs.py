@@ -171,6 +171,9 @@ def prefect(place: Place, password: str) -> Program:
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{place.url},http://localhost:{place.port}",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
         "PREFECT_SERVER_UI_API_URL": f"{place.url}/api",  # else its pages ask port 4200
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(
+            place.folder / "ui"
+        ),  # else beside its code, which is not ours to write
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # those that ended 90 days ago

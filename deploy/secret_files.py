@@ -63,5 +63,10 @@ def read_secret(folder: Path, name: str) -> str:
             "that are missing"
         ) from exc
     if not secret:
-        raise ServerError(f"the secret {path} is empty: delete the file, and another is made")
+        mend = (
+            "PostgreSQL knows no other: take it from a backup"
+            if name == SUPERUSER
+            else "delete the file, and another is made"
+        )
+        raise ServerError(f"the secret {path} is empty: {mend}")
     return secret

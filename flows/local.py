@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # a command that asks no server is not to load what talks to 
     from deploy.servers import Servers
 
 PROXY_VARIABLE = re.compile("(http|https|all)_proxy", re.IGNORECASE)
-LOCAL_ADDRESSES = ("localhost", "127.0.0.1", "::1")
+LOCAL_ADDRESSES = ("localhost", ".localhost", "127.0.0.1", "::1")
 PREFECT_URL, PREFECT_LOGIN = "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"
 
 

@@ -62,8 +62,13 @@ def test_service_is_pinned_private_and_no_root(name):
     service = SERVICES[name]
     assert PINNED.fullmatch(service["image"])
     if service["image"].startswith("labelcycle:"):
-        assert service["image"] == f"labelcycle:{VERSION}-{service['build']['target']}"
-        assert f" AS {service['build']['target']}\n" in (DEPLOY / "Dockerfile").read_text()
+        (target,) = (
+            each["build"]["target"]
+            for each in SERVICES.values()
+            if "build" in each and each["image"] == service["image"]
+        )
+        assert service["image"] == f"labelcycle:{VERSION}-{target}", "one service builds an image, else builds collide"
+        assert f" AS {target}\n" in (DEPLOY / "Dockerfile").read_text()
     assert service["user"] == "${LABELCYCLE_UID:-1000}:${LABELCYCLE_GID:-1000}"
     assert service["cap_drop"] == ["ALL"]
     assert service["restart"] == ("on-failure" if name in ("secrets", "databases") else "unless-stopped")
@@ -77,6 +82,12 @@ def test_service_is_pinned_private_and_no_root(name):
 
 def test_only_what_people_open_is_published():
     assert {name for name, service in SERVICES.items() if "ports" in service} == set(HEALTH)
+
+
+def test_whatever_runs_a_campaign_can_be_given_a_webhook():
+    assert SERVICES["worker"]["environment"]["LABELCYCLE_WEBHOOK"] == "${LABELCYCLE_WEBHOOK:-}"
+    unit = (DEPLOY / "systemd" / "labelcycle-serve@.service").read_text(encoding="utf-8")
+    assert "\nEnvironmentFile=-/etc/labelcycle.env\n" in unit
 
 
 def test_labelled_images_are_read_only_for_label_studio_and_are_all_that_it_sees_of_the_disk():
@@ -108,6 +119,11 @@ def test_images_are_built_on_a_tag_from_locks_with_hashes_for_a_user_who_is_not_
     for stage in (stage for stage in stages if stage[-2:-1] and any("ENTRYPOINT" in line for line in stage)):
         assert "USER 1000:1000" in stage
         assert not [line for line in stage if "RUN" in line], "what installs is in a stage before"
+    assert all(
+        line.startswith("COPY --chmod=")
+        for line in text.splitlines()
+        if re.match(r"COPY (.* )?(pipeline|connectors|flows|deploy) ", line)
+    )
     assert text.count("--require-hashes") == text.count("pip --python") == 3
     assert "apt-get" not in text
 
@@ -116,9 +132,9 @@ def test_context_of_the_images_holds_no_environment_campaign_or_secret():
     patterns = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert patterns[1] == "*"
     assert {line[1:] for line in patterns if line.startswith("!")} == {
-        "pipeline", "connectors", "flows", "deploy", "LICENSE",
+        "pipeline", "connectors", "flows", "deploy/*.py", "deploy/*.lock", "deploy/without-cuda.sed", "LICENSE",
     }  # fmt: skip
-    assert {"**/.labelcycle", "deploy/campaigns", "deploy/images", "deploy/.env"} <= set(patterns)
+    assert "**/.labelcycle" in patterns
 
 
 def pins(lock: str) -> dict[str, str]:
@@ -229,7 +245,7 @@ def test_pods_are_alike_private_and_have_volumes_that_are_there():
     pods = [serve["spec"]["template"]["spec"], run["spec"]["jobTemplate"]["spec"]["template"]["spec"]]
     commands = [pod["containers"][0].pop("command") for pod in pods]
     assert commands[0] == ["labelcycle", "serve", "/campaigns/pets.toml"]
-    assert "labelcycle run /campaigns/pets.toml || test $? -eq 3" in commands[1]
+    assert commands[1][:2] == ["/bin/sh", "-c"]
     assert pods[0]["containers"] == pods[1]["containers"]
     assert pods[0]["volumes"] == pods[1]["volumes"]
     (container,) = pods[0]["containers"]
@@ -243,3 +259,33 @@ def test_pods_are_alike_private_and_have_volumes_that_are_there():
         for volume in pods[0]["volumes"]
         if "persistentVolumeClaim" in volume
     } == claims
+
+
+@pytest.fixture
+def run_of_the_cron_job(tmp_path):
+    """Start what the CronJob starts, with a `labelcycle` that is a script."""
+    (run,) = resources(DEPLOY / "kubernetes" / "run.yaml")
+    (container,) = run["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+
+    def start(script: str) -> subprocess.Popen:
+        (tmp_path / "labelcycle").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "labelcycle").chmod(0o700)
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        return subprocess.Popen(container["command"], env={"PATH": path}, stdout=subprocess.PIPE, text=True)
+
+    return start
+
+
+@pytest.mark.parametrize(("code", "is_failure"), [(0, False), (3, False), (1, True), (2, True)])
+def test_run_of_the_cron_job_fails_unless_done_or_waiting_for_labels(run_of_the_cron_job, code, is_failure):
+    with run_of_the_cron_job(f"exit {code}") as run:
+        assert bool(run.wait(20)) == is_failure
+
+
+def test_run_of_the_cron_job_is_ended_in_order(run_of_the_cron_job):
+    script = "trap 'echo ended; exit 0' TERM; echo began; while :; do sleep 0.05; done"
+    with run_of_the_cron_job(script) as run:
+        assert run.stdout.readline() == "began\n"
+        run.terminate()
+        assert run.wait(20) == 0
+        assert run.stdout.read() == "ended\n"

@@ -227,9 +227,11 @@ def test_a_server_that_ignores_the_polite_signal_is_killed(tmp_path, monkeypatch
 
 
 def modes(folder, *, deep=True):
-    """What others may do with the files of a folder, links not followed; the installed program is no secret."""
+    """What others may do with the files of a folder, links not followed; installed programs and pages are no secret."""
     paths = [path for path in (folder.rglob("*") if deep else folder.iterdir()) if not path.is_symlink()]
-    return {str(path): path.stat().st_mode & 0o077 for path in paths if "label-studio-venv" not in path.parts}
+    return {
+        str(path): path.stat().st_mode & 0o077 for path in paths if not {"label-studio-venv", "ui"} & set(path.parts)
+    }
 
 
 def test_what_the_servers_write_is_readable_by_its_owner_alone(servers, servers_home):

@@ -8,7 +8,7 @@ import pytest
 
 from deploy import services
 from deploy.logins import ServerError
-from deploy.secret_files import LOGIN, MAKE, make_secrets, read_secret
+from deploy.secret_files import LOGIN, MAKE, SUPERUSER, make_secrets, read_secret
 
 ROOT = Path(__file__).parents[2]
 SERVER = ("--database=localhost:5432", "--listen=127.0.0.1:1", "--url=http://localhost:1")
@@ -36,6 +36,12 @@ def test_secret_that_is_none_is_told_with_what_to_do(tmp_path, content, why):
         (tmp_path / LOGIN).write_bytes(content)
     with pytest.raises(ServerError, match=f"{LOGIN}.*{why}.*(makes those|another is made)"):
         read_secret(tmp_path, LOGIN)
+
+
+def test_empty_password_of_the_superuser_is_not_advised_away(tmp_path):
+    (tmp_path / SUPERUSER).touch()
+    with pytest.raises(ServerError, match="is empty: PostgreSQL knows no other"):
+        read_secret(tmp_path, SUPERUSER)
 
 
 def test_client_is_given_the_logins_and_leaves_with_the_code_of_its_command(tmp_path):

@@ -13,7 +13,7 @@ import filelock
 import pytest
 
 from flows import lease
-from flows.lease import Taken, hold
+from flows.lease import Taken, hold, holder_of
 
 OTHER_MACHINE = """
 import os, sys, time
@@ -82,6 +82,16 @@ def test_holder_on_another_machine_is_told_and_one_that_died_is_followed(lock, e
             (claim,) = lock.with_name("campaign.lock.holders").iterdir()
             assert json.loads(claim.read_text())["pid"] == os.getpid()
     assert not list(lock.with_name("campaign.lock.holders").iterdir())
+
+
+def test_holder_in_another_container_is_alive_though_its_process_has_no_such_number_here(lock):
+    with hold(lock):
+        (claim,) = lock.with_name("campaign.lock.holders").iterdir()
+        there = json.loads(claim.read_text())
+        claim.write_text(json.dumps(there | {"pid": 2**22 + 1, "host": "another container"}))
+        assert "another container" in holder_of(lock)
+        claim.write_text(json.dumps(there | {"pid": 2**22 + 1}))
+        assert holder_of(lock) is None
 
 
 def test_clock_that_is_set_back_meanwhile_lets_nobody_in(lock, monkeypatch):

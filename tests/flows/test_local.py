@@ -7,8 +7,11 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.request import proxy_bypass
 
 import pytest
+from httpx._utils import get_environment_proxies
+from requests.utils import should_bypass_proxies
 from rich.console import Console
 
 from deploy.servers import Servers
@@ -124,8 +127,17 @@ def test_only_a_named_proxy_makes_local_addresses_an_exception(monkeypatch):
     monkeypatch.setenv("no_proxy", "two.example.org")
     reach_local_addresses_directly()
     reach_local_addresses_directly()
-    wanted = "two.example.org,one.example.org,localhost,127.0.0.1,::1"
+    wanted = "two.example.org,one.example.org,localhost,.localhost,127.0.0.1,::1"
     assert (os.environ["NO_PROXY"], os.environ["no_proxy"]) == (wanted, wanted)
+
+
+def test_names_below_localhost_are_reached_directly_too(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://proxy.example.org:3128")
+    reach_local_addresses_directly()
+    assert should_bypass_proxies("http://labelstudio.localhost:8080", no_proxy=None)
+    assert proxy_bypass("labelstudio.localhost:8080")
+    assert get_environment_proxies()["all://*.localhost"] is None
+    assert not should_bypass_proxies("http://label.example.org", no_proxy=None)
 
 
 def test_proxies_are_told_without_their_logins(monkeypatch):

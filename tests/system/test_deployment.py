@@ -261,6 +261,9 @@ def check_what_strangers_get(machine: Machine) -> None:
         httpx.post(f"{prefect}/flows/filter", json={}),
     ]
     assert [answer.status_code for answer in asked] == [401, 401, 401]
+    page = httpx.get(machine.url("prefect.localhost:4200"), follow_redirects=True)
+    assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
+    assert (machine.folder / "prefect" / "ui").is_dir(), "else the pages are copied to where they are installed"
     foreign = {"Host": "example.org"}
     assert httpx.get(f"{mlflow}/", headers=foreign, auth=(USER, machine.secret("password"))).status_code == 403
     assert httpx.get(f"{machine.url('labelstudio.localhost:8080')}/user/login/", headers=foreign).status_code == 400
