@@ -106,7 +106,7 @@ def mend_files(work: OpenCampaign) -> list[str]:
 
 def discard(folder: RoundFolder, work: OpenCampaign) -> None:
     """Take back a round that nobody has seen; the tracker first, because a round exists as long as its folder does."""
-    work.tracker.discard_round(folder.number)
+    work.tracker.discard_rounds(folder.number)
     put_away(folder)
 
 
