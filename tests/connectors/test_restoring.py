@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from connectors.annotation import ProjectMismatch
 from connectors.label_studio.reading import HeldProject, HeldTask
 from connectors.label_studio.restoring import Restoring
 from connectors.label_studio.saving import SavedPage, SavedTask
@@ -146,3 +147,22 @@ def test_what_people_did_since_a_restore_stays_and_is_told_apart_by_account(serv
     assert server.answers == before, "nothing is added"
     assert again.answer_ids == {old: new for old, new in first.answer_ids.items() if old != 10}
     assert given == {of_bob["id"]: "bob@x.org", of_gone["id"]: "gone@x.org", first.answer_ids[13]: "ann@x.org"}
+
+
+def test_an_answer_that_was_deleted_since_is_not_taken_for_another_persons_new_one(server):
+    saved = [task(1, answer(10, "gone"))]
+    server.restore(saved)
+    [task_id] = server.tasks
+    server.tasks[task_id].annotations.clear()
+    server.add_answer(task_id, {"result": ["owl"], "completed_by": ANN})
+    again, given = server.restore(saved)
+    assert (again.answer_ids, given) == ({}, {})
+
+
+def test_a_project_that_was_restored_from_another_backup_is_refused(server):
+    saved = [task(1, answer(10, "ann"))]
+    server.restore(saved)
+    later = PAGE.model_copy(update={"saved_at": "2026-01-03"})
+    with pytest.raises(ProjectMismatch, match="has 1 tasks that are not those of the backup: nothing is restored"):
+        server.restore([*saved, task(2, answer(11, "bob"))], page=later)
+    assert len(server.answers) == 1
