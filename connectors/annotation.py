@@ -180,12 +180,14 @@ class Restored:
         task_ids: old id -> new id; without tasks that somebody had deleted before they were saved.
         answer_ids: likewise of answers.
         notes: for people, a line each: what is not as it was.
+        was_there: it was restored before; all that people did since was left as it is.
     """
 
     address: str
     task_ids: Mapping[int, int]
     answer_ids: Mapping[int, int]
     notes: tuple[str, ...] = ()
+    was_there: bool = False
 
 
 class AnnotationTool(Protocol):
@@ -246,7 +248,8 @@ class AnnotationTool(Protocol):
         """Make a project that holds what was saved; one that was broken off goes on, and makes nothing twice.
 
         Tasks come in the order in which they were, with new ids. From then on `pull` gives their answers with the same
-        people and times as before.
+        people and times as before. A project that was restored already is left as people have it since: the ids are
+        those of what is still there.
 
         Args:
             saved: what `save` gave.

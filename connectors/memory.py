@@ -51,6 +51,7 @@ class MemoryTool(AnnotationTool):
         self.asks = asks
         self.tasks: dict[int, Question] = {}
         self.answers: dict[int, Answer] = {}
+        self._restored = Restored(self.prepare(), {}, {})
         self._clock = clock
         self._ids = itertools.count(1)
 
@@ -112,20 +113,27 @@ class MemoryTool(AnnotationTool):
         here = {question.ask: task_id for task_id, question in self.tasks.items()}
         if any(here.get(ask) == task_id for ask, task_id in asked.items()):
             return None
-        if here.keys() - asked.keys():
-            raise ProjectMismatch(f"the project has {len(here.keys() - asked.keys())} tasks that were not saved")
+        before = self._restored
+        if any(here.get(ask, 0) == before.task_ids.get(task_id) for ask, task_id in asked.items()):
+            return Restored(
+                before.address,
+                task_ids={old: new for old, new in before.task_ids.items() if new in self.tasks},
+                answer_ids={old: new for old, new in before.answer_ids.items() if new in self.answers},
+                was_there=True,
+            )
+        if here:
+            raise ProjectMismatch(f"the project has {len(here)} tasks that were not saved")
+        held = [_saved().validate_python(record["saved"]) for record in saved]  # all, before anything is made of it
         task_ids: dict[int, int] = {}
         answer_ids: dict[int, int] = {}
-        for record in saved:
-            old, question, answers = _saved().validate_python(record["saved"])
-            task_ids[old] = here.get(question.ask) or next(self._ids)
+        for old, question, answers in held:
+            task_ids[old] = next(self._ids)
             self.tasks[task_ids[old]] = replace(question, uri=uris.get(question.item_id, question.uri))
             for answer in answers:
-                moved = replace(answer, task_id=task_ids[old])
-                known = [one for one in self._on(moved.task_id) if replace(one, answer_id=answer.answer_id) == moved]
-                answer_ids[answer.answer_id] = known[0].answer_id if known else next(self._ids)
-                self.answers[answer_ids[answer.answer_id]] = replace(moved, answer_id=answer_ids[answer.answer_id])
-        return Restored(self.prepare(), task_ids, answer_ids)
+                new = answer_ids[answer.answer_id] = next(self._ids)
+                self.answers[new] = replace(answer, task_id=task_ids[old], answer_id=new)
+        self._restored = Restored(self.prepare(), task_ids, answer_ids)
+        return self._restored
 
     def served(self) -> list[Question]:
         """The questions that nobody has answered, in the order of the newest round first, most wanted first."""
@@ -222,9 +230,12 @@ class MemoryTracker(Tracker):
         run.tags.update(tags)
         return run_id
 
-    def discard_round(self, round_number: int) -> None:
-        """See `Tracker.discard_round`."""
-        self.runs.pop(f"round-{round_number}", None)
+    def discard_rounds(self, first: int) -> int:
+        """See `Tracker.discard_rounds`."""
+        gone = [run_id for run_id in self.runs if int(run_id.removeprefix("round-")) >= first]
+        for run_id in gone:
+            del self.runs[run_id]
+        return len(gone)
 
     def log_members(self, run_id: str, members: Sequence[MemberHistory]) -> None:
         """See `Tracker.log_members`."""

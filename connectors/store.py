@@ -107,10 +107,13 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
-def write_folder(path: Path, write: Callable[[Path], None]) -> Path:
+def write_folder(path: Path, write: Callable[[Path], None], *, mode: int = 0o777) -> Path:
     """Let `write` fill a temporary folder beside `path`, then rename it: no program sees `path` half written.
 
     Unlike `write_atomic` it does not wait for the disk: what is written may be lost where the machine itself stops.
+
+    Args:
+        mode: rights of the folder, as far as the caller's umask leaves them.
 
     Raises:
         StoreError: the disk does not take it, or a file or a folder that is not empty has the name.
@@ -118,7 +121,7 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> Path:
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+        temporary.mkdir(mode)
         try:
             write(temporary)
             temporary.rename(path)

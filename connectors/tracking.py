@@ -57,8 +57,8 @@ class Tracker(Protocol):
         `params` are logged once, and other values later are a `TrackerError`; `tags`, such as the machine, may change.
         """
 
-    def discard_round(self, round_number: int) -> None:
-        """Put away what was begun for a round that begins anew; without it, do nothing."""
+    def discard_rounds(self, first: int) -> int:
+        """Put away what there is of a round that begins anew, and of all later ones; return of how many rounds."""
 
     def log_members(self, run_id: str, members: Sequence[MemberHistory]) -> None:
         """Log each member's epochs in a run of its own, nested in the round's."""

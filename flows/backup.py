@@ -1,13 +1,17 @@
 """A campaign as one file, and from it again: its folder, its campaign file, what annotators hold of it."""
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from glob import escape
 from pathlib import Path, PurePosixPath
 
 from connectors.annotation import AnnotationTool, Restored
 from connectors.archive import Archive, check_room, open_archive, write_archive
-from connectors.store import write_folder
+from connectors.store import explained, write_atomic, write_folder
+from connectors.tracking import Tracker, TrackerError
+from deploy.private import PRIVATE_FILE, PRIVATE_FOLDER
 from flows.artefacts import ANSWERS, POOL, PUSHED, SUSPICIOUS
 from flows.campaign import OpenCampaign, begun
 from flows.changes import claim
@@ -77,7 +81,9 @@ def _lines(records: Iterable[Plain], n: int) -> Iterator[bytes]:
             on_progress(min(done, n), n)
 
 
-def restore_backup(backup: Path, file: Path | None = None, *, tool: AnnotationTool | None = None) -> list[str]:
+def restore_backup(
+    backup: Path, file: Path | None = None, *, tool: AnnotationTool | None = None, tracker: Tracker | None = None
+) -> list[str]:
     """Make a campaign again; nothing is written over, and the whole backup is read and checked first.
 
     A campaign file that is there counts, with all that it says of places: it may be edited first. The folder appears
@@ -85,7 +91,7 @@ def restore_backup(backup: Path, file: Path | None = None, *, tool: AnnotationTo
 
     Args:
         file: the campaign file; by default its name in the backup, in the working folder.
-        tool: as of `OpenCampaign`.
+        tool, tracker: as of `OpenCampaign`.
 
     Returns:
         Lines on what was made, and on what is missing.
@@ -115,13 +121,15 @@ def restore_backup(backup: Path, file: Path | None = None, *, tool: AnnotationTo
         def write(temporary: Path) -> None:
             for each in archive.names(FOLDER):
                 archive.extract(each, temporary / each.removeprefix(f"{FOLDER}/"))
-            work = OpenCampaign(settings, Campaign(temporary), tool=tool)
+            work = OpenCampaign(settings, Campaign(temporary), tool=tool, tracker=tracker)
             work.folder.check_ours()
             work.folder.check_files()
             claim(work.folder, settings, file, answers=lambda: work.ledger.answers)
             told.extend(_bring_tasks(archive, work))
+            told.extend(_discard_rounds(work))
 
-        write_folder(folder, write)
+        _clear_leftovers(folder)
+        write_folder(folder, write, mode=PRIVATE_FOLDER)
     number = Campaign(folder).current_round().number
     told.append(
         f"MLflow's runs were not in the backup: if the experiment {name!r} ({settings.mlflow.uri}) is gone, the rounds "
@@ -134,7 +142,12 @@ def restore_backup(backup: Path, file: Path | None = None, *, tool: AnnotationTo
 def _bring_file(archive: Archive, file: Path) -> list[str]:
     """Write the campaign file unless there is one."""
     if not file.exists():
-        archive.extract(FILE, file)
+
+        def write(temporary: Path) -> None:
+            temporary.chmod(PRIVATE_FILE)  # it may hold a command
+            temporary.write_bytes(archive.read(FILE))
+
+        write_atomic(file, write)
         return [f"wrote {file}"]
     is_same = file.read_bytes() == archive.read(FILE)
     return [] if is_same else [f"{file} was there, and differs from the one in the backup: it counts"]
@@ -160,13 +173,40 @@ def _bring_tasks(archive: Archive, work: OpenCampaign) -> Iterator[str]:
                 yield record
 
         restored = work.tool.restore(records(), asked=asked, uris=uris)
-    if restored is None:
+    if restored is not None:
+        renumber(work.folder, restored)
+    if restored is None or restored.was_there:
         yield "the project of the annotators is still there: it was left as it is, and is used"
         return
-    renumber(work.folder, restored)
     n_tasks, n_answers = len(restored.task_ids), len(restored.answer_ids)
     yield f"made {n_tasks} tasks with {n_answers} answers again (see {restored.address})"
     yield from restored.notes
+
+
+def _discard_rounds(work: OpenCampaign) -> Iterator[str]:
+    """Put away what MLflow has of rounds that come anew, and will have other numbers; lines on what came of it."""
+    number, name = work.folder.current_round().number, work.settings.name
+    try:
+        n_gone = work.tracker.discard_rounds(number)
+    except (TrackerError, ConfigError) as exc:
+        yield (
+            f"MLflow was not asked for runs of rounds from {number} on, which come anew: {exc}. If a run fails as "
+            f"MLflow holds other values, delete these rounds' runs of the experiment {name!r} there"
+        )
+        return
+    if n_gone:
+        yield (
+            f"deleted the runs of {n_gone} rounds in MLflow, from round {number} on: they come anew (MLflow keeps them "
+            f"among the deleted runs of the experiment {name!r})"
+        )
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Delete what restores of the folder left that were killed: it holds all answers."""
+    for part in folder.parent.glob(f".{escape(folder.name)}.{'[0-9a-f]' * 32}.part"):
+        if part.is_dir():
+            with explained(part):
+                shutil.rmtree(part)
 
 
 def _images(work: OpenCampaign, root_before: str) -> tuple[dict[str, str], list[str]]:

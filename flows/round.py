@@ -118,7 +118,7 @@ def begin_without(damage: Damaged, work: OpenCampaign) -> str:
 
 def discard(folder: RoundFolder, work: OpenCampaign) -> None:
     """Take back a round that nobody has seen; the tracker first, because a round exists as long as its folder does."""
-    work.tracker.discard_round(folder.number)
+    work.tracker.discard_rounds(folder.number)
     put_away(folder)
 
 

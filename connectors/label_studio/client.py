@@ -1,6 +1,7 @@
 """Label Studio as the annotation tool: a campaign is a project, a question of a round is a task."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -190,7 +191,7 @@ class LabelStudio(AnnotationTool):
 
         Left out are answers that nobody gave, which a bulk action copied, and drafts.
         """
-        yield save_page(self._project.held())
+        yield save_page(self._project.held(), datetime.now(UTC))
         emails = self._emails()
         for tasks in self._tasks.parts():
             which = sort({task.id: task for task in tasks}, asked, self._tasks)

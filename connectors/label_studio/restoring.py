@@ -13,7 +13,7 @@ from connectors.label_studio.api import Api
 from connectors.label_studio.mending import PASSES, Mended, Mender
 from connectors.label_studio.pages import IMAGE
 from connectors.label_studio.project import Project
-from connectors.label_studio.reading import HeldTask
+from connectors.label_studio.reading import HeldProject, HeldTask, is_copied
 from connectors.label_studio.saving import Given, SavedAnswer, SavedPage, SavedTask, content_of
 from connectors.label_studio.tasks import CHUNK, Tasks, Wanted
 from pipeline.settings import Plain
@@ -46,6 +46,11 @@ class Restoring:
     n_without_image: int = 0
 
     @cached_property
+    def _own_account(self) -> int | None:
+        """That of the token, under which answers of people without an account are."""
+        return self.accounts.get(self.api.connection.repeatable(self.api.person))
+
+    @cached_property
     def _asks(self) -> dict[int, Ask]:
         return {task_id: ask for ask, task_id in self.asked.items()}
 
@@ -56,7 +61,11 @@ class Restoring:
             page: the first record; `saved` are the others.
             prepare: called once there is a project.
         """
-        if self._still_there(page):
+        held = self.project.find()
+        told = str(getattr(held, "description", ""))
+        if page.done in told:
+            return self._as_it_is(saved)
+        if held is not None and page.mark not in told and self._still_there(held):
             return None
         self.project.remake(page.page, page.mark)
         prepare()
@@ -68,21 +77,39 @@ class Restoring:
             self._restore_tasks(own)
             versions |= {str(task.prediction["model_version"]) for task in own}
         self.task_ids |= {task.task: self.task_ids[task.of] for task in doubles}
-        self._restore_answers({self.task_ids[task.of]: task.answers for task in doubles})
+        self._restore_answers(self._by_new_task(doubles))
         shown = page.page.get("model_version")
         if shown in versions:
             self.tasks.show_guesses_of(shown)
+        self.project.change({"description": page.done})  # last: from here on, what differs is what people did
         return Restored(self.project.address, self.task_ids, self.answer_ids, tuple(self._notes()))
 
-    def _still_there(self, page: SavedPage) -> bool:
-        """Whether the project of the campaign has some of its tasks; one that was being restored has yet to be done.
+    def _as_it_is(self, saved: Iterable[Plain]) -> Restored:
+        """Which tasks and answers of a project that was restored before are which; nothing is added or set back."""
+        held: dict[tuple[str, str], int] = {}
+        for task in self.tasks.between(0):
+            held.setdefault((task.item_id, str(task.data.get("round_number"))), task.id)
+        tasks = [SavedTask.model_validate(record) for record in saved]
+        found = {task.task: held.get((task.item_id, str(task.round_number))) for task in tasks}
+        self.task_ids |= {old: new for old, new in found.items() if new is not None}
+        answers = self._by_new_task([task for task in tasks if task.task in self.task_ids])
+        if answers:
+            self._match(answers, ways=(*ALIKE, _is_by_the_same))
+        return Restored(self.project.address, self.task_ids, self.answer_ids, was_there=True)
+
+    def _by_new_task(self, tasks: Iterable[SavedTask]) -> dict[int, list[SavedAnswer]]:
+        """The answers to each task as it is now; several tasks may have become one."""
+        answers: dict[int, list[SavedAnswer]] = defaultdict(list)
+        for task in tasks:
+            answers[self.task_ids[task.task]] += task.answers
+        return answers
+
+    def _still_there(self, held: HeldProject) -> bool:
+        """Whether a project has some of the campaign's tasks.
 
         Raises:
             ProjectMismatch: it has tasks of others.
         """
-        held = self.project.find()
-        if held is None or page.mark in str(getattr(held, "description", "")):
-            return False
         n_tasks = 0
         for task in self.tasks.between(0):
             n_tasks += 1
@@ -110,7 +137,7 @@ class Restoring:
         held = self.mender.make_whole(find, wanted, may_import=True, mended=Mended())
         ids = {task.item_id: task.id for task in held}
         self.task_ids |= {task.task: ids[task.item_id] for task in tasks}
-        self._restore_answers({ids[task.item_id]: task.answers for task in tasks})
+        self._restore_answers(self._by_new_task(tasks))
 
     def _wanted(self, task: SavedTask) -> Wanted:
         address = self.address(task.item_id)
@@ -140,24 +167,41 @@ class Restoring:
             f"as one to {self.project.address}?task={missing[0][0]}; the same command tries again"
         )
 
-    def _match(self, answers: Mapping[int, Sequence[SavedAnswer]]) -> list[tuple[int, SavedAnswer]]:
-        """Note the new id of each answer that is there; return the others with their task."""
+    def _match(
+        self, answers: Mapping[int, Sequence[SavedAnswer]], ways: Sequence["Alike"] | None = None
+    ) -> list[tuple[int, SavedAnswer]]:
+        """Note the new id of each answer that is there; return the others with their task.
+
+        An annotation stands for one answer, also where a task and its double have equal ones.
+
+        Args:
+            ways: to know an answer again, the surest first.
+        """
         missing = []
         for task in self.tasks.between(min(answers) - 1, max(answers)):
-            there: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-            for annotation in sorted(task.annotations, key=lambda one: int(one["id"]), reverse=True):
-                there[content_of(annotation)].append(annotation)
-            for answer in answers.get(task.id, ()):
-                alike = there[answer.content]
-                if not alike:
-                    missing.append((task.id, answer))
-                    continue
-                found = alike.pop()
-                self.answer_ids[answer.id] = int(found["id"])
-                self.given[int(found["id"])] = Given(
-                    annotator=answer.annotator, updated_at=answer.updated_at, noted_at=str(found["updated_at"])
-                )
+            given = {int(one["id"]): one for one in task.annotations if not is_copied(one)}
+            there = {new: one for new, one in given.items() if new not in self.given}
+            wanted = [one for one in answers.get(task.id, ()) if one.id not in self.answer_ids]
+            for is_alike in ALIKE if ways is None else ways:
+                for answer in list(wanted):
+                    known_as = self.accounts.get(answer.annotator)
+                    account = self._own_account if known_as is None else known_as
+                    alike = [new for new in sorted(there) if is_alike(answer, account, there[new])]
+                    if alike:
+                        wanted.remove(answer)
+                        self._note(answer, there.pop(alike[0]))
+            missing += [(task.id, answer) for answer in wanted]
         return missing
+
+    def _note(self, answer: SavedAnswer, found: Mapping[str, Any]) -> None:
+        """Note which annotation stands for an answer; one that was changed since has the time of the change."""
+        is_unchanged = content_of(found) == answer.content
+        self.answer_ids[answer.id] = int(found["id"])
+        self.given[int(found["id"])] = Given(
+            annotator=answer.annotator,
+            updated_at=answer.updated_at,
+            noted_at=str(found["updated_at"]) if is_unchanged else "",
+        )
 
     def _body(self, answer: SavedAnswer) -> dict[str, Any]:
         account = self.accounts.get(answer.annotator)
@@ -174,6 +218,25 @@ class Restoring:
             )
         if self.n_without_image:
             yield f"{self.n_without_image} restored tasks show no image until their files are back"
+
+
+def _is_by_the_same(answer: SavedAnswer, account: int | None, annotation: Mapping[str, Any]) -> bool:
+    """Whether it is under the account under which the answer was restored, as far as that is known."""
+    person = annotation.get("completed_by")
+    return account is None or account == (person.get("id") if isinstance(person, Mapping) else person)
+
+
+def _is_content(answer: SavedAnswer, account: int | None, annotation: Mapping[str, Any]) -> bool:
+    return answer.content == content_of(annotation)
+
+
+def _is_all(answer: SavedAnswer, account: int | None, annotation: Mapping[str, Any]) -> bool:
+    return _is_content(answer, account, annotation) and _is_by_the_same(answer, account, annotation)
+
+
+Alike = Callable[[SavedAnswer, int | None, Mapping[str, Any]], bool]
+ALIKE: tuple[Alike, ...] = (_is_all, _is_content)
+"""How an answer that was restored is known again, the surest way first: accounts may come and go meanwhile."""
 
 
 def read_page(saved: Iterator[Plain]) -> SavedPage:

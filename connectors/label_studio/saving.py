@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,18 @@ class SavedPage(BaseModel):
 
     project: int
     created_at: str
+    saved_at: str
     page: dict[str, Any]
 
     @property
     def mark(self) -> str:
         """In the description of the project that is made of it."""
-        return f"{RESTORED} {self.project} of {self.created_at}"
+        return f"{RESTORED} {self.project} of {self.created_at}, saved {self.saved_at}"
+
+    @property
+    def done(self) -> str:
+        """Likewise, as soon as all of it is there."""
+        return f"{self.mark}: done"
 
 
 def content_of(annotation: Mapping[str, Any]) -> str:
@@ -77,10 +84,11 @@ def content_of(annotation: Mapping[str, Any]) -> str:
     return json.dumps([*told, annotation.get("lead_time")], sort_keys=True)
 
 
-def save_page(held: HeldProject) -> Plain:
-    """The record of a project."""
+def save_page(held: HeldProject, now: datetime) -> Plain:
+    """The record of a project; its time tells one backup from another."""
     page = {name: value for name in KEPT if (value := getattr(held, name, None)) is not None}
-    return SavedPage(project=held.id, created_at=held.created_at, page=page).model_dump(mode="json")
+    saved_at = now.isoformat()
+    return SavedPage(project=held.id, created_at=held.created_at, saved_at=saved_at, page=page).model_dump(mode="json")
 
 
 def save_task(task: HeldTask, ask: Ask, own: int, answers: Sequence[tuple[Mapping[str, Any], Answer]]) -> Plain:

@@ -99,15 +99,20 @@ class MLflowTracker(Tracker):
                 client.update_run(campaign.info.run_id, status="RUNNING")
             return str(run.info.run_id)
 
-    def discard_round(self, round_number: int) -> None:
-        """Delete the run of a round that begins anew, and its members'; MLflow keeps them among the deleted ones."""
+    def discard_rounds(self, first: int) -> int:
+        """Delete the runs of rounds, and their members'; MLflow keeps them among the deleted ones."""
         with self._talk() as client:
-            tags = {KIND: "round", ROUND: str(round_number)}
-            query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-            for run in client.search_runs([self._experiment_id], query):
-                members = client.search_runs([self._experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'")
+            experiment = self._find_experiment()
+            if experiment is None:
+                return 0
+            place = [experiment.experiment_id]
+            rounds = client.search_runs(place, f"tags.`{KIND}` = 'round'")  # newest first, a thousand at most
+            gone = [run for run in rounds if int(run.data.tags[ROUND]) >= first]
+            for run in gone:
+                members = client.search_runs(place, f"tags.`{PARENT}` = '{run.info.run_id}'")
                 for one in (*members, run):
                     client.delete_run(one.info.run_id)
+            return len(gone)
 
     def log_members(self, run_id: str, members: Sequence[MemberHistory]) -> None:
         """Log each member's epochs in a run of its own, nested in the round's; the first epoch is step 1.

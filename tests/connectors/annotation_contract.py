@@ -42,6 +42,9 @@ class People(Protocol):
     def skip(self, task_id: int) -> None:
         """Skip a task."""
 
+    def change(self, answer_id: int, label: str) -> None:
+        """Give an answer another label."""
+
     def take_back(self, answer_id: int) -> None:
         """Delete an answer."""
 
@@ -224,7 +227,7 @@ class AnnotationContract:
 
         people.lose()
         restored = people.tool.restore(iter(saved), asked=before, uris=uris)
-        assert people.tool.restore(saved, asked=before, uris=uris) == restored, "one that was broken off goes on"
+        assert people.tool.restore(saved, asked=before, uris=uris) == replace(restored, was_there=True)
         assert restored.address == people.tool.prepare()
         assert restored.task_ids.keys() == {*before.values()}
         after = {ask: restored.task_ids[task_id] for ask, task_id in before.items()}
@@ -239,6 +242,27 @@ class AnnotationContract:
             for some in (questions, later)
         ]
         assert people.tool.tend(rounds, asked=after).mended == ()
+
+    def test_a_project_that_was_restored_already_stays_as_people_have_it_since(self, people):
+        before = push(people, batch(people, 5))
+        given = [people.answer(before[ask(f"1.{rank}")], "cat") for rank in range(3)]
+        saved = list(people.tool.save(before))
+        people.lose()
+        uris = {question.item_id: question.uri for question in batch(people, 5)}
+        first = people.tool.restore(saved, asked=before, uris=uris)
+        after = {ask: first.task_ids[task_id] for ask, task_id in before.items()}
+        changed, deleted, kept = (first.answer_ids[answer_id] for answer_id in given)
+        people.change(changed, CLASSES[1])
+        people.answer(after[ask("1.3")], "cat")
+        people.take_back(deleted)
+        people.delete(after[ask("1.4")])
+        now = people.tool.pull(after)
+
+        again = people.tool.restore(saved, asked=before, uris=uris)
+        assert again.was_there
+        assert people.tool.pull(after) == now, "nothing is added, set back or taken away"
+        assert again.answer_ids == {given[0]: changed, given[2]: kept}
+        assert again.task_ids == {old: new for old, new in first.task_ids.items() if new != after[ask("1.4")]}
 
     def test_a_project_with_tasks_of_others_is_not_restored_into(self, people):
         before = push(people, batch(people, 2))

@@ -88,6 +88,13 @@ class FolderTool(AnnotationTool):
         here = self._held()
         if any(here.get(ask) == task_id for ask, task_id in asked.items()):
             return None
+        done = self.folder / "restored.txt"
+        if done.exists():
+            tasks, answers = ({int(old): new for old, new in ids.items()} for ids in read(done))
+            if any(here.get(ask, 0) == tasks.get(task_id) for ask, task_id in asked.items()):
+                there = {int(path.stem.rpartition("-")[2]) for path in self.folder.glob("*.json")}
+                tasks, answers = ({old: new for old, new in ids.items() if new in there} for ids in (tasks, answers))
+                return Restored(self.prepare(), tasks, answers, was_there=True)
         if here.keys() - asked.keys():
             raise ProjectMismatch(f"{self.folder} holds tasks that were not saved")
         tasks: dict[int, int] = {}
@@ -102,6 +109,7 @@ class FolderTool(AnnotationTool):
                 known = there.get(json.dumps(answer))
                 number = int(known.stem.rpartition("-")[2]) if known else self._write(f"answer-{new}", answer)
                 answers[int(name.rpartition("-")[2])] = number
+        done.write_text(json.dumps([tasks, answers]), encoding="utf-8")
         return Restored(self.prepare(), tasks, answers)
 
     def served(self) -> list[int]:
@@ -135,6 +143,12 @@ class FolderTool(AnnotationTool):
         """Delete a task."""
         (self.folder / f"task-{task_id}.json").unlink()
 
+    def change(self, answer_id: int, *regions: Region) -> None:
+        """Give an answer other regions."""
+        [path] = self.folder.glob(f"answer-*-{answer_id}.json")
+        told = {"regions": regions_to_json(regions), "at": datetime.now(UTC).isoformat()}
+        path.write_text(json.dumps(read(path) | told), encoding="utf-8")
+
     def _write(self, kind: str, content: Mapping[str, Any]) -> int:
         taken = {int(path.stem.rpartition("-")[2]) for path in self.folder.glob("*.json")}
         number = next(number for number in itertools.count(1) if number not in taken)
@@ -164,7 +178,7 @@ class FolderTool(AnnotationTool):
         ]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 

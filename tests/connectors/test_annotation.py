@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 from connectors.label_studio.client import LabelStudio
 from connectors.label_studio.kinds.table import kind_of
 from connectors.label_studio.person import SimulatedAnnotator
-from connectors.memory import MemoryTool
+from connectors.memory import NOW, MemoryTool
 from pipeline.types import ONE_CLASS, AskFor, Region
 from tests.connectors.annotation_contract import CLASSES, AnnotationContract, People
 from tests.connectors.made_up_tool import FolderTool
@@ -32,6 +33,11 @@ class InMemory:
 
     def skip(self, task_id):
         self.tool.skip(self.tool.tasks[task_id].ask)
+
+    def change(self, answer_id, label):
+        given = self.tool.answers[answer_id]
+        annotation = replace(given.annotation, regions=(Region("image", label),))
+        self.tool.answers[answer_id] = replace(given, annotation=annotation, updated_at=NOW().isoformat())
 
     def take_back(self, answer_id):
         self.tool.delete(answer_id)
@@ -67,6 +73,9 @@ class InAFolder:
     def answer(self, task_id, label):
         return self.tool.answer(task_id, Region("image", label))
 
+    def change(self, answer_id, label):
+        self.tool.change(answer_id, Region("image", label))
+
     def label(self, truth, n=None):
         items = {task_id: ask.item_id for ask, task_id in self.tool._held().items()}
         done = self.tool.served()[:n]
@@ -87,8 +96,7 @@ class InLabelStudio:
         self._api = api
 
     def answer(self, task_id, label):
-        chosen = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
-        return self._annotate(task_id, {"result": [chosen], "lead_time": 2.5})
+        return self._annotate(task_id, {"result": [chosen(label)], "lead_time": 2.5})
 
     def mark(self, task_id, *regions):
         self._annotate(task_id, {"result": self._kind.write_all(regions, {}), "lead_time": 2.5})
@@ -102,6 +110,10 @@ class InLabelStudio:
     def take_back(self, answer_id):
         self._api.delete(f"/api/annotations/{answer_id}/").raise_for_status()
 
+    def change(self, answer_id, label):
+        body = {"result": [chosen(label)], "lead_time": 9.5}
+        self._api.patch(f"/api/annotations/{answer_id}/", json=body).raise_for_status()
+
     def delete(self, task_id):
         self._api.delete(f"/api/tasks/{task_id}/").raise_for_status()
 
@@ -111,6 +123,10 @@ class InLabelStudio:
 
     def label(self, truth, n=None):
         return list(SimulatedAnnotator(**self._settings, answers=truth).label(n).item_ids)
+
+
+def chosen(label):
+    return {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
 
 
 class TestMemory(AnnotationContract):

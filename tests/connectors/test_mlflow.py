@@ -381,7 +381,7 @@ def test_a_changed_parameter_is_refused_and_a_changed_tag_is_not(uri, campaign):
 def test_a_round_that_is_taken_back_leaves_no_run_and_begins_with_other_parameters(uri, campaign):
     tracker = MLflowTracker(uri=uri, campaign=campaign)
     tracker.log_members(tracker.start_round(1, params={"seed_set_size": 10}), MEMBERS)
-    tracker.discard_round(1)
+    tracker.discard_rounds(1)
     assert runs_of(uri, campaign).keys() == {"campaign"}
     tracker.start_round(1, params={"seed_set_size": 8})
     assert runs_of(uri, campaign)["round 1"].data.params["seed_set_size"] == "8"

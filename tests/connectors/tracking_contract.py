@@ -107,10 +107,11 @@ class TrackerContract:
 
     def test_a_round_that_begins_anew_is_put_away_before(self, books, files):
         tracker = books.open()
-        tracker.discard_round(1)
-        log_round(tracker, files)
-        tracker.discard_round(1)
-        assert books.rounds() == []
+        assert tracker.discard_rounds(1) == 0
+        for number in (1, 2, 3):
+            log_round(tracker, files, number)
+        assert (tracker.discard_rounds(2), len(books.rounds())) == (2, 1)
+        assert (tracker.discard_rounds(1), books.rounds()) == (1, [])
         run_id = tracker.start_round(1, params={"seed": 4})
         tracker.log_round(run_id, metrics={"accuracy": 0.1}, step=100, artifacts=[])
         [kept] = books.rounds()

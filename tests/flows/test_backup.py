@@ -1,16 +1,20 @@
 """A campaign that was destroyed comes back from its backup, and goes on as if nothing had happened."""
 
+import io
 import itertools
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from connectors.annotation import AnnotationToolUnavailable
 from connectors.memory import MemoryTool, MemoryTracker
 from connectors.store import StoreError
+from connectors.tracking import TrackerUnavailable
 from flows.artefacts import ANSWERS, PUSHED, ROUND
 from flows.backup import restore_backup, write_backup
 from flows.config import ConfigError
@@ -47,7 +51,7 @@ def destroy(loop: Loop) -> None:
 
 
 def restore(loop: Loop, backup: Path) -> list[str]:
-    return restore_backup(backup, loop.file, tool=loop.tool)
+    return restore_backup(backup, loop.file, tool=loop.tool, tracker=loop.tracker)
 
 
 @pytest.fixture
@@ -131,6 +135,85 @@ def test_a_restore_that_was_broken_off_goes_on_and_makes_nothing_twice(begun_loo
     assert (len(begun_loop.tool.tasks), len(begun_loop.tool.answers)) == (n_tasks, n_answers)
     assert status_of(begun_loop) == before
     assert [p.name for p in begun_loop.file.parent.iterdir() if p.name.endswith(".part")] == []
+
+
+def test_a_second_restore_leaves_what_people_did_since_the_first(begun_loop):
+    backup = back_up(begun_loop)
+    destroy(begun_loop)
+    restore(begun_loop, backup)
+    first, second = begun_loop.folder.round(0).read(ANSWERS)[:2]
+    begun_loop.edit(first.item_id, "left" if first.annotation.regions[0].label != "left" else "right")
+    begun_loop.delete(second.item_id)
+    begun_loop.label(1)
+    tasks, answers = dict(begun_loop.tool.tasks), dict(begun_loop.tool.answers)
+    shutil.rmtree(begun_loop.folder.path)
+
+    told = restore(begun_loop, backup)
+    assert any("still there" in line for line in told)
+    assert (begun_loop.tool.tasks, begun_loop.tool.answers) == (tasks, answers)
+    numbers = {one.answer_id for folder in begun_loop.folder.rounds() for one in folder.get(ANSWERS) or ()}
+    assert {number for number in numbers if number > 0} <= answers.keys()
+    assert [number for number in numbers if number < 0] == [-second_of(backup)]
+    begun_loop.label()
+    assert "round 3 asks for" in begun_loop.run()
+
+
+def second_of(backup: Path) -> int:
+    """The number that the second answer of round 0 had when it was saved."""
+    with zipfile.ZipFile(backup) as archive:
+        place = zipfile.Path(archive) / "folder" / "rounds" / "0000" / ANSWERS.name
+        with place.open("rb") as file:
+            return int(pd.read_parquet(io.BytesIO(file.read()))["answer_id"].iloc[1])
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_rounds_that_the_tracker_knows_and_the_backup_does_not_come_anew(begun_loop, monkeypatch, is_away):
+    backup = back_up(begun_loop)
+    begun_loop.label()
+    begun_loop.run()
+    assert begun_loop.tracker.runs.keys() == {"round-0", "round-1", "round-2", "round-3"}
+    shutil.rmtree(begun_loop.folder.path)
+    begun_loop.tool = MemoryTool(CLASSES)
+    if is_away:
+        monkeypatch.setattr(begun_loop.tracker, "discard_rounds", Raises(TrackerUnavailable("MLflow is away")))
+    told = " ".join(restore(begun_loop, backup))
+    if is_away:
+        assert "rounds from 2 on, which come anew: MLflow is away." in told
+        assert "delete these rounds' runs of the experiment 'loop'" in told
+        return
+    assert "deleted the runs of 2 rounds in MLflow, from round 2 on" in told
+    assert begun_loop.tracker.runs.keys() == {"round-0", "round-1"}
+    for question in begun_loop.tool.served():
+        begun_loop.tool.answer(question.ask, "left")
+    assert "round 3 asks for" in begun_loop.run(), "with other labels than before"
+
+
+class Raises:
+    """A call that fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, *_arguments: object) -> None:
+        raise self.error
+
+
+def test_what_is_restored_is_its_owners_alone_and_a_killed_restore_leaves_nothing(begun_loop):
+    backup = back_up(begun_loop)
+    destroy(begun_loop)
+    folder = begun_loop.folder.path
+    left = folder.with_name(f".{folder.name}.{'a' * 32}.part")
+    others = [folder.with_name(f".{folder.name}.old.part"), folder.with_name(f".other.{'a' * 32}.part")]
+    for each in (left, *others):
+        (each / "rounds").mkdir(parents=True)
+    before = os.umask(0o022)
+    try:
+        restore(begun_loop, backup)
+    finally:
+        os.umask(before)
+    assert (folder.stat().st_mode & 0o777, begun_loop.file.stat().st_mode & 0o777) == (0o700, 0o600)
+    assert not left.exists()
+    assert all(each.exists() for each in others), "they are of something else"
 
 
 def test_nothing_is_written_over(begun_loop, tmp_path):
