@@ -18,6 +18,7 @@ import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Pending, Running, Scheduled
 
@@ -259,9 +260,11 @@ def test_books_that_cannot_be_put_right_stop_no_round_and_the_next_run_tells_wha
     make_campaign, prefect, fork
 ):
     campaign = make_campaign()
-    left = begin_run(prefect, campaign, Cancelling())
+    left, began = begin_run(prefect, campaign, Cancelling()), time.monotonic()
     assert fork(run_with_books_that_refuse, str(campaign.file)) == (0, "")
     assert campaign.folder.round(0).has(PUSHED)
+    patience = books.PATIENCE[StateType.CANCELLING].total_seconds() + 2
+    time.sleep(max(0.0, began + patience - time.monotonic()))  # a run is not taken for dead before
     assert f"because {GONE}: {prefect.read_flow_run(left).name}" in campaign.run(expect=3)
 
 
