@@ -68,8 +68,8 @@ class Place:
 
     @property
     def hosts(self) -> list[str]:
-        """What requests may name as their host: host and port."""
-        named = dict.fromkeys([urlsplit(self.url).netloc, f"{LOOPBACK}:{self.port}", f"localhost:{self.port}"])
+        """What requests may name as their host: host and port; here any port, for people come through tunnels."""
+        named = dict.fromkeys([urlsplit(self.url).netloc, f"{LOOPBACK}:*", "localhost:*"])
         return list(named)
 
 
