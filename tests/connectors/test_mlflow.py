@@ -370,7 +370,7 @@ def test_a_changed_metric_is_refused(uri, campaign):
 def test_a_changed_parameter_is_refused_and_a_changed_tag_is_not(uri, campaign):
     tracker = MLflowTracker(uri=uri, campaign=campaign)
     tracker.start_round(1, params={"seed": 3, "strategy": "bald"}, tags={"device": "cpu"})
-    with pytest.raises(TrackerError, match=r"seed: '3' -> '4'. Delete the run"):
+    with pytest.raises(TrackerError, match=r"seed: '3' -> '4'. Was the campaign's folder .* or delete the run"):
         tracker.start_round(1, params={"seed": 4, "strategy": "bald"})
     tracker.start_round(1, params={"seed": 3, "query_size": 50}, tags={"device": "cuda"})
     run = runs_of(uri, campaign)["round 1"]
