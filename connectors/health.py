@@ -1,10 +1,12 @@
 """What a look at an outside system or at this machine finds: one line, and what to do about it."""
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
+Part = TypeVar("Part")
 Status = Literal["ok", "warning", "failure"]
 CLOCK_TOLERANCE = timedelta(seconds=60)
 SET_CLOCK = "let both machines set their clocks from the network (NTP): schedules, tokens and times of answers need it"
@@ -58,3 +60,27 @@ def beside_clock(name: str, found: str, date: str | None, now: datetime | None =
         return Finding(name, f"{found}; its clock agrees with ours")
     way = "ahead of" if ahead > timedelta() else "behind"
     return warning(name, f"{found}; its clock is {abs(ahead.total_seconds()):.0f} s {way} this machine's", SET_CLOCK)
+
+
+def in_order(
+    parts: Mapping[str, tuple[Part, str]], look: Callable[[str, Part], Finding | None], known: type[Exception]
+) -> Iterator[Finding]:
+    """Look at the parts of a system, until one fails; no error is raised.
+
+    Args:
+        parts: what is looked at, by name, and what to do where it fails.
+        look: looks at one; gives None where no more can be looked at.
+        known: the errors whose text is for people.
+    """
+    for name, (part, mend) in parts.items():
+        try:
+            finding = look(name, part)
+        except known as exc:
+            finding = failure(name, str(exc), mend)
+        except Exception as exc:  # of a store, say, of whichever kind it is
+            finding = failure(name, f"{type(exc).__name__}: {exc}".splitlines()[0], mend)
+        if finding is None:
+            return
+        yield finding
+        if finding.status == "failure":
+            return

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 
 from connectors.annotation import AnnotationToolError, Asked
-from connectors.health import Finding, beside_clock, failure, warning
+from connectors.health import Finding, beside_clock, failure, in_order, warning
 from connectors.label_studio.api import Api
 from connectors.label_studio.connection import TOKEN_VARIABLE
 from connectors.label_studio.images import ShownImages
@@ -35,16 +35,7 @@ class Place:
 
 def look(place: Place, rounds: Sequence[Asked]) -> Iterator[Finding]:
     """Look at all parts in order, until one fails; see `AnnotationTool.check`."""
-    for name, (part, mend) in PARTS.items():
-        try:
-            finding = part(name, place, rounds)
-        except AnnotationToolError as exc:
-            finding = failure(name, str(exc), mend)
-        if finding is None:
-            return
-        yield finding
-        if finding.status == "failure":
-            return
+    return in_order(PARTS, lambda name, part: part(name, place, rounds), AnnotationToolError)
 
 
 def _server(name: str, place: Place, _rounds: Sequence[Asked]) -> Finding:

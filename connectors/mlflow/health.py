@@ -12,7 +12,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from connectors.health import Finding, beside_clock, failure
+from connectors.health import Finding, beside_clock, in_order
 from connectors.mlflow.server import LOGIN_VARIABLES
 from connectors.tracking import TrackerError
 
@@ -35,19 +35,12 @@ def look(uri: str, talk: Talk, find: Find) -> Iterator[Finding]:
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         yield Finding("MLflow", f"{uri} is not there yet: the first run makes it")
         return
-    for name, (part, mend) in PARTS.items():
-        try:
-            with talk() as client:
-                finding = part(name, uri, client, find())
-        except TrackerError as exc:
-            finding = failure(name, str(exc), mend)
-        except Exception as exc:  # what the store of artefacts raises, of whichever kind it is
-            finding = failure(name, f"{type(exc).__name__}: {exc}".splitlines()[0], mend)
-        if finding is None:
-            return
-        yield finding
-        if finding.status == "failure":
-            return
+
+    def see(name: str, part: Part) -> Finding | None:
+        with talk() as client:
+            return part(name, uri, client, find())
+
+    yield from in_order(PARTS, see, TrackerError)
 
 
 def _server(name: str, uri: str, _client: MlflowClient, _experiment: Experiment | None) -> Finding:

@@ -16,12 +16,10 @@ from pipeline.settings import LOCAL
 def label_studio(subject: Subject) -> Iterator[Finding]:
     """People can label."""
     name, work = "Label Studio", subject.work
-    if work is None or work.settings.label_studio.url == LOCAL:
-        away = what_is_away(subject, "label-studio", name)
-        if away is not None:
-            yield away
-            return
-    if work is not None:
+    is_local = work is None or work.settings.label_studio.url == LOCAL
+    if is_local and (away := what_is_away(subject, "label-studio", name)) is not None:
+        yield away
+    elif work is not None:
         asked = [asked_in(work.folder.round(n), work.pool, work.settings) for n in rounds_out(work)]
         yield from work.tool.check(asked)
     elif (local := servers.remembered(subject.home)) is not None:
@@ -38,12 +36,10 @@ def rounds_out(work: OpenCampaign) -> list[int]:
 def mlflow(subject: Subject) -> Iterator[Finding]:
     """Rounds can be logged."""
     name, work = "MLflow", subject.work
-    if work is None or work.settings.mlflow.uri == LOCAL:
-        away = what_is_away(subject, "mlflow", name)
-        if away is not None:
-            yield away
-            return
-    if work is not None:
+    is_local = work is None or work.settings.mlflow.uri == LOCAL
+    if is_local and (away := what_is_away(subject, "mlflow", name)) is not None:
+        yield away
+    elif work is not None:
         yield from work.tracker.check()
     elif (local := servers.remembered(subject.home)) is not None:
         yield next(MLflowTracker(uri=local.mlflow_url, campaign="labelcycle", login=local.mlflow_login).check())
