@@ -149,7 +149,7 @@ def run_and_tell(work: OpenCampaign, file: Path, run: Callable[[OpenCampaign], R
         standing = [*teller.deaths(), *standing_of(work, outcome)]
         warnings = teller.tell(standing, is_all=True, address=outcome.address)
     except StoreError as exc:
-        warnings = [f"what was told is not written down, and is told again: {exc}"]
+        warnings = [f"could not write down what was told, and it is told again: {exc}"]
     return replace(outcome, warnings=(*outcome.warnings, *warnings))
 
 

@@ -141,7 +141,7 @@ def _refusal(status: int) -> str:
 
 
 def _body(event: Mapping[str, object]) -> bytes:
-    return json.dumps(event, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(event, ensure_ascii=False).encode(errors="replace") + b"\n"  # names of files may be no text
 
 
 class _NoRedirect(HTTPRedirectHandler):

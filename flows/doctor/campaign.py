@@ -21,7 +21,8 @@ def campaign_file(subject: Subject) -> Iterator[Finding]:
     if work is None or subject.file is None:
         return
     work.folder.check_ours()
-    work.folder.check_files()
+    for line in work.folder.check_files():
+        yield warning("campaign file", line, f"labelcycle run {subject.file}")
     refuse_another_campaign(work.folder, work.settings, subject.file, answers=lambda: work.ledger.answers)
     rounds = work.folder.rounds()
     stands = _stand(rounds[-1]) if rounds else "no run has begun it yet"

@@ -56,6 +56,8 @@ AWAY_SECONDS = 5.0
 """The same, where Prefect's server is away and the run would only wait for it."""
 SILENT_SECONDS = 900.0
 """How long Prefect's server may be away before people are told."""
+TELL_SECONDS = 3600.0
+"""Between two tries to tell them."""
 
 
 def serve_campaign(file: Path, settings: CampaignSettings) -> None:
@@ -133,7 +135,7 @@ class Service:
         self.deployment_id: UUID | None = None
         self.running: Future[None] | None = None
         self.teller = Teller(settings.name, file, folder, settings.notify)
-        self.is_away, self.away_since, self.is_silent = False, 0.0, False
+        self.is_away, self.away_since, self.tell_after, self.missed = False, 0.0, 0.0, ""
         self.disk = ""
         self.is_overdue = False
         self.told: set[tuple[UUID, StateType]] = set()
@@ -301,9 +303,16 @@ class Service:
                 if is_paused
                 else "the scheduler of Prefect's server seems to be broken; look into its log"
             )
-            missed = f"no run was made for {expected:%Y-%m-%d %H:%M %Z}: {why}"
-            self.say(missed)
-            tell_from_outside(self.teller, "schedule_silent", missed)
+            self.missed = f"no run was made for {expected:%Y-%m-%d %H:%M %Z}: {why}"
+            self.say(self.missed)
+        if self.is_overdue:
+            self.tell_silent(self.missed)
+
+    def tell_silent(self, message: str) -> None:
+        """Tell people that no run begins; an hour later again, where a hook failed or the time has come."""
+        if time.monotonic() >= self.tell_after:
+            self.tell_after = time.monotonic() + TELL_SECONDS
+            tell_from_outside(self.teller, "schedule_silent", message)
 
     def tell_away(self, exc: Exception) -> None:
         """Print once that nothing can be done now. The next look tries again, unless a person has to mend something.
@@ -315,14 +324,12 @@ class Service:
             raise exc
         refuse_moved_server(self.local)
         if not self.is_away:
-            self.is_away, self.away_since, self.is_silent = True, time.monotonic(), False
+            self.is_away, self.away_since = True, time.monotonic()
             url = without_login(get_current_settings().api.url or "")
             why = one_line(exc) or type(exc).__name__
             self.say(f"Prefect does not answer at {url} ({why}); trying on, runs wait until it does")
-        elif not self.is_silent and time.monotonic() - self.away_since > SILENT_SECONDS:
-            self.is_silent = True
-            silent = f"Prefect has not answered for {SILENT_SECONDS / 60:.0f} minutes, and no run begins"
-            tell_from_outside(self.teller, "schedule_silent", silent)
+        elif (seconds := time.monotonic() - self.away_since) > SILENT_SECONDS:
+            self.tell_silent(f"Prefect has not answered for {seconds / 60:.0f} minutes, and no run begins")
 
     def stop(self) -> None:
         """End the run that is on, if there is one, and leave the schedule as it is."""

@@ -156,9 +156,7 @@ def find_pyramid(body: nn.Module, name: str, *, stride: int, channels: int, imag
         sides = image_size // each, -(-image_size // each)
         squares = {layer: height for layer, (_, height, width) in once.items() if height == width > 1}
         # Of two such sides the smaller is that of the next stride.
-        side = max(
-            (height for height in squares.values() if height in sides), default=0
-        )  # a smaller one is a stride on
+        side = max((height for height in squares.values() if height in sides), default=0)
         layers = [layer for layer, height in squares.items() if height == side]
         if layers:  # of the outermost modules: blocks, and not what widens the map inside of the next one
             depth = min(layer.count(".") for layer in layers)

@@ -1,4 +1,6 @@
 import json
+import os
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -54,8 +56,25 @@ def _no_webhook(monkeypatch):
     monkeypatch.delenv(f"{WEBHOOK}_FILE", raising=False)
 
 
-def send(hook: str, *, command: tuple[str, ...] | None = None, folder: Path = Path(), seconds: float = 5) -> None:
-    hooks_of(command, folder=folder, seconds=seconds)[hook](EVENT)
+def send(
+    hook: str,
+    event: dict[str, str] = EVENT,
+    *,
+    command: tuple[str, ...] | None = None,
+    folder: Path = Path(),
+    seconds: float = 5,
+) -> None:
+    hooks_of(command, folder=folder, seconds=seconds)[hook](event)
+
+
+def test_a_file_whose_name_is_no_text_is_told_as_far_as_it_can_be(monkeypatch, tmp_path):
+    event = {"file": os.fsdecode(b"p\xffts.toml")}
+    with receiver() as (address, got):
+        monkeypatch.setenv(WEBHOOK, address)
+        send("webhook", event)
+    copy = "import sys; open('got', 'w').write(sys.stdin.read())"
+    send("command", event, command=(sys.executable, "-c", copy), folder=tmp_path)
+    assert json.loads(got[0][2]) == json.loads((tmp_path / "got").read_text()) == {"file": "p?ts.toml"}
 
 
 def test_an_event_is_posted_to_the_address_in_the_environment(monkeypatch):

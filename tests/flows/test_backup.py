@@ -99,7 +99,6 @@ def test_a_restored_campaign_ends_as_an_undisturbed_one(begun_loop, make_loop):
     shutil.copytree(begun_loop.folder.path, other.folder.path)
     other.tool, other.tracker = begun_loop.tool, begun_loop.tracker
     backup = back_up(begun_loop)
-    begun_loop.tool = MemoryTool(CLASSES)
     destroy(begun_loop)
     restore(begun_loop, backup)
     for loop in (begun_loop, other):

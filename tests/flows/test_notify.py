@@ -446,7 +446,7 @@ def test_a_service_tells_what_no_run_can_tell(make_told, monkeypatch, capsys):
         for _ in range(2):
             serving.tell_runs(None)
         began = time.monotonic()
-        for seconds in (0, service.SILENT_SECONDS - 1, service.SILENT_SECONDS + 1, service.SILENT_SECONDS + 2):
+        for seconds in (0, service.SILENT_SECONDS - 1, service.SILENT_SECONDS + 1, service.SILENT_SECONDS + 2, 9000):
             monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda now=began + seconds: now))
             serving.tell_away(ConnectionError("refused"))
     events = told(loop)

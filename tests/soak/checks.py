@@ -182,7 +182,7 @@ def _pages(read):
 
 def files(campaign: TestCampaign) -> Iterator[str]:
     """Each file can be read, and nothing of a killed write is left."""
-    campaign.folder.check_files()
+    yield from campaign.folder.check_files()
     left = [*campaign.folder.path.rglob("*.part"), *campaign.folder.path.rglob("*.put-away")]
     yield from (f"{path} was left by a kill" for path in left if not path.name.startswith(BEFORE_THE_LOCK))
 
