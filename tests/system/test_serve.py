@@ -431,10 +431,7 @@ def test_worker_of_a_work_pool_advances_the_campaign_by_the_deployment_file(make
         for line in commands
     )
     program = [sys.executable, "-m", "prefect"]
-    environment = campaign.environment | {
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
-        "PREFECT_WORKER_WEBSERVER_PORT": str(free_port()),
-    }
+    environment = campaign.environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"}
     how = {"env": environment, "cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     for command in (create, deploy):
         done = subprocess.run([*program, *command], check=False, **how)
