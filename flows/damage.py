@@ -136,7 +136,9 @@ def _can_go(path: Path) -> bool:
 
 
 def _round_of(path: Path) -> Path | None:
-    return next((each for each in path.parents if each.parent.name == "rounds"), None)
+    if path.name in OURS:  # of the campaign, wherever its folder lies
+        return None
+    return next((p for p in path.parents if p.parent.name == "rounds" and ROUND_NAME.fullmatch(p.name)), None)
 
 
 def is_whole(path: Path) -> bool:

@@ -17,6 +17,8 @@ from flows.artefacts import (
     CAMPAIGN_ARTEFACTS,
     CAMPAIGN_ID,
     KNOWN_NETWORK,
+    POOL,
+    POOL_NOTES,
     PUSHED,
     PUSHING,
     ROUND,
@@ -277,3 +279,19 @@ def test_kinds_that_are_not_ours_are_left_alone(tmp_path):
     (tmp_path / "notes.txt").touch()
     assert is_whole(tmp_path / "notes.txt")
     assert check_files(tmp_path / "absent") == []
+
+
+def test_a_campaign_below_a_folder_called_rounds_is_one_like_any_other(begun, tmp_path):
+    (tmp_path / "rounds" / "0007").mkdir(parents=True)
+    loop = copy_of(begun, tmp_path / "rounds" / "project")
+    pool = loop.folder.path_of(POOL)
+    whole = pool.read_bytes()
+    pool.write_bytes(whole[:-3])
+    with told_of(pool, "Bring it back from a backup"):
+        loop.folder.check_files()
+    pool.write_bytes(whole[:4] + bytes(len(whole) - 8) + whole[-4:])
+    with told_of(pool, "Bring it back from a backup"):
+        loop.folder.read(POOL)
+    pool.write_bytes(whole)
+    loop.folder.path_of(POOL_NOTES).write_bytes(b"")
+    assert "2 of 4 labelled" in loop.run()
