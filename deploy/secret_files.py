@@ -3,10 +3,10 @@
 import os
 import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from deploy.logins import ServerError
+from deploy.private import PRIVATE_FOLDER, open_private
 
 LOGIN = "password"
 """Of the person in Label Studio and of the administrator of MLflow and Prefect, as in `deploy.logins`."""
@@ -33,16 +33,14 @@ MAKE: dict[str, Callable[[], str]] = {
 
 def make_secrets(folder: Path) -> None:
     """Write the secrets that are missing; those that are there stay."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
     for name, make in MAKE.items():
         path = folder / name
         if path.exists():
             continue
         temporary = path.with_suffix(".part")
-        with suppress(FileNotFoundError):
-            temporary.unlink()  # of a start that was broken off
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="ascii") as file:
+        temporary.unlink(missing_ok=True)  # of a start that was broken off
+        with open_private(temporary, os.O_EXCL) as file:
             file.write(make() + "\n")
         temporary.rename(path)
 

@@ -137,8 +137,9 @@ def answers(home: Path, name: str) -> bool:
     """Whether one of the servers of `home` answers: the one that was started there, with the password of now."""
     state = _State(home.resolve())
     server = state.get(name)
-    is_there = server is not None and bool(server.login) and server.is_alive and _answers(server)
-    return is_there and server is not None and state.is_guarded(server)
+    if server is None or not server.login or not server.is_alive:
+        return False
+    return _answers(server) and state.is_guarded(server)
 
 
 def remembered(home: Path) -> Servers | None:

@@ -15,6 +15,7 @@ from deploy.programs import HEALTH
 from flows.artefacts import ANSWERS, CONFIG, PAGE, PIXEL_RANGES, POOL, PUSHED, WITHDRAWN
 from flows.changes import claim, refuse_lost_classes
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings
+from flows.damage import PROJECT
 from flows.folder import Campaign, RoundFolder
 from flows.home import LAST_CAMPAIGN, home, settle_home
 from flows.home import VARIABLE as HOME_VARIABLE
@@ -92,7 +93,7 @@ class OpenCampaign:
             classes=classes,
             images_root=None if shown_in else images_root(self.settings.pool),
             shown_in=shown_in,
-            remember_in=self.folder.path / "label_studio.json",
+            remember_in=self.folder.path / PROJECT,
             asks=self.settings.asks,
             instructions=settings.instructions or None,
             say=say,

@@ -64,9 +64,9 @@ def _champion(work: OpenCampaign) -> Iterator[Standing]:
     best = best_round(rounds)
     if best is None:
         return
-    alike = {folder.number: (tuple(sorted(training.model.classes)), m.low) for folder, training, m in measured(rounds)}
-    first = next(number for number, how_good in alike.items() if how_good == alike[best.number])
-    metrics = next(m for folder, _, m in measured(rounds) if folder.number == best.number)
+    known = {folder.number: (set(training.model.classes), m) for folder, training, m in measured(rounds)}
+    classes, metrics = known[best.number]
+    first = next(number for number, (theirs, m) in known.items() if (theirs, m.low) == (classes, metrics.low))
     told = f"the model of round {first} is the best so far: audit {in_words(metrics.headline)}"
     yield Standing("new_champion", f"round {first}", f"{told} {accuracy_text(metrics)}")
 

@@ -23,7 +23,7 @@ from flows.damage import ROUND_NAME, check_files, mend_of
 from flows.lease import Taken, hold
 
 T = TypeVar("T")
-LOCK = "campaign.lock"
+LOCK, SERVE_LOCK = "campaign.lock", "serve.lock"
 BEFORE_THE_LOCK = tuple(f".{artefact.name}." for artefact in (CAMPAIGN, CAMPAIGN_ID, KNOWN_NETWORK, NOTIFIED))
 """What is written without the lock, as the names of its temporary files begin."""
 

@@ -114,7 +114,7 @@ def post(address: str, event: Plain, *, seconds: float) -> None:
     def send() -> None:
         request = Request(address, data=_body(event), headers={"Content-Type": "application/json"})  # noqa: S310
         try:
-            with build_opener(_NoRedirect).open(request, timeout=seconds):
+            with build_opener(NoRedirect).open(request, timeout=seconds):
                 return
         except HTTPError as exc:
             exc.close()
@@ -144,7 +144,7 @@ def _body(event: Mapping[str, object]) -> bytes:
     return json.dumps(event, ensure_ascii=False).encode(errors="replace") + b"\n"  # names of files may be no text
 
 
-class _NoRedirect(HTTPRedirectHandler):
+class NoRedirect(HTTPRedirectHandler):
     """The address is a secret and so is the event: neither goes to another host."""
 
     def redirect_request(self, *_: object, **__: object) -> None:

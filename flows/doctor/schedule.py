@@ -20,7 +20,7 @@ from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings
 from flows.doctor.servers import what_is_away
 from flows.doctor.subject import Subject
-from flows.folder import LOCK, Campaign
+from flows.folder import LOCK, SERVE_LOCK, Campaign
 from flows.lease import holder_of
 from flows.local import require_prefect
 from flows.serve.schedule import machine_timezone, next_time
@@ -116,7 +116,7 @@ def _who_runs(client: SyncPrefectClient, registered: DeploymentResponse, folder:
         if online:
             return Finding("worker", f"{', '.join(online)} of the work pool {pool}")
         return failure("worker", f"no worker of the work pool {pool} is online", f"prefect worker start --pool {pool}")
-    server = holder_of(folder.path / "serve.lock")
+    server = holder_of(folder.path / SERVE_LOCK)
     if server is not None:
         return Finding("serve", f"`labelcycle serve` is {server}")
     polled = registered.last_polled

@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from http.client import HTTPException, HTTPMessage
+from http.client import HTTPException
 from pathlib import Path
-from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import build_opener
 
+from connectors.notify.hooks import NoRedirect
 from deploy import servers
 from flows.config import CampaignSettings
 from flows.local import PREFECT_URL
@@ -102,19 +102,10 @@ def _ask_local(home: Path, name: str) -> str | None:
     return None if servers.answers(home, name) else "it does not run, or does not answer"
 
 
-class _NoRedirect(HTTPRedirectHandler):
-    """A redirect, to a login for example, is an answer."""
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> None:
-        """Go nowhere."""
-
-
 def _ask(url: str) -> str | None:
     """What is wrong with a server of one's own; whatever it answers, it is there, but for what a proxy says of it."""
     try:
-        build_opener(_NoRedirect).open(url, timeout=SECONDS).close()
+        build_opener(NoRedirect).open(url, timeout=SECONDS).close()  # a redirect, to a login for example, is an answer
     except HTTPError as exc:
         return f"it answers with {exc.code}" if exc.code >= 500 else None
     except URLError as exc:

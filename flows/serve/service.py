@@ -37,14 +37,14 @@ from deploy import servers
 from flows import books
 from flows.config import CampaignSettings, ConfigError
 from flows.flow import SERVED_FILE, STATES, run_round
-from flows.folder import Campaign, CampaignBusy
+from flows.folder import SERVE_LOCK, Campaign, CampaignBusy
 from flows.home import home
 from flows.notify import Teller, tell_from_outside
 from flows.reports.servers import without_login
 from flows.serve.schedule import machine_timezone, next_time
 from flows.serve.screen import ENDING, Stopped, loop_of_a_thread, one_line, output_to, signals_raise
 
-LOG, LOCK = "serve.log", "serve.lock"
+LOG = "serve.log"
 SET_BACK = timedelta(seconds=60)
 """By how much a clock must go back to have been set back."""
 OVERDUE = timedelta(seconds=60)
@@ -90,7 +90,9 @@ def only_server_of(folder: Campaign, name: str) -> AbstractContextManager[None]:
     Raises:
         CampaignBusy: naming the process that serves.
     """
-    return folder.held(LOCK, lambda who: f"{name} is served already, by {who}; end that one first, or leave it to it")
+    return folder.held(
+        SERVE_LOCK, lambda who: f"{name} is served already, by {who}; end that one first, or leave it to it"
+    )
 
 
 def refuse_moved_server(began_with: str | None) -> None:
