@@ -26,7 +26,7 @@ from connectors.annotation import (
     check_questions,
 )
 from connectors.health import Finding
-from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError
+from connectors.tracking import LaterRounds, MemberHistory, TrackedModel, Tracker, TrackerError
 from pipeline.names import checked_classes
 from pipeline.settings import Plain
 from pipeline.types import ONE_CLASS, Annotation, Answer, Ask, AskFor, Outcome, Region
@@ -224,11 +224,18 @@ class MemoryTracker(Tracker):
         tags: Mapping[str, str] = MappingProxyType({}),
     ) -> str:
         """See `Tracker.start_round`."""
+        self.refuse_later(round_number)
         run_id = f"round-{round_number}"
         run = self.runs.setdefault(run_id, MemoryRun(dict(params)))
         _log_once(run.params, params)
         run.tags.update(tags)
         return run_id
+
+    def refuse_later(self, last: int) -> None:
+        """See `Tracker.refuse_later`."""
+        newest = max((int(run_id.removeprefix("round-")) for run_id in self.runs), default=-1)
+        if newest > last:
+            raise LaterRounds("memory", last=last, newest=newest)
 
     def discard_rounds(self, first: int) -> int:
         """See `Tracker.discard_rounds`."""

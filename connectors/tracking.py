@@ -18,6 +18,25 @@ class TrackerUnavailable(TrackerError):
     """The tracker does not answer; worth a retry."""
 
 
+class LaterRounds(TrackerError):
+    """The tracker holds rounds that the campaign's folder does not have: it was lost, or is older.
+
+    Attributes:
+        found: what is there.
+        mend: what to do.
+    """
+
+    mend = (
+        "was the folder moved, lost, or not mounted? Bring it back, or a backup by `labelcycle restore`. To begin "
+        "anew, give the campaign another name"
+    )
+
+    def __init__(self, where: str, *, last: int, newest: int) -> None:
+        own = f"ends with round {last}" if last >= 0 else "holds no round"
+        self.found = f"{where} holds round {newest} of this campaign, and the campaign's folder {own}"
+        super().__init__(f"{self.found}: {self.mend}")
+
+
 @dataclass(frozen=True, slots=True)
 class MemberHistory:
     """How one member was trained.
@@ -55,6 +74,14 @@ class Tracker(Protocol):
         """Find the round's run, or begin it; return its id.
 
         `params` are logged once, and other values later are a `TrackerError`; `tags`, such as the machine, may change.
+        So is a later round that is there already: see `refuse_later`.
+        """
+
+    def refuse_later(self, last: int) -> None:
+        """See that the tracker has no later round than `last`, the campaign's own last one; -1 for none.
+
+        Raises:
+            LaterRounds: it has.
         """
 
     def discard_rounds(self, first: int) -> int:

@@ -12,7 +12,7 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from connectors.escaping import mlflow_key
-from connectors.tracking import TrackerError
+from connectors.tracking import LaterRounds, TrackerError
 
 
 def new_params(client: MlflowClient, run: Run, params: Mapping[str, Any]) -> list[Param]:
@@ -78,6 +78,5 @@ def _is_same(known: Metric, point: Metric) -> bool:
 def _say_changed(run: Run, changed: Iterable[str]) -> str:
     return (
         f"MLflow run {run.info.run_id} ({run.info.run_name}) holds other values, and values are logged once: "
-        f"{'; '.join(changed)}. Was the campaign's folder moved, lost, or not mounted? Bring it back, or a backup by "
-        "`labelcycle restore`. To begin anew, give the campaign another name, or delete the run in MLflow"
+        f"{'; '.join(changed)}. {LaterRounds.mend[0].upper()}{LaterRounds.mend[1:]}, or delete the run in MLflow"
     )

@@ -33,7 +33,7 @@ from connectors.mlflow.health import look
 from connectors.mlflow.once import new_params, new_points
 from connectors.mlflow.saved_model import save_model
 from connectors.mlflow.server import check_uri, logged_in
-from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError, TrackerUnavailable
+from connectors.tracking import LaterRounds, MemberHistory, TrackedModel, Tracker, TrackerError, TrackerUnavailable
 
 CHAMPION = "champion"
 KIND, ROUND, MEMBER, PARENT = "labelcycle.kind", "labelcycle.round", "labelcycle.member", "mlflow.parentRunId"
@@ -89,15 +89,23 @@ class MLflowTracker(Tracker):
             tags: what may change when a round goes on elsewhere, such as the machine; the last value stays.
 
         Raises:
-            TrackerError: when the run holds another value of a parameter.
+            TrackerError: when the run holds another value of a parameter, or a later round is there.
         """
         with self._talk() as client:
+            self._refuse_later(round_number, self._experiment_id)
             campaign = self._campaign_run()
             run = self._find_or_create({KIND: "round", ROUND: str(round_number)}, name=f"round {round_number}")
             self._log(run, params=params, tags={mlflow_key(key): str(value) for key, value in tags.items()})
             if run.info.status == "RUNNING" != campaign.info.status:
                 client.update_run(campaign.info.run_id, status="RUNNING")
             return str(run.info.run_id)
+
+    def refuse_later(self, last: int) -> None:
+        """See that MLflow has no later round; see `Tracker.refuse_later`."""
+        with self._talk():
+            experiment = self._find_experiment()
+            if experiment is not None:
+                self._refuse_later(last, experiment.experiment_id)
 
     def discard_rounds(self, first: int) -> int:
         """Delete the runs of rounds, and their members'; MLflow keeps them among the deleted ones."""
@@ -340,6 +348,13 @@ class MLflowTracker(Tracker):
             raise TrackerUnavailable(f"{self._uri} does not answer as MLflow does: {exc}; try again") from exc
         except (requests.HTTPError, SQLAlchemyError) as exc:
             raise TrackerError(f"MLflow at {self._uri} refuses: {exc}") from exc
+
+    def _refuse_later(self, last: int, experiment_id: str) -> None:
+        # Those that began last, and a few, as the clock that orders them may have been set back.
+        rounds = self._client.search_runs([experiment_id], f"tags.`{KIND}` = 'round'", max_results=5)
+        newest = max((int(run.data.tags[ROUND]) for run in rounds), default=last)
+        if newest > last:
+            raise LaterRounds(f"MLflow at {self._uri}", last=last, newest=newest)
 
     def _campaign_run(self) -> Run:
         return self._find_or_create({KIND: "campaign"}, name=self._campaign, more={NOTE: ABOUT_CURVE})

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from connectors.health import Finding, failure, warning
 from connectors.label_studio import client as label_studio_client  # noqa: F401 (loaded before the seconds are counted)
 from connectors.mlflow.tracker import MLflowTracker
+from connectors.tracking import LaterRounds
 from deploy import servers
 from flows.artefacts import PUSHED
 from flows.campaign import OpenCampaign
@@ -41,6 +42,10 @@ def mlflow(subject: Subject) -> Iterator[Finding]:
         yield away
     elif work is not None:
         yield from work.tracker.check()
+        try:
+            work.tracker.refuse_later(max((folder.number for folder in work.folder.rounds()), default=-1))
+        except LaterRounds as exc:
+            yield failure("rounds", exc.found, exc.mend)
     elif (local := servers.remembered(subject.home)) is not None:
         yield next(MLflowTracker(uri=local.mlflow_url, campaign="labelcycle", login=local.mlflow_login).check())
 

@@ -241,8 +241,8 @@ def test_a_round_killed_at_any_moment_and_repeated_leaves_one_record(uri, campai
 def test_the_campaign_draws_its_learning_curve_with_a_point_for_each_round(uri, campaign):
     tracker = MLflowTracker(uri=uri, campaign=campaign)
     curve = [(100, 0.6), (200, 0.8), (200, 0.7)]  # a round can end without new labels
-    for _ in range(2):
-        for number, (step, accuracy) in enumerate(curve, start=1):
+    for number, (step, accuracy) in enumerate(curve, start=1):
+        for _ in range(2):
             run_id = tracker.start_round(number, params={})
             tracker.log_round(run_id, metrics={"accuracy": accuracy}, step=step, artifacts=[])
             tracker.finish_round(run_id)

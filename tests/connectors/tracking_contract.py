@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pytest
 
-from connectors.tracking import MemberHistory, TrackedModel, Tracker, TrackerError
+from connectors.tracking import LaterRounds, MemberHistory, TrackedModel, Tracker, TrackerError
 
 EPOCHS = [{"train_loss": 1 / epoch, "validation_accuracy": 0.1 * epoch} for epoch in range(1, 4)]
 MEMBERS = [MemberHistory("member-0", 7, EPOCHS), MemberHistory("member-1", 8, EPOCHS[:2])]
@@ -116,6 +116,18 @@ class TrackerContract:
         tracker.log_round(run_id, metrics={"accuracy": 0.1}, step=100, artifacts=[])
         [kept] = books.rounds()
         assert (kept.params, kept.metrics) == ({"seed": "4"}, {"accuracy": (0.1, 100)})
+
+    def test_a_folder_that_is_older_than_the_tracker_is_refused(self, books, files):
+        tracker = books.open()
+        tracker.refuse_later(-1)
+        for number in (0, 1, 2):
+            log_round(tracker, files, number)
+        before = books.rounds()
+        for begin in (lambda: tracker.start_round(0, params={}), lambda: tracker.refuse_later(-1)):
+            with pytest.raises(LaterRounds, match=r"holds round 2 of this campaign.*labelcycle restore"):
+                begin()
+        tracker.refuse_later(2)
+        assert books.rounds() == before
 
     def test_a_look_finds_all_well_and_leaves_nothing_behind(self, books, files):
         assert {finding.status for finding in books.open().check()} == {"ok"}
