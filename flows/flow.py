@@ -40,7 +40,8 @@ def run_round(campaign_file: str) -> State[RoundOutcome]:
     check_is_served(campaign_file)
     with failure_told(Path(campaign_file)):
         outcome = _run_round(Path(campaign_file))
-    return Completed(name=STATES[outcome.kind], message=outcome.message, data=outcome)
+    where = f"; label here: {outcome.address}" if outcome.kind == "asked" and outcome.address else ""
+    return Completed(name=STATES[outcome.kind], message=f"{outcome.message}{where}", data=outcome)
 
 
 def _run_round(file: Path) -> RoundOutcome:

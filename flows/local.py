@@ -97,11 +97,12 @@ def print_addresses(local: "Servers", console: Console) -> None:
     """Print where the three servers are and how a person logs in."""
     from deploy import logins
 
+    user, password = local.mlflow_login
     lines = (
-        f"Label Studio  {local.label_studio_url}   log in as {local.email}, password: {local.password}",
-        f"MLflow        {local.mlflow_url}   log in as {local.mlflow_login[0]}, with the same password",
-        f"Prefect       {local.prefect_ui_url}   log in with {local.prefect_login}",
-        f"The password is kept in {logins.password_file(local.home)}, which only you can read.",
+        f"Label Studio  {local.label_studio_url}   log in as {local.email}",
+        f"MLflow        {local.mlflow_url}   log in as {user}",
+        f"Prefect       {local.prefect_ui_url}   log in with {local.prefect_login.replace(password, 'PASSWORD')}",
+        f"PASSWORD      {password}   of all three, kept in {logins.password_file(local.home)}, which only you can read",
     )
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)

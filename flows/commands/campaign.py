@@ -35,8 +35,8 @@ def init(
             file.write(EXAMPLE)
     except FileExistsError:
         raise tell(f"{path} exists already; give another name, or move it away") from None
-    named = path
-    console.print(f"Wrote {named}. Set its name, pool and classes, then: labelcycle up {named}; labelcycle run {named}")
+    then = f"Wrote {path}. Set its name, pool and classes, then: labelcycle up {path}; labelcycle run {path}"
+    console.print(then, soft_wrap=True, highlight=False)
     console.print(COST, soft_wrap=True, highlight=False)
 
 
@@ -112,15 +112,15 @@ def status(
     folder.check_ours()
     if not folder.has(CAMPAIGN):
         raise tell(f"{folder.path} holds no campaign yet; `labelcycle run` begins one")
-    folder.check_files()
+    damaged = folder.check_files()
     servers = ask_servers(unresolved(folder.read(CAMPAIGN)), home(campaign))
     state = campaign_status(folder, home(campaign))
     if as_json:
         asked = {name: asdict(server) for name, server in servers().items()}
-        print(json.dumps(state.as_json() | {"servers": asked}, indent=2))  # noqa: T201 (for programs, so without rich)
+        print(json.dumps(state.as_json() | {"damaged": damaged, "servers": asked}, indent=2))  # noqa: T201 (for programs, so without rich)
         return
     console.print(rounds_table(folder))
-    for line in (*status_lines(state), *away_lines(servers())):
+    for line in (*damaged, *status_lines(state), *away_lines(servers())):
         console.print(line, soft_wrap=True, highlight=False)
 
 

@@ -107,6 +107,8 @@ class CampaignStatus:
         n_trained_on: labels that the newest model learnt from.
         paid_in: what the budget counts, in a word: labels, boxes, polygons or masks.
         budget_left: images that may still be asked for.
+        n_outstanding: images that are with the annotators and may still come back with a label.
+        finished: why the campaign is finished; None while there is something to do.
         seconds_to_batch: from the last answer of a round to the next batch, the last time.
         set_aside: files of the pool that are not used, by reason; `pool_notes` are lines on them for people.
         files_of_several_pages: of which the first is used.
@@ -131,6 +133,8 @@ class CampaignStatus:
     budget: int
     paid_in: str
     budget_left: int
+    n_outstanding: int
+    finished: str | None
     seconds_to_batch: float | None
     set_aside: dict[str, int]
     pool_notes: list[str]
@@ -164,6 +168,7 @@ def campaign_status(folder: Campaign, home: Path) -> CampaignStatus:
     rounds, ledger, pool = folder.rounds(), read_ledger(folder, settings), folder.get(POOL)
     ahead, dependence = outlook(rounds, settings), folder.get(DEPENDENCE)
     measured = [(f.number, metrics) for f in rounds if (metrics := f.get(METRICS)) is not None]
+    budget_left = ledger.budget_left(settings.budget, settings.budget_in)
     return CampaignStatus(
         campaign=settings.name,
         folder=str(folder.path),
@@ -175,7 +180,9 @@ def campaign_status(folder: Campaign, home: Path) -> CampaignStatus:
         n_trained_on=next((t.n_trained_on for f in reversed(rounds) if (t := f.get(TRAINING)) is not None), 0),
         budget=settings.budget,
         paid_in=word_for(settings.task, settings.budget_in),
-        budget_left=ledger.budget_left(settings.budget, settings.budget_in),
+        budget_left=budget_left,
+        n_outstanding=ledger.n_outstanding,
+        finished=_why_finished(rounds[-1], ahead.stop, budget_left) if rounds and not ledger.n_outstanding else None,
         seconds_to_batch=ledger.seconds_to_batch(),
         set_aside=set_aside_counts(pool.table) if pool else {},
         pool_notes=unused_lines(pool.table) if pool else [],
@@ -203,6 +210,14 @@ def awaited_labels(folder: RoundFolder) -> Awaiting | None:
     if seen is None:
         return Awaiting(folder.number, 0, 0, len(pushed.tasks), None)
     return Awaiting(folder.number, seen.n_labelled, seen.n_set_aside, len(pushed.tasks), seen.seen_at)
+
+
+def _why_finished(last: RoundFolder, stop: str | None, budget_left: int) -> str | None:
+    """Why a campaign ended with a round, when nothing is out; None where a run has something to do."""
+    pushed = last.get(PUSHED)
+    if not last.is_closed or pushed is None or pushed.tasks:
+        return None
+    return stop or ("the budget is spent" if budget_left == 0 else "every image of the pool has been asked for")
 
 
 def _headline(round_number: int, metrics: AuditMetrics) -> Headline:
@@ -277,10 +292,13 @@ def status_lines(state: CampaignStatus) -> Iterator[str]:
             f"Round {state.awaiting.round_number} awaits labels: {state.awaiting.n_labelled} of "
             f"{state.awaiting.n_tasks} labelled{seen}"
         )
-    left = f"{state.budget_left} of {state.budget} left in the budget"
+    if state.finished:
+        yield f"The campaign is finished: {state.finished}"
+    out = f", {state.n_outstanding} images are out" if state.n_outstanding else ""
+    left = f"{state.budget_left} of {state.budget} left to ask for{out}"
     if state.paid_in != "labels":
         paid = f"{state.n_regions_paid} of {state.budget} {state.paid_in} paid for"
-        left = f"{paid}, which leaves {state.budget_left} images to ask for"
+        left = f"{paid}, which leaves {state.budget_left} images to ask for{out}"
     yield (
         f"{state.n_labels_paid} labels paid for, the audit set's included; the newest model learnt from "
         f"{state.n_trained_on}; {left}"

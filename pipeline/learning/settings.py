@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from pipeline.networks.sources import USUAL_IMAGE_SIZE, is_factory
+from pipeline.networks.sources import USUAL_IMAGE_SIZE, is_factory, is_own
 from pipeline.registries import look_up
 from pipeline.settings import Settings, Size, is_held
 
@@ -162,6 +162,10 @@ class ModelSettings(Settings):
             )
         if self.train == "head" and self.start == "previous":
             raise ValueError('train = "head" trains new heads each round: take start = "previous" away')
+        if is_own(self.name) and (self.weights is not None or self.head != "linear"):
+            raise ValueError(
+                f"name = {self.name!r} has no published weights and a head of its own: leave weights and head out"
+            )
         return self
 
 

@@ -287,6 +287,11 @@ def test_missing_file_says_how_to_get_one(tmp_path):
         (("ensemble = 3", 'ensemble = 3\n[renamed]\na = "b"\nb = "a"'), None, "'b', which is not one of the classes"),
         (("ensemble = 3", 'ensemble = 3\n[model]\ntrain = "head"'), 9, 'train = "head" keeps random weights for ever'),
         (
+            ("ensemble = 3", 'ensemble = 3\n[model]\nname = "small_cnn"\nweights = "DEFAULT"'),
+            9,
+            "name = 'small_cnn' has no published weights",
+        ),
+        (
             ("ensemble = 3", 'ensemble = 3\n[model]\ntrain = "head"\nweights = "DEFAULT"\nstart = "scratch"'),
             9,
             'train = "head" keeps random weights for ever',

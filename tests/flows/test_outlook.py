@@ -119,7 +119,7 @@ def test_status_counts_a_budget_in_regions_by_what_people_mark(campaign, setting
     assert f"0 of 500 {word} paid for, which leaves 500 images to ask for" in lines
     assert f"Stops when 500 {word} are paid for (0 now)" in lines
     campaign.write(CAMPAIGN, resolved(otherwise(settings, task=task)))
-    assert "500 of 500 left in the budget" in "\n".join(status_lines(campaign_status(campaign, tmp_path)))
+    assert "500 of 500 left to ask for" in "\n".join(status_lines(campaign_status(campaign, tmp_path)))
 
 
 def test_rounds_measured_while_the_rule_was_off_are_no_looks(campaign, settings):

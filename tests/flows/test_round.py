@@ -8,6 +8,7 @@ from connectors.annotation import AnnotationToolError
 from flows.artefacts import ANSWERS, BATCH, CAMPAIGN, POOL, TRAINING
 from flows.changes import CampaignChanged
 from flows.folder import CampaignBusy
+from flows.reports.status import campaign_status, status_lines
 from pipeline.networks.backbones import ModelError
 from pipeline.types import Region
 from tests.flows.loop import CLASSES
@@ -82,9 +83,12 @@ def test_late_labels_after_the_last_batch_are_learned_from(make_loop):
     assert "finished after round 1: the budget is spent; 3 tasks are still open" in loop.run()
     late = loop.label(1)
     assert "2 tasks are still open" in loop.run()
+    assert any("0 of 15 left to ask for, 2 images are out" in line for line in shown(loop))
     late += loop.label()
     assert len(late) == 3
+    assert not [line for line in shown(loop) if "finished" in line]
     assert loop.run().endswith("finished after round 3: the budget is spent")
+    assert "The campaign is finished: the budget is spent" in shown(loop)
     assert loop.run().endswith("finished after round 3: the budget is spent")
     assert loop.known(3).keys() == {*first, *late}
     loop.change(("budget = 15", "budget = 23"))
@@ -175,3 +179,8 @@ def test_training_changes_between_rounds_and_a_round_that_nobody_saw_begins_anew
     loop.change(("audit_size = 6", "audit_size = 5"))
     with pytest.raises(CampaignChanged, match=r"audit_size: 6 -> 5.*labelcycle init NEW\.toml --from "):
         loop.run()
+
+
+def shown(loop):
+    """What `labelcycle status` shows below the table."""
+    return list(status_lines(campaign_status(loop.folder, loop.folder.path)))
