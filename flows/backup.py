@@ -3,9 +3,12 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from glob import escape
 from pathlib import Path, PurePosixPath
+
+import filelock
 
 from connectors.annotation import AnnotationTool, Restored
 from connectors.archive import Archive, check_room, open_archive, write_archive
@@ -17,6 +20,7 @@ from flows.campaign import OpenCampaign, begun
 from flows.changes import claim
 from flows.config import ConfigError, images_root, load_settings
 from flows.folder import Campaign, RoundFolder
+from flows.home import home
 from flows.outputs import check_absent
 from flows.progress import progress_bar
 from pipeline.settings import Plain
@@ -98,10 +102,10 @@ def restore_backup(
 
     Raises:
         StoreError: the backup is damaged, or is none.
-        ConfigError: something is in the way.
+        ConfigError: something is in the way, or another process restores a backup.
         ProjectMismatch: the annotators' project holds what is not of the backup.
     """
-    with open_archive(backup) as archive:
+    with _alone(), open_archive(backup) as archive:
         name = archive.manifest.facts.get("campaign")
         file = file or Path(PurePosixPath(archive.manifest.facts.get("file", FILE)).name)
         told = _bring_file(archive, file)
@@ -137,6 +141,17 @@ def restore_backup(
         "networks of all rounds are in the folder"
     )
     return [f"restored {folder} from {backup}, made {archive.manifest.made_at}", *told, f"go on: labelcycle run {file}"]
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other restores out: two of one folder would each delete what the other has half made."""
+    home().mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(home() / "restoring.lock", blocking=False):
+            yield
+    except filelock.Timeout:
+        raise ConfigError(f"another `labelcycle restore` works in {home()}: wait until it has ended") from None
 
 
 def _bring_file(archive: Archive, file: Path) -> list[str]:

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from connectors.label_studio.settings import LabelStudioSettings
-from connectors.mlflow.settings import MLflowSettings
+from connectors.mlflow.settings import SQLITE, MLflowSettings
 from connectors.notify.settings import NotifySettings
 from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
@@ -42,7 +42,6 @@ from pipeline.types import AskFor, Counted
 if TYPE_CHECKING:
     from connectors.image_folder.index import PoolSource
 
-SQLITE = "sqlite:///"
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # which begins as UTF-16 does

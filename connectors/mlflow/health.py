@@ -13,11 +13,10 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from connectors.health import Finding, beside_clock, in_order
-from connectors.mlflow.server import LOGIN_VARIABLES
+from connectors.mlflow.server import LOGIN_VARIABLES, SECONDS_TO_ANSWER
+from connectors.mlflow.settings import SQLITE
 from connectors.tracking import TrackerError
 
-SQLITE = "sqlite:///"
-SECONDS_TO_ANSWER = 5
 PROOF = "labelcycle-doctor"
 
 Talk = Callable[[], AbstractContextManager[MlflowClient]]

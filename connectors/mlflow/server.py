@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from connectors.mlflow.settings import SQLITE
 from connectors.tracking import TrackerError
 
 LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+SECONDS_TO_ANSWER = 5
 
 
 @contextmanager
@@ -43,8 +45,8 @@ def check_uri(uri: str) -> tuple[str, Path | None]:
             )
         return uri.rstrip("/"), None
     if parts.scheme == "sqlite" and parts.path.strip("/"):
-        database = Path(uri.removeprefix("sqlite:///")).resolve()
-        return f"sqlite:///{database}", database.parent / "mlartifacts"
+        database = Path(uri.removeprefix(SQLITE)).resolve()
+        return f"{SQLITE}{database}", database.parent / "mlartifacts"
     came = f"the folder {uri}" if parts.scheme in {"", "file"} else f"an address that begins with {parts.scheme}:"
     raise TrackerError(
         "MLflow needs a server, http://host:5000, or an SQLite file, sqlite:////folder/mlflow.db; "

@@ -4,6 +4,8 @@ from pydantic import Field
 
 from pipeline.settings import LOCAL, Address, Settings
 
+SQLITE = "sqlite:///"
+
 
 class MLflowSettings(Settings):
     """Where rounds are compared."""

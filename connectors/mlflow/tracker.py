@@ -32,7 +32,7 @@ from connectors.health import Finding
 from connectors.mlflow.health import look
 from connectors.mlflow.once import new_params, new_points
 from connectors.mlflow.saved_model import save_model
-from connectors.mlflow.server import check_uri, logged_in
+from connectors.mlflow.server import SECONDS_TO_ANSWER, check_uri, logged_in
 from connectors.tracking import LaterRounds, MemberHistory, TrackedModel, Tracker, TrackerError, TrackerUnavailable
 
 CHAMPION = "champion"
@@ -46,7 +46,6 @@ ABOUT = (
 )
 ABOUT_CURVE = "The learning curve: each metric over the labels that were paid for, those of the audit set included."
 REPLAY, ARM = "labelcycle.replay", "labelcycle.arm"
-SECONDS_TO_ANSWER = 5
 SECONDS_BETWEEN_SAMPLES = 5
 WORTH_A_RETRY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 

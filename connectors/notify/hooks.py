@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import Request, build_opener
 
+from connectors.reachable import NoRedirect
 from pipeline.settings import Plain
 
 WEBHOOK = "LABELCYCLE_WEBHOOK"
@@ -142,10 +143,3 @@ def _refusal(status: int) -> str:
 
 def _body(event: Mapping[str, object]) -> bytes:
     return json.dumps(event, ensure_ascii=False).encode(errors="replace") + b"\n"  # names of files may be no text
-
-
-class NoRedirect(HTTPRedirectHandler):
-    """The address is a secret and so is the event: neither goes to another host."""
-
-    def redirect_request(self, *_: object, **__: object) -> None:
-        """Follow nothing."""

@@ -1,18 +1,14 @@
 """Which of a campaign's servers answer now: all are asked at once, with no login, and for a short while only."""
 
 import os
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import build_opener
 
-from connectors.notify.hooks import NoRedirect
+from connectors.reachable import problem_at
 from deploy import servers
 from flows.config import CampaignSettings
 from flows.local import PREFECT_URL
@@ -52,7 +48,7 @@ def ask_servers(settings: CampaignSettings, home: Path) -> Callable[[], dict[str
     until = time.monotonic() + SECONDS
 
     def ask(name: str) -> None:
-        why = _ask_local(home, OF_UP[name]) if seen[name].is_local else _ask(f"{seen[name].url}/health")
+        why = _ask_local(home, OF_UP[name]) if seen[name].is_local else problem_at(f"{seen[name].url}/health", SECONDS)
         seen[name] = replace(seen[name], answers=why is None, why=why)
 
     threads = [threading.Thread(target=ask, args=(name,), daemon=True) for name in seen]
@@ -100,19 +96,3 @@ def _ask_local(home: Path, name: str) -> str | None:
     if name not in servers.addresses(home):
         return f"it was never started in {home}"
     return None if servers.answers(home, name) else "it does not run, or does not answer"
-
-
-def _ask(url: str) -> str | None:
-    """What is wrong with a server of one's own; whatever it answers, it is there, but for what a proxy says of it."""
-    try:
-        build_opener(NoRedirect).open(url, timeout=SECONDS).close()  # a redirect, to a login for example, is an answer
-    except HTTPError as exc:
-        return f"it answers with {exc.code}" if exc.code >= 500 else None
-    except URLError as exc:
-        if isinstance(exc.reason, ssl.SSLCertVerificationError):  # whose word we do not need here
-            return None
-        reason = exc.reason
-        return str(reason.strerror or reason) if isinstance(reason, OSError) else str(reason)
-    except (OSError, HTTPException) as exc:
-        return str(exc) or type(exc).__name__
-    return None

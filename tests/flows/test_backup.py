@@ -16,7 +16,7 @@ from connectors.memory import MemoryTool, MemoryTracker
 from connectors.store import StoreError
 from connectors.tracking import TrackerUnavailable
 from flows.artefacts import ANSWERS, PUSHED, ROUND
-from flows.backup import restore_backup, write_backup
+from flows.backup import renumber, restore_backup, write_backup
 from flows.config import ConfigError
 from flows.folder import CampaignBusy
 from flows.reports.status import campaign_status
@@ -134,6 +134,20 @@ def test_a_restore_that_was_broken_off_goes_on_and_makes_nothing_twice(begun_loo
     assert (len(begun_loop.tool.tasks), len(begun_loop.tool.answers)) == (n_tasks, n_answers)
     assert status_of(begun_loop) == before
     assert [p.name for p in begun_loop.file.parent.iterdir() if p.name.endswith(".part")] == []
+
+
+def test_two_restores_at_once_keep_out_of_each_others_way(begun_loop, monkeypatch):
+    before, backup = status_of(begun_loop), back_up(begun_loop)
+    destroy(begun_loop)
+
+    def restore_beside(*arguments):
+        with pytest.raises(ConfigError, match="another `labelcycle restore` works"):
+            restore(begun_loop, backup)
+        renumber(*arguments)
+
+    monkeypatch.setattr("flows.backup.renumber", restore_beside)
+    restore(begun_loop, backup)
+    assert status_of(begun_loop) == before
 
 
 def test_a_second_restore_leaves_what_people_did_since_the_first(begun_loop):
