@@ -48,7 +48,7 @@ bench: .venv-bench/ready ## measure beside the peers: all, or MODULE=selection; 
 	@for module in $(or $(MODULE),selection scoring); do \
 		$(BENCH)/python -m benchmarks.$$module $(if $(JSON),--json $(if $(MODULE),$(JSON),$(basename $(JSON))-$$module.json)) $(ARGS) || exit; done
 
-soak: .venv/ready ## long trials against real servers: TRIAL=growth, kills or campaigns; ARGS="--rounds 5"
+soak: .venv/ready ## long trials against real servers: TRIAL=growth, kills, campaigns or absence; ARGS="--rounds 5"
 	$(BIN)/python -m tests.soak $(or $(TRIAL),growth) $(ARGS)
 
 sbom: .venv/ready ## write the software bill of materials, CycloneDX: OUT=sbom.json

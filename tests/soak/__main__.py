@@ -56,6 +56,21 @@ def campaigns(
 
 
 @app.command()
+def absence(
+    minutes: Annotated[float, typer.Option(help="How long the servers are away.")] = 60,
+    home: Annotated[Path, typer.Option(help="Home of servers that this trial alone uses.")] = HOME / "absence",
+) -> None:
+    """Take all servers away from `labelcycle serve` and bring them back; it must go on, and nothing may be doubled."""
+    from tests.soak.trial import place_at
+
+    with place_at(home.resolve()) as place:
+        from tests.soak.absence import stay_away
+
+        found = stay_away(place, minutes=minutes)
+    tell(found)
+
+
+@app.command()
 def growth(
     rounds: Rounds = 100,
     minutes: Annotated[float, typer.Option(help="After so many no further round begins.")] = 60,
