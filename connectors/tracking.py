@@ -27,13 +27,13 @@ class LaterRounds(TrackerError):
     """
 
     mend = (
-        "was the folder moved, lost, or not mounted? Bring it back, or a backup by `labelcycle restore`. To begin "
-        "anew, give the campaign another name"
+        "was the campaign's folder moved, lost, or not mounted? Bring it back, or a backup by `labelcycle restore`. "
+        "To begin anew, give the campaign another name"
     )
 
     def __init__(self, where: str, *, last: int, newest: int) -> None:
         own = f"ends with round {last}" if last >= 0 else "holds no round"
-        self.found = f"{where} holds round {newest} of this campaign, and the campaign's folder {own}"
+        self.found = f"{where} holds round {newest} of this campaign, and its folder {own}"
         super().__init__(f"{self.found}: {self.mend}")
 
 

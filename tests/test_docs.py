@@ -179,7 +179,7 @@ def test_every_exit_code_has_a_row():
 def test_every_key_of_the_status_has_a_row():
     page = (ROOT / "docs" / "reference" / "status.md").read_text(encoding="utf-8")
     rows = "".join(re.findall(r"^\| (`[^|]+)\|", page, re.MULTILINE))
-    assert re.findall(r"`(\w+)`", rows) == [*(field.name for field in fields(CampaignStatus)), "servers"]
+    assert re.findall(r"`(\w+)`", rows) == [*(field.name for field in fields(CampaignStatus)), "damaged", "servers"]
 
 
 def test_every_package_that_is_needed_has_a_reason():
