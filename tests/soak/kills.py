@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import typer
 
 from deploy.processes import members
 from deploy.programs import HEALTH
 from deploy.servers import up
+from flows.books import PATIENCE
 from tests.conftest import LABEL_STUDIO_VENV
 from tests.forked import Forked
 from tests.soak.checks import findings
@@ -79,7 +80,8 @@ class Trial:
                 break
             self.people.finish()
             self.run(may_be_killed=False)
-        self.run(may_be_killed=False)  # the books of a run that was killed last are put right
+        sleep(max(PATIENCE.values()).total_seconds())  # a run that was killed may have been waiting for the lock
+        self.run(may_be_killed=False)  # which puts the books of the last ones right
         yield from self.found or findings(self.campaign, self.people.given)
 
     @property
