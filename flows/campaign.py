@@ -214,6 +214,11 @@ class OpenCampaign:
         """Do a part of a step, which writes it: no task of Prefect, and no seconds in the books."""
         step.call(folder, partial(self._give, folder), {**piece, "on_progress": on_progress})
 
+    @property
+    def seen(self) -> list[Path]:
+        """What workers must see besides the folder, where it is a path that is there: pool and weights."""
+        return [Path(str(place)) for place in (self.settings.pool, self.settings.model.weights) if place is not None]
+
     @contextmanager
     def with_workers(self) -> Iterator[None]:
         """Have the workers of the settings as long as the block lasts.
@@ -227,9 +232,7 @@ class OpenCampaign:
         from flows.workers.cluster import joined
         from flows.workers.ray import RayWorkers, Spread
 
-        weights = self.settings.model.weights
-        seen = [Path(str(self.settings.pool)), *([Path(weights)] if weights else [])]
-        with joined(self.settings, self.folder.path, seen=seen):
+        with joined(self.settings, self.folder.path, seen=self.seen):
             self.workers = RayWorkers(Spread(self.settings, self.folder.path, do_piece_of_round))
             try:
                 yield

@@ -69,8 +69,8 @@ class Probed:
 
 
 @contextmanager
-def joined(settings: WorkerSettings, folder: Path, *, seen: Sequence[Path] = ()) -> Iterator[None]:
-    """Be in a cluster as long as the block lasts; a private one ends with it.
+def joined(settings: WorkerSettings, folder: Path, *, seen: Sequence[Path] = ()) -> Iterator[list[str]]:
+    """Be in a cluster as long as the block lasts; a private one ends with it. The machines that may work, by their ids.
 
     Args:
         folder: what workers open; it must be the same on all machines.
@@ -82,8 +82,9 @@ def joined(settings: WorkerSettings, folder: Path, *, seen: Sequence[Path] = ())
     """
     load_ray()
     with _named(settings.ray_address) if settings.ray_address else _private():
-        _check_machines(settings, folder, seen, check_resources(settings))
-        yield
+        machines = check_resources(settings)
+        _check_machines(settings, folder, seen, machines)
+        yield machines
 
 
 def load_ray() -> ModuleType:
@@ -149,7 +150,7 @@ def _private() -> Iterator[None]:
     sweep()
     if not TOKEN_VARIABLES & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into the person's own folder
-    folder = tempfile.mkdtemp(prefix=f"{OWN_FOLDER}{os.getpid()}-", dir=_short())
+    folder = tempfile.mkdtemp(prefix=f"{OWN_FOLDER}{os.getpid()}-", dir=short_folder())
     try:
         with _begun(
             "this machine",
@@ -194,13 +195,13 @@ def _begun(where: str, **how: object) -> Iterator[None]:
 
 def sweep() -> None:
     """Remove what private clusters of killed processes left: their logs."""
-    for left in _short().glob(f"{OWN_FOLDER}*"):
+    for left in short_folder().glob(f"{OWN_FOLDER}*"):
         pid = left.name.removeprefix(OWN_FOLDER).partition("-")[0]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _short() -> Path:
+def short_folder() -> Path:
     """A folder for temporary files whose name leaves room for that of a socket, which may have 107 bytes."""
     return Path("/tmp") if sys.platform != "win32" and os.access("/tmp", os.W_OK) else Path(tempfile.gettempdir())  # noqa: S108
 
@@ -265,10 +266,11 @@ def _check_machines(settings: WorkerSettings, folder: Path, seen: Sequence[Path]
     finally:
         shown.unlink(missing_ok=True)
     for one in probed:
-        _check_machine(one, mark, folder)
+        check_machine(one, mark, folder)
 
 
-def _check_machine(probed: Probed, mark: str, folder: Path) -> None:
+def check_machine(probed: Probed, mark: str, folder: Path) -> None:
+    """Raise WrongWorkers where a machine sees something else than this one, or would compute something else."""
     if probed.mark != mark:
         raise WrongWorkers(
             f"the machine {probed.host} does not see the files in {folder} that this one sees: put it on a disk that "
@@ -279,7 +281,7 @@ def _check_machine(probed: Probed, mark: str, folder: Path) -> None:
             f"the machine {probed.host} does not see, or may not write to, {', '.join(probed.unseen)}: mount it there "
             "at the same path, for a user with the same rights"
         )
-    ours = _versions()
+    ours = versions()
     other = [
         f"{name} {probed.versions[name]}, not {ours[name]}" for name in ALIKE if probed.versions[name] != ours[name]
     ]
@@ -294,10 +296,11 @@ def _probe(shown: str, there: Sequence[str]) -> Probed:
     unseen = [name for name in there if not Path(name).exists()]
     if not os.access(path.parent, os.W_OK):
         unseen.append(str(path.parent))
-    return Probed(platform.node(), _versions(), mark, tuple(unseen))
+    return Probed(platform.node(), versions(), mark, tuple(unseen))
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Of the packages in `ALIKE`, as they are installed here."""
     found: dict[str, str | None] = {}
     for name in ALIKE:
         try:

@@ -1,0 +1,167 @@
+"""Workers of Ray: a real cluster on loopback, whose machines come and go."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from flows.workers import cluster as joining
+from flows.workers.cluster import Probed, WorkersError, WrongWorkers, check_machine, joined, load_ray, sweep
+from flows.workers.ray import Spread
+from flows.workers.settings import WorkerSettings
+from tests.flows.loop import Loop
+from tests.flows.workers.pieces import die_always, die_once, fail, tell_node
+
+ROOT = Path(__file__).parents[3]
+N_IMAGES = 4200
+"""More than a shard."""
+NOT_ALIKE = {"config.json", "seconds.json", "summary.json", "round.json", "pages.json", "pushed.json", "progress.json"}
+"""Files of a round with times or with the settings, which name the workers."""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A machine with two processors; others may be added."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(head_node_args={"num_cpus": 2, "node_ip_address": "127.0.0.2", "object_store_memory": 10**8})
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def settings(cluster):
+    return WorkerSettings(workers="ray", ray_address=cluster.address)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pool")
+    rng = np.random.default_rng(0)
+    for n in range(N_IMAGES):
+        Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(folder / f"{n}.png")
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in NOT_ALIKE
+    }
+
+
+def test_round_on_ray_writes_the_files_that_it_writes_locally(cluster, pool, tmp_path):
+    extra = f'workers = "ray"\nray_address = "{cluster.address}"'
+    loops = {"local": Loop(tmp_path / "local", pool), "ray": Loop(tmp_path / "ray", pool, extra)}
+    rounds = {}
+    for name, loop in loops.items():
+        loop.run()
+        loop.label()
+        loop.run()
+        rounds[name] = files_of(loop.folder.round(1).path)
+    assert {"members/member-0.json", "members/member-1.pt", "scores/part-00001.parquet"} <= rounds["ray"].keys()
+    assert rounds["ray"].keys() == rounds["local"].keys()
+    assert [name for name, content in rounds["ray"].items() if content != rounds["local"][name]] == []
+
+
+def test_piece_whose_worker_is_killed_is_done_again_and_told(settings, tmp_path, capsys):
+    done = []
+    with joined(settings, tmp_path):
+        Spread(settings, tmp_path, die_once).do(range(4), done.append)
+        assert sorted(done) == [0, 1, 2, 3]
+        assert len(list(tmp_path.glob("*.done"))) == 4
+        assert capsys.readouterr().err.count("a worker died, and 1 is done again") == 1
+        with pytest.raises(WorkersError, match="7 lost its worker 4 times"):
+            Spread(settings, tmp_path, die_always).do([7], done.append)
+        with pytest.raises(ValueError, match="^piece 3 is wrong$"):
+            Spread(settings, tmp_path, fail).do([3], done.append)
+
+
+def test_machine_that_comes_is_used_and_pieces_of_one_that_goes_are_done_again(cluster, settings, tmp_path):
+    added = []
+
+    def change(_n: int) -> None:
+        begun = {path.name.split(".")[1] for path in tmp_path.glob("*.begun")}
+        if not added:
+            added.append(cluster.add_node(num_cpus=2, node_ip_address="127.0.0.3"))
+        elif added[0] in cluster.worker_nodes and added[0].node_id in begun:
+            cluster.remove_node(added[0], allow_graceful=False)
+
+    with joined(settings, tmp_path):
+        Spread(settings, tmp_path, tell_node).do(range(24), change)
+    assert len(list(tmp_path.glob("*.done"))) == 24
+    assert added[0] not in cluster.worker_nodes
+    assert list(tmp_path.glob(f"*.{added[0].node_id}.begun"))
+
+
+def test_gpus_that_no_machine_has_are_refused_at_once(cluster, tmp_path):
+    settings = WorkerSettings(workers="ray", ray_address=cluster.address, ray_gpus=1)
+    with pytest.raises(WrongWorkers, match="ray_gpus = 1: no machine of the Ray cluster at .* 2 processors and 0 GPUs"):
+        joined(settings, tmp_path).__enter__()
+
+
+def test_address_that_nobody_answers_at_is_told_within_seconds(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        begun = time.monotonic()
+        with pytest.raises(WorkersError, match=f"no Ray cluster answers at {address}"):
+            joined(WorkerSettings(workers="ray", ray_address=address), tmp_path).__enter__()
+    assert time.monotonic() - begun < joining.REACH_SECONDS + 2
+
+
+def test_without_ray_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(WrongWorkers, match=r'pip install "labelcycle\[ray\]"'):
+        load_ray()
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"mark": None}, "does not see the files in .* put it on a disk that all machines mount"),
+        ({"mark": "another folder"}, "does not see the files in"),
+        ({"unseen": ("/images",)}, "does not see, or may not write to, /images"),
+        ({"versions": joining.versions() | {"torch": "1.0"}}, r"has torch 1\.0, not .*: install the same"),
+    ],
+)
+def test_machine_that_sees_something_else_is_refused(changed, told, tmp_path):
+    like_this_one = {"host": "far", "versions": joining.versions(), "mark": "here", "unseen": ()}
+    check_machine(Probed(**like_this_one), "here", tmp_path)
+    with pytest.raises(WrongWorkers, match=told):
+        check_machine(Probed(**like_this_one | changed), "here", tmp_path)
+
+
+def test_private_cluster_listens_on_loopback_alone_and_ends_with_a_run_that_is_killed(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    foreign = {"RAY_ADDRESS": "10.255.255.1:6379", "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.flows.workers.private", tmp_path]
+    with subprocess.Popen(command, cwd=ROOT, env=environment | foreign, stdout=subprocess.PIPE, text=True) as run:
+        try:
+            assert run.stdout.readline() == "ready\n"
+            started = psutil.Process(run.pid).children(recursive=True)
+            listening = {
+                one.laddr.ip for each in started for one in each.net_connections() if one.status == psutil.CONN_LISTEN
+            }
+            assert listening
+            assert {
+                ip for ip in listening if not ip.startswith("127.") and ip not in ("::1", "::ffff:127.0.0.1")
+            } == set()
+            assert not (tmp_path / ".ray").exists(), "the token is in the run's environment, and nowhere else"
+            kept = list(joining.short_folder().glob(f"{joining.OWN_FOLDER}{run.pid}-*"))
+            assert len(kept) == 1
+        finally:
+            run.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert alive == []
+    sweep()
+    assert not kept[0].exists()
