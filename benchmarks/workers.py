@@ -12,6 +12,7 @@ import heapq
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -45,7 +46,7 @@ def main() -> None:
 
 def measured(folder: Path) -> list[dict[str, str | float]]:
     """A row for each figure: work, value, unit."""
-    local = [timed(lambda n=n: shard(folder, n)) for n in range(N_SHARDS)][1:]  # the first loads torch's kernels
+    local = [timed(partial(shard, folder, n)) for n in range(N_SHARDS)][1:]  # the first loads torch's kernels
     settings = WorkerSettings(workers="ray")
     begun = perf_counter()
     with joined(settings, folder):
