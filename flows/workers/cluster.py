@@ -38,6 +38,8 @@ OBJECT_BYTES = 100_000_000
 OWN_FOLDER = "labelcycle-ray-"
 """Begins the name of the folder that a private cluster keeps its logs and sockets in; the process's number follows."""
 LOOPBACK = "127.0.0.1"
+LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Where it is 0 when Ray is loaded, Ray stays on loopback, as on macOS; else it takes the address of the machine."""
 TOKEN_VARIABLES = frozenset({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"})
 ALIKE = ("labelcycle", "torch", "torchvision")
 """Packages that workers must have in the same version: others would compute other numbers."""
@@ -80,7 +82,6 @@ def joined(settings: WorkerSettings, folder: Path, *, seen: Sequence[Path] = ())
         WorkersError: the cluster does not answer.
         WrongWorkers: it does not fit, or its machines do not see what this one sees.
     """
-    load_ray()
     with _named(settings.ray_address) if settings.ray_address else _private():
         machines = check_resources(settings)
         _check_machines(settings, folder, seen, machines)
@@ -148,6 +149,7 @@ def is_loopback(host: str) -> bool:
 def _private() -> Iterator[None]:
     """A cluster of this machine alone, which listens on loopback and ends with this process, however that ends."""
     sweep()
+    os.environ[LOOPBACK_ONLY] = "0"
     if not TOKEN_VARIABLES & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into the person's own folder
     folder = tempfile.mkdtemp(prefix=f"{OWN_FOLDER}{os.getpid()}-", dir=short_folder())
@@ -160,6 +162,9 @@ def _private() -> Iterator[None]:
             include_dashboard=False,
             object_store_memory=OBJECT_BYTES,
         ):
+            (node,) = load_ray().nodes()
+            if not is_loopback(node["NodeManagerAddress"]):  # Ray was loaded before
+                raise WorkersError(f"Ray listens at {node['NodeManagerAddress']}, where others may reach it")
             yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -245,11 +250,11 @@ def _check_machines(settings: WorkerSettings, folder: Path, seen: Sequence[Path]
     with explained(folder):
         shown.write_text(mark, encoding="ascii")
     try:
-        look = ray.remote(_probe).options(num_cpus=0, max_retries=1)
-        asked = [
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(str(shown), there)
-            for node in nodes
-        ]
+        asked = []
+        for node in nodes:
+            there_alone = NodeAffinitySchedulingStrategy(node, soft=False)
+            look = ray.remote(_probe).options(num_cpus=0, max_retries=1, scheduling_strategy=there_alone)
+            asked.append(look.remote(str(shown), there))
         answered, silent = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
         if silent:
             raise WorkersError(
