@@ -37,6 +37,7 @@ OBJECT_BYTES = 100_000_000
 """Of memory that a private cluster shares; what passes through it are paths and numbers."""
 OWN_FOLDER = "labelcycle-ray-"
 """Begins the name of the folder that a private cluster keeps its logs and sockets in; the process's number follows."""
+TRIES, TOO_SLOW = 4, "timed out during startup"
 LOOPBACK = "127.0.0.1"
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Where it is 0 when Ray is loaded, Ray stays on loopback, as on macOS; else it takes the address of the machine."""
@@ -175,13 +176,12 @@ def _begun(where: str, **how: object) -> Iterator[None]:
     ray = load_ray()
     at_end = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(logging_level="ERROR", **how)
+        _begin(ray, how)
     except Exception as exc:
-        ray.shutdown()
-        text = str(exc)
-        if "ersion mismatch" in text:
+        if "ersion mismatch" in str(exc):
+            told = " ".join(str(exc).split())
             raise WrongWorkers(
-                f"Ray at {where} is of another version: {' '.join(text.split())}. Install the same here and there"
+                f"Ray at {where} is of another version: {told}. Install the same here and there"
             ) from exc
         if isinstance(exc, ray.exceptions.AuthenticationError):
             raise WrongWorkers(
@@ -196,6 +196,21 @@ def _begun(where: str, **how: object) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _begin(ray: ModuleType, how: Mapping[str, object]) -> None:
+    """Begin Ray; again where its own processes took longer than the 30 s that it gives them, as on a busy machine."""
+    others = set(psutil.Process().children())
+    for left in reversed(range(TRIES)):
+        try:
+            ray.init(logging_level="ERROR", **how)
+            return
+        except Exception as exc:
+            ray.shutdown()
+            for begun in set(psutil.Process().children()) - others:  # which Ray forgets
+                begun.kill()
+            if not left or TOO_SLOW not in str(exc):
+                raise
 
 
 def sweep() -> None:

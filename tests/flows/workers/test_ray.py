@@ -1,6 +1,7 @@
 """Workers of Ray: a real cluster on loopback, whose machines come and go."""
 
 import ipaddress
+import json
 import os
 import signal
 import socket
@@ -10,21 +11,27 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 from PIL import Image
 
 from flows.workers import cluster as joining
+from flows.workers import ray as spreading
 from flows.workers.cluster import Probed, WorkersError, WrongWorkers, check_machine, joined, load_ray, sweep
 from flows.workers.ray import Spread
 from flows.workers.settings import WorkerSettings
+from pipeline.networks.state_dicts import read_state_dict
 from tests.flows.loop import Loop
 from tests.flows.workers.pieces import die_always, die_once, fail, tell_node
 
 ROOT = Path(__file__).parents[3]
 N_IMAGES = 4200
 """More than a shard."""
-NOT_ALIKE = {"config.json", "seconds.json", "summary.json", "round.json", "pages.json", "pushed.json", "progress.json"}
+NOT_ALIKE = {
+    *("config.json", "seconds.json", "summary.json", "round.json", "pages.json", "pushing.json", "pushed.json"),
+    "progress.json",
+}
 """Files of a round with times or with the settings, which name the workers."""
 
 
@@ -33,9 +40,21 @@ def cluster():
     """A machine with two processors; others may be added."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(head_node_args={"num_cpus": 2, "node_ip_address": "127.0.0.2", "object_store_memory": 10**8})
+    made = Cluster()
+    add_machine(made, "127.0.0.2")
     yield made
     made.shutdown()
+
+
+def add_machine(cluster, address):
+    """Add a machine; Ray gives its processes 30 s, which a busy machine may exceed."""
+    for left in (2, 1, 0):
+        try:
+            return cluster.add_node(num_cpus=2, node_ip_address=address, object_store_memory=10**8)
+        except Exception:
+            if not left:
+                raise
+    return None
 
 
 @pytest.fixture
@@ -52,38 +71,46 @@ def pool(tmp_path_factory) -> Path:
     return folder
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in NOT_ALIKE
-    }
+def made_in(folder: Path) -> dict[str, object]:
+    """What the files of a round hold, but for times and for the names that PyTorch gives inside its files."""
+    made: dict[str, object] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in NOT_ALIKE):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".pt":
+            made[name] = {key: values.numpy().tobytes() for key, values in read_state_dict(path).items()}
+        elif path.name in ("labelled.parquet", "audit.parquet"):
+            made[name] = pd.read_parquet(path).drop(columns="answered_at", errors="ignore").to_csv()
+        else:
+            made[name] = path.read_bytes()
+    return made
 
 
-def test_round_on_ray_writes_the_files_that_it_writes_locally(cluster, pool, tmp_path):
+def test_round_on_ray_writes_what_it_writes_locally(cluster, pool, tmp_path):
     extra = f'workers = "ray"\nray_address = "{cluster.address}"'
     loops = {"local": Loop(tmp_path / "local", pool), "ray": Loop(tmp_path / "ray", pool, extra)}
     rounds = {}
     for name, loop in loops.items():
+        loop.change(('pool = "images"', f"pool = {json.dumps(str(pool))}"))
         loop.run()
         loop.label()
         loop.run()
-        rounds[name] = files_of(loop.folder.round(1).path)
+        rounds[name] = made_in(loop.folder.round(1).path)
     assert {"members/member-0.json", "members/member-1.pt", "scores/part-00001.parquet"} <= rounds["ray"].keys()
     assert rounds["ray"].keys() == rounds["local"].keys()
     assert [name for name, content in rounds["ray"].items() if content != rounds["local"][name]] == []
 
 
-def test_piece_whose_worker_is_killed_is_done_again_and_told(settings, tmp_path, capsys):
+def test_piece_whose_worker_is_killed_is_done_again_and_told(settings, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(spreading, "REPEATS", 1)
     done = []
     with joined(settings, tmp_path):
         Spread(settings, tmp_path, die_once).do(range(4), done.append)
         assert sorted(done) == [0, 1, 2, 3]
         assert len(list(tmp_path.glob("*.done"))) == 4
         assert capsys.readouterr().err.count("a worker died, and 1 is done again") == 1
-        with pytest.raises(WorkersError, match="7 lost its worker 4 times"):
+        with pytest.raises(WorkersError, match="7 lost its worker 2 times"):
             Spread(settings, tmp_path, die_always).do([7], done.append)
-        with pytest.raises(ValueError, match=r"^piece 3 is wrong$"):
+        with pytest.raises(ValueError, match="piece 3 is wrong"):
             Spread(settings, tmp_path, fail).do([3], done.append)
 
 
@@ -93,7 +120,7 @@ def test_machine_that_comes_is_used_and_pieces_of_one_that_goes_are_done_again(c
     def change(_n: int) -> None:
         begun = {path.name.split(".")[1] for path in tmp_path.glob("*.begun")}
         if not added:
-            added.append(cluster.add_node(num_cpus=2, node_ip_address="127.0.0.3"))
+            added.append(add_machine(cluster, "127.0.0.3"))
         elif added[0] in cluster.worker_nodes and added[0].node_id in begun:
             cluster.remove_node(added[0], allow_graceful=False)
 
@@ -106,7 +133,7 @@ def test_machine_that_comes_is_used_and_pieces_of_one_that_goes_are_done_again(c
 
 def test_gpus_that_no_machine_has_are_refused_at_once(cluster, tmp_path):
     settings = WorkerSettings(workers="ray", ray_address=cluster.address, ray_gpus=1)
-    with pytest.raises(WrongWorkers, match=r"ray_gpus = 1: no machine of the Ray .* 2 processors and 0 GPUs"):
+    with pytest.raises(WrongWorkers, match=r"ray_gpus = 1: no machine of the Ray .* has so many; .* and 0 GPUs"):
         joined(settings, tmp_path).__enter__()
 
 
