@@ -71,7 +71,7 @@ def replay_strategies(options: Options) -> ReplaySummary:
             write_data(replay, features, memory_gb=memory_gb)
         if replay.jobs() and replay.trains_heads_first and not replay.trunk_features_path.exists():
             write_trunk_features(replay)
-        run_jobs(replay, workers=options.workers or os.cpu_count() or 1, campaign=campaign)
+        run_jobs(replay, workers=options.workers or os.cpu_count() or 1, elsewhere=campaign)
         notes += dependence_of(replay, memory_gb=memory_gb)
         summary = write_results(replay, command=command_of(options), notes=notes)
         if tracker is not None:

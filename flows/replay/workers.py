@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from flows.config import CampaignSettings
 from flows.progress import progress_bars
 from flows.replay.folder import FULL_DATA, Job, Replay
 from flows.replay.runs import OnModel, run
@@ -25,17 +24,17 @@ SECONDS_BETWEEN_LOOKS = 0.2
 """How often the processes' progress is shown."""
 
 
-def run_jobs(replay: Replay, *, workers: int, campaign: CampaignSettings | None = None) -> None:
+def run_jobs(replay: Replay, *, workers: int, elsewhere: WorkerSettings | None = None) -> None:
     """Do all jobs that are not done, in processes of their own where more than one is wanted.
 
     Args:
-        campaign: whose settings say where its workers are; theirs then do the jobs.
+        elsewhere: of a campaign, whose workers of Ray do the jobs if it has them.
     """
     jobs = replay.jobs()
     workers = min(workers, len(jobs))
     with _progress(replay) as on_model:
-        if campaign is not None and campaign.workers == "ray":
-            _run_on_ray(replay, jobs, campaign, on_model)
+        if elsewhere is not None and elsewhere.workers == "ray":
+            _run_on_ray(replay, jobs, elsewhere, on_model)
         elif workers > 1:
             _run_in_processes(replay, jobs, workers, on_model)
         else:

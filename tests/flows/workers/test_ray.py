@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,11 +17,16 @@ import psutil
 import pytest
 from PIL import Image
 
+from flows.replay.command import replay_strategies
+from flows.replay.folder import Replay
+from flows.replay.options import Options
+from flows.replay.workers import run_jobs
 from flows.workers import cluster as joining
 from flows.workers import ray as spreading
 from flows.workers.cluster import Probed, WorkersError, WrongWorkers, check_machine, joined, load_ray, sweep
 from flows.workers.ray import Spread
 from flows.workers.settings import WorkerSettings
+from pipeline.evaluation.summary import SECONDS
 from pipeline.networks.state_dicts import read_state_dict
 from tests.flows.loop import Loop
 from tests.flows.workers.pieces import die_always, die_once, fail, tell_node
@@ -131,6 +137,20 @@ def test_machine_that_comes_is_used_and_pieces_of_one_that_goes_are_done_again(c
     assert list(tmp_path.glob(f"*.{added[0].node_id}.begun"))
 
 
+def test_replay_on_ray_comes_to_what_it_comes_to_locally(settings, tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "features.npy", rng.normal(size=(90, 4)).astype(np.float32))
+    pd.DataFrame({"file": range(90), "label": np.arange(90) % 3}).to_csv(tmp_path / "labels.csv", index=False)
+    data = {"features": tmp_path / "features.npy", "labels": tmp_path / "labels.csv"}
+    how = {"strategies": "random", "seeds": 2, "query_size": 10, "rounds": 2, "workers": 1}
+    replay_strategies(Options(out=tmp_path / "out", **data, **how))
+    replay = Replay(tmp_path / "out")
+    here = replay.curves().drop(columns=list(SECONDS))
+    shutil.rmtree(replay.path / "runs")
+    run_jobs(replay, workers=1, elsewhere=settings)
+    pd.testing.assert_frame_equal(replay.curves().drop(columns=list(SECONDS)), here)
+
+
 def test_gpus_that_no_machine_has_are_refused_at_once(cluster, tmp_path):
     settings = WorkerSettings(workers="ray", ray_address=cluster.address, ray_gpus=1)
     with pytest.raises(WrongWorkers, match=r"ray_gpus = 1: no machine of the Ray .* has so many; .* and 0 GPUs"):
@@ -188,7 +208,7 @@ def test_private_cluster_listens_on_loopback_alone_and_ends_with_a_run_that_is_k
             assert len(kept) == 1
         finally:
             run.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(started, timeout=20)
+    _, alive = psutil.wait_procs(started, timeout=40)
     assert alive == []
     sweep()
     assert not kept[0].exists()
