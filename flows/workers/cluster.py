@@ -39,9 +39,8 @@ OWN_FOLDER = "labelcycle-ray-"
 """Begins the name of the folder that a private cluster keeps its logs and sockets in; the process's number follows."""
 TRIES, TOO_SLOW = 4, "timed out during startup"
 LOOPBACK = "127.0.0.1"
-PRIVATE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
-"""What Ray reads of the environment when it is loaded. By the first it stays on loopback, as on macOS; else it takes the
-address of the machine. By the second its processes end 10 s after those that hold them together, and not 60."""
+LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Where it is 0 when Ray is loaded, Ray stays on loopback, as on macOS; else it takes the address of the machine."""
 TOKEN_VARIABLES = frozenset({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"})
 ALIKE = ("labelcycle", "torch", "torchvision")
 """Packages that workers must have in the same version: others would compute other numbers."""
@@ -151,7 +150,7 @@ def is_loopback(host: str) -> bool:
 def _private() -> Iterator[None]:
     """A cluster of this machine alone, which listens on loopback and ends with this process, however that ends."""
     sweep()
-    os.environ.update(PRIVATE)
+    os.environ[LOOPBACK_ONLY] = "0"
     if not TOKEN_VARIABLES & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into the person's own folder
     folder = tempfile.mkdtemp(prefix=f"{OWN_FOLDER}{os.getpid()}-", dir=short_folder())
