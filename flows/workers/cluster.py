@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 REACH_SECONDS = 5.0
 """For a connection to the head of a cluster."""
+PATIENCE = {"RAY_GCS_SERVER_REQUEST_TIMEOUT_SECONDS": "20", "RAY_NUM_REDIS_GET_RETRIES": "2"}
+"""Of Ray with a cluster that it is to join: seconds in which it looks for this machine there, and how often it asks a
+head that is silent, some 40 s each time. Its own are 60 and 20."""
 ANSWER_SECONDS = 60.0
 """For the first answers of all machines: each starts a process, which loads Ray."""
 OBJECT_BYTES = 100_000_000
@@ -130,6 +133,8 @@ def _named(address: str) -> Iterator[None]:
         raise WorkersError(
             f"no Ray cluster answers at {address} ({exc.strerror or exc}): is it up, and ray_address that of its head?"
         ) from exc
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     if TOKEN_VARIABLES & os.environ.keys():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # which Ray does only for clusters of its own
     # Else Ray looks for itself at the machine's own address, which a cluster on loopback does not have.
@@ -178,17 +183,7 @@ def _begun(where: str, **how: object) -> Iterator[None]:
     try:
         _begin(ray, how)
     except Exception as exc:
-        if "ersion mismatch" in str(exc):
-            told = " ".join(str(exc).split())
-            raise WrongWorkers(
-                f"Ray at {where} is of another version: {told}. Install the same here and there"
-            ) from exc
-        if isinstance(exc, ray.exceptions.AuthenticationError):
-            raise WrongWorkers(
-                f"Ray at {where} wants its token: let RAY_AUTH_TOKEN_PATH name a file with it, and set "
-                "RAY_AUTH_MODE=token"
-            ) from exc
-        raise WorkersError(f"Ray does not begin at {where}: {last_line(exc)}") from exc
+        raise told_of(exc, where) from exc
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, at_end)  # Ray takes it
@@ -196,6 +191,25 @@ def _begun(where: str, **how: object) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def told_of(exc: BaseException | None, where: str) -> WorkersError:
+    """Why Ray does not begin, and what to do."""
+    first, said = exc, ""
+    while exc is not None:  # Ray hides the cause behind others
+        said, exc = f"{said}\n{type(exc).__name__}: {exc}", exc.__cause__
+    if "ersion mismatch" in said:
+        return WrongWorkers(f"Ray at {where} is of another version: {' '.join(str(first).split())}. Install the same")
+    if "AuthenticationError" in said:
+        return WrongWorkers(
+            f"Ray at {where} wants its token: let RAY_AUTH_TOKEN_PATH name a file with it, and set RAY_AUTH_MODE=token"
+        )
+    if "No node info found" in said:
+        return WrongWorkers(
+            f"this machine is not one of the Ray cluster at {where}: `ray start --address={where}` makes it one, with "
+            "--num-cpus=0 if it is to do no work itself"
+        )
+    return WorkersError(f"Ray does not begin at {where}: {said.strip().splitlines()[-1]}")
 
 
 def _begin(ray: ModuleType, how: Mapping[str, object]) -> None:

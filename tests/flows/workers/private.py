@@ -1,4 +1,4 @@
-"""A run that has a private cluster, for a test that kills it: `python -m tests.flows.workers.private FOLDER`."""
+"""A run that has a private cluster, for a test that kills it: `python -m tests.flows.workers.private FOLDER [ADDRESS]`."""
 
 import sys
 import time
@@ -10,8 +10,8 @@ from flows.workers.settings import WorkerSettings
 from tests.flows.workers.pieces import tell_node
 
 
-def main(folder: Path) -> None:
-    settings = WorkerSettings(workers="ray")
+def main(folder: Path, address: str | None = None) -> None:
+    settings = WorkerSettings(workers="ray", ray_address=address)
     with joined(settings, folder):
         Spread(settings, folder, tell_node).do([0], lambda _n: None)
         print("ready", flush=True)  # noqa: T201
@@ -19,4 +19,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,7 +25,7 @@ from flows.replay.options import Options
 from flows.replay.workers import run_jobs
 from flows.workers import cluster as joining
 from flows.workers import ray as spreading
-from flows.workers.cluster import Probed, WorkersError, WrongWorkers, check_machine, joined, load_ray, sweep
+from flows.workers.cluster import Probed, WorkersError, WrongWorkers, check_machine, joined, load_ray, sweep, told_of
 from flows.workers.ray import Spread
 from flows.workers.settings import WorkerSettings
 from pipeline.evaluation.summary import SECONDS
@@ -33,6 +34,7 @@ from tests.flows.loop import Loop
 from tests.flows.workers.pieces import die_always, die_once, fail, tell_node
 
 ROOT = Path(__file__).parents[3]
+TOKEN = "5a" * 32
 N_IMAGES = 4200
 """More than a shard."""
 NOT_ALIKE = {
@@ -44,13 +46,19 @@ NOT_ALIKE = {
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A machine with two processors; others may be added."""
-    from ray.cluster_utils import Cluster
+    """A machine with two processors, which wants a token; others may be added."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
+        from ray._private.authentication_test_utils import reset_auth_token_state
+        from ray.cluster_utils import Cluster
 
-    made = Cluster()
-    add_machine(made, "127.0.0.2")
-    yield made
-    made.shutdown()
+        reset_auth_token_state()  # another test may have loaded Ray
+        made = Cluster()
+        add_machine(made, "127.0.0.2")
+        yield made
+        made.shutdown()
+    reset_auth_token_state()
 
 
 def add_machine(cluster, address):
@@ -158,6 +166,17 @@ def test_gpus_that_no_machine_has_are_refused_at_once(cluster, tmp_path):
         joined(settings, tmp_path).__enter__()
 
 
+def test_cluster_lets_nobody_in_without_its_token(cluster, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-m", "tests.flows.workers.private", tmp_path, cluster.address]
+    tried = subprocess.run(
+        command, cwd=ROOT, env=environment | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert tried.returncode
+    assert f"WrongWorkers: Ray at {cluster.address} wants its token" in tried.stderr
+    assert TOKEN not in tried.stderr + tried.stdout
+
+
 def test_address_that_nobody_answers_at_is_told_within_seconds(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -166,6 +185,24 @@ def test_address_that_nobody_answers_at_is_told_within_seconds(tmp_path):
         with pytest.raises(WorkersError, match=f"no Ray cluster answers at {address}"):
             joined(WorkerSettings(workers="ray", ray_address=address), tmp_path).__enter__()
     assert time.monotonic() - begun < joining.REACH_SECONDS + 2
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        (
+            RuntimeError("Version mismatch: The cluster was started with:\n Ray: 2.0.0"),
+            "is of another version: .*2.0.0",
+        ),
+        (RuntimeError("No node info found matching attributes: ''"), "ray start --address=head:6379` makes it one"),
+        (OSError("no file descriptors"), "does not begin at head:6379: OSError: no file descriptors"),
+    ],
+)
+def test_why_ray_does_not_begin_is_told_with_its_mend(cause, told):
+    hidden = ConnectionError("Failed to connect to Ray cluster at head:6379")
+    hidden.__cause__ = cause
+    for exc in (cause, hidden):
+        assert re.search(told, str(told_of(exc, "head:6379")))
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch):
