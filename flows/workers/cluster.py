@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import psutil
@@ -114,7 +114,7 @@ def place_of(settings: WorkerSettings) -> str:
     return f"the Ray cluster at {settings.ray_address}" if settings.ray_address else "Ray on this machine"
 
 
-def last_line(exc: Exception) -> str:
+def last_line(exc: BaseException) -> str:
     """The last line of an error: those before are a traceback, or of the system."""
     return (str(exc).strip().splitlines() or [type(exc).__name__])[-1].strip()
 
@@ -193,23 +193,26 @@ def _begun(where: str, **how: object) -> Iterator[None]:
         ray.shutdown()
 
 
-def told_of(exc: BaseException | None, where: str) -> WorkersError:
-    """Why Ray does not begin, and what to do."""
-    first, said = exc, ""
-    while exc is not None:  # Ray hides the cause behind others
-        said, exc = f"{said}\n{type(exc).__name__}: {exc}", exc.__cause__
-    if "ersion mismatch" in said:
-        return WrongWorkers(f"Ray at {where} is of another version: {' '.join(str(first).split())}. Install the same")
-    if "AuthenticationError" in said:
-        return WrongWorkers(
-            f"Ray at {where} wants its token: let RAY_AUTH_TOKEN_PATH name a file with it, and set RAY_AUTH_MODE=token"
-        )
-    if "No node info found" in said:
-        return WrongWorkers(
-            f"this machine is not one of the Ray cluster at {where}: `ray start --address={where}` makes it one, with "
-            "--num-cpus=0 if it is to do no work itself"
-        )
-    return WorkersError(f"Ray does not begin at {where}: {said.strip().splitlines()[-1]}")
+def told_of(exc: BaseException, where: str) -> WorkersError:
+    """Why Ray does not begin, and what to do; Ray hides the cause behind other errors."""
+    causes = [exc]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    for one in causes:
+        said = " ".join(str(one).split())
+        if "ersion mismatch" in said:
+            return WrongWorkers(f"Ray at {where} is of another version: {said}. Install the same here and there")
+        if type(one).__name__ == "AuthenticationError":
+            return WrongWorkers(
+                f"Ray at {where} wants its token: let RAY_AUTH_TOKEN_PATH name a file with it, and set "
+                "RAY_AUTH_MODE=token"
+            )
+        if "No node info found" in said:
+            return WrongWorkers(
+                f"this machine is not one of the Ray cluster at {where}: `ray start --address={where}` makes it one, "
+                "with --num-cpus=0 if it is to do no work itself"
+            )
+    return WorkersError(f"Ray does not begin at {where}: {last_line(causes[-1])}")
 
 
 def _begin(ray: ModuleType, how: Mapping[str, object]) -> None:
@@ -290,17 +293,27 @@ def _check_machines(settings: WorkerSettings, folder: Path, seen: Sequence[Path]
                 f"{len(silent)} of {len(asked)} machines of {place_of(settings)} gave no answer within "
                 f"{ANSWER_SECONDS:.0f} s"
             )
-        try:
-            probed: list[Probed] = ray.get(answered)
-        except ray.exceptions.RayError as exc:
-            raise WrongWorkers(
-                f"a worker of {place_of(settings)} cannot begin: {last_line(exc)}. Install labelcycle on each machine, "
-                "and start Ray there from the same environment"
-            ) from exc
+        probed = [one for answer in answered if (one := _answer(answer, settings)) is not None]
     finally:
         shown.unlink(missing_ok=True)
+    if not probed:
+        raise WorkersError(f"all machines of {place_of(settings)} went away when they were asked what they see")
     for one in probed:
         check_machine(one, mark, folder)
+
+
+def _answer(sent: Any, settings: WorkerSettings) -> Probed | None:
+    """What a machine sees; None where it went away meanwhile."""
+    ray = load_ray()
+    try:
+        return cast(Probed, ray.get(sent))
+    except ray.exceptions.RayTaskError as exc:
+        raise WrongWorkers(
+            f"a worker of {place_of(settings)} cannot begin: {last_line(exc)}. Install labelcycle on each machine, and "
+            "start Ray there from the same environment"
+        ) from exc
+    except ray.exceptions.RayError:
+        return None
 
 
 def check_machine(probed: Probed, mark: str, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run that has a private cluster, for a test that kills it: `python -m tests.flows.workers.private FOLDER [ADDRESS]`."""
+"""A run that has a cluster, private or by address: `python -m tests.flows.workers.private FOLDER [ADDRESS]`."""
 
 import sys
 import time

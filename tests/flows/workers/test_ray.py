@@ -195,7 +195,7 @@ def test_address_that_nobody_answers_at_is_told_within_seconds(tmp_path):
             "is of another version: .*2.0.0",
         ),
         (RuntimeError("No node info found matching attributes: ''"), "ray start --address=head:6379` makes it one"),
-        (OSError("no file descriptors"), "does not begin at head:6379: OSError: no file descriptors"),
+        (OSError("no file descriptors"), "does not begin at head:6379: no file descriptors"),
     ],
 )
 def test_why_ray_does_not_begin_is_told_with_its_mend(cause, told):
