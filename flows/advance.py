@@ -1,17 +1,20 @@
 """The sentence of the loop: train, evaluate, score, select, push; and the end of a round once its labels are in."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from time import perf_counter
 
-from flows.artefacts import BATCH, MODEL, PUSHED
+from flows.artefacts import BATCH, CANDIDATES, MODEL, PUSHED, SCORES
 from flows.campaign import OpenCampaign
 from flows.changes import notes_of_changes
 from flows.folder import RoundFolder
 from flows.housekeeping import keep_house
 from flows.outcome import RoundOutcome, asked, finished
-from flows.progress import progress_bar, say
+from flows.progress import say
 from flows.publish import flow_run_id, publish
+from flows.records import RoundConfig
 from flows.reports.round_page import notes_of_plan, round_sentence, warnings_of
-from flows.step import in_task, log
+from flows.step import add_seconds, in_task, log
 from flows.steps.collect import close, collect
 from flows.steps.evaluate import evaluate
 from flows.steps.labels import gather_labels, list_candidates, review_labels
@@ -21,7 +24,10 @@ from flows.steps.score import embed_labelled, score_shard, shards_of
 from flows.steps.select import compare_with_half, query_size_of, select, select_first
 from flows.steps.track import draw_confusion, log_summary, start_tracking, summarise, track_model
 from flows.steps.train import cross_validate, train
+from flows.workers.local import Piece
 from pipeline.selection.reasons import AUDIT_REASON
+from pipeline.tables import BatchTable
+from pipeline.types import OnProgress
 
 
 def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
@@ -32,24 +38,7 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
     if folder.number == 0 or not len(labelled):
         batch = work.do(select_first, folder)
     else:
-        candidates = work.do(list_candidates, folder)
-        work.do(plan, folder)
-        announce(folder, work)
-        work.do(cross_validate, folder)
-        work.do(train, folder)
-        _, metrics = work.do(evaluate, folder)
-        if metrics is not None and metrics.table is not None:
-            work.do(draw_confusion, folder)
-        work.do(review_labels, folder)
-        work.do(track_model, folder)
-        outlook = work.do(look_ahead, folder)
-        if query_size_of(config, outlook) > 0:
-            work.do(embed_labelled, folder)
-            with progress_bar(f"round {folder.number}: scoring", unit="images") as on_progress:
-                for shard in shards_of(candidates):
-                    work.do(score_shard, folder, shard=shard, on_progress=on_progress)
-        _, batch = work.do(select, folder)
-        work.do(compare_with_half, folder)
+        batch = learn_and_select(folder, work, config)
     work.do(summarise, folder)
     warnings = warnings_of(folder)
     for warning in warnings:
@@ -66,6 +55,40 @@ def advance(folder: RoundFolder, work: OpenCampaign) -> RoundOutcome:
     if not work.ledger.n_outstanding:
         notes = (*notes, *finish(folder, work))
     return replace(finished(work), warnings=warnings, notes=notes)
+
+
+def learn_and_select(folder: RoundFolder, work: OpenCampaign, config: RoundConfig) -> BatchTable:
+    """Train on the labels that there are, and choose the batch."""
+    work.do(list_candidates, folder)
+    with nullcontext() if folder.has(BATCH) else work.with_workers():
+        work.do(plan, folder)
+        announce(folder, work)
+        work.do(cross_validate, folder)
+        work.do(train, folder)
+        _, metrics = work.do(evaluate, folder)
+        if metrics is not None and metrics.table is not None:
+            work.do(draw_confusion, folder)
+        work.do(review_labels, folder)
+        work.do(track_model, folder)
+        outlook = work.do(look_ahead, folder)
+        if query_size_of(config, outlook) > 0:
+            work.do(embed_labelled, folder)
+            in_task(score_shard.name, lambda: score(folder, work))
+        _, batch = work.do(select, folder)
+    work.do(compare_with_half, folder)
+    return batch
+
+
+def score(folder: RoundFolder, work: OpenCampaign) -> None:
+    """Score the candidates, shard by shard, as far as they are not."""
+
+    def here(piece: Piece, on_progress: OnProgress) -> None:
+        work.do_piece(score_shard, folder, piece, on_progress)
+
+    begun, scores = perf_counter(), folder.read(SCORES)
+    missing = [{"shard": n} for n in shards_of(folder.read(CANDIDATES)) if not scores.part(n).exists()]
+    work.workers.each(score_shard, folder, missing, here, what=f"round {folder.number}: scoring", unit="images")
+    add_seconds(folder, score_shard.name, perf_counter() - begun)
 
 
 def finish(folder: RoundFolder, work: OpenCampaign) -> tuple[str, ...]:

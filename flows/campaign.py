@@ -1,8 +1,9 @@
 """One campaign as the flows see it: its settings, its folder, and the outside systems it works with."""
 
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,9 +13,9 @@ from connectors.store import write_json
 from connectors.tracking import Tracker
 from deploy import servers
 from deploy.programs import HEALTH
-from flows.artefacts import ANSWERS, CONFIG, PAGE, PIXEL_RANGES, POOL, PUSHED, WITHDRAWN
+from flows.artefacts import ANSWERS, CAMPAIGN, CONFIG, PAGE, PIXEL_RANGES, POOL, PUSHED, WITHDRAWN
 from flows.changes import claim, refuse_lost_classes
-from flows.config import CampaignSettings, ConfigError, images_root, load_settings
+from flows.config import CampaignSettings, ConfigError, images_root, load_settings, unresolved
 from flows.damage import PROJECT
 from flows.folder import Campaign, RoundFolder
 from flows.home import LAST_CAMPAIGN, home, settle_home
@@ -22,18 +23,20 @@ from flows.home import VARIABLE as HOME_VARIABLE
 from flows.known_network import remember_network
 from flows.ledger import round_of_ledger
 from flows.outlook import outlook
-from flows.progress import say
+from flows.progress import progress_bar, say
 from flows.records import PixelRanges
-from flows.step import Step, do
+from flows.step import Step, in_task
 from flows.task_types import word_for
+from flows.workers.local import LocalWorkers, Piece, Workers
 from pipeline.labels.ledger import Ledger, RoundOfLedger, count_labels
 from pipeline.learning.settings import with_own_image_size
 from pipeline.settings import LOCAL
 from pipeline.tables import Labels, PoolTable
-from pipeline.types import Split
+from pipeline.types import OnProgress, Split
 
 if TYPE_CHECKING:
     from flows.images import PoolImages
+    from flows.workers.ray import PieceOfRound
     from pipeline.tasks.task_type import TaskType
 
 T = TypeVar("T")
@@ -64,6 +67,7 @@ class OpenCampaign:
         self._pool: tuple[object, PoolTable] | None = None
         self._rounds: dict[int, tuple[object, RoundOfLedger]] = {}
         self._ledger = Ledger()
+        self.workers: Workers = LocalWorkers()
 
     @property
     def tool(self) -> AnnotationTool:
@@ -198,7 +202,42 @@ class OpenCampaign:
 
     def do(self, step: Step[T], folder: RoundFolder, **more: object) -> T:
         """Run a step of a round; what its parameters name is an artefact, one of `GIVEN`, or a setting."""
-        return do(step, folder, partial(self._give, folder), **more)
+
+        def run() -> T:
+            if step.computes and not step.is_done(folder):
+                self.workers.whole(step, folder)
+            return step.run(folder, partial(self._give, folder), more)
+
+        return in_task(step.name, run)
+
+    def do_piece(self, step: Step[None], folder: RoundFolder, piece: Piece, on_progress: OnProgress) -> None:
+        """Do a part of a step, which writes it: no task of Prefect, and no seconds in the books."""
+        step.call(folder, partial(self._give, folder), {**piece, "on_progress": on_progress})
+
+    @property
+    def seen(self) -> list[Path]:
+        """What workers must see besides the folder, where it is a path that is there: pool and weights."""
+        return [Path(str(place)) for place in (self.settings.pool, self.settings.model.weights) if place is not None]
+
+    @contextmanager
+    def with_workers(self) -> Iterator[None]:
+        """Have the workers of the settings as long as the block lasts.
+
+        Raises:
+            WorkersError: they cannot be had.
+        """
+        if self.settings.workers == "local":
+            yield
+            return
+        from flows.workers.cluster import joined
+        from flows.workers.ray import RayWorkers, Spread
+
+        with joined(self.settings, self.folder.path, seen=self.seen):
+            self.workers = RayWorkers(Spread(self.settings, self.folder.path, do_piece_of_round))
+            try:
+                yield
+            finally:
+                self.workers = LocalWorkers()
 
     def _give(self, folder: RoundFolder, name: str) -> object:
         return GIVEN[name](self, folder) if name in GIVEN else getattr(self.settings, name)
@@ -213,6 +252,7 @@ GIVEN: dict[str, Callable[[OpenCampaign, RoundFolder], object]] = {
     "reading": lambda work, _: work.reading,
     "tool": lambda work, _: work.tool,
     "tracker": lambda work, _: work.tracker,
+    "workers": lambda work, _: work.workers,
     "round_number": lambda _, folder: folder.number,
     "rounds": lambda work, folder: [f for f in work.folder.rounds() if f.number <= folder.number],
     "earlier": lambda work, folder: [f for f in work.folder.rounds() if f.number < folder.number],
@@ -277,6 +317,25 @@ def local_servers() -> servers.Servers:
             "set url in [label_studio] and uri in [mlflow]"
         )
     return running
+
+
+def do_piece_of_round(folder: Path, sent: "PieceOfRound") -> None:
+    """Do a piece in a worker, which has the campaign's folder and nothing else."""
+    campaign = Campaign(folder)
+    work = _opened(folder, _stamp(campaign.path_of(CAMPAIGN)))
+    round_folder = campaign.round(sent.round_number)
+    if sent.step.writes:
+        work.do(sent.step, round_folder)
+        return
+    with progress_bar(str(sent), unit="steps") as on_progress:
+        work.do_piece(sent.step, round_folder, sent.piece, on_progress)
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path, _settings: object) -> OpenCampaign:
+    """A campaign, opened once for all pieces until its settings change: a million rows of a pool take their time."""
+    campaign = Campaign(folder)
+    return OpenCampaign(unresolved(campaign.read(CAMPAIGN)), campaign)
 
 
 def open_campaign(path: Path, *, tool: AnnotationTool | None = None, tracker: Tracker | None = None) -> OpenCampaign:

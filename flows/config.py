@@ -29,6 +29,7 @@ from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
 from flows.keep import KeepSettings
 from flows.task_types import TASK, WHAT_TASKS_ASK, asked_for, check_counted, check_task
+from flows.workers.settings import WorkerSettings
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable
@@ -131,7 +132,7 @@ class Place(BaseModel):
     notify: object = None
 
 
-class CampaignSettings(SelectionSettings, StoppingSettings):
+class CampaignSettings(SelectionSettings, StoppingSettings, WorkerSettings):
     """One campaign: a line of rounds over one pool of images."""
 
     name: Name = Field(description="of the campaign, its Label Studio project and its MLflow experiment")
@@ -258,9 +259,8 @@ class CampaignSettings(SelectionSettings, StoppingSettings):
 
     @model_validator(mode="after")
     def _check_members(self) -> Self:
-        compares = {"acquisition": NEEDS_MEMBERS[self.acquisition]}
-        compares["strategy"] = STRATEGIES[self.strategy].compares_members
-        for key, needs_several in compares.items():
+        comparing = STRATEGIES[self.strategy].compares_members
+        for key, needs_several in {"acquisition": NEEDS_MEMBERS[self.acquisition], "strategy": comparing}.items():
             name = getattr(self, key)
             if needs_several and self.members.n_members < 2:
                 raise ValueError(

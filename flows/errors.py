@@ -35,6 +35,8 @@ KNOWN = (
     ("connectors.annotation", "AnnotationToolError", EXIT_FAILURE),
     ("connectors.tracking", "TrackerError", EXIT_FAILURE),
     ("flows.folder", "CampaignBusy", EXIT_FAILURE),
+    ("flows.workers.cluster", "WrongWorkers", EXIT_USAGE),
+    ("flows.workers.cluster", "WorkersError", EXIT_FAILURE),
     ("connectors.store", "StoreError", EXIT_FAILURE),
     ("pipeline.training.fit", "TrainingError", EXIT_FAILURE),
     ("deploy.logins", "ServerError", EXIT_FAILURE),

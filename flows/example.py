@@ -58,6 +58,11 @@ query_size = 100                 # labels asked for in each later round
 # timezone = "Europe/Berlin"     # of that line; the machine's own if not given
 # feature_cache_gb = 20.0        # disk for what frozen networks made of images; see `labelcycle cache`
 # decode_memory_gb = 2.0         # memory for images while they are decoded; a larger image is set aside
+# workers = "ray"                # members are trained and candidates scored by workers of Ray, side by side; if not
+                                 # given "local": all is done by this process
+# ray_address = "10.0.0.5:6379"  # of a cluster; if not given, a run starts Ray on this machine for itself
+# ray_cpus = 1                   # processors of a worker, as threads of torch
+# ray_gpus = 0                   # GPUs of a worker; of 0.25 four share one
 # seed = 0                       # same seed, same choices
 # folder = ".labelcycle/campaigns/my-campaign"   # where the campaign keeps its rounds
 

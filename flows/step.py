@@ -9,8 +9,9 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from importlib import import_module
 from time import perf_counter
-from typing import Generic, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
 
 from flows.artefacts import ROUND_ARTEFACTS, SECONDS, AnyArtefact
 from flows.folder import RoundFolder
@@ -27,11 +28,18 @@ class Step(Generic[T]):
         function: callable with artefacts, without folder, Prefect or server.
         writes: in this order; where all of them exist the step is done. A step that writes nothing always runs.
         is_anew: whether it runs in each run, done or not, and writes over what it wrote.
+        computes: whether networks work in it, so that it is for a worker where there are some.
     """
 
-    def __init__(self, function: Callable[..., T], writes: tuple[AnyArtefact, ...], *, is_anew: bool) -> None:
-        self.function, self.writes, self.is_anew = function, writes, is_anew
+    def __init__(
+        self, function: Callable[..., T], writes: tuple[AnyArtefact, ...], *, is_anew: bool, computes: bool
+    ) -> None:
+        self.function, self.writes, self.is_anew, self.computes = function, writes, is_anew, computes
         self.name = function.__name__
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        """A step is sent to another process as its place, as a function is."""
+        return _step_at, (self.function.__module__, self.name)
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -48,18 +56,26 @@ class Step(Generic[T]):
         """Names of the round's artefacts that the function takes."""
         return [name for name in self.parameters if name in ROUND_ARTEFACTS]
 
+    def is_done(self, folder: RoundFolder) -> bool:
+        """Whether all that it writes is there."""
+        return bool(self.writes) and not self.is_anew and all(map(folder.has, self.writes))
+
     def run(self, folder: RoundFolder, give: Give, more: Mapping[str, object]) -> T:
         """Run the function unless it is done; return what is written."""
-        if self.writes and not self.is_anew and all(map(folder.has, self.writes)):
+        if self.is_done(folder):
             read = tuple(folder.read(artefact) for artefact in self.writes)
             return cast("T", read if len(read) > 1 else read[0])
         begun = perf_counter()
-        result = self.function(**{name: self._argument(name, folder, give, more) for name in self.parameters})
+        result = self.call(folder, give, more)
         values = result if len(self.writes) > 1 else (result,)
         for artefact, value in zip(self.writes, cast("tuple[object, ...]", values), strict=False):
             folder.write(artefact, value)
         add_seconds(folder, self.name, perf_counter() - begun)
         return result
+
+    def call(self, folder: RoundFolder, give: Give, more: Mapping[str, object]) -> T:
+        """Call the function with what its parameters name; nothing is written."""
+        return self.function(**{name: self._argument(name, folder, give, more) for name in self.parameters})
 
     def _argument(self, name: str, folder: RoundFolder, give: Give, more: Mapping[str, object]) -> object:
         if name in more:
@@ -74,18 +90,20 @@ class Step(Generic[T]):
         raise RuntimeError(f"step {self.name!r} reads {artefact.name}, which no step has written in {folder.path}")
 
 
-def step(*writes: AnyArtefact, anew: bool = False) -> Callable[[Callable[..., T]], Step[T]]:
+def _step_at(module: str, name: str) -> Step[Any]:
+    found = getattr(import_module(module), name)
+    if not isinstance(found, Step):
+        raise TypeError(f"{module}.{name} is no step")
+    return found
+
+
+def step(*writes: AnyArtefact, anew: bool = False, computes: bool = False) -> Callable[[Callable[..., T]], Step[T]]:
     """Make a function a step. Its result is written as the artefact; of several artefacts it returns a tuple."""
-    return lambda function: Step(function, writes, is_anew=anew)
-
-
-def do(one: Step[T], folder: RoundFolder, give: Give, **more: object) -> T:
-    """Run a step of a round: as a task of Prefect inside a flow run, else here and now."""
-    return in_task(one.name, lambda: one.run(folder, give, more))
+    return lambda function: Step(function, writes, is_anew=anew, computes=computes)
 
 
 def in_task(name: str, run: Callable[[], T]) -> T:
-    """Do something that is no step: as a task of Prefect inside a flow run, else here and now."""
+    """Do something: as a task of Prefect inside a flow run, else here and now."""
     if not is_in_flow():
         return run()
     from flows.tasks import as_task

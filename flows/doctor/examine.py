@@ -11,6 +11,7 @@ from flows.doctor.machine import clock, disk, gpu, privacy, versions
 from flows.doctor.schedule import prefect
 from flows.doctor.servers import label_studio, mlflow
 from flows.doctor.subject import Subject
+from flows.doctor.workers import ray
 from flows.errors import explain_error
 
 PATIENCE_SECONDS = 30.0
@@ -39,6 +40,7 @@ CHECKS = (
     Check("privacy", privacy, "run `labelcycle up`, which makes what is missing and gives it to you alone"),
     Check("versions", versions, "make install, which installs what requirements.lock names"),
     Check("GPU", gpu, 'set device = "cpu" in [model] until the GPU and its driver work'),
+    Check("workers", ray, 'start the cluster, mend ray_address, or set workers = "local"'),
     Check("clock", clock, "set the time zone of the machine, or timezone in the campaign file"),
     Check(
         "Label Studio",

@@ -46,6 +46,10 @@ def replay_strategies(options: Options) -> ReplaySummary:
     """
     check_out(options.out)
     campaign = load_settings(options.campaign) if options.campaign else None
+    if campaign is not None and campaign.workers == "ray" and options.workers is not None:
+        raise ReplayError(
+            "--workers are processes of this machine, and the campaign's file takes workers of Ray: leave it out"
+        )
     rows, caveat = _read_rows(options, campaign)
     features = read_features(options.features, len(rows)) if options.features else None
     rows = with_groups(rows, options.group)
@@ -67,7 +71,7 @@ def replay_strategies(options: Options) -> ReplaySummary:
             write_data(replay, features, memory_gb=memory_gb)
         if replay.jobs() and replay.trains_heads_first and not replay.trunk_features_path.exists():
             write_trunk_features(replay)
-        run_jobs(replay, workers=options.workers or os.cpu_count() or 1)
+        run_jobs(replay, workers=options.workers or os.cpu_count() or 1, elsewhere=campaign)
         notes += dependence_of(replay, memory_gb=memory_gb)
         summary = write_results(replay, command=command_of(options), notes=notes)
         if tracker is not None:

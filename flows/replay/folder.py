@@ -88,6 +88,9 @@ class Job(NamedTuple):
     name: str
     seed: int
 
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
 
 def _read_table(path: Path) -> pd.DataFrame:
     return pd.read_parquet(path)

@@ -17,22 +17,43 @@ import torch
 from flows.progress import progress_bars
 from flows.replay.folder import FULL_DATA, Job, Replay
 from flows.replay.runs import OnModel, run
+from flows.workers.settings import WorkerSettings
 from pipeline.training.fit import TrainingError
 
 SECONDS_BETWEEN_LOOKS = 0.2
 """How often the processes' progress is shown."""
 
 
-def run_jobs(replay: Replay, *, workers: int) -> None:
-    """Do all jobs that are not done, in processes of their own where more than one is wanted."""
+def run_jobs(replay: Replay, *, workers: int, elsewhere: WorkerSettings | None = None) -> None:
+    """Do all jobs that are not done, in processes of their own where more than one is wanted.
+
+    Args:
+        elsewhere: of a campaign, whose workers of Ray do the jobs if it has them.
+    """
     jobs = replay.jobs()
     workers = min(workers, len(jobs))
     with _progress(replay) as on_model:
-        if workers > 1:
+        if elsewhere is not None and elsewhere.workers == "ray":
+            _run_on_ray(replay, jobs, elsewhere, on_model)
+        elif workers > 1:
             _run_in_processes(replay, jobs, workers, on_model)
         else:
             for job in jobs:
                 run(replay, job, on_model)
+
+
+def _run_on_ray(replay: Replay, jobs: Sequence[Job], settings: WorkerSettings, on_model: OnModel) -> None:
+    from flows.workers.cluster import joined
+    from flows.workers.ray import Spread
+
+    folder, n_models = replay.path.absolute(), {job: replay.rounds_left(job) for job in jobs}
+
+    def count(job: Job) -> None:
+        for _ in range(n_models[job]):
+            on_model(job.name)
+
+    with joined(settings, folder):
+        Spread(settings, folder, _work).do(jobs, count)
 
 
 def _run_in_processes(replay: Replay, jobs: Sequence[Job], workers: int, on_model: OnModel) -> None:

@@ -18,7 +18,7 @@ from pipeline.tables import Labels, Predicted
 from pipeline.tasks.task_type import TaskType
 
 
-@step(AUDIT_PREDICTIONS, METRICS)
+@step(AUDIT_PREDICTIONS, METRICS, computes=True)
 def evaluate(
     audit: Labels,
     training: Training,

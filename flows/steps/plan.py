@@ -84,7 +84,7 @@ class _Last:
     minutes: float
 
 
-@step(PLAN)
+@step(PLAN, computes=True)
 def plan(
     labelled: Labels,
     audit: Labels,

@@ -84,7 +84,7 @@ def _score_chunk(
     return pa.table(columns)
 
 
-@step(LABELLED_EMBEDDINGS)
+@step(LABELLED_EMBEDDINGS, computes=True)
 def embed_labelled(
     labelled: Labels,
     training: Training,

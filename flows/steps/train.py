@@ -21,6 +21,7 @@ from flows.images import PoolImages
 from flows.progress import progress_bar
 from flows.records import Member, MembersFinding, NetworkForm, Pages, Plan, Training
 from flows.step import step
+from flows.workers.local import Piece, Workers
 from pipeline.labels.answers import digest
 from pipeline.learning.lesson import Lesson, OutOfFold, sample_pool
 from pipeline.learning.networks import frozen_body
@@ -46,7 +47,7 @@ class NothingToTrainOn(TrainingError):
     """The round has no usable label."""
 
 
-@step(OUT_OF_FOLD)
+@step(OUT_OF_FOLD, computes=True)
 def cross_validate(
     labelled: Labels,
     plan: Plan,
@@ -95,6 +96,8 @@ def train(
     task: TaskType,
     reading: Reading,
     tracker: Tracker,
+    workers: Workers,
+    folder: RoundFolder,
     earlier: Sequence[RoundFolder],
     settings: CampaignSettings,
     round_number: int,
@@ -106,13 +109,15 @@ def train(
     threshold = how.threshold_in(round_number)
     form = network_form(settings, plan, reading)
     lessons = _Lessons(labelled, plan, out_of_fold, candidates, images, task, earlier, settings, form, round_number)
+    team = _Team(workers, folder)
     lesson: Callable[[], Lesson] = cache(partial(lessons.prepare, networks))
     n_sure = 0
     with tracker.monitor(pages.run_id):
         if threshold > 0:
-            sure = lessons.pseudo_labelled(networks.scratch, lesson, max_count=min(how.max_count, len(labelled)))
+            most = min(how.max_count, len(labelled))
+            sure = lessons.pseudo_labelled(networks.scratch, lesson, team, max_count=most)
             lesson, n_sure = partial(lessons.with_guesses, lesson, sure), len(sure)
-        trained = lessons.train_members(networks, lesson)
+        trained = lessons.train_members(networks, lesson, team)
     return Training(
         device=device_name(choose_device(settings.model.device)),
         n_trained_on=len(labelled),
@@ -126,6 +131,36 @@ def train(
         members=tuple(trained),
         model=form,
     )
+
+
+@step()
+def train_member(
+    labelled: Labels,
+    plan: Plan,
+    out_of_fold: Predicted,
+    candidates: ItemList,
+    networks: MemberFiles,
+    *,
+    images: PoolImages,
+    task: TaskType,
+    reading: Reading,
+    earlier: Sequence[RoundFolder],
+    settings: CampaignSettings,
+    round_number: int,
+    member: int,
+    on_progress: OnProgress,
+) -> None:
+    """Train one member from the files of the round alone; before pseudo-labels are chosen, one that chooses them."""
+    form = network_form(settings, plan, reading)
+    lessons = _Lessons(labelled, plan, out_of_fold, candidates, images, task, earlier, settings, form, round_number)
+    lesson, files = lessons.prepare(networks), networks
+    if settings.model.pseudo_labels.threshold_in(round_number) > 0:
+        chosen = networks.scratch.chosen
+        if chosen is None:
+            files = networks.scratch
+        else:
+            lesson = lessons.with_guesses(lambda: lesson, chosen)
+    lessons.train_member(member, files, lesson, on_progress)
 
 
 def network_form(settings: CampaignSettings, plan: Plan, reading: Reading) -> NetworkForm:
@@ -148,6 +183,14 @@ def network_form(settings: CampaignSettings, plan: Plan, reading: Reading) -> Ne
 def load_networks(training: Training, networks: MemberFiles, model: ModelSettings) -> Sequence[Classifier]:
     """The networks of a round, on the campaign's device, ready to predict."""
     return networks.load(dataclasses.asdict(training.model), training.weights, choose_device(model.device))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Team:
+    """Who trains the members of a round."""
+
+    workers: Workers
+    folder: RoundFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,14 +244,16 @@ class _Lessons:
             n_labels=len(known.targets),
         )
 
-    def pseudo_labelled(self, scratch: MemberFiles, lesson: Callable[[], Lesson], *, max_count: int) -> pd.DataFrame:
+    def pseudo_labelled(
+        self, scratch: MemberFiles, lesson: Callable[[], Lesson], team: _Team, *, max_count: int
+    ) -> pd.DataFrame:
         """Train on the labels alone; return the candidates that the members are sure of, with their guess as label.
 
         The choice is in a file of its own while the round trains, so that a run that goes on after a crash goes on
         with the same; then it is thrown away with the members that made it.
         """
         if scratch.chosen is None:
-            trained = self.train_members(scratch, lesson)
+            trained = self.train_members(scratch, lesson, team)
             names = [name for member in trained for name in member.weights]
             device = choose_device(self.settings.model.device)
             models = scratch.load(dataclasses.asdict(self.form), names, device)
@@ -232,19 +277,25 @@ class _Lessons:
                 guesses.append(decisions[:, 0].mean(dim=1).argmax(dim=1))
         return torch.cat(entropies), torch.cat(guesses)
 
-    def train_members(self, networks: MemberFiles, lesson: Callable[[], Lesson]) -> list[Member]:
+    def train_members(self, networks: MemberFiles, lesson: Callable[[], Lesson], team: _Team) -> list[Member]:
         """Train every member that has no record yet; return the records."""
+        learnt = cache(lesson)  # once for all members that are trained in this process
+
+        def here(piece: Piece, on_progress: OnProgress) -> None:
+            self.train_member(piece["member"], networks, learnt(), on_progress)
+
         records = [networks.record(index) for index in range(self.settings.members.ensemble)]
-        missing = [index for index, record in enumerate(records) if not record.exists()]
+        missing = [{"member": index} for index, record in enumerate(records) if not record.exists()]
+        what = f"round {self.round_number}: training"
         if missing:
-            learnt = lesson()
-            with progress_bar(f"round {self.round_number}: training", unit="epochs") as on_progress:
-                for index in missing:
-                    member = self._train_member(member_name(index), networks, learnt, on_progress)
-                    RECORD.write(records[index], member)
+            team.workers.each(train_member, team.folder, missing, here, what=what, unit="epochs")
         return [RECORD.read(record) for record in records]
 
-    def _train_member(self, name: str, networks: MemberFiles, lesson: Lesson, on_progress: OnProgress) -> Member:
+    def train_member(self, index: int, networks: MemberFiles, lesson: Lesson, on_progress: OnProgress) -> None:
+        """Train one member; its record is written last."""
+        RECORD.write(networks.record(index), self._train(member_name(index), networks, lesson, on_progress))
+
+    def _train(self, name: str, networks: MemberFiles, lesson: Lesson, on_progress: OnProgress) -> Member:
         """Train one member and write its weights."""
         how, members = self.settings.model, self.settings.members
         seed = derive_seed(self.settings.seed, self.round_number, name)

@@ -261,6 +261,49 @@ def test_pods_are_alike_private_and_have_volumes_that_are_there():
     } == claims
 
 
+RAY = yaml.safe_load((DEPLOY / "ray" / "kubernetes.yaml").read_text(encoding="utf-8"))["items"]
+
+
+@pytest.mark.parametrize("resource", RAY, ids=lambda resource: f"{resource['kind']}-{resource['metadata']['name']}")
+def test_cluster_of_ray_follows_the_schemas_of_kubernetes(resource):
+    kubernetes_validate.validate(resource, "1.37", strict=True)
+
+
+def test_machines_of_ray_have_the_token_of_a_secret_and_are_reached_by_each_other_alone():
+    pods = {one["metadata"]["name"]: one["spec"]["template"] for one in RAY if one["kind"] == "Deployment"}
+    (policy,) = (one["spec"] for one in RAY if one["kind"] == "NetworkPolicy")
+    assert policy["podSelector"] == policy["ingress"][0]["from"][0]["podSelector"]
+    assert all(one["spec"].get("type") is None for one in RAY if one["kind"] == "Service"), "nothing is published"
+    for pod in pods.values():
+        assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        (container,) = pod["spec"]["containers"]
+        environment = {one["name"]: one.get("value") or one["valueFrom"] for one in container["env"]}
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_AUTH_TOKEN"] == {"secretKeyRef": {"name": "labelcycle-ray", "key": "token"}}
+        assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert container["image"].endswith(f"/labelcycle:{VERSION}-cpu")
+        assert pod["spec"]["securityContext"]["runAsNonRoot"]
+    worker, campaign = pods["labelcycle-ray-worker"]["spec"], pods["labelcycle-pets"]["spec"]
+    assert worker["volumes"] == campaign["volumes"]
+    assert worker["containers"][0]["volumeMounts"] == campaign["containers"][0]["volumeMounts"], "at the same paths"
+
+
+def test_machines_of_ray_are_started_with_options_that_ray_has():
+    from ray.scripts.scripts import start
+
+    containers = [one["spec"]["template"]["spec"]["containers"][0] for one in RAY if one["kind"] == "Deployment"]
+    lines = [" ".join(one["command"]).replace("/bin/sh -c ", "").split(" &&")[0] for one in containers]
+    for line in lines:
+        words = line.split()
+        assert words[:2] == ["ray", "start"]
+        start.make_context("start", words[2:])
+    (service,) = (one for one in RAY if one["kind"] == "Service")
+    address = f"--address={service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert [address in line for line in lines] == [False, True, True]
+    assert "--head" in lines[0]
+    assert f"--port={service['spec']['ports'][0]['port']}" in lines[0]
+
+
 @pytest.fixture
 def run_of_the_cron_job(tmp_path):
     """Start what the CronJob starts, with a `labelcycle` that is a script."""

@@ -54,7 +54,7 @@ def _surroundings(monkeypatch):
 @pytest.fixture
 def sick(make_loop, tmp_path, monkeypatch):
     """A campaign whose first batch is out, and ways to break what it works with."""
-    loop = make_loop(ELSEWHERE, own_images=True)
+    loop = make_loop(f'workers = "ray"{ELSEWHERE}', own_images=True)
     loop.run()
     return Sick(loop, tmp_path, monkeypatch)
 
@@ -98,6 +98,9 @@ class Sick:
         there = "cuda" if sys.platform == "darwin" else "mps"
         self.loop.change(('name = "small_cnn"', f'name = "small_cnn"\ndevice = "{there}"'))
 
+    def break_workers(self):
+        self.loop.change(('workers = "ray"', 'workers = "ray"\nray_address = "127.0.0.1:9"'))
+
     def break_clock(self):
         later = time.time() + 3600
         os.utime(self.loop.folder.path_of(CAMPAIGN), (later, later))
@@ -111,6 +114,7 @@ BREAKS = {
     "privacy": (Sick.break_privacy, "password is not there", "labelcycle up"),
     "versions": (Sick.break_versions, "fastapi 0.", "make install"),
     "GPU": (Sick.break_gpu, "is not on this machine", 'device = "auto"'),
+    "workers": (Sick.break_workers, "no Ray cluster answers at 127.0.0.1:9", "start the cluster"),
     "clock": (Sick.break_clock, "the clock was set back", "NTP"),
     "Label Studio": (None, "Label Studio at http://127.0.0.1:9 does not answer", "labelcycle up"),
     "MLflow": (None, "MLflow at http://127.0.0.1:9 does not answer", "mend uri in [mlflow]"),

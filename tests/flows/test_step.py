@@ -8,7 +8,7 @@ from connectors.store import StoreError
 from flows.artefacts import METRICS, NOT_USED, PROGRESS, PUSHING, SCORES, SECONDS, WITHDRAWN
 from flows.folder import Campaign, RoundFolder
 from flows.records import AuditMetrics, Pushing, SeenProgress
-from flows.step import do, step
+from flows.step import step
 from tests.flows.rounds import metrics_of
 
 
@@ -29,8 +29,8 @@ def test_step_runs_once_and_returns_what_is_written(folder):
         calls.append(1)
         return Pushing("now")
 
-    assert do(begin_push, folder, nothing) == Pushing("now")
-    assert do(begin_push, folder, nothing) == folder.read(PUSHING) == Pushing("now")
+    assert begin_push.run(folder, nothing, {}) == Pushing("now")
+    assert begin_push.run(folder, nothing, {}) == folder.read(PUSHING) == Pushing("now")
     assert len(calls) == 1
     assert list(folder.read(SECONDS)) == ["begin_push"]
 
@@ -43,7 +43,7 @@ def test_step_that_runs_anew_is_given_what_it_wrote_before(folder):
         seen.append(pushing)
         return Pushing(str(len(seen)))
 
-    assert [do(again, folder, nothing).begun_at for _ in range(2)] == ["1", "2"]
+    assert [again.run(folder, nothing, {}).begun_at for _ in range(2)] == ["1", "2"]
     assert seen == [None, Pushing("1")]
 
 
@@ -57,9 +57,9 @@ def test_step_that_failed_has_written_nothing_and_runs_again(folder):
         return ["a"], ["b"]
 
     with pytest.raises(ValueError, match="away"):
-        do(collect, folder, nothing)
+        collect.run(folder, nothing, {})
     assert not folder.path.exists()
-    assert do(collect, folder, nothing) == (["a"], ["b"])
+    assert collect.run(folder, nothing, {}) == (["a"], ["b"])
 
 
 def test_step_is_done_when_the_last_of_what_it_writes_is_there(folder):
@@ -68,9 +68,9 @@ def test_step_is_done_when_the_last_of_what_it_writes_is_there(folder):
         return ["new"], ["new"]
 
     folder.write(NOT_USED, ["of a run that was killed"])
-    assert do(collect, folder, nothing) == (folder.read(NOT_USED), folder.read(WITHDRAWN)) == (["new"], ["new"])
+    assert collect.run(folder, nothing, {}) == (folder.read(NOT_USED), folder.read(WITHDRAWN)) == (["new"], ["new"])
     folder.write(WITHDRAWN, ["written"])
-    assert do(collect, folder, nothing) == (["new"], ["written"])
+    assert collect.run(folder, nothing, {}) == (["new"], ["written"])
 
 
 def test_parameters_are_artefacts_and_whatever_else_is_given(folder):
@@ -80,10 +80,16 @@ def test_parameters_are_artefacts_and_whatever_else_is_given(folder):
 
     metrics = metrics_of(9, 10)
     folder.write(METRICS, metrics)
-    assert do(say, folder, {"seed": 7}.__getitem__, sentence="more") == (metrics, None, 7, "more")
+    give, more = {"seed": 7}.__getitem__, {"sentence": "more"}
+    assert say.run(folder, give, more) == (metrics, None, 7, "more")
     folder.write(PROGRESS, SeenProgress(1, 2, 3, "now"))
     folder.write(METRICS, None)
-    assert do(say, folder, {"seed": 7}.__getitem__, sentence="more") == (None, SeenProgress(1, 2, 3, "now"), 7, "more")
+    assert say.run(folder, {"seed": 7}.__getitem__, {"sentence": "more"}) == (
+        None,
+        SeenProgress(1, 2, 3, "now"),
+        7,
+        "more",
+    )
 
 
 def test_handle_is_given_whether_its_files_are_there_or_not(folder):
@@ -91,7 +97,7 @@ def test_handle_is_given_whether_its_files_are_there_or_not(folder):
     def parts(scores: object) -> object:
         return scores
 
-    assert do(parts, folder, nothing) == folder.read(SCORES)
+    assert parts.run(folder, nothing, {}) == folder.read(SCORES)
     assert not folder.has(SCORES)
 
 
@@ -101,7 +107,7 @@ def test_what_a_step_needs_and_nobody_wrote_is_told_by_file(folder):
         raise AssertionError
 
     with pytest.raises(RuntimeError, match=r"step 'needs' reads metrics\.json, which no step has written in .*0003"):
-        do(needs, folder, nothing)
+        needs.run(folder, nothing, {})
 
 
 def test_damaged_artefact_is_told_before_the_step_runs(folder):
@@ -112,4 +118,4 @@ def test_damaged_artefact_is_told_before_the_step_runs(folder):
     folder.path.mkdir(parents=True)
     Path(folder.path_of(METRICS)).write_text("{")
     with pytest.raises(StoreError, match=r"metrics\.json is damaged"):
-        do(needs, folder, nothing)
+        needs.run(folder, nothing, {})

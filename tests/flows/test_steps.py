@@ -35,7 +35,7 @@ from flows.steps.push import begin_push, push
 from flows.steps.score import embed_labelled, score_shard
 from flows.steps.select import compare_with_half, select, select_first
 from flows.steps.track import draw_confusion, log_summary, start_tracking, summarise, track_model
-from flows.steps.train import cross_validate, train
+from flows.steps.train import cross_validate, train, train_member
 from pipeline.labels.ledger import Ledger, RoundOfLedger
 from pipeline.learning.networks import new_model
 from pipeline.learning.settings import MemberSettings, ModelSettings
@@ -71,6 +71,8 @@ ROUNDS = {
     ),
 }
 """The steps of kinds of rounds, in the order of `advance`, `go_on` and `finish`; the last asks for nothing."""
+PIECES = (train_member,)
+"""Parts of a step, as workers elsewhere do them."""
 MAKERS = {MEMBERS.name: train, SCORES.name: score_shard}
 """What is written through a handle and is not the result of a step, and the step that writes it."""
 EMPTY_AT_THE_END = {SCORES.name, LABELLED_EMBEDDINGS.name}
@@ -82,8 +84,8 @@ PASSED: Mapping[str, set[str]] = {
     "push": {"address"},
 }
 """Keywords that the loop gives to a step."""
-HIDDEN = {"pool", "folder", "task"}
-"""Settings that no step can read: to a step these are the table, the folder of the round and what a task type knows."""
+HIDDEN = {"pool", "folder", "task", "workers"}
+"""Settings that no step can read: to a step these are the table, the folder of the round, a task type and who works."""
 STEPS = tuple(dict.fromkeys(one for steps in ROUNDS.values() for one in steps))
 
 
@@ -134,7 +136,7 @@ def test_each_artefact_is_written_by_one_step_and_each_kind_of_round_is_of_the_s
         for value in vars(sys.modules.get(f"flows.steps.{path.stem}", object)).values()
         if isinstance(value, Step)
     }
-    assert in_modules == {one.name for one in STEPS}
+    assert in_modules == {one.name for one in (*STEPS, *PIECES)}
 
 
 @pytest.mark.parametrize("one", STEPS, ids=lambda one: one.name)
@@ -161,6 +163,7 @@ def test_loop_passes_the_keywords_that_are_listed():
             name = call.args[0]
             assert isinstance(name, ast.Name)
             passed.setdefault(name.id, set()).update(str(keyword.arg) for keyword in call.keywords)
+    passed[score_shard.name] = PASSED[score_shard.name]  # in pieces, by whoever works
     assert {name: keywords for name, keywords in passed.items() if keywords} == PASSED
     assert passed.keys() == {one.name for one in STEPS}, "each step is done by the loop"
 
@@ -213,17 +216,25 @@ def done(make_work, monkeypatch):
     """A campaign in memory on its way to round 2, and the steps that each of its rounds has run."""
     work = make_work(members="mc_dropout = 2", model="dropout = 0.1\n")
     names: dict[int, list[str]] = {}
-    do = OpenCampaign.do
+    do, do_piece = OpenCampaign.do, OpenCampaign.do_piece
 
-    def note(self, one, folder, **more):
+    def note(one, folder, more):
         known = names.setdefault(folder.number, [])
         if not known or known[-1] != one.name:  # shards of scores are one
             known.append(one.name)
         for name, value in more.items():
             assert fits(value, hints_of(one)[name]), (one.name, name)
+
+    def note_step(self, one, folder, **more):
+        note(one, folder, more)
         return do(self, one, folder, **more)
 
-    monkeypatch.setattr(OpenCampaign, "do", note)
+    def note_piece(self, one, folder, piece, on_progress):
+        note(one, folder, {**piece, "on_progress": on_progress})
+        do_piece(self, one, folder, piece, on_progress)
+
+    monkeypatch.setattr(OpenCampaign, "do", note_step)
+    monkeypatch.setattr(OpenCampaign, "do_piece", note_piece)
     for _ in range(3):
         assert work_on(work).kind == "asked"
         for task in work.tool.served():
