@@ -5,7 +5,6 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from pipeline.selection.acquisition import margin
 from pipeline.selection.geometry import joint
@@ -167,8 +166,8 @@ def badge(probs: Tensor, embeddings: Tensor, *, query_size: int, generator: torc
         probs: `(N, K, C)`.
         embeddings: `(N, D)`.
     """
-    mean = mean_of_members(probs)
-    error = mean - one_hot(mean.argmax(dim=1), mean.shape[1])
+    error = mean_of_members(probs)
+    error.scatter_add_(1, error.argmax(dim=1, keepdim=True), error.new_full((len(error), 1), -1))
     return d2_sampling([error, embeddings], query_size, generator=generator)
 
 
