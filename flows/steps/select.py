@@ -19,6 +19,7 @@ from flows.step import step
 from flows.steps.score import draws_seed, score_decisions
 from flows.steps.train import NothingToTrainOn, load_networks
 from pipeline.labels.ledger import Ledger
+from pipeline.pool.table import is_in
 from pipeline.randomness import derive_seed
 from pipeline.selection.ask import (
     Scored,
@@ -283,7 +284,8 @@ def _checks(ids: Sequence[str], reason: str, round_number: int) -> Batch:
 
 def _located(table: pd.DataFrame, pool: PoolTable) -> BatchTable:
     """The batch with the place of each image, after its id."""
-    uris = pool.table.drop_duplicates("item_id").set_index("item_id")["uri"]
+    chosen = pool.table[is_in(pool.table["item_id"], table["item_id"])]
+    uris = chosen.drop_duplicates("item_id").set_index("item_id")["uri"]
     table = table.copy()
     table.insert(1, "uri", uris.loc[table["item_id"].tolist()].to_numpy())
     return BatchTable(table)
