@@ -80,7 +80,7 @@ def passing_of(folder) -> list[str]:
 
 
 def test_what_only_choosing_reads_is_of_the_sub_pool_and_goes_with_the_choice(make_work, models):
-    work = make_work('strategy = "k_center"\nsub_pool = 15\nquery_size = 4\nrandom_slice = 0.0')
+    work = make_work('strategy = "k_center"\nsub_pool = 15\nrandom_slice = 0.0')
     folder = score(work, models)
     assert passing_of(folder) == ["choosing-00000.parquet"], "the sub-pool is within the first shard"
     read = candidates_read(work, folder)
@@ -95,10 +95,10 @@ def test_what_only_choosing_reads_is_of_the_sub_pool_and_goes_with_the_choice(ma
 
 
 def test_the_best_by_score_alone_are_described_where_a_prefilter_is_set(make_work, models):
-    work = make_work('strategy = "k_center"\nprefilter = 2.0\nquery_size = 4')
+    work = make_work('strategy = "k_center"\nprefilter = 2.0')
     folder = score(work, models)
     read = candidates_read(work, folder)
-    best = read.scores.argsort(descending=True, stable=True)[:8].sort().values
+    best = read.scores.argsort(descending=True, stable=True)[:10].sort().values
     assert torch.equal(read.described, best)
     embeddings = expected(work, models, candidates_of(folder))[1]
     assert torch.allclose(read.embeddings.float(), embeddings[best], atol=1e-2)
