@@ -23,7 +23,7 @@ from flows.config import load_settings
 from flows.folder import Campaign, RoundFolder
 from flows.home import VARIABLE
 from flows.records import Pushed
-from flows.steps.collect import close, collect
+from flows.steps.collect import collect
 from flows.steps.labels import gather_labels, list_candidates
 from flows.steps.plan import begin, look_ahead, plan
 from flows.steps.push import begin_push, push, questions_of
@@ -186,7 +186,7 @@ def stage_push(folder: Path) -> Told:
 
 
 def stage_collect(folder: Path) -> Told:
-    """Bring in an answer to each task, and close the round."""
+    """Bring in an answer to each task."""
     work = open_again(folder)
     current = ready(work)
     tool = cast("MemoryTool", work.tool)
@@ -194,12 +194,7 @@ def stage_collect(folder: Path) -> Told:
     tool.push(questions, model_version="", asked={})
     for question in questions:
         tool.answer(question.ask, CLASSES[question.rank % N_CLASSES], annotator="ann")
-
-    def bring_in() -> None:
-        work.do(collect, current)
-        work.do(close, current)
-
-    return timed(bring_in)
+    return timed(lambda: work.do(collect, current))
 
 
 def ready(work: OpenCampaign) -> RoundFolder:

@@ -41,11 +41,8 @@ def files(folder, pattern="*.arrow"):
 
 
 def test_key_changes_with_the_release_of_pillow_and_the_ranges_of_deep_pixels(tmp_path, monkeypatch):
-    model = network()
-
     def key(*ranges):
-        module._key.cache_clear()
-        return open_cache(tmp_path, model, image_size=16, ranges=ranges).folder.name
+        return open_cache(tmp_path, network(), image_size=16, ranges=ranges).folder.name
 
     keys = [key(), key(Range("16-bit grey", 340.0, 600.0, 9)), key(Range("16-bit grey", 341.0, 600.0, 9))]
     monkeypatch.setattr(PIL, "__version__", "0.0")
