@@ -189,7 +189,9 @@ class FeatureCache:
         for number, file in enumerate(opened, 1 + max(self._files, default=-1)):
             self._files[number] = file
             n = len(file.ids)
-            self._runs.append(_merged([_Run(file.ids, np.full(n, number), np.arange(n))]))
+            self._runs.append(
+                _merged([_Run(file.ids, np.full(n, number, dtype=np.int32), np.arange(n, dtype=np.int32))])
+            )
         while len(self._runs) > 1 and len(self._runs[-2].ids) <= 2 * len(self._runs[-1].ids):
             self._runs[-2:] = [_merged(self._runs[-2:])]
 
@@ -214,8 +216,8 @@ class _Run(NamedTuple):
     """Where items are: sorted ids, which a million of finds thousands in milliseconds, with file and row."""
 
     ids: NDArray[np.bytes_]
-    files: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    files: NDArray[np.int32]
+    rows: NDArray[np.int32]
 
     def without(self, numbers: Sequence[int]) -> _Run:
         """The run without files of these numbers."""

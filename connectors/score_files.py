@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-Columns = Mapping[str, "pa.Array | NDArray[np.str_] | NDArray[np.float32]"]
+Columns = Mapping[str, "pa.Array | NDArray[np.str_] | NDArray[np.float32] | NDArray[np.int32]"]
 """Columns of one length by name."""
 
 GROUP = 32_768
@@ -53,14 +53,14 @@ class ItemList:
         return as_bytes(pq.read_table(self.path, columns=["item_id"])["item_id"])
 
     def rows(self, start: int, n: int) -> pd.DataFrame:
-        """Some of them, in their order; no others are read, but for those of their groups."""
+        """Some of them by their place in the list; no others are read, but for those of their groups."""
         with pq.ParquetFile(self.path) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             ends = list(accumulate(sizes, initial=0))
             groups = [g for g in range(len(sizes)) if ends[g] < start + n and start < ends[g + 1]]
             first = ends[groups[0]] if groups else 0
             found: pd.DataFrame = file.read_row_groups(groups).slice(start - first, n).to_pandas()
-        return found
+        return found.set_axis(range(start, start + len(found)))
 
     @staticmethod
     def made(path: Path, table: pd.DataFrame) -> ItemList:
@@ -97,9 +97,10 @@ class LabelledEmbeddings:
 
 @dataclass(frozen=True)
 class ScoreFiles:
-    """Scores and guesses of the candidates, a file for each shard; beside it what only choosing the batch reads.
+    """Scores and guesses of candidates, a file for each shard; beside it what only choosing the batch reads.
 
-    Versions before kept both in the first file, which is read likewise.
+    A row tells the candidate's place in the list, as some may be gone when their shard is scored. Versions before kept
+    all columns in one file, with the ids of all candidates in place of their places; it is read likewise.
     """
 
     path: Path
@@ -133,6 +134,13 @@ class ScoreFiles:
     def has_column(self, name: str) -> bool:
         """Whether the first shard has a column: where it is of a part of the candidates, these come first."""
         return any(_file_of(path, name) is not None for path in self.parts[:1])
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Where the scored candidates `(N,)` stand in the list of all; it rises."""
+        if not self.has_column("place"):
+            return np.arange(sum(pq.read_metadata(path).num_rows for path in self.parts))
+        return self.values("place").numpy().astype(np.int64)
 
     def values(self, name: str, rows: NDArray[np.int64] | None = None) -> Tensor:
         """A column of numbers `(N,)` or of lists `(N, D)`; the files of other rows are not read.

@@ -62,6 +62,15 @@ def features_of(
     return features
 
 
+def kept_features_of(
+    body: Classifier, items: pd.DataFrame, settings: ModelSettings, *, reading: Reading = WHOLE
+) -> Tensor | None:
+    """What `features_of` gives, where all of it is kept; else None, and nothing is computed."""
+    cache = open_cache(features_folder(), body, image_size=settings.image_size, ranges=reading.ranges)
+    missing, features = cache.read_kept(items["item_id"].tolist())
+    return None if len(missing) else features
+
+
 def cache_table(folder: Path) -> Table:
     """A row for each network whose features are kept: images, size, when they were last used."""
     kept = usage(folder)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from connectors.images.pixels import load_images, stream_images
 from connectors.images.reading import Reading
 from connectors.score_files import GROUP, ItemList
-from flows.cache import GIGABYTE, features_of
+from flows.cache import GIGABYTE, features_of, kept_features_of
 from flows.predict import predictions
 from pipeline.learning.networks import CHUNK
 from pipeline.learning.predict import read_features
@@ -46,18 +46,18 @@ class PoolImages:
 
     def load(self, items: pd.DataFrame) -> Tensor:
         """Pixels `(n, channels, S, S)` of images that are given by item_id and uri."""
-        uris = self.pool.located(items)["uri"].tolist()
+        uris = self.pool.located_part(items)["uri"].tolist()
         return load_images(uris, size=self.model.image_size, channels=self.model.channels, reading=self.reading)
 
     def small(self, items: pd.DataFrame, side: int) -> Tensor:
         """Pixels `(n, 3 * side * side)` in [0, 1], float16: a description of images before there is a model."""
-        uris = self.pool.located(items)["uri"].tolist()
+        uris = self.pool.located_part(items)["uri"].tolist()
         chunks = stream_images(uris, size=side, channels=3, chunk=CHUNK, reading=self.reading)
         return torch.cat([images.flatten(1).half() / 255 for images in chunks])
 
     def features(self, body: Classifier, items: pd.DataFrame, on_progress: OnProgress | None = None) -> Tensor:
         """What a frozen trunk makes of images, `(n, ...)` in float16; only what is not kept is computed."""
-        located = self.pool.located(items)
+        located = self.pool.located_part(items)
         return features_of(
             body, located, self.model, reading=self.reading, max_gb=self.cache_gb, on_progress=on_progress
         )
@@ -75,7 +75,11 @@ class PoolImages:
         found: Tensor | None = None
         for start in range(0, int(rows[-1]) + 1 if len(rows) else 0, GROUP):
             first, last = np.searchsorted(rows, (start, start + GROUP))
-            part = self.features(body, items.rows(start, GROUP).iloc[rows[first:last] - start])
+            if first == last:
+                continue
+            some = items.rows(start, GROUP).iloc[rows[first:last] - start]
+            kept = kept_features_of(body, some, self.model, reading=self.reading)
+            part = self.features(body, some) if kept is None else kept
             found = part.new_empty((len(rows), *part.shape[1:])) if found is None else found
             found[first:last] = part
         return torch.empty(0) if found is None else found
@@ -105,7 +109,7 @@ class PoolImages:
             seed: of the members' draws.
             on_progress: called with (done, total) images.
         """
-        located = self.pool.located(items)
+        located = self.pool.located_part(items)
         keep = not of_pool or not read_features(networks, members) or self._fits(networks[0])
         yield from predictions(
             networks,

@@ -242,8 +242,9 @@ class Candidates:
         class_scores: `(N, C)` of the acquisition function, about each class, where each is a decision of its own.
         class_counts: `(C,)` labels of each class.
         n_classes: of the campaign.
-        described: `(R,)` sorted positions of those candidates that embeddings and probs are of, see
-            `pipeline.selection.batch.rows_seen`; None where they are of all.
+        described: `(R,)` sorted positions of those candidates that embeddings and probs are of, which alone a strategy
+            sees: see `pipeline.selection.batch.rows_seen`; None where they are of all.
+        is_in_order: they come in the random order in which a strategy sees them, as `seeded_order` gives it.
     """
 
     ids: NDArray[np.str_] | NDArray[np.bytes_]
@@ -258,6 +259,7 @@ class Candidates:
     class_counts: Tensor | None = None
     n_classes: int | None = None
     described: Tensor | None = None
+    is_in_order: bool = False
 
     def __post_init__(self) -> None:
         if _any_twice(self.ids):
@@ -291,13 +293,12 @@ class Candidates:
 
 
 def _any_twice(ids: NDArray[np.str_] | NDArray[np.bytes_]) -> bool:
-    """Whether an id occurs twice; a million of bytes take 40 MB for that, where a set of strings takes 130."""
-    order = ids.argsort()
-    pairs = (
-        (order[start : start + CHECKED], order[start + 1 : start + 1 + CHECKED])
-        for start in range(0, len(order), CHECKED)
+    """Whether an id occurs twice; a million of bytes take 12 MB for that, where a set of strings takes 130."""
+    order, step = ids.argsort(), CHECKED // 16
+    starts = range(0, len(order) - 1, step)
+    return any(
+        bool((ids[order[n : n + step]][: len(order) - n - 1] == ids[order[n + 1 : n + step + 1]]).any()) for n in starts
     )
-    return any(bool((ids[before[: len(after)]] == ids[after]).any()) for before, after in pairs)
 
 
 def _first_not_finite(values: Tensor) -> int | None:

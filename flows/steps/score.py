@@ -52,11 +52,13 @@ def score_shard(
         read -= DESCRIBING
     if images.keeps_embeddings(models, settings.members):
         read -= {"embeddings"}
-    kept, passing = [], []
+    kept, passing, start = [], [], 0
     for decisions, embeddings, _ in images.predict(
         models, rows, settings.members, of_pool=True, seed=seed, on_progress=on_progress
     ):
-        kept.append(_scores(decisions, settings, task))
+        places = rows.index[start : start + len(decisions)].to_numpy(dtype=np.int32)
+        start += len(decisions)
+        kept.append({"place": places, **_scores(decisions, settings, task)})
         passing.append(_passing(decisions, embeddings, read, settings, task))
     scores.write(shard, kept, passing)
 

@@ -29,7 +29,7 @@ from pipeline.selection.ask import (
     share_kept,
     try_strategy,
 )
-from pipeline.selection.batch import rows_seen, select_batch
+from pipeline.selection.batch import n_described, rows_seen, select_batch
 from pipeline.selection.explain import batch_table, explain_batch, least_settled
 from pipeline.selection.reasons import AUDIT_REASON, MEASURED_REASON, SEED_REASON
 from pipeline.selection.settings import NEEDS_BACKGROUND, SelectionSettings
@@ -121,7 +121,7 @@ def select(
         return Guesses.made([], []), _located(again, pool)
     models, seed = load_networks(training, networks, settings.model), draws_seed(settings, round_number)
     how = settings.of_size(query_size - len(measured))
-    read = ScoredRound(candidates, scores, labelled_embeddings, labelled, task, settings, round_number)
+    read = ScoredRound(candidates, scores, labelled_embeddings, labelled, task, settings)
     scored = read.candidates(how, lambda rows: images.embeddings(models[0], candidates, rows))
     batch = select_batch(scored, how, round_number=round_number, seed=settings.seed)
     del scored  # with what may be a gigabyte
@@ -193,7 +193,7 @@ def compare_with_half(
     if not chosen or not scores.has_column("score_half"):
         return Stability(None)
     how = settings.of_size(len(chosen))
-    read = ScoredRound(candidates, scores, labelled_embeddings, labelled, task, settings, round_number)
+    read = ScoredRound(candidates, scores, labelled_embeddings, labelled, task, settings)
     models = load_networks(training, networks, settings.model)
     halved = read.candidates(how, lambda rows: images.embeddings(models[0], candidates, rows), of="_half")
     return Stability(share_kept(chosen, halved, settings, round_number=round_number, seed=settings.seed))
@@ -209,7 +209,6 @@ class ScoredRound:
     labelled: Labels
     task: TaskType
     settings: CampaignSettings
-    round_number: int
 
     def candidates(
         self, how: SelectionSettings, embeddings: Callable[[NDArray[np.int64]], Tensor], *, of: str = ""
@@ -222,11 +221,12 @@ class ScoredRound:
             of: "_half" for scores as the first half of each network's draws has them.
         """
         classes, task, scores, of_labelled = self.settings.classes, self.task, self.scores, self.labelled_embeddings
-        ids, score = self.listed.ids, scores.values(f"score{of}")
-        described = rows_seen(ids, score, how, round_number=self.round_number, seed=self.settings.seed)
-        rows, is_written = described.numpy(), scores.has_column("embedding")
+        score, places = scores.values(f"score{of}"), scores.places
+        seen = rows_seen(score, torch.arange(len(score)), how).numpy()
+        rows = seen[places[seen] < n_described(len(self.listed), self.settings)]  # of no others was more written
+        is_written = scores.has_column("embedding")
         columns: dict[str, Callable[[], Tensor]] = {
-            "embeddings": lambda: scores.values("embedding", rows) if is_written else embeddings(rows),
+            "embeddings": lambda: scores.values("embedding", rows) if is_written else embeddings(places[rows]),
             "probs": lambda: scores.probs(f"probs{of}", len(classes), rows),
             "guesses": lambda: scores.words("guess", classes),
             "labelled_embeddings": lambda: of_labelled.embeddings,
@@ -235,8 +235,16 @@ class ScoredRound:
             "class_scores": lambda: scores.values(f"class_scores{of}"),
             "class_counts": lambda: task.class_counts(self.labelled.targets(task, classes), len(classes)),
         }
-        absent = absent_columns(task)
-        return gather_candidates(ids, score, columns, how, n_classes=len(classes), absent=absent, described=described)
+        return gather_candidates(
+            self.listed.ids[places],
+            score,
+            columns,
+            how,
+            n_classes=len(classes),
+            absent=absent_columns(task),
+            described=torch.from_numpy(rows),
+            is_in_order=True,  # as `list_candidates` writes them
+        )
 
 
 @step(BATCH)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.probabilities import check_probs
 from pipeline.selection.acquisition import score_all
-from pipeline.selection.batch import rows_seen, select_batch
+from pipeline.selection.batch import rows_seen, seeded_order, select_batch
 from pipeline.selection.scoring import score_columns, score_images
 from pipeline.selection.settings import SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
@@ -118,6 +118,7 @@ def gather_candidates(
     n_classes: int,
     absent: frozenset[str] = OF_EACH_CLASS,
     described: Tensor | None = None,
+    is_in_order: bool = False,
 ) -> Candidates:
     """Return the candidates with the columns that choosing a batch reads.
 
@@ -127,13 +128,13 @@ def gather_candidates(
         columns: name of each column that there is -> how it is read, which is called only where it is wanted.
         n_classes: C.
         absent: as in `columns_read`.
-        described: `(R,)` as in `Candidates`, where embeddings and probs are read of a part.
+        described: `(R,)` as in `Candidates`, where embeddings and probs are read of a part; is_in_order likewise.
     """
     wanted = columns_read(how, absent)
     read_columns: dict[str, Any] = {name: read() for name, read in columns.items() if name in wanted}
     if "n_classes" in wanted:
         read_columns["n_classes"] = n_classes
-    return Candidates(ids, scores, **read_columns, described=described)
+    return Candidates(ids, scores, **read_columns, described=described, is_in_order=is_in_order)
 
 
 def candidates_of(
@@ -201,7 +202,7 @@ def select_seed_set(
     how, scores = SelectionSettings(strategy=strategy, query_size=size), torch.zeros(len(ids))
     candidates = Candidates(ids, scores)
     if "embeddings" in columns_read(how):
-        seen = rows_seen(ids, scores, how, round_number=round_number, seed=seed)
+        seen = rows_seen(scores, seeded_order(ids, round_number=round_number, seed=seed), how)
         read = embeddings(seen)
         candidates = Candidates(ids, scores, embeddings=read, labelled_embeddings=read[:0], described=seen)
     return select_batch(candidates, how, round_number=round_number, seed=seed)

@@ -36,13 +36,19 @@ def select_batch(candidates: Candidates, how: SelectionSettings, *, round_number
         seed: of the campaign.
     """
     row = STRATEGIES[how.strategy]
-    order = seeded_order(candidates.ids, round_number=round_number, seed=seed)
+    order = torch.arange(len(candidates.ids))
+    if not candidates.is_in_order:
+        order = seeded_order(candidates.ids, round_number=round_number, seed=seed)
     size = min(how.query_size, len(order))
     by_lot = seeded_generator(seed, round_number, "random slice")
     n_random = min(size, int(how.random_slice * size + float(torch.rand((), generator=by_lot, dtype=torch.float64))))
     of_classes = candidates.class_scores if how.balance_classes else None
     n_asks = 1 if of_classes is None else max(1, min(size, of_classes.shape[1]))
     seen = _rows_seen(candidates.scores, order, how, n_asks=n_asks)
+    if candidates.described is not None:
+        is_described = torch.zeros(len(order), dtype=torch.bool)
+        is_described[candidates.described] = True
+        seen = seen[is_described[seen]]
     generator = seeded_generator(seed, round_number, "strategy")
 
     def ask(rows: Tensor, size: int, scores: Tensor) -> tuple[Tensor, list[Told]]:
@@ -78,17 +84,14 @@ def n_described(n_candidates: int, how: SelectionSettings, *, n_asks: int = 1) -
     return n_candidates if sub_pool is None else min(n_candidates, max(sub_pool, how.query_size))
 
 
-def rows_seen(
-    ids: NDArray[np.str_] | NDArray[np.bytes_], scores: Tensor, how: SelectionSettings, *, round_number: int, seed: int
-) -> Tensor:
-    """Return `(R,)` sorted positions of the candidates that the strategy sees: `Candidates.described` at least.
+def rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings) -> Tensor:
+    """Return `(R,)` sorted positions of the candidates that the strategy sees, for `Candidates.described`.
 
     Args:
-        ids: `(N,)`.
         scores: `(N,)`.
-        how: as for `select_batch`, and the others.
+        order: `(N,)` of `seeded_order`.
+        how: as for `select_batch`.
     """
-    order = seeded_order(ids, round_number=round_number, seed=seed)
     return _rows_seen(scores, order, how, n_asks=1).sort().values
 
 
@@ -107,7 +110,7 @@ def _rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings, *, n_asks:
 
 def _columns(candidates: Candidates, row: Strategy, rows: Tensor, scores: Tensor) -> list[Tensor | None]:
     """Return the columns that a strategy reads, those of the candidates in `rows`; None for an optional one."""
-    described = rows if candidates.described is None else _places(rows, candidates.described)
+    described = rows if candidates.described is None else torch.searchsorted(candidates.described, rows)
     columns = []
     for name, is_needed in row.columns.items():
         values = scores if name == "scores" else getattr(candidates, name)
@@ -117,14 +120,6 @@ def _columns(candidates: Candidates, row: Strategy, rows: Tensor, scores: Tensor
             values = _taken(values, described if name in DESCRIBING else rows)
         columns.append(values)
     return columns
-
-
-def _places(rows: Tensor, described: Tensor) -> Tensor:
-    """Return where rows stand among those that are described."""
-    places = torch.searchsorted(described, rows).clamp_(max=max(0, len(described) - 1))
-    if len(rows) and not (len(described) and torch.equal(described[places], rows)):
-        raise ValueError("a strategy sees candidates that are not described: see `rows_seen`")
-    return places
 
 
 def _taken(values: Tensor, rows: Tensor) -> Tensor:

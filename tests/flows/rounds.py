@@ -214,7 +214,6 @@ def candidates_read(work: OpenCampaign, folder: RoundFolder, *, of: str = "") ->
         folder.read(LABELLED),
         TASKS[settings.task],
         settings,
-        folder.number,
     )
     body = networks_of(work, folder)[0]
     return scored.candidates(settings, lambda rows: work.images.embeddings(body, listed, rows), of=of)

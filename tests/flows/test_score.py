@@ -66,7 +66,8 @@ def test_scores_and_guesses_are_those_of_the_members(make_work, models):
     margins = ACQUISITIONS["margin"](decisions[:, 0])
     assert torch.allclose(torch.tensor(table["score"].to_numpy()), margins, atol=1e-5)
     assert table["guess"].tolist() == [CLASSES[guess] for guess in decisions[:, 0].mean(dim=1).argmax(dim=1)]
-    assert set(table) == {"score", "guess"}, "the list of candidates has their ids"
+    assert set(table) == {"place", "score", "guess"}, "the list of candidates has their ids"
+    assert table["place"].tolist() == [*range(30)]
     read = candidates_read(work, folder)
     assert [each.decode() for each in read.ids] == candidates["item_id"].tolist()
     assert torch.allclose(read.scores, margins, atol=1e-5)
@@ -111,7 +112,9 @@ def test_a_round_that_an_earlier_version_has_scored_goes_on_with_the_same_batch(
     scores = folder.read(SCORES)
     for shard, path in enumerate(scores.parts):
         beside = folder.path_of(SCORES) / f"choosing-{shard:05d}.parquet"
-        columns = pd.read_parquet(path).to_dict("series") | pd.read_parquet(beside).to_dict("series")
+        columns = pd.read_parquet(path).drop(columns="place").to_dict("series") | pd.read_parquet(beside).to_dict(
+            "series"
+        )
         pq.write_table(as_written_before(columns), path)
         beside.unlink()
     after = candidates_read(work, folder)
@@ -132,13 +135,28 @@ def as_written_before(columns) -> pa.Table:
     return pa.table({"item_id": item_id, **{name: values.to_numpy() for name, values in columns.items()}, **lists})
 
 
+def test_candidates_that_are_gone_when_they_are_scored_are_not_asked_for(make_work, models, monkeypatch):
+    work = make_work('strategy = "k_center"\nsub_pool = 15')
+    listed = ItemList.rows
+    monkeypatch.setattr(ItemList, "rows", lambda self, start, n: listed(self, start, n).drop([3, 25], errors="ignore"))
+    folder = score(work, models)
+    monkeypatch.undo()
+    ids = candidates_of(folder)["item_id"].tolist()
+    read = candidates_read(work, folder)
+    assert [each.decode() for each in read.ids] == [
+        item_id for place, item_id in enumerate(ids) if place not in (3, 25)
+    ]
+    assert (len(read.described), len(read.embeddings)) == (14, 14), "of no others was more written"
+    assert set(select_batch_of(work, folder, 5).item_ids) <= {*ids[:15]} - {ids[3]}
+
+
 def test_some_rows_of_a_list_are_read_without_the_others(tmp_path, monkeypatch):
     table = pd.DataFrame({"item_id": [f"{row:04d}" for row in range(95)], "uri": [f"/{row}" for row in range(95)]})
     monkeypatch.setattr(score_files, "GROUP", 10)
     listed = ItemList.made(tmp_path / "list.parquet", table)
     assert pq.read_metadata(listed.path).num_row_groups == 10
     for start, n in [(0, 10), (7, 25), (90, 10), (94, 1), (95, 5), (0, 95)]:
-        assert listed.rows(start, n).to_dict("list") == table.iloc[start : start + n].to_dict("list")
+        assert listed.rows(start, n).to_dict() == table.iloc[start : start + n].to_dict()
     assert [each.decode() for each in listed.ids] == table["item_id"].tolist()
 
 
