@@ -1,6 +1,7 @@
 """Campaigns of images that are on no disk: a pool table, features in the store, and the stages of a round on them."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,15 +71,15 @@ def small_body() -> nn.Module:
         return nn.Sequential(*features, nn.Linear(D, N_CLASSES))
 
 
-def make_campaign(place: Path, n: int, strategy: str) -> OpenCampaign:
-    """A campaign of n candidates whose first round has its networks; the features are shared with those in `place`.
+def make_campaign(place: Path, n: int) -> OpenCampaign:
+    """A campaign of n candidates, by the strategy `auto`, whose first round has its networks.
 
     Args:
         place: a folder; below it is the home of the features.
     """
-    folder = place / f"{n}-{strategy}"
+    folder = place / f"{n}-auto"
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    text = FILE.format(classes=list(CLASSES), n_asked=min(N_ASKED, n // 10), strategy=strategy)
+    text = FILE.format(classes=list(CLASSES), n_asked=min(N_ASKED, n // 10), strategy="auto")
     (folder / "campaign.toml").write_text(text, encoding="utf-8")
     work = open_again(folder)
     table = pool_table(n + N_LABELLED + 20)
@@ -98,6 +99,18 @@ def make_campaign(place: Path, n: int, strategy: str) -> OpenCampaign:
     work.do(look_ahead, current)
     work.do(embed_labelled, current)
     return work
+
+
+def make_alike(folder: Path, strategy: str) -> Path:
+    """The same campaign, about to score for another strategy."""
+    other = folder.with_name(f"{folder.name.partition('-')[0]}-{strategy}")
+    shutil.copytree(folder, other)
+    shutil.rmtree(Campaign(other / "campaign").round(1).path_of(SCORES), ignore_errors=True)
+    text = (other / "campaign.toml").read_text(encoding="utf-8")
+    (other / "campaign.toml").write_text(
+        text.replace('strategy = "auto"', f'strategy = "{strategy}"'), encoding="utf-8"
+    )
+    return other
 
 
 def open_again(folder: Path) -> OpenCampaign:

@@ -184,9 +184,9 @@ def round_lines(place: Path, *, sizes: Sequence[int]) -> Lines:
     """Score, select, push and collect, of campaigns whose images are on no disk."""
     lines: Lines = {"score from kept features": []}
     for n in sizes:
-        for strategy in STRATEGIES:
-            apart(make, place, n, strategy)
-            folder = place / f"{n}-{strategy}"
+        apart(make, place, n)
+        folders = [big.make_alike(place / f"{n}-auto", strategy) for strategy in STRATEGIES[1:]]
+        for strategy, folder in zip(STRATEGIES, (place / f"{n}-auto", *folders), strict=True):
             scored = apart(big.stage_score, folder)
             bare = apart(bare_pass, place)
             chosen = Point(n, *apart(big.stage_select, folder), bare_s=bare[0])
@@ -203,10 +203,10 @@ def round_lines(place: Path, *, sizes: Sequence[int]) -> Lines:
     return lines
 
 
-def make(place: Path, n: int, strategy: str) -> big.Told:
+def make(place: Path, n: int) -> big.Told:
     """A campaign that is about to score."""
     with big.home_at(place):
-        return big.timed(lambda: big.make_campaign(place, n, strategy))
+        return big.timed(lambda: big.make_campaign(place, n))
 
 
 def remove_features(place: Path) -> None:
