@@ -105,6 +105,8 @@ class Row:
         ours_s, peer_s: seconds, the median of `ours_runs` and `peer_runs` runs.
         quality_ours, quality_peer: means over the runs, of what `quality` says.
         peak_mb, peak_mb_peer: most memory held beyond the inputs, in 10^6 bytes.
+        exponent: e of seconds ~ N^e over sizes of one work.
+        last_over_first: seconds of the last round over those of the first.
         error: who failed and how; what was measured before that is kept.
         setting: data, seeds, processor and versions.
     """
@@ -121,6 +123,8 @@ class Row:
     peak_mb_peer: float | None = None
     ours_runs: int = 0
     peer_runs: int = 0
+    exponent: float | None = None
+    last_over_first: float | None = None
     note: str = ""
     error: str = ""
     setting: str = ""
@@ -275,13 +279,23 @@ def _peak_here(who: Contender, small: Callable[[], Any], full: Callable[[], Any]
         held = torch.cuda.memory_allocated()
         who.work(inputs, 0)
         return (torch.cuda.max_memory_allocated() - held) / 1e6
-    RESET_HIGH_WATER.write_text("5")  # else what it took to build the inputs would hide what the work takes
-    before = _high_water()
+    before = reset_peak()
     who.work(inputs, 0)
-    return _high_water() - before
+    return high_water() - (before or 0.0)
 
 
-def _high_water() -> float:
+def reset_peak() -> float | None:
+    """Forget the peak of this process, and return what it holds now, in 10^6 bytes; None where Linux does not tell.
+
+    Else what it took to build the inputs would hide what the work takes.
+    """
+    if not RESET_HIGH_WATER.exists():
+        return None
+    RESET_HIGH_WATER.write_text("5")
+    return high_water()
+
+
+def high_water() -> float:
     """Return the peak of this process in 10^6 bytes.
 
     Not `ru_maxrss`, which is the same but cannot be below that of the parent process.

@@ -9,17 +9,24 @@ Processes share a cache without a lock: a file appears under its name when it is
 no harm, since both hold the same numbers.
 """
 
+from __future__ import annotations
+
+import ctypes
 import json
 import logging
+import math
+import mmap
 import os
 import tempfile
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -28,12 +35,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from connectors.ids import as_bytes
+
 ABANDONED_AFTER = 86_400.0
 """Seconds after which a temporary file has no writer any more."""
 ATTEMPTS = 20
+SETTLED_NS = 2_000_000_000
+"""Age from which on the time of a folder tells whether files appeared: clocks of disks tick coarsely."""
 USED = "used"
 ENDING = ".arrow"
 UNFINISHED = ".part"
+_NO_IDS: NDArray[np.bytes_] = np.empty(0, dtype="S1")
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +82,17 @@ class FeatureCache:
         self.folder = folder / key
         self._lock = threading.RLock()
         self._seen: set[str] = set()
+        self._looked_at: int | None = None
         self._files: dict[int, _File] = {}
-        # Where each item is: sorted ids, which a million of finds thousands in milliseconds, with file and row.
-        self._ids: NDArray[np.bytes_] = np.empty(0, dtype="S1")
-        self._file: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._row: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._runs: list[_Run] = []
+        self.n_fresh: float = math.inf
+        """Bytes appended since whoever keeps the cache within a bound last looked; before that it is not known."""
 
     def __len__(self) -> int:
         """Items that are there now."""
         with self._lock:
             self._look_for_files()
-            return len(np.unique(self._ids))
+            return len(np.unique(np.concatenate([_NO_IDS, *(run.ids for run in self._runs)])))
 
     def missing(self, ids: Sequence[str]) -> Tensor:
         """Positions `(m,)` of the ids that the cache does not hold; what other processes appended counts."""
@@ -124,11 +136,14 @@ class FeatureCache:
             is_there, files, rows = self._find(ids)
             if len(files) == 0:
                 return missing, None
-            features = np.zeros((len(ids), *self._files[files[0]].features.shape[1:]), dtype=np.float16)
+            shape = (len(ids), *self._files[files[0]].features.shape[1:])
+            features = np.zeros(shape, dtype=np.float16) if len(missing) else np.empty(shape, dtype=np.float16)
             positions = np.flatnonzero(is_there)
-            for number in np.unique(files):
-                of_file = files == number
-                features[positions[of_file]] = self._files[number].features[rows[of_file]]
+            by_file = files.argsort(kind="stable")
+            for these in np.split(by_file, np.flatnonzero(np.diff(files[by_file])) + 1):
+                file = self._files[files[these[0]]]
+                _copy_rows(features, positions[these], file.features, rows[these])
+                file.let_go()
         self._mark_used()
         return missing, torch.from_numpy(features)
 
@@ -140,7 +155,8 @@ class FeatureCache:
             )
         if ids:
             path, values = self.folder / f"{uuid4().hex}{ENDING}", features.cpu().contiguous().numpy()
-            _write(path, _as_bytes(ids), values)
+            _write(path, as_bytes(ids), values)
+            self.n_fresh += values.nbytes
             self._mark_used()
 
     def _mark_used(self) -> None:
@@ -149,8 +165,7 @@ class FeatureCache:
 
     def _forget(self, numbers: Sequence[int]) -> None:
         """Drop files from the index."""
-        kept = ~np.isin(self._file, numbers)
-        self._ids, self._file, self._row = self._ids[kept], self._file[kept], self._row[kept]
+        self._runs = [run.without(numbers) for run in self._runs]
         for number in numbers:
             del self._files[number]
 
@@ -159,6 +174,10 @@ class FeatureCache:
 
         Of equal items the first one wins.
         """
+        changed = _changed_at(self.folder)
+        if changed is not None and changed == self._looked_at:
+            return
+        self._looked_at = changed if changed is not None and time.time_ns() - changed > SETTLED_NS else None
         names = set(_names(self.folder))
         if vanished := [number for number, file in self._files.items() if file.path.name not in names]:
             self._forget(vanished)
@@ -167,23 +186,54 @@ class FeatureCache:
         opened = [file for name in appeared if (file := _open(self.folder / name)) is not None]
         if not opened:
             return
-        numbered = dict(enumerate(opened, 1 + max(self._files, default=-1)))
-        ids = np.concatenate([self._ids, *(file.ids for file in opened)])
-        numbers = [np.full(len(file.ids), number) for number, file in numbered.items()]
-        order = ids.argsort(kind="stable")  # quick where most is sorted already
-        self._ids = ids[order]
-        self._file = np.concatenate([self._file, *numbers])[order]
-        self._row = np.concatenate([self._row, *(np.arange(len(file.ids)) for file in opened)])[order]
-        self._files |= numbered
+        for number, file in enumerate(opened, 1 + max(self._files, default=-1)):
+            self._files[number] = file
+            n = len(file.ids)
+            self._runs.append(
+                _merged([_Run(file.ids, np.full(n, number, dtype=np.int32), np.arange(n, dtype=np.int32))])
+            )
+        while len(self._runs) > 1 and len(self._runs[-2].ids) <= 2 * len(self._runs[-1].ids):
+            self._runs[-2:] = [_merged(self._runs[-2:])]
 
     def _find(self, ids: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
         """Whether each id is there, `(n,)`; of those that are, file and row, `(m,)` each."""
-        wanted = _as_bytes(ids)
-        if not len(self._ids):
-            return np.zeros(len(ids), dtype=bool), self._file, self._row
-        at = self._ids.searchsorted(wanted).clip(max=len(self._ids) - 1)
-        is_there = self._ids[at] == wanted
-        return is_there, self._file[at[is_there]], self._row[at[is_there]]
+        wanted = as_bytes(ids)
+        is_there = np.zeros(len(ids), dtype=np.bool_)
+        files, rows = np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.int64)
+        for run in self._runs:
+            sought = np.flatnonzero(~is_there)
+            if not len(sought):
+                break
+            if len(run.ids):
+                at = run.ids.searchsorted(wanted[sought]).clip(max=len(run.ids) - 1)
+                found = run.ids[at] == wanted[sought]
+                is_there[sought[found]] = True
+                files[sought[found]], rows[sought[found]] = run.files[at[found]], run.rows[at[found]]
+        return is_there, files[is_there], rows[is_there]
+
+
+class _Run(NamedTuple):
+    """Where items are: sorted ids, which a million of finds thousands in milliseconds, with file and row."""
+
+    ids: NDArray[np.bytes_]
+    files: NDArray[np.int32]
+    rows: NDArray[np.int32]
+
+    def without(self, numbers: Sequence[int]) -> _Run:
+        """The run without files of these numbers."""
+        kept = ~np.isin(self.files, numbers)
+        return _Run(self.ids[kept], self.files[kept], self.rows[kept])
+
+
+def _merged(runs: Sequence[_Run]) -> _Run:
+    """One run of several; of equal items the first comes first.
+
+    Runs are merged as their sizes become alike, so that a million items cost twenty merges each, and not one for each
+    file that is appended.
+    """
+    ids, files, rows = (np.concatenate(parts) for parts in zip(*runs, strict=True))
+    order = ids.argsort(kind="stable")  # quick where most is sorted already
+    return _Run(ids[order], files[order], rows[order])
 
 
 def usage(folder: Path) -> list[CacheUsage]:
@@ -237,6 +287,7 @@ class _File:
     """Ids `(n,)` and features `(n, …)`, mapped from a file, and the checksum that they had when they were written."""
 
     path: Path
+    mapped: pa.Buffer
     ids: NDArray[np.bytes_]
     features: NDArray[np.float16]
     checksum: int
@@ -244,8 +295,29 @@ class _File:
 
     def is_whole(self) -> bool:
         """Whether the content is what was written; all of it is read the first time."""
-        self.is_checked = self.is_checked or _checksum(self.ids, self.features) == self.checksum
+        if not self.is_checked:
+            self.is_checked = _checksum(self.ids, self.features) == self.checksum
+            self.let_go()
         return self.is_checked
+
+    def let_go(self) -> None:
+        """Give the memory of the file's pages back, which the system reads again when they are wanted.
+
+        Else a process that has read all features once counts as holding them, for the system and whoever bounds it.
+        """
+        advise = getattr(ctypes.CDLL(None), "madvise", None)
+        if advise is not None:
+            advise(ctypes.c_void_p(self.mapped.address), ctypes.c_size_t(self.mapped.size), mmap.MADV_DONTNEED)
+
+
+def _copy_rows(
+    target: NDArray[np.float16], positions: NDArray[np.int64], source: NDArray[np.float16], rows: NDArray[np.int64]
+) -> None:
+    """Copy rows of a file to their positions; what follows each other in both is copied at once."""
+    if (np.diff(positions) == 1).all() and (np.diff(rows) == 1).all():
+        target[positions[0] : positions[0] + len(rows)] = source[rows[0] : rows[0] + len(rows)]
+    else:
+        target[positions] = source[rows]
 
 
 def _checksum(ids: NDArray[np.bytes_], features: NDArray[np.float16]) -> int:
@@ -289,12 +361,14 @@ def _open(path: Path) -> _File | None:
     """A file, mapped and not yet read; None where it has vanished, or is damaged and therefore removed."""
     try:
         with pa.memory_map(str(path)) as source:
-            batch = pa.ipc.open_file(source).get_batch(0)
+            mapped = source.read_buffer()
+        batch = pa.ipc.open_file(pa.BufferReader(mapped)).get_batch(0)
         ids, features = batch.column("item_id"), batch.column("features")
         shape = json.loads(batch.schema.metadata[b"shape"])
         checksum = int(batch.schema.metadata[b"checksum"])
         return _File(
             path,
+            mapped,
             np.frombuffer(ids.buffers()[1], dtype=f"S{ids.type.byte_width}"),
             np.frombuffer(features.buffers()[-1], dtype=np.float16).reshape(len(batch), *shape),
             checksum,
@@ -349,5 +423,8 @@ def _remove_abandoned(key: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _as_bytes(ids: Sequence[str]) -> NDArray[np.bytes_]:
-    return np.array([item_id.encode() for item_id in ids], dtype=np.bytes_)
+def _changed_at(folder: Path) -> int | None:
+    """When files of a folder appeared or vanished last, nanoseconds; None where it is not there."""
+    with suppress(FileNotFoundError):
+        return folder.stat().st_mtime_ns
+    return None

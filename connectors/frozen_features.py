@@ -14,7 +14,7 @@ from connectors.feature_store import FeatureCache
 from connectors.images.pixels import stream_images
 from connectors.images.reading import WHOLE, Range, Reading
 from pipeline.networks.classifier import Classifier
-from pipeline.networks.features import BATCH, extract, feature_key
+from pipeline.networks.features import BATCH, extract, feature_key, once_for_each_network
 from pipeline.types import OnProgress
 
 CHUNK_BYTES = 2**28
@@ -33,7 +33,7 @@ def open_cache(folder: Path, model: Classifier, *, image_size: int, ranges: tupl
     return _opened(folder, _key(model, image_size, ranges, model.mean.device))
 
 
-@lru_cache(maxsize=1)
+@once_for_each_network
 def _key(model: Classifier, image_size: int, ranges: tuple[Range, ...], device: torch.device) -> str:
     """The digest of a frozen trunk, made once for all shards of a pool."""
     return feature_key(

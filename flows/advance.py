@@ -20,7 +20,7 @@ from flows.steps.evaluate import evaluate
 from flows.steps.labels import gather_labels, list_candidates, review_labels
 from flows.steps.plan import begin, look_ahead, plan
 from flows.steps.push import begin_push, prepare_page, push
-from flows.steps.score import embed_labelled, score_shard, shards_of
+from flows.steps.score import embed_labelled, forget_passing, score_shard, shards_of
 from flows.steps.select import compare_with_half, query_size_of, select, select_first
 from flows.steps.track import draw_confusion, log_summary, start_tracking, summarise, track_model
 from flows.steps.train import cross_validate, train
@@ -76,6 +76,7 @@ def learn_and_select(folder: RoundFolder, work: OpenCampaign, config: RoundConfi
             in_task(score_shard.name, lambda: score(folder, work))
         _, batch = work.do(select, folder)
     work.do(compare_with_half, folder)
+    work.do(forget_passing, folder)
     return batch
 
 

@@ -168,7 +168,11 @@ SUSPICIOUS: Artefact[pd.DataFrame] = Artefact(
 MODEL = json_of("model.json", Registered)
 OUTLOOK = json_of("outlook.json", Outlook)
 SCORES = handle_of(
-    "scores", ScoreFiles, "Scores of the candidates, a file for each part of the pool", goes="by `keep.scores`"
+    "scores",
+    ScoreFiles,
+    "Scores and guesses of the candidates in their order, a file for each part; until the batch is chosen, beside it "
+    "what only choosing reads",
+    goes="by `keep.scores`",
 )
 LABELLED_EMBEDDINGS = handle_of(
     "labelled_embeddings.parquet",

@@ -16,6 +16,8 @@ from pipeline.networks.classifier import Classifier
 from pipeline.types import OnProgress
 
 GIGABYTE = 1e9
+UNWATCHED = 0.01
+"""Share of the bound that a process may append before it looks whether all is still within."""
 
 
 def features_folder() -> Path:
@@ -30,6 +32,7 @@ def features_of(
     *,
     reading: Reading = WHOLE,
     keep: bool = True,
+    max_gb: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> Tensor:
     """What a network's frozen trunk makes of images, `(n, ...)` in float16; only what is not kept is computed.
@@ -39,10 +42,12 @@ def features_of(
         items: item_id and uri.
         reading: how the images are read.
         keep: whether what is computed is kept.
+        max_gb: bound of the features of all campaigns; it is looked after now and then, as all files are listed for it.
         on_progress: called with (done, total) images.
     """
-    return cached_features(
-        open_cache(features_folder(), body, image_size=settings.image_size, ranges=reading.ranges),
+    cache = open_cache(features_folder(), body, image_size=settings.image_size, ranges=reading.ranges)
+    features = cached_features(
+        cache,
         body,
         items["item_id"].tolist(),
         items["uri"].tolist(),
@@ -51,11 +56,19 @@ def features_of(
         keep=keep,
         on_progress=on_progress,
     )
+    if max_gb is not None and cache.n_fresh > UNWATCHED * max_gb * GIGABYTE:
+        shrink(features_folder(), int(max_gb * GIGABYTE))
+        cache.n_fresh = 0
+    return features
 
 
-def shrink_features(max_gb: float) -> None:
-    """Keep the features of all campaigns within a bound."""
-    shrink(features_folder(), int(max_gb * GIGABYTE))
+def kept_features_of(
+    body: Classifier, items: pd.DataFrame, settings: ModelSettings, *, reading: Reading = WHOLE
+) -> Tensor | None:
+    """What `features_of` gives, where all of it is kept; else None, and nothing is computed."""
+    cache = open_cache(features_folder(), body, image_size=settings.image_size, ranges=reading.ranges)
+    missing, features = cache.read_kept(items["item_id"].tolist())
+    return None if len(missing) else features
 
 
 def cache_table(folder: Path) -> Table:

@@ -2,19 +2,23 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
+import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from connectors.images.pixels import load_images, stream_images
 from connectors.images.reading import Reading
-from flows.cache import GIGABYTE, features_of, shrink_features
+from connectors.score_files import GROUP, ItemList
+from flows.cache import GIGABYTE, features_of, kept_features_of
 from flows.predict import predictions
 from pipeline.learning.networks import CHUNK
 from pipeline.learning.predict import read_features
 from pipeline.learning.settings import MemberSettings, ModelSettings
-from pipeline.members.predict import Decided
+from pipeline.members.predict import Decided, is_linear
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.features import feature_bytes
 from pipeline.tables import PoolTable
@@ -42,19 +46,43 @@ class PoolImages:
 
     def load(self, items: pd.DataFrame) -> Tensor:
         """Pixels `(n, channels, S, S)` of images that are given by item_id and uri."""
-        uris = self.pool.located(items)["uri"].tolist()
+        uris = self.pool.located_part(items)["uri"].tolist()
         return load_images(uris, size=self.model.image_size, channels=self.model.channels, reading=self.reading)
 
     def small(self, items: pd.DataFrame, side: int) -> Tensor:
         """Pixels `(n, 3 * side * side)` in [0, 1], float16: a description of images before there is a model."""
-        uris = self.pool.located(items)["uri"].tolist()
+        uris = self.pool.located_part(items)["uri"].tolist()
         chunks = stream_images(uris, size=side, channels=3, chunk=CHUNK, reading=self.reading)
         return torch.cat([images.flatten(1).half() / 255 for images in chunks])
 
     def features(self, body: Classifier, items: pd.DataFrame, on_progress: OnProgress | None = None) -> Tensor:
         """What a frozen trunk makes of images, `(n, ...)` in float16; only what is not kept is computed."""
-        located = self.pool.located(items)
-        return features_of(body, located, self.model, reading=self.reading, on_progress=on_progress)
+        located = self.pool.located_part(items)
+        return features_of(
+            body, located, self.model, reading=self.reading, max_gb=self.cache_gb, on_progress=on_progress
+        )
+
+    def keeps_embeddings(self, networks: Sequence[Classifier], members: MemberSettings | None) -> bool:
+        """Whether the features that are kept are the embeddings: nothing but dropout is before the last layer."""
+        body = networks[0]
+        if not read_features(networks, members) or not is_linear(body.tail) or not self._fits(body):
+            return False
+        as_vector = cast("nn.Linear", body.tail[-1]).in_features * torch.half.itemsize
+        return as_vector == feature_bytes(body, image_size=self.model.image_size)
+
+    def embeddings(self, body: Classifier, items: ItemList, rows: NDArray[np.int64]) -> Tensor:
+        """Embeddings `(R, D)` of images of a list at sorted positions, float16, where `keeps_embeddings`."""
+        found: Tensor | None = None
+        for start in range(0, int(rows[-1]) + 1 if len(rows) else 0, GROUP):
+            first, last = np.searchsorted(rows, (start, start + GROUP))
+            if first == last:
+                continue
+            some = items.rows(start, GROUP).iloc[rows[first:last] - start]
+            kept = kept_features_of(body, some, self.model, reading=self.reading)
+            part = self.features(body, some) if kept is None else kept
+            found = part.new_empty((len(rows), *part.shape[1:])) if found is None else found
+            found[first:last] = part
+        return torch.empty(0) if found is None else found
 
     def feature_gb(self, of_image: int) -> float:
         """What the features of the whole pool take, gigabytes, where those of an image take so many bytes."""
@@ -81,7 +109,7 @@ class PoolImages:
             seed: of the members' draws.
             on_progress: called with (done, total) images.
         """
-        located = self.pool.located(items)
+        located = self.pool.located_part(items)
         keep = not of_pool or not read_features(networks, members) or self._fits(networks[0])
         yield from predictions(
             networks,
@@ -91,10 +119,10 @@ class PoolImages:
             task=self.task,
             reading=self.reading,
             keep=keep,
+            cache_gb=self.cache_gb,
             seed=seed,
             on_progress=on_progress,
         )
-        shrink_features(self.cache_gb)
 
     def _fits(self, body: Classifier) -> bool:
         return self.feature_gb(feature_bytes(body, image_size=self.model.image_size)) <= self.cache_gb

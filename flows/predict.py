@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 
 import pandas as pd
 from torch import Tensor
@@ -33,6 +34,7 @@ def predictions(
     task: TaskType,
     reading: Reading = WHOLE,
     keep: bool = True,
+    cache_gb: float | None = None,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Iterator[Decided]:
@@ -47,11 +49,13 @@ def predictions(
         members: how each network becomes several members; None for one each.
         reading: how the images are read.
         keep: whether features that are computed are kept.
+        cache_gb: bound of all features that are kept; None leaves them alone.
         seed: of the members' draws.
         on_progress: called with (done, total) images.
     """
     if read_features(models, members):
-        parts = _features_in_parts(models[0], items, settings, reading=reading, keep=keep, on_progress=on_progress)
+        features_in_parts = partial(_features_in_parts, reading=reading, keep=keep, cache_gb=cache_gb)
+        parts = features_in_parts(models[0], items, settings, on_progress=on_progress)
         for features in parts:
             yield from decide_on_features(models, features, members, task=task, seed=seed)
         return
@@ -72,6 +76,7 @@ def _features_in_parts(
     *,
     reading: Reading,
     keep: bool,
+    cache_gb: float | None,
     on_progress: OnProgress | None,
 ) -> Iterator[Tensor]:
     """What the frozen trunk makes of the images; parts of large features have fewer images."""
@@ -83,6 +88,6 @@ def _features_in_parts(
             if on_progress is not None:
                 on_progress(start + done, len(items))
 
-        features = features_of(body, part, settings, reading=reading, keep=keep, on_progress=count)
+        features = features_of(body, part, settings, reading=reading, keep=keep, max_gb=cache_gb, on_progress=count)
         count(len(part), len(part))
         yield features

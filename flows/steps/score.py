@@ -1,16 +1,13 @@
 """Score the candidates shard by shard; a lost process costs one shard, and memory never holds the pool."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from connectors.member_files import MemberFiles
-from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles, as_lists
+from connectors.score_files import Columns, ItemList, LabelledEmbeddings, ScoreFiles, as_lists
 from flows.artefacts import LABELLED_EMBEDDINGS
 from flows.config import CampaignSettings
 from flows.images import PoolImages
@@ -20,10 +17,11 @@ from flows.step import step
 from flows.steps.train import load_networks
 from pipeline.members.predict import first_half
 from pipeline.randomness import derive_seed
-from pipeline.selection.ask import columns_read, probs_read, score_candidates, score_classes
+from pipeline.selection.ask import Scored, columns_read, probs_read, score_candidates, score_classes
+from pipeline.selection.batch import n_described
 from pipeline.tables import Labels
 from pipeline.tasks.task_type import TaskType, absent_columns
-from pipeline.types import OnProgress
+from pipeline.types import DESCRIBING, OnProgress
 
 
 @step()
@@ -40,48 +38,65 @@ def score_shard(
     shard: int,
     on_progress: OnProgress,
 ) -> None:
-    """Write score, guess and embedding of one shard of the candidates, unless they are there."""
+    """Write score and guess of one shard of the candidates, unless they are there, and what choosing the batch reads.
+
+    Embeddings that the store of features keeps are read there.
+    """
     if scores.part(shard).exists():
         return
     rows = candidates.rows(shard * SHARD, SHARD)
     models = load_networks(training, networks, settings.model)
     seed = draws_seed(settings, round_number)
-    parts, start = [], 0
-    found = images.predict(models, rows, settings.members, of_pool=True, seed=seed, on_progress=on_progress)
-    for decisions, embeddings, _ in found:
-        chunk = rows.iloc[start : start + len(decisions)]
-        parts.append(_score_chunk(chunk, decisions, embeddings, settings, task))
-        start += len(chunk)
-    scores.write(shard, parts)
-
-
-def _score_chunk(
-    chunk: pd.DataFrame, decisions: Tensor, embeddings: Tensor, settings: CampaignSettings, task: TaskType
-) -> pa.Table:
-    score = partial(score_candidates, how=settings, reduction=task.reduction, has_one_decision=task.has_one_decision)
-    scored = score(decisions)
-    columns = {
-        "item_id": chunk["item_id"].to_numpy(),
-        "score": scored.scores.numpy(),
-        "entropy": scored.entropies.numpy(),
-        **{name: values.numpy() for name, values in scored.parts.items()},
-        "embedding": as_lists(embeddings.half()),
-    }
-    if scored.likeliest is not None:
-        columns["guess"], columns["runner_up"] = np.array(settings.classes)[scored.likeliest.numpy()].T
     read = columns_read(settings, absent_columns(task))
-    if "probs" in read:
-        columns["probs"] = as_lists(probs_read(decisions, settings))
-    if "class_scores" in read:
-        columns["class_scores"] = as_lists(score_classes(decisions, settings))
+    if shard * SHARD >= n_described(len(candidates), settings):
+        read -= DESCRIBING
+    if images.keeps_embeddings(models, settings.members):
+        read -= {"embeddings"}
+    kept, passing, start = [], [], 0
+    for decisions, embeddings, _ in images.predict(
+        models, rows, settings.members, of_pool=True, seed=seed, on_progress=on_progress
+    ):
+        places = rows.index[start : start + len(decisions)].to_numpy(dtype=np.int32)
+        start += len(decisions)
+        kept.append({"place": places, **_scores(decisions, settings, task)})
+        passing.append(_passing(decisions, embeddings, read, settings, task))
+    scores.write(shard, kept, passing)
+
+
+def _scores(decisions: Tensor, settings: CampaignSettings, task: TaskType) -> Columns:
+    scored = score_decisions(decisions, settings, task)
+    columns = {"score": scored.scores.numpy()}
+    if scored.likeliest is not None:
+        columns["guess"] = np.array(settings.classes)[scored.likeliest[:, 0].numpy()]
+    return columns
+
+
+def _passing(
+    decisions: Tensor, embeddings: Tensor, read: Collection[str], settings: CampaignSettings, task: TaskType
+) -> Columns:
+    """What only choosing the batch reads, and comparing it with that of half of the draws."""
+    columns = {"embedding": as_lists(embeddings.half())} if "embeddings" in read else {}
+    halves = {"": decisions}
     if settings.members.n_half > 1:
-        half = first_half(decisions, settings.members.ensemble)
-        columns["score_half"] = score(half).scores.numpy()
+        halves["_half"] = first_half(decisions, settings.members.ensemble)
+        columns["score_half"] = score_decisions(halves["_half"], settings, task).scores.numpy()
+    for of, some in halves.items():
         if "probs" in read:
-            columns["probs_half"] = as_lists(probs_read(half, settings))
+            columns[f"probs{of}"] = as_lists(probs_read(some, settings))
         if "class_scores" in read:
-            columns["class_scores_half"] = as_lists(score_classes(half, settings))
-    return pa.table(columns)
+            columns[f"class_scores{of}"] = as_lists(score_classes(some, settings))
+    return columns
+
+
+def score_decisions(decisions: Tensor, settings: CampaignSettings, task: TaskType) -> Scored:
+    """Scores and guesses of images, `(n, U, K, C)`, by the campaign's settings."""
+    return score_candidates(decisions, settings, reduction=task.reduction, has_one_decision=task.has_one_decision)
+
+
+@step()
+def forget_passing(scores: ScoreFiles) -> None:
+    """Remove what only choosing the batch reads: it is chosen."""
+    scores.forget_passing()
 
 
 @step(LABELLED_EMBEDDINGS, computes=True)

@@ -1,10 +1,12 @@
 """Which images a round asks for, and why."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from connectors.member_files import MemberFiles
@@ -14,22 +16,24 @@ from flows.config import CampaignSettings, ConfigError
 from flows.images import PoolImages
 from flows.records import Outlook, RoundConfig, Stability, Training
 from flows.step import step
-from flows.steps.score import draws_seed
+from flows.steps.score import draws_seed, score_decisions
 from flows.steps.train import NothingToTrainOn, load_networks
 from pipeline.labels.ledger import Ledger
+from pipeline.pool.table import is_in
 from pipeline.randomness import derive_seed
 from pipeline.selection.ask import (
+    Scored,
     columns_needed,
     gather_candidates,
     select_seed_set,
     share_kept,
     try_strategy,
 )
-from pipeline.selection.batch import select_batch
+from pipeline.selection.batch import n_described, rows_seen, select_batch
 from pipeline.selection.explain import batch_table, explain_batch, least_settled
 from pipeline.selection.reasons import AUDIT_REASON, MEASURED_REASON, SEED_REASON
 from pipeline.selection.settings import NEEDS_BACKGROUND, SelectionSettings
-from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, class_indices
+from pipeline.tables import BatchTable, Guesses, Labels, PoolTable
 from pipeline.tasks.task_type import TaskType, absent_columns
 from pipeline.types import Aim, Batch, Candidates
 
@@ -115,29 +119,42 @@ def select(
     again = batch_table(_checks(measured, MEASURED_REASON, round_number))
     if len(candidates) == 0 or query_size == len(measured):
         return Guesses.made([], []), _located(again, pool)
-    scored = _read_candidates(scores, labelled_embeddings, labelled, settings, task)
-    how = settings.of_size(query_size - len(measured))
-    batch = select_batch(scored, how, round_number=round_number, seed=settings.seed)
     models, seed = load_networks(training, networks, settings.model), draws_seed(settings, round_number)
+    how = settings.of_size(query_size - len(measured))
+    read = ScoredRound(candidates, scores, labelled_embeddings, labelled, task, settings)
+    scored = read.candidates(how, lambda rows: images.embeddings(models[0], candidates, rows))
+    batch = select_batch(scored, how, round_number=round_number, seed=settings.seed)
+    del scored  # with what may be a gigabyte
     chosen = _located(batch_table(batch), pool).table
-    found = images.predict(models, chosen, settings.members, seed=seed)
-    decided = [(decisions.mean(dim=2), places) for decisions, _, places in found]
-    seen = [each for probs, places in decided for each in task.guess(probs, settings.classes, places)]
+    decided = [
+        (decisions.mean(dim=2), places, embeddings.half(), score_decisions(decisions, settings, task))
+        for decisions, embeddings, places in images.predict(models, chosen, settings.members, seed=seed)
+    ]
+    seen = [each for probs, places, *_ in decided for each in task.guess(probs, settings.classes, places)]
     guesses = Guesses.made(batch.ids, seen)
     table = explain_batch(
         batch,
-        scores.rows(batch.ids),
+        pd.concat([_doubts(doubts, settings.classes) for *_, doubts in decided], ignore_index=True),
         guesses.by_item(),
+        torch.cat([embeddings for _, _, embeddings, _ in decided]),
         labelled_embeddings.embeddings,
         n_answers=decided[0][0].shape[-1],
         confused=None
         if task.has_one_decision
-        else [pair for probs, _ in decided for pair in _confused(probs, task, settings)],
+        else [pair for probs, *_ in decided for pair in _confused(probs, task, settings)],
     )
     if measured:
         table = pd.concat([again, table], ignore_index=True)
         table = table.assign(rank=np.arange(len(table)), guess=table["guess"].fillna(""))
     return guesses, _located(table, pool)
+
+
+def _doubts(scored: Scored, classes: Sequence[str]) -> pd.DataFrame:
+    """How unsure the members are of each image, and of one decision the two likeliest classes."""
+    columns = {"entropy": scored.entropies.numpy(), **{name: each.numpy() for name, each in scored.parts.items()}}
+    if scored.likeliest is not None:
+        columns["guess"], columns["runner_up"] = np.array(classes)[scored.likeliest.numpy()].T
+    return pd.DataFrame(columns)
 
 
 def _confused(probs: Tensor, task: TaskType, settings: CampaignSettings) -> list[tuple[str, str]]:
@@ -156,10 +173,14 @@ def _confused(probs: Tensor, task: TaskType, settings: CampaignSettings) -> list
 @step(STABILITY)
 def compare_with_half(
     batch: BatchTable,
+    candidates: ItemList,
+    training: Training,
+    networks: MemberFiles,
     scores: ScoreFiles,
     labelled_embeddings: LabelledEmbeddings,
     labelled: Labels,
     *,
+    images: PoolImages,
     task: TaskType,
     settings: CampaignSettings,
     round_number: int,
@@ -171,38 +192,59 @@ def compare_with_half(
     chosen = batch.table.loc[batch.reasons != MEASURED_REASON, "item_id"].tolist()
     if not chosen or not scores.has_column("score_half"):
         return Stability(None)
-    candidates = _read_candidates(scores, labelled_embeddings, labelled, settings, task, of="_half")
-    return Stability(share_kept(chosen, candidates, settings, round_number=round_number, seed=settings.seed))
+    how = settings.of_size(len(chosen))
+    read = ScoredRound(candidates, scores, labelled_embeddings, labelled, task, settings)
+    models = load_networks(training, networks, settings.model)
+    halved = read.candidates(how, lambda rows: images.embeddings(models[0], candidates, rows), of="_half")
+    return Stability(share_kept(chosen, halved, settings, round_number=round_number, seed=settings.seed))
 
 
-def _read_candidates(
-    scores: ScoreFiles,
-    embeddings: LabelledEmbeddings,
-    labelled: Labels,
-    settings: CampaignSettings,
-    task: TaskType,
-    *,
-    of: str = "",
-) -> Candidates:
-    """The scored candidates with the columns that choosing a batch reads.
+@dataclass(frozen=True)
+class ScoredRound:
+    """What scoring wrote, as choosing a batch reads it: the columns and rows that its strategy sees."""
 
-    Args:
-        of: "_half" for scores as the first half of each network's draws has them.
-    """
-    classes = settings.classes
-    columns: dict[str, Callable[[], Tensor]] = {
-        "embeddings": lambda: scores.lists("embedding"),
-        "probs": lambda: scores.probs(f"probs{of}", len(classes)),
-        "guesses": lambda: class_indices(scores.column("guess").to_pylist(), classes),
-        "labelled_embeddings": lambda: embeddings.embeddings,
-        "labelled_probs": lambda: embeddings.probs(len(classes)),
-        "labelled_targets": lambda: labelled.targets(task, classes),
-        "class_scores": lambda: scores.lists(f"class_scores{of}"),
-        "class_counts": lambda: task.class_counts(labelled.targets(task, classes), len(classes)),
-    }
-    ids = np.array(scores.column("item_id").to_pylist(), dtype=np.str_)
-    score = torch.from_numpy(scores.column(f"score{of}").to_numpy().copy())
-    return gather_candidates(ids, score, columns, settings, n_classes=len(classes), absent=absent_columns(task))
+    listed: ItemList
+    scores: ScoreFiles
+    labelled_embeddings: LabelledEmbeddings
+    labelled: Labels
+    task: TaskType
+    settings: CampaignSettings
+
+    def candidates(
+        self, how: SelectionSettings, embeddings: Callable[[NDArray[np.int64]], Tensor], *, of: str = ""
+    ) -> Candidates:
+        """The scored candidates.
+
+        Args:
+            how: the batch is chosen.
+            embeddings: reads `(R, D)` of those at sorted positions, where scoring did not write them.
+            of: "_half" for scores as the first half of each network's draws has them.
+        """
+        classes, task, scores, of_labelled = self.settings.classes, self.task, self.scores, self.labelled_embeddings
+        score, places = scores.values(f"score{of}"), scores.places
+        seen = rows_seen(score, torch.arange(len(score)), how).numpy()
+        rows = seen[places[seen] < n_described(len(self.listed), self.settings)]  # of no others was more written
+        is_written = scores.has_column("embedding")
+        columns: dict[str, Callable[[], Tensor]] = {
+            "embeddings": lambda: scores.values("embedding", rows) if is_written else embeddings(places[rows]),
+            "probs": lambda: scores.probs(f"probs{of}", len(classes), rows),
+            "guesses": lambda: scores.words("guess", classes),
+            "labelled_embeddings": lambda: of_labelled.embeddings,
+            "labelled_probs": lambda: of_labelled.probs(len(classes)),
+            "labelled_targets": lambda: self.labelled.targets(task, classes),
+            "class_scores": lambda: scores.values(f"class_scores{of}"),
+            "class_counts": lambda: task.class_counts(self.labelled.targets(task, classes), len(classes)),
+        }
+        return gather_candidates(
+            self.listed.ids[places],
+            score,
+            columns,
+            how,
+            n_classes=len(classes),
+            absent=absent_columns(task),
+            described=torch.from_numpy(rows),
+            is_in_order=True,  # as `list_candidates` writes them
+        )
 
 
 @step(BATCH)
@@ -224,12 +266,11 @@ def select_first(
     audit = ledger.may_be_asked(pool, split="audit", classes=settings.classes)["item_id"].tolist()
     rest = ledger.may_be_asked(pool, split="pool", classes=settings.classes)
     size = min(settings.seed_set_size, max(0, budget_left - len(audit)))
-    embeddings = None
-    if settings.cold_start != "random" and size and not rest.empty:
-        embeddings = images.small(rest, EMBEDDING_SIDE)
     ids = rest["item_id"].to_numpy(dtype=np.str_)
     how = {"size": size, "round_number": round_number, "seed": settings.seed}
-    seed_set = select_seed_set(ids, embeddings, settings.cold_start, **how)
+    seed_set = select_seed_set(
+        ids, lambda seen: images.small(rest.iloc[seen.numpy()], EMBEDDING_SIDE), settings.cold_start, **how
+    )
     if not seed_set.ids and not len(labelled) and not ledger.n_outstanding:
         raise NothingToTrainOn(
             f"round {round_number}: there is no label to learn from and no image to ask for: seed_set_size is "
@@ -251,7 +292,8 @@ def _checks(ids: Sequence[str], reason: str, round_number: int) -> Batch:
 
 def _located(table: pd.DataFrame, pool: PoolTable) -> BatchTable:
     """The batch with the place of each image, after its id."""
-    uris = pool.table.drop_duplicates("item_id").set_index("item_id")["uri"]
+    chosen = pool.table[is_in(pool.table["item_id"], table["item_id"])]
+    uris = chosen.drop_duplicates("item_id").set_index("item_id")["uri"]
     table = table.copy()
     table.insert(1, "uri", uris.loc[table["item_id"].tolist()].to_numpy())
     return BatchTable(table)

@@ -199,7 +199,7 @@ class _Group:
     def __init__(self, networks: Sequence[_Network]) -> None:
         self.networks = networks
         self.folded: tuple[Tensor, Tensor] | None = None
-        if all(_is_linear(network.model.tail) and not network.trunk_draws for network in networks):
+        if all(is_linear(network.model.tail) and not network.trunk_draws for network in networks):
             parts = [network.folded() for network in networks]
             self.folded = torch.cat([weights for weights, _ in parts]), torch.cat([biases for _, biases in parts])
 
@@ -236,7 +236,7 @@ def _read_alike(one: _Network, other: _Network) -> bool:
     return torch.equal(one.model.mean, other.model.mean) and torch.equal(one.model.std, other.model.std)
 
 
-def _is_linear(tail: nn.Sequential) -> bool:
+def is_linear(tail: nn.Sequential) -> bool:
     """Whether the tail is a Linear layer with a bias, after one dropout of inputs or none."""
     *dropouts, last = tail
     return (

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.probabilities import check_probs
 from pipeline.selection.acquisition import score_all
-from pipeline.selection.batch import select_batch
+from pipeline.selection.batch import rows_seen, seeded_order, select_batch
 from pipeline.selection.scoring import score_columns, score_images
 from pipeline.selection.settings import SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
@@ -110,13 +110,15 @@ def probs_read(decisions: Tensor, how: SelectionSettings) -> Tensor:
 
 
 def gather_candidates(
-    ids: NDArray[np.str_],
+    ids: NDArray[np.str_] | NDArray[np.bytes_],
     scores: Tensor,
     columns: Mapping[str, Callable[[], Tensor]],
     how: SelectionSettings,
     *,
     n_classes: int,
     absent: frozenset[str] = OF_EACH_CLASS,
+    described: Tensor | None = None,
+    is_in_order: bool = False,
 ) -> Candidates:
     """Return the candidates with the columns that choosing a batch reads.
 
@@ -126,10 +128,13 @@ def gather_candidates(
         columns: name of each column that there is -> how it is read, which is called only where it is wanted.
         n_classes: C.
         absent: as in `columns_read`.
+        described: `(R,)` as in `Candidates`, where embeddings and probs are read of a part; is_in_order likewise.
     """
     wanted = columns_read(how, absent)
-    read_columns = {name: read() for name, read in columns.items() if name in wanted}
-    return Candidates(ids, scores, **read_columns, n_classes=n_classes if "n_classes" in wanted else None)
+    read_columns: dict[str, Any] = {name: read() for name, read in columns.items() if name in wanted}
+    if "n_classes" in wanted:
+        read_columns["n_classes"] = n_classes
+    return Candidates(ids, scores, **read_columns, described=described, is_in_order=is_in_order)
 
 
 def candidates_of(
@@ -175,22 +180,31 @@ def candidates_of(
 
 
 def select_seed_set(
-    ids: NDArray[np.str_], embeddings: Tensor | None, strategy: str, *, size: int, round_number: int, seed: int
+    ids: NDArray[np.str_],
+    embeddings: Callable[[Tensor], Tensor],
+    strategy: str,
+    *,
+    size: int,
+    round_number: int,
+    seed: int,
 ) -> Batch:
     """Choose the images that are labelled first, before there is a model; all scores are 0.
 
     Args:
         ids: `(N,)` of what may be asked for.
-        embeddings: `(N, D)`; None where the strategy reads none.
+        embeddings: gives `(R, D)` of those at sorted positions `(R,)`; called once, where the strategy reads them.
         strategy: one that may begin.
         size: images wanted; with 0 the batch is empty.
         seed: of the campaign.
     """
     if size == 0 or len(ids) == 0:
         return Batch((), (), (), round_number, ())
-    labelled = None if embeddings is None else embeddings[:0]
-    candidates = Candidates(ids, torch.zeros(len(ids)), embeddings=embeddings, labelled_embeddings=labelled)
-    how = SelectionSettings(strategy=strategy, query_size=size)
+    how, scores = SelectionSettings(strategy=strategy, query_size=size), torch.zeros(len(ids))
+    candidates = Candidates(ids, scores)
+    if "embeddings" in columns_read(how):
+        seen = rows_seen(scores, seeded_order(ids, round_number=round_number, seed=seed), how)
+        read = embeddings(seen)
+        candidates = Candidates(ids, scores, embeddings=read, labelled_embeddings=read[:0], described=seen)
     return select_batch(candidates, how, round_number=round_number, seed=seed)
 
 

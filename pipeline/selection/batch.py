@@ -14,7 +14,7 @@ from pipeline.selection.settings import SelectionSettings
 from pipeline.selection.strategies.by_score import top_k
 from pipeline.selection.strategies.rows import STRATEGIES, Strategy
 from pipeline.selection.turns import even_turns
-from pipeline.types import Aim, Batch, Candidates
+from pipeline.types import DESCRIBING, Aim, Batch, Candidates
 
 Told = tuple[str, Aim]
 """A note on a pick, and what it was picked for."""
@@ -36,13 +36,19 @@ def select_batch(candidates: Candidates, how: SelectionSettings, *, round_number
         seed: of the campaign.
     """
     row = STRATEGIES[how.strategy]
-    order = seeded_order(candidates.ids, round_number=round_number, seed=seed)
+    order = torch.arange(len(candidates.ids))
+    if not candidates.is_in_order:
+        order = seeded_order(candidates.ids, round_number=round_number, seed=seed)
     size = min(how.query_size, len(order))
     by_lot = seeded_generator(seed, round_number, "random slice")
     n_random = min(size, int(how.random_slice * size + float(torch.rand((), generator=by_lot, dtype=torch.float64))))
     of_classes = candidates.class_scores if how.balance_classes else None
     n_asks = 1 if of_classes is None else max(1, min(size, of_classes.shape[1]))
-    seen = _rows_seen(candidates.scores, order, how, row, n_asks)
+    seen = _rows_seen(candidates.scores, order, how, n_asks=n_asks)
+    if candidates.described is not None:
+        is_described = torch.zeros(len(order), dtype=torch.bool)
+        is_described[candidates.described] = True
+        seen = seen[is_described[seen]]
     generator = seeded_generator(seed, round_number, "strategy")
 
     def ask(rows: Tensor, size: int, scores: Tensor) -> tuple[Tensor, list[Told]]:
@@ -57,24 +63,45 @@ def select_batch(candidates: Candidates, how: SelectionSettings, *, round_number
     return _batch(candidates, how.strategy, chosen, told, drawn, round_number)
 
 
-def seeded_order(ids: NDArray[np.str_], *, round_number: int, seed: int) -> Tensor:
+def seeded_order(ids: NDArray[np.str_] | NDArray[np.bytes_], *, round_number: int, seed: int) -> Tensor:
     """Return `(N,)` positions: the random order in which `select_batch` shows candidates to a strategy.
 
-    It depends on the ids and the seed, not on the order the ids come in.
+    It depends on the ids and the seed, not on the order the ids come in, nor on whether they are strings or UTF-8.
     """
     by_id = torch.from_numpy(np.argsort(ids))
     return by_id[torch.randperm(len(ids), generator=seeded_generator(seed, round_number, "order"))]
 
 
-def _rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings, row: Strategy, n_asks: int) -> Tensor:
+def n_described(n_candidates: int, how: SelectionSettings, *, n_asks: int = 1) -> int:
+    """Return how many candidates, the first in `seeded_order`, a strategy may see more of than score and guess.
+
+    Args:
+        n_asks: as in `_rows_seen`.
+    """
+    row = STRATEGIES[how.strategy]
+    own = None if row.sub_pool is None else math.ceil(row.sub_pool / n_asks**0.5)
+    sub_pool = own if how.sub_pool is None and how.prefilter is None else how.sub_pool
+    return n_candidates if sub_pool is None else min(n_candidates, max(sub_pool, how.query_size))
+
+
+def rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings) -> Tensor:
+    """Return `(R,)` sorted positions of the candidates that the strategy sees, for `Candidates.described`.
+
+    Args:
+        scores: `(N,)`.
+        order: `(N,)` of `seeded_order`.
+        how: as for `select_batch`.
+    """
+    return _rows_seen(scores, order, how, n_asks=1).sort().values
+
+
+def _rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings, *, n_asks: int) -> Tensor:
     """Return which candidates the strategy sees: the sub-pool, or what the prefilter leaves of it.
 
     Where it is asked `n_asks` times, for one class after another, its own sub-pool is smaller by their root: its time
     grows with the square, so that all asks together take as long as one.
     """
-    own = None if row.sub_pool is None else math.ceil(row.sub_pool / n_asks**0.5)
-    sub_pool = own if how.sub_pool is None and how.prefilter is None else how.sub_pool
-    seen = order if sub_pool is None else order[: max(sub_pool, min(how.query_size, len(order)))]
+    seen = order[: n_described(len(order), how, n_asks=n_asks)]
     if how.prefilter is None:
         return seen
     best = scores[seen.to(scores.device)].argsort(descending=True, stable=True)
@@ -83,16 +110,22 @@ def _rows_seen(scores: Tensor, order: Tensor, how: SelectionSettings, row: Strat
 
 def _columns(candidates: Candidates, row: Strategy, rows: Tensor, scores: Tensor) -> list[Tensor | None]:
     """Return the columns that a strategy reads, those of the candidates in `rows`; None for an optional one."""
-    in_order = torch.equal(rows, torch.arange(len(rows)))  # then a view does, and a large pool is held once
+    described = rows if candidates.described is None else torch.searchsorted(candidates.described, rows)
     columns = []
     for name, is_needed in row.columns.items():
         values = scores if name == "scores" else getattr(candidates, name)
         if values is None and is_needed:
             raise ValueError(f"strategy {row.name!r} needs {name}, which scoring did not compute")
         if values is not None and name != "n_classes" and not name.startswith("labelled_"):
-            values = values[: len(rows)] if in_order else values[rows.to(values.device)]
+            values = _taken(values, described if name in DESCRIBING else rows)
         columns.append(values)
     return columns
+
+
+def _taken(values: Tensor, rows: Tensor) -> Tensor:
+    """Return some rows; a view does where they are the first in their order, and a large pool is held once."""
+    is_start = torch.equal(rows, torch.arange(len(rows)))
+    return values[: len(rows)] if is_start else values[rows.to(values.device)]
 
 
 def _ask(
@@ -198,7 +231,8 @@ def _batch(
         RANDOM_SLICE if random_pick else _reason(strategy, score, share, next(notes))
         for random_pick, score, share in zip(is_drawn.tolist(), picked.tolist(), shares.tolist(), strict=True)
     )
-    ids = tuple(str(item_id) for item_id in candidates.ids[positions.numpy()])
+    found = candidates.ids[positions.numpy()]
+    ids = tuple(each.decode() if isinstance(each, bytes) else str(each) for each in found.tolist())
     return Batch(
         ids=ids,
         scores=tuple(picked.tolist()),

@@ -53,6 +53,7 @@ def explain_batch(
     batch: Batch,
     scored: pd.DataFrame,
     guesses: Mapping[str, Sequence[Region]],
+    embeddings: Tensor,
     labelled_embeddings: Tensor,
     *,
     n_answers: int,
@@ -64,14 +65,14 @@ def explain_batch(
     several members aleatoric and epistemic, and confused_classes.
 
     Args:
-        scored: by item_id: entropy, embedding, perhaps both parts, and of one decision guess and runner_up.
+        scored: of each image: entropy, perhaps both parts, and of one decision guess and runner_up.
         guesses: what the model sees in each image.
+        embeddings: `(n, D)` of the images.
         labelled_embeddings: `(M, D)`.
         n_answers: that a decision has, C.
         confused: the likeliest answers, in words, to the least settled decision about each image; None where an image
             takes one decision, whose answers `scored` has.
     """
-    scored = scored.loc[list(batch.ids)]
     table = batch_table(batch)
     table["guess"] = [regions_in_words(guesses[item_id]) for item_id in batch.ids]
     table["uncertainty"] = scored["entropy"].to_numpy() / np.log(n_answers)
@@ -85,7 +86,6 @@ def explain_batch(
     if confused is not None:
         table["confused_classes"] = [" / ".join(pair) for pair in confused]
         table["why"] = [why(aim, *pair) for aim, pair in zip(batch.aims, confused, strict=True)]
-    embeddings = torch.from_numpy(np.stack(scored["embedding"].to_list()))
     table["novelty"] = novelty(embeddings, labelled_embeddings).numpy()
     return table
 

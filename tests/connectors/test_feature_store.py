@@ -99,6 +99,23 @@ class TestCache:
         cache.append(names(9), features)
         assert torch.equal(cache.read(names(9)), features)
 
+    @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what a process holds")
+    def test_a_process_holds_no_features_that_it_has_read(self, tmp_path):
+        cache, features = FeatureCache(tmp_path, "key"), numbers(4000, 512)
+        cache.append(names(4000), features)
+        for _ in range(2):
+            assert torch.equal(cache.read(names(4000)), features)
+            _, mapped = Path("/proc/self/smaps").read_text().split(str(files(tmp_path)[0]))
+            assert int(mapped.split("Rss:")[1].split()[0]) < 100, "of 4,000 kB"
+
+    def test_finds_items_of_many_files_in_few_looks(self, tmp_path):
+        cache = FeatureCache(tmp_path, "key")
+        for number in range(64):
+            cache.append([f"{number}"], numbers(1, 4, seed=number))
+            cache.missing(["0"])
+        assert len(cache._runs) <= 7
+        assert torch.equal(cache.read(["63", "5"]), torch.cat([numbers(1, 4, seed=63), numbers(1, 4, seed=5)]))
+
     def test_appends_while_its_folder_is_removed_again_and_again(self, tmp_path):
         cache, stop, features = FeatureCache(tmp_path, "key"), threading.Event(), numbers(1, 4)
 

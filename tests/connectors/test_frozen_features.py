@@ -1,8 +1,10 @@
+import gc
 import signal
 import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from pathlib import Path
 
 import PIL
@@ -17,7 +19,7 @@ from connectors.frozen_features import cached_features, open_cache
 from connectors.images.pixels import load_images
 from connectors.images.reading import Range
 from pipeline.networks.build import build_model
-from pipeline.networks.features import BATCH, extract
+from pipeline.networks.features import BATCH, extract, feature_bytes
 from pipeline.pool.reasons import PoolError
 
 CPU = torch.device("cpu")
@@ -41,15 +43,22 @@ def files(folder, pattern="*.arrow"):
 
 
 def test_key_changes_with_the_release_of_pillow_and_the_ranges_of_deep_pixels(tmp_path, monkeypatch):
-    model = network()
-
     def key(*ranges):
-        module._key.cache_clear()
-        return open_cache(tmp_path, model, image_size=16, ranges=ranges).folder.name
+        return open_cache(tmp_path, network(), image_size=16, ranges=ranges).folder.name
 
     keys = [key(), key(Range("16-bit grey", 340.0, 600.0, 9)), key(Range("16-bit grey", 341.0, 600.0, 9))]
     monkeypatch.setattr(PIL, "__version__", "0.0")
     assert len({*keys, key()}) == 4
+
+
+def test_a_network_whose_features_were_asked_for_is_not_kept_alive(tmp_path):
+    model = network()
+    alive = weakref.ref(model)
+    open_cache(tmp_path, model, image_size=16)
+    feature_bytes(model, image_size=16)
+    del model
+    gc.collect()
+    assert alive() is None
 
 
 FILL = """

@@ -13,10 +13,12 @@ from flows.artefacts import (
     CANDIDATES,
     CONFIG,
     LABELLED,
+    LABELLED_EMBEDDINGS,
     MEMBERS,
     PUSHED,
     PUSHING,
     ROUND,
+    SCORES,
     TRAINING,
     WITHDRAWN,
 )
@@ -38,13 +40,13 @@ from flows.records import (
 )
 from flows.steps.plan import look_ahead, plan
 from flows.steps.score import embed_labelled, score_shard, shards_of
-from flows.steps.select import compare_with_half, select
+from flows.steps.select import ScoredRound, compare_with_half, select
 from flows.steps.train import cross_validate, load_networks, train
 from pipeline.evaluation.metrics import wilson_interval
 from pipeline.networks.classifier import Classifier
 from pipeline.tables import BatchTable, Labels
 from pipeline.tasks import TASKS
-from pipeline.types import Annotation, Answer, Ask, Region
+from pipeline.types import Annotation, Answer, Ask, Candidates, Region
 from tests.flows.conftest import CLASSES, ready_round
 
 THEN = "2026-01-01T00:00:00+00:00"
@@ -200,6 +202,21 @@ def score_candidates(work: OpenCampaign, folder: RoundFolder) -> RoundFolder:
     for shard in shards_of(folder.read(CANDIDATES)):
         work.do(score_shard, folder, shard=shard, on_progress=lambda _done, _total: None)
     return folder
+
+
+def candidates_read(work: OpenCampaign, folder: RoundFolder, *, of: str = "") -> Candidates:
+    """What choosing a batch reads of the scores."""
+    listed, settings = folder.read(CANDIDATES), work.settings
+    scored = ScoredRound(
+        listed,
+        folder.read(SCORES),
+        folder.read(LABELLED_EMBEDDINGS),
+        folder.read(LABELLED),
+        TASKS[settings.task],
+        settings,
+    )
+    body = networks_of(work, folder)[0]
+    return scored.candidates(settings, lambda rows: work.images.embeddings(body, listed, rows), of=of)
 
 
 def select_batch_of(work: OpenCampaign, folder: RoundFolder, n: int) -> BatchTable:

@@ -22,7 +22,6 @@ from flows.artefacts import (
     CAMPAIGN,
     CANDIDATES,
     LABELLED,
-    LABELLED_EMBEDDINGS,
     MEMBERS,
     METRICS,
     OUT_OF_FOLD,
@@ -45,7 +44,6 @@ from flows.steps import score
 from flows.steps.evaluate import at_temperature_one, evaluate
 from flows.steps.labels import review_labels
 from flows.steps.plan import plan
-from flows.steps.select import _read_candidates
 from flows.steps.track import summarise
 from flows.steps.train import cross_validate, train
 from pipeline.evaluation.metrics import negative_log_likelihood
@@ -58,7 +56,7 @@ from pipeline.members.predict import Decided, first_half, predict_members
 from pipeline.networks.build import with_new_head
 from pipeline.networks.errors import ModelError
 from pipeline.networks.features import BATCH as BATCH_OF_TRUNK
-from pipeline.networks.features import feature_key
+from pipeline.networks.features import feature_key, once_for_each_network
 from pipeline.pool.reasons import PoolError
 from pipeline.randomness import derive_seed
 from pipeline.selection.acquisition import ACQUISITIONS
@@ -69,6 +67,7 @@ from pipeline.training.calibration import calibrate
 from tests.flows.conftest import CLASSES, PLAIN, TINY, ready_round
 from tests.flows.rounds import (
     candidates_of,
+    candidates_read,
     change_labels,
     learn,
     networks_of,
@@ -101,12 +100,6 @@ def trained_round(work, number=1, *, relabel=None, n_audit=0, n_wrong=0):
 
 def scored_round(work):
     return score_candidates(work, trained_round(work))
-
-
-def read_candidates(folder, settings, *, of=""):
-    """What choosing a batch reads of the scores."""
-    scores, embeddings = folder.read(SCORES), folder.read(LABELLED_EMBEDDINGS)
-    return _read_candidates(scores, embeddings, folder.read(LABELLED), settings, classification, of=of)
 
 
 def images_of(work, table):
@@ -502,11 +495,13 @@ def test_scores_from_cached_features_are_those_of_the_images(make_work):
     decisions, embeddings, _ = predict_members(
         networks_of(work, folder), images_of(work, candidates), task=classification, seed=0
     )
-    read = read_candidates(folder, work.settings)
+    read = candidates_read(work, folder)
     assert torch.allclose(read.probs, decisions[:, 0], atol=2e-3), "features are rounded to float16"
     assert torch.allclose(read.scores, ACQUISITIONS["bald"](decisions[:, 0]), atol=2e-3)
-    written = folder.read(SCORES).lists("embedding")
-    assert torch.allclose(written.float(), embeddings, atol=5e-3)
+    assert not folder.read(SCORES).has_column("embedding"), "the store has it"
+    rows = np.array([0, 7, len(candidates) - 1])
+    kept = work.images.embeddings(networks_of(work, folder)[0], folder.read(CANDIDATES), rows)
+    assert torch.allclose(kept.float(), embeddings[rows], atol=5e-3)
 
 
 def test_image_is_computed_once_in_the_life_of_a_trunk(make_work):
@@ -544,7 +539,7 @@ def test_pool_is_predicted_in_parts_that_make_one(make_work, monkeypatch):
     monkeypatch.setattr(frozen_features, "feature_key", lambda *_, **__: keys.append(1) or feature_key(*_, **__))
     monkeypatch.setattr(predict_module, "SHARD", 20)
     monkeypatch.setattr("pipeline.learning.predict.MAX_PROBABILITIES", 12 * 3 * 8)
-    frozen_features._key.cache_clear()
+    monkeypatch.setattr(frozen_features, "_key", once_for_each_network(frozen_features._key.__wrapped__))
     sizes, again, embedded = predict(on_progress=lambda done_now, total: done.append((done_now, total)))
     assert sizes == [8, 8, 4, 8, 2]
     assert torch.allclose(again, decisions, atol=1e-6)
@@ -614,7 +609,7 @@ def test_cache_stays_in_its_bound_while_a_pool_is_scored(make_work, monkeypatch)
 
 @pytest.mark.parametrize("of_members", ["", "mc_dropout = 2\nlaplace = 2"])
 def test_pool_whose_features_do_not_fit_is_scored_alike_and_keeps_those_of_labels(make_work, monkeypatch, of_members):
-    scored, n_kept, told = [], [], []
+    scored, n_kept, told, read = [], [], [], []
     for gigabytes in ("0.00005", "0.000015"):  # 60 images of 256 bytes take 15,360
         work = make_work(
             f"feature_cache_gb = {gigabytes}", network=TINY, members=of_members, name=f"of-{gigabytes[5:]}"
@@ -628,9 +623,10 @@ def test_pool_whose_features_do_not_fit_is_scored_alike_and_keeps_those_of_label
         body = frozen_body(work.settings.model, classification, n_classes=3)
         n_kept.append(len(open_cache(features_folder(), body, image_size=12)))
         told.append(notes_of_plan(folder))
-    for column in ("score", "entropy"):
-        assert scored[0].column(column).equals(scored[1].column(column)), column
-    assert torch.equal(scored[0].lists("embedding"), scored[1].lists("embedding"))
+        read.append(candidates_read(work, folder))
+    for column in ("scores", "embeddings", "probs"):
+        assert torch.equal(getattr(read[0], column), getattr(read[1], column)), column
+    assert [each.has_column("embedding") for each in scored] == [False, True], "what is not kept is written down"
     assert n_kept == [54, 24], "the second keeps labelled images alone"
     assert told[0] == ()
     assert "take 1.5e-05 GB, and feature_cache_gb = 1.5e-05" in told[1][0]
@@ -647,7 +643,7 @@ def test_batch_of_half_the_draws_is_that_of_half_the_members(make_work, strategy
     parts = predictions(models, work.pool.located(candidates), work.settings.model, work.settings.members, **how)
     halved = first_half(torch.cat([part.decisions for part in parts]), 2)[:, 0]
     assert halved.shape[1] == 6
-    read = read_candidates(folder, work.settings, of="_half")
+    read = candidates_read(work, folder, of="_half")
     assert torch.allclose(read.scores, ACQUISITIONS["margin"](halved), atol=1e-6)
     if strategy == "badge":
         assert torch.allclose(read.probs[:, 0], halved.mean(dim=1), atol=1e-6)
@@ -694,7 +690,7 @@ def test_every_kind_of_members_goes_through_a_round(make_work, network):
     assert not torch.equal(models[0].tail[1].weight, models[1].tail[1].weight)
     n_members = work.settings.members.n_members
     assert n_members == (32 if EVERYTHING in network else 16)
-    probs = read_candidates(folder, work.settings).probs
+    probs = candidates_read(work, folder).probs
     assert probs.shape[1:] == (n_members, 3)
     assert len({tuple(row) for row in probs[0].tolist()}) == n_members, "each says something of its own"
     work.do(evaluate, folder)

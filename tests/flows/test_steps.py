@@ -32,7 +32,7 @@ from flows.steps.evaluate import evaluate
 from flows.steps.labels import gather_labels, list_candidates, review_labels
 from flows.steps.plan import begin, look_ahead, plan
 from flows.steps.push import begin_push, push
-from flows.steps.score import embed_labelled, score_shard
+from flows.steps.score import embed_labelled, forget_passing, score_shard
 from flows.steps.select import compare_with_half, select, select_first
 from flows.steps.track import draw_confusion, log_summary, start_tracking, summarise, track_model
 from flows.steps.train import cross_validate, train, train_member
@@ -54,11 +54,11 @@ OPENING = (begin, gather_labels, start_tracking)
 ASKING = (summarise, log_summary, begin_push, push)
 CLOSING = (look, start_tracking, collect, close)
 LEARNING = (list_candidates, plan, cross_validate, train, evaluate, draw_confusion, review_labels, track_model)
-SCORING = (look_ahead, embed_labelled, score_shard, select, compare_with_half)
+SCORING = (look_ahead, embed_labelled, score_shard, select, compare_with_half, forget_passing)
 ROUNDS = {
     "the first": (*OPENING, select_first, *ASKING, *CLOSING),
     "a later one": (*OPENING, *LEARNING, *SCORING, *ASKING, *CLOSING),
-    "the last": (*OPENING, *LEARNING, look_ahead, select, compare_with_half, *ASKING, *CLOSING),
+    "the last": (*OPENING, *LEARNING, look_ahead, select, compare_with_half, forget_passing, *ASKING, *CLOSING),
     "one with another tracker": (
         *OPENING,
         *LEARNING,

@@ -50,7 +50,8 @@ def candidates(settings: SelectionSettings) -> Candidates:
 @pytest.mark.parametrize("balance_classes", [False, True])
 def test_candidates_have_the_columns_that_are_read_and_no_others(strategy, balance_classes):
     settings = how(strategy, balance_classes=balance_classes)
-    there = {field.name for field in fields(Candidates) if getattr(candidates(settings), field.name) is not None}
+    columns = {field.name for field in fields(Candidates)} - {"is_in_order"}
+    there = {name for name in columns if getattr(candidates(settings), name) is not None}
     assert there == columns_read(settings) | {"ids", "scores"}
     assert columns_read(settings) >= set(STRATEGIES[strategy].columns)
     assert ({"guesses", "labelled_targets"} <= columns_read(settings)) or not balance_classes
@@ -137,10 +138,16 @@ def test_the_share_of_a_batch_that_other_scores_keep():
 
 @pytest.mark.parametrize("strategy", [name for name, row in STRATEGIES.items() if row.may_begin])
 def test_a_seed_set_is_chosen_before_there_is_a_model(strategy):
-    embeddings = None if strategy == "random" else decided(N, 0)[1]
+    shown = []
+
+    def embeddings(rows: Tensor) -> Tensor:
+        shown.append(len(rows))
+        return decided(N, 0)[1][rows]
+
     batch = select_seed_set(IDS, embeddings, strategy, size=7, round_number=0, seed=1)
     assert len(batch.ids) == 7
     assert set(batch.scores) == {0.0}
+    assert shown == ([] if strategy == "random" else [N])
     assert select_seed_set(IDS, embeddings, strategy, size=0, round_number=0, seed=1).ids == ()
 
 
@@ -164,20 +171,19 @@ def test_people_read_why_an_image_was_chosen_and_what_the_model_thinks_of_it():
             "guess": "cat",
             "runner_up": "dog",
             "entropy": np.log(C) / 2,
-            "embedding": [*embeddings.numpy()],
         },
-        index=pd.Index(IDS, name="item_id"),
+        index=range(len(batch.ids)),
     )
     sure = dict(zip(IDS, np.linspace(0.4, 0.99, N), strict=True))
     guesses = {item_id: (Region("image", "cat", score=sure[item_id]),) for item_id in batch.ids}
-    table = explain_batch(batch, scored, guesses, labelled, n_answers=C)
+    rows = [int(item_id) for item_id in batch.ids]
+    table = explain_batch(batch, scored, guesses, embeddings[rows], labelled, n_answers=C)
     assert table["item_id"].tolist() == [*batch.ids]
     assert table["rank"].tolist() == list(range(6))
     assert table["uncertainty"].tolist() == pytest.approx([0.5] * 6)
     assert set(table["guess"]) == {"cat"}
     assert set(table["confused_classes"]) == {"cat / dog"}
     assert table["why"].iloc[0] == "to see whether it is cat, as the model says"
-    rows = [int(item_id) for item_id in batch.ids]
     nearest = cdist(embeddings[rows], labelled, metric="cosine").min(axis=1)
     assert table["novelty"].tolist() == pytest.approx(nearest, abs=1e-6)
     assert "epistemic" not in table

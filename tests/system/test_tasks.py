@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from connectors.mistakes import Mistakes
-from flows.artefacts import AUDIT, GUESSES, LABELLED, METRICS, SCORES
+from flows.artefacts import AUDIT, GUESSES, LABELLED, METRICS
 from flows.scenes import CLASSES, compose_scenes, write_scenes
 from pipeline.tasks import TASKS
 from pipeline.types import Region
@@ -113,8 +113,6 @@ def test_labels_are_what_people_gave_after_mistakes_and_kills(task, make_scenes,
     assert stand.keys() == given.keys()
     for item_id, regions in given.items():
         assert_same(stand[item_id], regions)
-    if "balance_classes" in story.extra:
-        check_turns(campaign)
     check_guesses(campaign, last - 1)
     check_metrics(campaign, task, sizes)
     check_commands(campaign, task, given)
@@ -131,18 +129,6 @@ def n_paid_for(given: Mapping[str, Sequence[Region]], story: Story) -> int:
 def n_counted(given: Mapping[str, Sequence[Region]]) -> int:
     """Regions as a budget counts them: an image in which nothing is found is one."""
     return sum(max(1, len(regions)) for regions in given.values())
-
-
-def check_turns(campaign: TestCampaign) -> None:
-    """The batch begins with the image of which the model is least sure whether a rarest class is in it."""
-    folder = campaign.folder.round(1)
-    scores = folder.read(SCORES)
-    labels = [region.label for regions in folder.read(LABELLED).regions for region in regions]
-    fewest = min(labels.count(name) for name in CLASSES)
-    best = scores.lists("class_scores").argmax(dim=0).tolist()
-    item_ids = scores.column("item_id").to_pylist()
-    rarest = {item_ids[row] for row, name in zip(best, CLASSES, strict=True) if labels.count(name) == fewest}
-    assert campaign.batch(1)[0] in rarest
 
 
 def regions_of(campaign: TestCampaign, number: int) -> dict[str, tuple[Region, ...]]:

@@ -10,6 +10,9 @@ from torch.nn.functional import normalize
 ROWS = 2048
 """Points handled at a time, which bounds the memory: nothing of size N x M is ever made."""
 
+MANY = 100_000
+"""Points of which a copy in float32 does no harm."""
+
 MOST_COMPARED = 2000
 """Labelled images that are compared with all others to find how far apart the labelled ones are."""
 
@@ -100,6 +103,14 @@ def squared_lengths(points: Sequence[Tensor]) -> Tensor:
 def rows_in_float(factors: Sequence[Tensor], rows: Tensor | slice) -> list[Tensor]:
     """Return some rows of each factor in float32."""
     return [factor[rows].float() for factor in factors]
+
+
+def mean_of(embeddings: Tensor) -> Tensor:
+    """Return `(D,)` the mean in float32; of many points in parts, so that they are not all copied."""
+    if len(embeddings) <= MANY:
+        return embeddings.mean(dim=0, dtype=torch.float32)
+    sums = torch.stack([part.sum(dim=0, dtype=torch.float32) for part in embeddings.split(MANY)])
+    return (sums.double().sum(dim=0) / len(embeddings)).float()
 
 
 def origin_of(embeddings: Tensor) -> Tensor:

@@ -67,6 +67,8 @@ def bait(
     labelled_embeddings: Tensor,
     labelled_confidences: Tensor,
     n_picks: int,
+    *,
+    length: Tensor | float = 1.0,
 ) -> Tensor:
     """Pick the batch after which the head is least uncertain about all images (Ash et al., 2021).
 
@@ -81,11 +83,13 @@ def bait(
         labelled_embeddings: `(M, D)`; none are needed.
         labelled_confidences: `(M,)`.
         n_picks: how many; with fewer images, all of them are picked.
+        length: what the embeddings are divided by.
 
     Returns:
         `(min(n_picks, N),)` distinct positions, in the order in which they were picked first.
     """
-    rows, labelled = _scaled(embeddings, confidences), _scaled(labelled_embeddings, labelled_confidences)
+    rows = _scaled(embeddings, confidences, length)
+    labelled = _scaled(labelled_embeddings, labelled_confidences, length)
     known = _fisher(labelled)
     everything = known + _fisher(rows)
     known += torch.eye(len(known), dtype=known.dtype, device=known.device)
@@ -165,11 +169,12 @@ def _conditional_entropy(probs: Tensor, configurations: _Configurations) -> Tens
     return total.view(len(probs), -1).sum(dim=1)
 
 
-def _scaled(embeddings: Tensor, confidences: Tensor) -> Tensor:
-    """Return `(N, D)` rows whose outer products are the Fisher information of each image."""
-    rows = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-    confidences = confidences.to(rows.dtype)
-    return rows * (confidences * (1 - confidences)).sqrt_().unsqueeze(1)
+def _scaled(embeddings: Tensor, confidences: Tensor, length: Tensor | float) -> Tensor:
+    """Return `(N, D)` rows whose outer products are the Fisher information of each image; the only copy of them."""
+    wide = embeddings.dtype if embeddings.dtype == torch.float64 else torch.float32
+    confidences = confidences.to(wide)
+    scales = (confidences * (1 - confidences)).sqrt_().unsqueeze(1)
+    return embeddings.to(wide, copy=True).div_(length).mul_(scales)
 
 
 def _fisher(rows: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from pipeline.selection.acquisition import margin
 from pipeline.selection.geometry import joint
 from pipeline.selection.geometry.clusters import kmeans
+from pipeline.selection.geometry.distances import ROWS
 from pipeline.selection.geometry.spread import d2_sampling, k_center_greedy
 from pipeline.selection.strategies.by_score import best_by_score
 from pipeline.selection.strategies.columns import check_no_negative, mean_of_members
@@ -167,8 +167,8 @@ def badge(probs: Tensor, embeddings: Tensor, *, query_size: int, generator: torc
         probs: `(N, K, C)`.
         embeddings: `(N, D)`.
     """
-    mean = mean_of_members(probs)
-    error = mean - one_hot(mean.argmax(dim=1), mean.shape[1])
+    error = mean_of_members(probs)
+    error.scatter_add_(1, error.argmax(dim=1, keepdim=True), error.new_full((len(error), 1), -1))
     return d2_sampling([error, embeddings], query_size, generator=generator)
 
 
@@ -194,13 +194,15 @@ def bait(
         labelled_probs: `(M, K, C)`.
         generator: not used: nothing is left to chance.
     """
-    length = embeddings.float().norm(dim=1).mean().clamp_min(TINY)
+    lengths = torch.cat([some.float().norm(dim=1) for some in embeddings.split(ROWS)])
+    length = lengths.mean().clamp_min(TINY)
     return joint.bait(
-        embeddings.float() / length,
+        embeddings,
         mean_of_members(probs).amax(dim=1),
-        labelled_embeddings.float() / length,
+        labelled_embeddings,
         mean_of_members(labelled_probs).amax(dim=1),
         query_size,
+        length=length,
     )
 
 

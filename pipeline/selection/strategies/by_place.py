@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from pipeline.selection.geometry.clusters import kmeans, nearest_to_centroids, typicality
+from pipeline.selection.geometry.distances import mean_of
 from pipeline.selection.geometry.spread import k_center_greedy
 from pipeline.selection.strategies.by_score import top_k
 from pipeline.selection.turns import take_turns
@@ -108,7 +109,7 @@ def typiclust(
 
 def _distance_to_class_means(embeddings: Tensor, labelled_embeddings: Tensor, labelled_targets: Tensor) -> Tensor:
     """Return `(N,)` the distance to the nearest class mean; to the mean of the embeddings where nothing is labelled."""
-    origin = embeddings.mean(dim=0, dtype=torch.float32)
+    origin = mean_of(embeddings)
     means = torch.zeros_like(origin)[None]
     if len(labelled_embeddings):
         _, classes, counts = labelled_targets.unique(return_inverse=True, return_counts=True)
