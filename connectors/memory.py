@@ -88,8 +88,8 @@ class MemoryTool(AnnotationTool):
         )
         return Tended(progress, asked, self.pull(asked))
 
-    def pull(self, asked: Mapping[Ask, int]) -> Pulled:
-        """See `AnnotationTool.pull`."""
+    def pull(self, asked: Mapping[Ask, int], *, since: str | None = None) -> Pulled:
+        """See `AnnotationTool.pull`; it looks at all."""
         held = {ask: task_id for ask, task_id in asked.items() if task_id in self.tasks}
         return Pulled(answers=[answer for task_id in held.values() for answer in self._on(task_id)], task_ids=held)
 

@@ -21,6 +21,7 @@ from flows.records import (
     AuditMetrics,
     CampaignId,
     ClosedRound,
+    Collected,
     Dependence,
     DrawnAudit,
     KnownNetwork,
@@ -205,6 +206,7 @@ ANSWERS: Artefact[list[Answer]] = Artefact(
     lambda path: answers_from_table(pd.read_parquet(path)),
     lambda path, answers: _drop(write_table(path, answers_to_table(answers))),
 )
+COLLECTED = json_of("collected.json", Collected)
 ROUND = json_of("round.json", ClosedRound)
 SECONDS = json_of("seconds.json", dict[str, float], "Seconds that each step of the round took")
 """Of a round."""
@@ -242,6 +244,7 @@ ROUND_ARTEFACTS: dict[str, AnyArtefact] = {
     "not_used": NOT_USED,
     "withdrawn": WITHDRAWN,
     "answers": ANSWERS,
+    "collected": COLLECTED,
     "closed": ROUND,
     "seconds": SECONDS,
 }

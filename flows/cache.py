@@ -1,4 +1,4 @@
-"""The features of frozen networks, kept between rounds and campaigns: where they are and what they take."""
+"""Features of frozen networks and decoded images, kept between rounds and campaigns: where, and what they take."""
 
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from torch import Tensor
 from connectors.feature_store import shrink, usage
 from connectors.frozen_features import cached_features, open_cache
 from connectors.images.reading import WHOLE, Reading
+from connectors.kept_images import kept_images, open_images
 from flows.home import home
+from pipeline.image_rows import ImageRows
 from pipeline.learning.settings import ModelSettings
 from pipeline.networks.classifier import Classifier
 from pipeline.types import OnProgress
@@ -53,8 +55,30 @@ def features_of(
     )
 
 
+def images_of(
+    items: pd.DataFrame, settings: ModelSettings, *, reading: Reading = WHOLE, on_progress: OnProgress | None = None
+) -> ImageRows:
+    """Images `(n, channels, S, S)` as networks take them, on the disk; only what is not kept is decoded.
+
+    Args:
+        items: item_id and uri, at least one.
+        reading: how the images are read.
+        on_progress: called with (done, total) images.
+    """
+    size, channels = settings.image_size, settings.channels
+    return kept_images(
+        open_images(features_folder(), size=size, channels=channels, ranges=reading.ranges),
+        items["item_id"].tolist(),
+        items["uri"].tolist(),
+        size=size,
+        channels=channels,
+        reading=reading,
+        on_progress=on_progress,
+    )
+
+
 def shrink_features(max_gb: float) -> None:
-    """Keep the features of all campaigns within a bound."""
+    """Keep the features and images of all campaigns within a bound."""
     shrink(features_folder(), int(max_gb * GIGABYTE))
 
 
