@@ -172,7 +172,7 @@ class Pulled:
     doubles: Mapping[int, Ask] = field(default_factory=dict)
     copied: Sequence[int] = ()
     notes: tuple[str, ...] = ()
-    mark: str | None = None
+    mark: str | None = field(default=None, compare=False)
     is_whole: bool = True
 
 

@@ -269,8 +269,8 @@ class LabelStudio(AnnotationTool):
             n_answered = sum(task.is_answered for task in which.foreign)
             notes.append(
                 f"{at_least}{len(which.foreign)} tasks in project {self._project.title!r} are not this campaign's "
-                f"({n_answered} of them answered), such as {self.task_address(which.foreign[0].id)}: they are neither trained on nor "
-                "paid for"
+                f"({n_answered} of them answered), such as {self.task_address(which.foreign[0].id)}: they are neither "
+                "trained on nor paid for"
             )
         return Pulled(
             answers=answers,
