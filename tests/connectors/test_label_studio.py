@@ -727,9 +727,8 @@ class TestGoingOn:
         monkeypatch.setattr(changes, "OVERLAP", timedelta(milliseconds=1))
         task_ids = push(prepared, batch(space, 8))
         given = {item_id: annotate(api, task_ids[item_id], choice("dog")) for item_id in list(task_ids)[:6]}
-        looked = pull(prepared, 1)
         sleep(1.1)  # the server tells its time in whole seconds
-        return task_ids, given, looked
+        return task_ids, given, pull(prepared, 1)
 
     def test_each_kind_of_change_is_seen_and_what_did_not_change_is_not_read(self, prepared, api, space, known):
         task_ids, given, looked = known
@@ -743,7 +742,8 @@ class TestGoingOn:
         asked = recorded(prepared, 1)
         since, whole = prepared.pull(asked, since=looked.mark), prepared.pull(asked)
         assert (since.is_whole, whole.is_whole) == (False, True)
-        assert set(by_item(since.task_ids)) == {"1.1", "1.2", "1.3", "1.4", "1.6", "1.7"}
+        assert set(by_item(since.task_ids)) == {"1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7"}
+        assert max(given, key=given.__getitem__) == "1.5", "the last change before, by which the mark is known as good"
         news = reconcile(looked.answers, since.answers, task_ids=since.task_ids)
         assert news == reconcile(looked.answers, whole.answers, task_ids=whole.task_ids)
         assert [(one.item_id, one.outcome) for one in news] == [
@@ -771,7 +771,7 @@ class TestGoingOn:
             )
             assert is_whole()
         with monkeypatch.context() as patch:  # one that refuses the condition
-            patch.setattr(changes, "where", lambda *_: label_studio_api.where("no such column", "greater", 1))
+            patch.setattr(changes, "where", lambda *_: label_studio_api.where("project__id", "greater", 1))
             assert is_whole()
         with monkeypatch.context() as patch:
             patch.setattr(label_studio_api.Api, "version", lambda _: ("1.23", None))
