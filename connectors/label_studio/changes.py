@@ -18,7 +18,7 @@ from connectors.label_studio.project import Project
 from connectors.label_studio.reading import HeldTask
 from connectors.label_studio.tasks import UNANSWERED, Tasks
 
-OVERLAP = timedelta(hours=1)
+OVERLAP = timedelta(minutes=10)
 """How much of what was looked at is looked at again: a change may become visible after a later one, and the clocks of
 several servers of one Label Studio differ."""
 
