@@ -162,6 +162,9 @@ class Pulled:
         doubles: further tasks of an ask: task id -> ask. Their answers count as well.
         copied: ids of tasks with an answer that nobody gave: a guess or another answer, copied in bulk; one for each.
         notes: for people, a line each: what stands in the project and is not used.
+        mark: how far this look came, for the next one to go on from; None where that one has to look at all.
+        is_whole: whether all tasks were looked at. Else those are missing on which nothing changed since the mark, and
+            which somebody had answered.
     """
 
     answers: Sequence[Answer]
@@ -169,6 +172,8 @@ class Pulled:
     doubles: Mapping[int, Ask] = field(default_factory=dict)
     copied: Sequence[int] = ()
     notes: tuple[str, ...] = ()
+    mark: str | None = field(default=None, compare=False)
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,12 +222,14 @@ class AnnotationTool(Protocol):
             asked: the task of each ask of every round.
         """
 
-    def pull(self, asked: Mapping[Ask, int]) -> Pulled:
-        """Read what stands on all tasks of these asks.
+    def pull(self, asked: Mapping[Ask, int], *, since: str | None = None) -> Pulled:
+        """Read what stands on the tasks of these asks: on all, or on those where something may have changed.
 
         Args:
             asked: the task of each ask. What a task asks is known from here, not from what people may have written
                 into the task.
+            since: the mark of an earlier look, all of whose answers are known. A tool that cannot go on from it, or
+                has a doubt, looks at all.
         """
 
     def task_address(self, task_id: int) -> str:

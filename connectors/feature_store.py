@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from connectors.ids import as_bytes
+from pipeline.image_rows import ImageRows
 
 ABANDONED_AFTER = 86_400.0
 """Seconds after which a temporary file has no writer any more."""
@@ -76,10 +77,12 @@ class FeatureCache:
     Args:
         folder: of the whole cache.
         key: see `pipeline.networks.features.feature_key`.
+        dtype: of what is appended: float16, or uint8 for images.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, dtype: torch.dtype = torch.float16) -> None:
         self.folder = folder / key
+        self._dtype = dtype
         self._lock = threading.RLock()
         self._seen: set[str] = set()
         self._looked_at: int | None = None
@@ -136,8 +139,9 @@ class FeatureCache:
             is_there, files, rows = self._find(ids)
             if len(files) == 0:
                 return missing, None
-            shape = (len(ids), *self._files[files[0]].features.shape[1:])
-            features = np.zeros(shape, dtype=np.float16) if len(missing) else np.empty(shape, dtype=np.float16)
+            first = self._files[files[0]].features
+            make = np.zeros if len(missing) else np.empty
+            features = make((len(ids), *first.shape[1:]), dtype=first.dtype)
             positions = np.flatnonzero(is_there)
             by_file = files.argsort(kind="stable")
             for these in np.split(by_file, np.flatnonzero(np.diff(files[by_file])) + 1):
@@ -147,11 +151,28 @@ class FeatureCache:
         self._mark_used()
         return missing, torch.from_numpy(features)
 
+    def rows_of(self, ids: Sequence[str]) -> ImageRows:
+        """Images `(n, channels, S, S)` that are there, mapped; they stay readable when their files are removed.
+
+        Raises:
+            KeyError: the cache does not hold all of them.
+        """
+        with self._lock:
+            missing = self.missing(ids)
+            if len(missing):
+                raise KeyError(f"{self.folder} lacks {len(missing)} of {len(ids)} items")
+            _, files, rows = self._find(ids)
+            numbers, part = np.unique(files, return_inverse=True)
+            parts = [self._files[number].features for number in numbers]
+        self._mark_used()
+        return ImageRows(parts, torch.from_numpy(part), torch.from_numpy(rows))
+
     def append(self, ids: Sequence[str], features: Tensor) -> None:
-        """Add features `(n, …)` of float16, one file at a time; others see it when it is whole."""
-        if len(ids) != len(features) or features.dtype != torch.float16:
+        """Add features `(n, …)`, one file at a time; others see it when it is whole."""
+        if len(ids) != len(features) or features.dtype != self._dtype:
+            wanted = str(self._dtype).removeprefix("torch.")
             raise ValueError(
-                f"wanted float16 features of {len(ids)} items, got {features.dtype} {tuple(features.shape)}"
+                f"wanted {wanted} features of {len(ids)} items, got {features.dtype} {tuple(features.shape)}"
             )
         if ids:
             path, values = self.folder / f"{uuid4().hex}{ENDING}", features.cpu().contiguous().numpy()
@@ -289,7 +310,7 @@ class _File:
     path: Path
     mapped: pa.Buffer
     ids: NDArray[np.bytes_]
-    features: NDArray[np.float16]
+    features: NDArray[Any]
     checksum: int
     is_checked: bool = False
 
@@ -311,7 +332,7 @@ class _File:
 
 
 def _copy_rows(
-    target: NDArray[np.float16], positions: NDArray[np.int64], source: NDArray[np.float16], rows: NDArray[np.int64]
+    target: NDArray[Any], positions: NDArray[np.int64], source: NDArray[Any], rows: NDArray[np.int64]
 ) -> None:
     """Copy rows of a file to their positions; what follows each other in both is copied at once."""
     if (np.diff(positions) == 1).all() and (np.diff(rows) == 1).all():
@@ -320,12 +341,12 @@ def _copy_rows(
         target[positions] = source[rows]
 
 
-def _checksum(ids: NDArray[np.bytes_], features: NDArray[np.float16]) -> int:
+def _checksum(ids: NDArray[np.bytes_], features: NDArray[Any]) -> int:
     form = f"{ids.dtype} {features.shape}".encode()
     return zlib.crc32(features.data, zlib.crc32(np.ascontiguousarray(ids).data, zlib.crc32(form)))
 
 
-def _write(path: Path, ids: NDArray[np.bytes_], features: NDArray[np.float16]) -> None:
+def _write(path: Path, ids: NDArray[np.bytes_], features: NDArray[Any]) -> None:
     """Write an Arrow file under a temporary name, then rename it: `path` is never seen half written."""
     n_items = len(ids)
     id_column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(ids.itemsize), n_items, [None, pa.py_buffer(ids)])
@@ -370,7 +391,7 @@ def _open(path: Path) -> _File | None:
             path,
             mapped,
             np.frombuffer(ids.buffers()[1], dtype=f"S{ids.type.byte_width}"),
-            np.frombuffer(features.buffers()[-1], dtype=np.float16).reshape(len(batch), *shape),
+            np.frombuffer(features.buffers()[-1], features.type.value_type.to_pandas_dtype()).reshape(-1, *shape),
             checksum,
         )
     except FileNotFoundError:

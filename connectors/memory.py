@@ -52,6 +52,7 @@ class MemoryTool(AnnotationTool):
         self.tasks: dict[int, Question] = {}
         self.answers: dict[int, Answer] = {}
         self._restored = Restored(self.prepare(), {}, {})
+        self._looks: dict[str | None, dict[int, list[Answer]]] = {}
         self._clock = clock
         self._ids = itertools.count(1)
 
@@ -88,10 +89,19 @@ class MemoryTool(AnnotationTool):
         )
         return Tended(progress, asked, self.pull(asked))
 
-    def pull(self, asked: Mapping[Ask, int]) -> Pulled:
-        """See `AnnotationTool.pull`."""
-        held = {ask: task_id for ask, task_id in asked.items() if task_id in self.tasks}
-        return Pulled(answers=[answer for task_id in held.values() for answer in self._on(task_id)], task_ids=held)
+    def pull(self, asked: Mapping[Ask, int], *, since: str | None = None) -> Pulled:
+        """See `AnnotationTool.pull`; a mark is known to the object that gave it."""
+        now: dict[int, list[Answer]] = {task_id: [] for task_id in self.tasks}
+        for answer in self.answers.values():
+            now.get(answer.task_id, []).append(answer)
+        before = self._looks.get(since)
+        mark = str(len(self._looks))
+        self._looks[mark] = now
+        held = {ask: task_id for ask, task_id in asked.items() if task_id in now}
+        if before is not None:
+            held = {ask: n for ask, n in held.items() if not now[n] or now[n] != before.get(n)}
+        answers = [answer for task_id in held.values() for answer in now[task_id]]
+        return Pulled(answers, held, mark=mark, is_whole=before is None)
 
     def task_address(self, task_id: int) -> str:
         """See `AnnotationTool.task_address`."""

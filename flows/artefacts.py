@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, get_args
 
 import pandas as pd
+import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from connectors.image_folder.index import read_pool
@@ -21,6 +22,7 @@ from flows.records import (
     AuditMetrics,
     CampaignId,
     ClosedRound,
+    Collected,
     Dependence,
     DrawnAudit,
     KnownNetwork,
@@ -40,7 +42,7 @@ from flows.records import (
     Summary,
     Training,
 )
-from pipeline.labels.answers import answers_from_table, answers_to_table
+from pipeline.labels.answers import COLUMNS, answers_from_rows, answers_to_table
 from pipeline.settings import Plain
 from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, Predicted, Rows
 from pipeline.types import Answer
@@ -206,9 +208,10 @@ WITHDRAWN = json_of("withdrawn.json", list[str], "Images whose task was deleted 
 ANSWERS: Artefact[list[Answer]] = Artefact(
     "annotations.parquet",
     "The answers that are new, changed or withdrawn since the last round closed",
-    lambda path: answers_from_table(pd.read_parquet(path)),
+    lambda path: answers_from_rows(pq.read_table(path, columns=list(COLUMNS)).to_pylist()),
     lambda path, answers: _drop(write_table(path, answers_to_table(answers))),
 )
+COLLECTED = json_of("collected.json", Collected)
 ROUND = json_of("round.json", ClosedRound)
 SECONDS = json_of("seconds.json", dict[str, float], "Seconds that each step of the round took")
 """Of a round."""
@@ -246,6 +249,7 @@ ROUND_ARTEFACTS: dict[str, AnyArtefact] = {
     "not_used": NOT_USED,
     "withdrawn": WITHDRAWN,
     "answers": ANSWERS,
+    "collected": COLLECTED,
     "closed": ROUND,
     "seconds": SECONDS,
 }

@@ -1,4 +1,4 @@
-"""The features of frozen networks, kept between rounds and campaigns: where they are and what they take."""
+"""Features of frozen networks and decoded images, kept between rounds and campaigns: where, and what they take."""
 
 from pathlib import Path
 
@@ -7,10 +7,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
-from connectors.feature_store import shrink, usage
+from connectors.feature_store import FeatureCache, shrink, usage
 from connectors.frozen_features import cached_features, open_cache
 from connectors.images.reading import WHOLE, Reading
+from connectors.kept_images import kept_images, open_images
 from flows.home import home
+from pipeline.image_rows import ImageRows
 from pipeline.learning.settings import ModelSettings
 from pipeline.networks.classifier import Classifier
 from pipeline.types import OnProgress
@@ -56,9 +58,7 @@ def features_of(
         keep=keep,
         on_progress=on_progress,
     )
-    if max_gb is not None and cache.n_fresh > UNWATCHED * max_gb * GIGABYTE:
-        shrink(features_folder(), int(max_gb * GIGABYTE))
-        cache.n_fresh = 0
+    _keep_within(cache, max_gb)
     return features
 
 
@@ -69,6 +69,44 @@ def kept_features_of(
     cache = open_cache(features_folder(), body, image_size=settings.image_size, ranges=reading.ranges)
     missing, features = cache.read_kept(items["item_id"].tolist())
     return None if len(missing) else features
+
+
+def images_of(
+    items: pd.DataFrame,
+    settings: ModelSettings,
+    *,
+    reading: Reading = WHOLE,
+    max_gb: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> ImageRows:
+    """Images `(n, channels, S, S)` as networks take them, on the disk; only what is not kept is decoded.
+
+    Args:
+        items: item_id and uri, at least one.
+        reading: how the images are read.
+        max_gb: as of `features_of`.
+        on_progress: called with (done, total) images.
+    """
+    size, channels = settings.image_size, settings.channels
+    cache = open_images(features_folder(), size=size, channels=channels, ranges=reading.ranges)
+    images = kept_images(
+        cache,
+        items["item_id"].tolist(),
+        items["uri"].tolist(),
+        size=size,
+        channels=channels,
+        reading=reading,
+        on_progress=on_progress,
+    )
+    _keep_within(cache, max_gb)
+    return images
+
+
+def _keep_within(cache: FeatureCache, max_gb: float | None) -> None:
+    """Keep all that is kept within a bound, as soon as a process has appended more than a small share of that."""
+    if max_gb is not None and cache.n_fresh > UNWATCHED * max_gb * GIGABYTE:
+        shrink(features_folder(), int(max_gb * GIGABYTE))
+        cache.n_fresh = 0
 
 
 def cache_table(folder: Path) -> Table:

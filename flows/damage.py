@@ -12,6 +12,7 @@ from flows.artefacts import (
     BATCH,
     CAMPAIGN_ARTEFACTS,
     CAMPAIGN_ID,
+    COLLECTED,
     CONFIG,
     CONFUSION_PICTURE,
     CONFUSION_TABLE,
@@ -67,7 +68,7 @@ UNREAD = frozenset(
     one.name
     for one in (
         *(SCORES, LABELLED_EMBEDDINGS, STABILITY, CONFUSION_TABLE, CONFUSION_PICTURE),
-        *(PAGES, PROGRESS, SECONDS),
+        *(PAGES, PROGRESS, SECONDS, COLLECTED),
     )
 )
 """Of a round that is out: nothing that is to come needs them, or it is written anew."""

@@ -56,7 +56,7 @@ query_size = 100                 # labels asked for in each later round
 # max_unused = 0.5               # stop when a larger share of the files or answers cannot be used
 # schedule = "*/15 * * * *"      # cron line for `labelcycle serve`
 # timezone = "Europe/Berlin"     # of that line; the machine's own if not given
-# feature_cache_gb = 20.0        # disk for what frozen networks made of images; see `labelcycle cache`
+# feature_cache_gb = 20.0        # disk for features and decoded images that are kept; see `labelcycle cache`
 # decode_memory_gb = 2.0         # memory for images while they are decoded; a larger image is set aside
 # workers = "ray"                # members are trained and candidates scored by workers of Ray, side by side; if not
                                  # given "local": all is done by this process

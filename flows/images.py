@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from connectors.images.pixels import load_images, stream_images
 from connectors.images.reading import Reading
 from connectors.score_files import GROUP, ItemList
-from flows.cache import GIGABYTE, features_of, kept_features_of
+from flows.cache import GIGABYTE, features_of, images_of, kept_features_of
 from flows.predict import predictions
+from pipeline.image_rows import Images
 from pipeline.learning.networks import CHUNK
 from pipeline.learning.predict import read_features
 from pipeline.learning.settings import MemberSettings, ModelSettings
@@ -35,7 +36,7 @@ class PoolImages:
         model: the size and channels of what the networks take.
         task: what the networks decide.
         reading: how the images are read.
-        cache_gb: bound of the features that are kept on the disk.
+        cache_gb: bound of the features and images that are kept on the disk.
     """
 
     pool: PoolTable
@@ -48,6 +49,13 @@ class PoolImages:
         """Pixels `(n, channels, S, S)` of images that are given by item_id and uri."""
         uris = self.pool.located_part(items)["uri"].tolist()
         return load_images(uris, size=self.model.image_size, channels=self.model.channels, reading=self.reading)
+
+    def kept(self, items: pd.DataFrame, on_progress: OnProgress | None = None) -> Images:
+        """The same of images that later rounds need too: on the disk, where each is decoded once."""
+        if not self._keeps(items):
+            return self.load(items)
+        located = self.pool.located_part(items)
+        return images_of(located, self.model, reading=self.reading, max_gb=self.cache_gb, on_progress=on_progress)
 
     def small(self, items: pd.DataFrame, side: int) -> Tensor:
         """Pixels `(n, 3 * side * side)` in [0, 1], float16: a description of images before there is a model."""
@@ -105,12 +113,14 @@ class PoolImages:
             members: how each network becomes several members; None for one each.
             of_pool: these are all candidates or a part of them, whose features are kept only where those of the whole
                 pool fit within the bound: else they would be written to be thrown away, and those of labelled images
-                with them.
+                with them. Decoded images are kept of others alone.
             seed: of the members' draws.
             on_progress: called with (done, total) images.
         """
         located = self.pool.located_part(items)
-        keep = not of_pool or not read_features(networks, members) or self._fits(networks[0])
+        on_features = read_features(networks, members)
+        keep = not of_pool or not on_features or self._fits(networks[0])
+        images = self.kept(items).split(CHUNK) if self._keeps(items) and not of_pool and not on_features else None
         yield from predictions(
             networks,
             located,
@@ -120,9 +130,13 @@ class PoolImages:
             reading=self.reading,
             keep=keep,
             cache_gb=self.cache_gb,
+            images=images,
             seed=seed,
             on_progress=on_progress,
         )
+
+    def _keeps(self, items: pd.DataFrame) -> bool:
+        return self.cache_gb > 0 and len(items) > 0
 
     def _fits(self, body: Classifier) -> bool:
         return self.feature_gb(feature_bytes(body, image_size=self.model.image_size)) <= self.cache_gb

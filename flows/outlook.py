@@ -16,8 +16,10 @@ from pipeline.evaluation.stopping import (
     surely_reached,
 )
 
+Measured = tuple[RoundFolder, Training, AuditMetrics]
 
-def measured(rounds: Sequence[RoundFolder]) -> list[tuple[RoundFolder, Training, AuditMetrics]]:
+
+def measured(rounds: Sequence[RoundFolder]) -> list[Measured]:
     """The rounds whose model was measured on the audit set."""
     read = [(f, f.get(TRAINING), f.get(METRICS)) for f in rounds]
     return [(f, training, metrics) for f, training, metrics in read if training is not None and metrics is not None]
@@ -28,11 +30,13 @@ def measured_rounds(rounds: Sequence[RoundFolder], settings: CampaignSettings) -
 
     It begins anew where classes came, went or were merged: an accuracy among others is another number.
     """
+    return _curve(measured(rounds), settings)
+
+
+def _curve(known: Sequence[Measured], settings: CampaignSettings) -> list[MeasuredRound]:
     classes = sorted(settings.classes)
     return [
-        _point(training, metrics)
-        for _, training, metrics in measured(rounds)
-        if _present_classes(training, settings) == classes
+        _point(training, metrics) for _, training, metrics in known if _present_classes(training, settings) == classes
     ]
 
 
@@ -49,7 +53,10 @@ def _point(training: Training, metrics: AuditMetrics) -> MeasuredRound:
 
 def headline_of(rounds: Sequence[RoundFolder], settings: CampaignSettings) -> str:
     """What models are judged by, in words for people."""
-    known = measured(rounds)
+    return _headline(measured(rounds), settings)
+
+
+def _headline(known: Sequence[Measured], settings: CampaignSettings) -> str:
     if known:
         return in_words(known[-1][2].headline)
     if settings.task == TASK:
@@ -68,12 +75,11 @@ def in_words(headline: str) -> str:
     return headline.replace("_", " ")
 
 
-def looks(rounds: Sequence[RoundFolder], rule: str, settings: CampaignSettings) -> int:
+def _looks(known: Sequence[Measured], rule: str, settings: CampaignSettings) -> int:
     """How often a stopping rule has been asked, the newest round included: rounds measured while it was on, at least 1.
 
     A round in which there can be no forecast yet is no look at `min_gain`.
     """
-    known = measured(rounds)
     told = [(_point(training, metrics), _present_classes(training, settings)) for _, training, metrics in known]
     curves = [[point for point, kind in told[: n + 1] if kind == told[n][1]] for n in range(len(told))]
     can_ask = [rule != "min_gain" or lacks_for_forecast(curve) is None for curve in curves]
@@ -108,9 +114,10 @@ def outlook(rounds: Sequence[RoundFolder], settings: CampaignSettings) -> Outloo
     Args:
         rounds: oldest first.
     """
-    known = measured_rounds(rounds, settings)
+    rounds_measured = measured(rounds)  # read once: there may be hundreds
+    known = _curve(rounds_measured, settings)
     target, min_gain, query_size = settings.target_accuracy, settings.min_gain, settings.query_size
-    at_target, at_gain = looks(rounds, "target_accuracy", settings), looks(rounds, "min_gain", settings)
+    at_target, at_gain = (_looks(rounds_measured, rule, settings) for rule in ("target_accuracy", "min_gain"))
     asked: dict[str, Look] = {}
     if target is not None:
         asked["target_accuracy"] = _look(at_target, surely_reached(known, look=at_target))
@@ -127,7 +134,7 @@ def outlook(rounds: Sequence[RoundFolder], settings: CampaignSettings) -> Outloo
             query_size=query_size,
             looks_at_target=at_target,
             looks_at_gain=at_gain,
-            headline=headline_of(rounds, settings) if known else HEADLINE,
+            headline=_headline(rounds_measured, settings) if known else HEADLINE,
         ),
         looks=asked,
     )

@@ -1,6 +1,6 @@
 """What a round's members decide about images on disk, a part of them at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -35,6 +35,7 @@ def predictions(
     reading: Reading = WHOLE,
     keep: bool = True,
     cache_gb: float | None = None,
+    images: Iterable[Tensor] | None = None,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Iterator[Decided]:
@@ -50,6 +51,7 @@ def predictions(
         reading: how the images are read.
         keep: whether features that are computed are kept.
         cache_gb: bound of all features that are kept; None leaves them alone.
+        images: the same, decoded, in parts; None to decode them when they are needed.
         seed: of the members' draws.
         on_progress: called with (done, total) images.
     """
@@ -59,10 +61,11 @@ def predictions(
         for features in parts:
             yield from decide_on_features(models, features, members, task=task, seed=seed)
         return
-    uris, done = items["uri"].tolist(), 0
-    size, channels = settings.image_size, settings.channels
-    with closing(stream_images(uris, size=size, channels=channels, chunk=CHUNK, reading=reading)) as images:
-        for decided in decide_on_images(models, images, settings, members, task=task, seed=seed):
+    done, size, channels = 0, settings.image_size, settings.channels
+    streamed = stream_images(items["uri"].tolist(), size=size, channels=channels, chunk=CHUNK, reading=reading)
+    with closing(streamed):  # which begins when it is first asked
+        decisions = decide_on_images(models, images or streamed, settings, members, task=task, seed=seed)
+        for decided in decisions:
             yield decided
             done += len(decided.decisions)
             if on_progress is not None:

@@ -284,6 +284,19 @@ class SeenProgress:
 
 
 @dataclass(frozen=True)
+class Collected:
+    """How far the look at the annotators' project came that brought the round's answers in, for the next to go on.
+
+    Attributes:
+        mark: of that look; None where the next one looks at all tasks.
+        whole_at: when all tasks were looked at last.
+    """
+
+    mark: str | None
+    whole_at: str
+
+
+@dataclass(frozen=True)
 class ClosedRound:
     """What a round came to."""
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from connectors.label_studio.connection import Connection
@@ -9,6 +10,8 @@ from connectors.label_studio.reading import READ_FIELDS, HeldProject, HeldTask
 
 MOST_PROJECTS = 1_000
 PAGE = 500
+Filter = dict[str, Any]
+"""A condition on tasks, as Label Studio's tabs have them."""
 
 
 class Api:
@@ -60,9 +63,11 @@ class Api:
         with self.connection.talk():
             return HeldProject.model_validate(self.connection.read(method, path, **options))
 
-    def tasks(self, project_id: int, after: int, until: int | None, *, n: int = PAGE) -> tuple[list[HeldTask], int]:
+    def tasks(
+        self, project_id: int, after: int, until: int | None, *, only: Sequence[Filter] = (), n: int = PAGE
+    ) -> tuple[list[HeldTask], int]:
         """A page of `n` tasks with an id above `after` and up to `until`, and how many there are in all."""
-        filters = [_filter("greater", after), *([] if until is None else [_filter("less", until + 1)])]
+        filters = [where("id", "greater", after), *([] if until is None else [where("id", "less", until + 1)]), *only]
         query = json.dumps({"filters": {"conjunction": "and", "items": filters}})
         params = {"project": project_id, "resolve_uri": False, "page_size": min(n, PAGE), "query": query}
         with self.connection.talk():
@@ -124,5 +129,9 @@ class Api:
             self.connection.read(method, path, **options)
 
 
-def _filter(operator: str, value: int) -> dict[str, Any]:
-    return {"filter": "filter:tasks:id", "operator": operator, "value": value, "type": "Number"}
+def where(column: str, operator: str, value: int | datetime) -> Filter:
+    """A condition on a column of the tasks; a time has a zone."""
+    if isinstance(value, datetime):
+        text = value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return {"filter": f"filter:tasks:{column}", "operator": operator, "value": text, "type": "Datetime"}
+    return {"filter": f"filter:tasks:{column}", "operator": operator, "value": value, "type": "Number"}

@@ -1,6 +1,7 @@
 """Label Studio as the annotation tool: a campaign is a project, a question of a round is a task."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from connectors.annotation import (
 from connectors.health import Finding
 from connectors.images.reading import WHOLE, Reading
 from connectors.label_studio.api import Api
+from connectors.label_studio.changes import Changes
 from connectors.label_studio.connection import Connection
 from connectors.label_studio.health import Place, look
 from connectors.label_studio.images import ShownImages
@@ -32,7 +34,7 @@ from connectors.label_studio.project import Project
 from connectors.label_studio.reading import HeldProject, HeldTask, is_copied, read_answer
 from connectors.label_studio.restoring import Restoring, read_page
 from connectors.label_studio.saving import GivenAnswers, save_page, save_task
-from connectors.label_studio.tasks import Tasks, Wanted
+from connectors.label_studio.tasks import UNANSWERED, Tasks, Wanted
 from pipeline.settings import Plain
 from pipeline.types import ONE_CLASS, Answer, Ask, AskFor
 
@@ -171,12 +173,17 @@ class LabelStudio(AnnotationTool):
         progress = progress_of(rounds[-1].round_number, held, which, task_ids)
         return Tended(progress, task_ids, self._standing(held, which, emails={}), mended=tuple(notes))
 
-    def pull(self, asked: Mapping[Ask, int]) -> Pulled:
-        """Read what stands on all tasks of these asks; see `AnnotationTool.pull`."""
+    def pull(self, asked: Mapping[Ask, int], *, since: str | None = None) -> Pulled:
+        """Read what stands on the tasks of these asks; see `AnnotationTool.pull`."""
         if not asked:
             return Pulled(answers=[], task_ids={})
-        held = {task.id: task for task in self._tasks.between(0)}
-        return self._standing(held, sort(held, asked, self._tasks), emails=self._emails())
+        emails = self._emails()
+        changes = Changes(self._api, self._project, self._tasks, emails)
+        held, is_whole = changes.read(since)
+        mark = changes.mark(held)
+        which = sort(held, asked, self._tasks)
+        standing = self._standing(held, which, emails=emails, at_least="" if is_whole else "at least ")
+        return replace(standing, mark=mark, is_whole=is_whole)
 
     def task_address(self, task_id: int) -> str:
         """Where a person looks at a task."""
@@ -241,7 +248,9 @@ class LabelStudio(AnnotationTool):
         )
         return answer and self._given.present(answer)
 
-    def _standing(self, held: Mapping[int, HeldTask], which: Sorted, *, emails: Mapping[int, str]) -> Pulled:
+    def _standing(
+        self, held: Mapping[int, HeldTask], which: Sorted, *, emails: Mapping[int, str], at_least: str = ""
+    ) -> Pulled:
         """What stands on tasks of ours."""
         answers: list[Answer] = []
         copied: list[int] = []
@@ -259,9 +268,9 @@ class LabelStudio(AnnotationTool):
         if which.foreign:
             n_answered = sum(task.is_answered for task in which.foreign)
             notes.append(
-                f"{len(which.foreign)} tasks in project {self._project.title!r} are not this campaign's ({n_answered} "
-                f"of them answered), such as {self.task_address(which.foreign[0].id)}: they are neither trained on nor "
-                "paid for"
+                f"{at_least}{len(which.foreign)} tasks in project {self._project.title!r} are not this campaign's "
+                f"({n_answered} of them answered), such as {self.task_address(which.foreign[0].id)}: they are neither "
+                "trained on nor paid for"
             )
         return Pulled(
             answers=answers,
@@ -331,14 +340,10 @@ class LabelStudio(AnnotationTool):
             self._tasks.show_guesses_of(version)
 
     def _out(self, rounds: Sequence[Asked], asked: Mapping[Ask, int]) -> dict[int, HeldTask]:
-        """The tasks of these rounds, and all that came after those of the last one."""
-        held: dict[int, HeldTask] = {}
-        for each in rounds[:-1]:
-            ids = each.task_ids.values()
-            if ids:
-                held |= {task.id: task for task in self._tasks.between(min(ids) - 1, max(ids))}
+        """What nobody answered of all rounds but the last one, and all tasks from its first one on."""
         first = min(rounds[-1].task_ids.values(), default=1 + max(asked.values(), default=0))
-        return held | {task.id: task for task in self._tasks.between(first - 1)}
+        before = self._tasks.between(0, first - 1, only=UNANSWERED) if len(rounds) > 1 else ()
+        return {task.id: task for task in (*before, *self._tasks.between(first - 1))}
 
 
 def _version(number: int, model_version: str) -> str:

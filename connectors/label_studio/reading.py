@@ -35,6 +35,11 @@ def _dict_or_none(value: Any) -> Any:
     return value if isinstance(value, dict) else {}
 
 
+def _time_or_none(value: Any) -> datetime | None:
+    time = datetime.fromisoformat(value) if isinstance(value, str) and _is_time(value) else None
+    return time if time is not None and time.tzinfo else None
+
+
 def _text_or_none(value: Any) -> Any:
     return value if isinstance(value, str) else None
 
@@ -90,6 +95,7 @@ class HeldTask(_Read):
     """A task that Label Studio holds."""
 
     id: Id
+    updated_at: Annotated[datetime | None, BeforeValidator(_time_or_none)] = None
     data: Annotated[dict[str, Any], BeforeValidator(_dict_or_none)] = {}
     annotations: Annotated[list[Any], BeforeValidator(_list_or_none)] = []
     predictions: Annotated[list[HeldGuess], BeforeValidator(lambda value: _guesses(value))] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from connectors.annotation import AnnotationToolError
-from connectors.label_studio.api import Api
+from connectors.label_studio.api import Api, Filter, where
 from connectors.label_studio.connection import NotThere
 from connectors.label_studio.kinds.table import kind_of
 from connectors.label_studio.pages import IMAGE
@@ -20,6 +20,8 @@ CHUNK = 500
 """Tasks or guesses that are sent together at most."""
 CHUNK_BYTES = 8 * 2**20
 """Of these, unless one has more: masks are large."""
+UNANSWERED = (where("total_annotations", "equal", 0), where("cancelled_annotations", "equal", 0))
+"""Tasks that nobody answered or skipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +66,26 @@ class Tasks:
         self._api = api
         self.project = project
 
-    def between(self, after: int, until: int | None = None) -> Iterator[HeldTask]:
+    def between(self, after: int, until: int | None = None, *, only: Sequence[Filter] = ()) -> Iterator[HeldTask]:
         """All tasks with an id above `after`, by id: pages that begin after an id stay right while tasks come and go.
+
+        Args:
+            until: the last id.
+            only: what must be true of them besides.
 
         Raises:
             AnnotationToolError: for a server that goes on for ever.
         """
-        for page in self.parts(after, until):
+        for page in self.parts(after, until, only=only):
             yield from page
 
-    def parts(self, after: int = 0, until: int | None = None) -> Iterator[list[HeldTask]]:
+    def parts(
+        self, after: int = 0, until: int | None = None, *, only: Sequence[Filter] = ()
+    ) -> Iterator[list[HeldTask]]:
         """The same, as many at a time as the server gives at once."""
         last, n_seen = after, 0
         while True:
-            page, total = self._page(last, until)
+            page, total = self._page(last, until, only)
             yield page
             n_seen += len(page)
             if not page or len(page) >= total:
@@ -90,9 +98,9 @@ class Tasks:
                 )
             last = max(ids)
 
-    def _page(self, last: int, until: int | None) -> tuple[list[HeldTask], int]:
+    def _page(self, last: int, until: int | None, only: Sequence[Filter]) -> tuple[list[HeldTask], int]:
         n = kind_of(self.project.asks).tasks_a_page
-        return self._api.connection.repeatable(lambda: self._api.tasks(self.project.id, last, until, n=n))
+        return self._api.connection.repeatable(lambda: self._api.tasks(self.project.id, last, until, only=only, n=n))
 
     def add(self, wanted: Sequence[Wanted]) -> None:
         """Make tasks, yet without guesses. Not repeated: what was sent may have arrived although no answer came."""

@@ -2,16 +2,16 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from connectors.annotation import AnnotationTool, AnnotationToolError, AnswersUnusable, Asked, Progress, Pulled, Tended
 from connectors.tracking import Tracker
-from flows.artefacts import ANSWERS, BATCH, GUESSES, NOT_USED, PROGRESS, PUSHED, ROUND, WITHDRAWN
+from flows.artefacts import ANSWERS, BATCH, COLLECTED, GUESSES, NOT_USED, PROGRESS, PUSHED, ROUND, WITHDRAWN
 from flows.campaign import OpenCampaign
 from flows.config import CampaignSettings
 from flows.folder import RoundFolder
-from flows.records import AuditMetrics, ClosedRound, Pages, Pushed, SeenProgress
+from flows.records import AuditMetrics, ClosedRound, Collected, Pages, Pushed, SeenProgress
 from flows.step import step
 from flows.steps.push import model_version, questions_of
 from pipeline.labels.answers import current, reconcile
@@ -22,7 +22,8 @@ from pipeline.types import Answer
 UNUSED = ("empty", "invalid")
 """Outcomes of answers that a person gave and that tell nothing; a skip tells that the image cannot be judged."""
 MOST_REASONS = 5
-
+LOOK_AT_ALL_EVERY = timedelta(days=1)
+"""Between looks at all tasks when a round closes: they find what a look at changes cannot see."""
 
 COPIED = (
     "{n} answers are copies of the model's guesses or of other answers, as made by \"Create annotations from "
@@ -127,7 +128,10 @@ def is_ready_to_close(pushed: Pushed, progress: Progress, work: OpenCampaign) ->
     is answered, so that the next round learns from it, or when there is something to ask for after all.
     """
     if not pushed.tasks:
-        return not work.ledger.n_outstanding or work.can_ask() or bool(news(work.ledger, work.tool)[0])
+        if not work.ledger.n_outstanding or work.can_ask():
+            return True
+        known = mark_of(work.folder.rounds()[:-1])
+        return bool(news(work.ledger, work.tool, since=known.mark if known else None).answers)
     return may_close(
         progress,
         n_pushed=len(pushed.tasks),
@@ -137,30 +141,83 @@ def is_ready_to_close(pushed: Pushed, progress: Progress, work: OpenCampaign) ->
     )
 
 
-def news(ledger: Ledger, tool: AnnotationTool) -> tuple[list[Answer], Pulled]:
-    """Answers that no closed round has brought in, and what stands on all tasks."""
+@dataclass(frozen=True)
+class News:
+    """What is not known yet of the annotators' tasks.
+
+    Attributes:
+        answers: that are new, changed or withdrawn.
+        pulled: what stands on the tasks that were looked at.
+        gone: items whose task is not there, and that nobody answered; sorted.
+    """
+
+    answers: list[Answer]
+    pulled: Pulled
+    gone: list[str]
+
+
+def news(ledger: Ledger, tool: AnnotationTool, *, since: str | None) -> News:
+    """What the ledger does not know; all tasks are looked at where one seems to be gone.
+
+    Args:
+        since: the mark of a look all of whose answers the ledger has; None to look at all tasks.
+    """
     asked = ledger.asked_tasks
-    pulled = tool.pull(asked)
+    pulled = tool.pull(asked, since=since)
     answers = reconcile(ledger.answers, pulled.answers, task_ids=pulled.task_ids, doubles=pulled.doubles)
-    return answers, pulled
+    answered = {answer.item_id for answer in current([*ledger.answers, *answers])}
+    there = {ask.item_id for ask in (*pulled.task_ids, *pulled.doubles.values())}
+    gone = sorted(set(ledger.asked_items) - there - answered)
+    if gone and not pulled.is_whole:
+        return news(ledger, tool, since=None)
+    return News(answers, pulled, gone)
 
 
-@step(NOT_USED, WITHDRAWN, ANSWERS)
-def collect(ledger: Ledger, *, tool: AnnotationTool, max_unused: float) -> tuple[list[str], list[str], list[Answer]]:
+def mark_of(rounds: Sequence[RoundFolder]) -> Collected | None:
+    """How far the looks came that brought in all that the ledger has; None where some of it may be missing.
+
+    Args:
+        rounds: those that are closed, oldest first.
+    """
+    has_all = bool(rounds) and all(folder.has(ANSWERS) for folder in rounds)
+    return rounds[-1].get(COLLECTED) if has_all else None
+
+
+@step(NOT_USED, WITHDRAWN, COLLECTED, ANSWERS)
+def collect(
+    ledger: Ledger,
+    batch: BatchTable,
+    *,
+    tool: AnnotationTool,
+    earlier: Sequence[RoundFolder],
+    max_unused: float,
+    round_number: int,
+) -> tuple[list[str], list[str], Collected, list[Answer]]:
     """Every answer that is new, changed or withdrawn since the last round closed, late ones included.
 
+    All tasks are looked at once a day, and where a round asked for nothing, since it may be the last.
+
     Returns:
-        Lines on answers that are not used, items whose task was deleted before it was answered, and the answers.
+        Lines on answers that are not used, items whose task was deleted before it was answered, how far the look came,
+        and the answers.
 
     Raises:
         AnswersUnusable: more of them cannot be used than the campaign allows; nothing is written.
     """
-    answers, pulled = news(ledger, tool)
-    check_used(pulled, answers, tool=tool, max_unused=max_unused)
-    answered = {answer.item_id for answer in current([*ledger.answers, *answers])}
-    there = {ask.item_id for ask in (*pulled.task_ids, *pulled.doubles.values())}
-    gone = sorted(set(ledger.asked_items) - there - answered)
-    return notes_of(pulled, answers, tool), gone, answers
+    now = datetime.now(UTC)
+    known = mark_of(earlier) if len(batch) else None
+    is_due = known is None or not timedelta(0) <= now - datetime.fromisoformat(known.whole_at) < LOOK_AT_ALL_EVERY
+    found = news(_before(ledger, round_number), tool, since=None if known is None or is_due else known.mark)
+    check_used(found.pulled, found.answers, tool=tool, max_unused=max_unused)
+    whole_at = now.isoformat(timespec="seconds") if known is None or found.pulled.is_whole else known.whole_at
+    collected = Collected(found.pulled.mark, whole_at)
+    return notes_of(found.pulled, found.answers, tool), found.gone, collected, found.answers
+
+
+def _before(ledger: Ledger, number: int) -> Ledger:
+    """The ledger before a round collects, whose files may be there in part: a run may have ended between them."""
+    rounds = [replace(each, answers=None, withdrawn=()) if each.number == number else each for each in ledger.rounds]
+    return Ledger(rounds, ledger.renamed)
 
 
 @step(ROUND)

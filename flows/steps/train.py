@@ -22,6 +22,7 @@ from flows.progress import progress_bar
 from flows.records import Member, MembersFinding, NetworkForm, Pages, Plan, Training
 from flows.step import step
 from flows.workers.local import Piece, Workers
+from pipeline.image_rows import Images, joined
 from pipeline.labels.answers import digest
 from pipeline.learning.lesson import Lesson, OutOfFold, sample_pool
 from pipeline.learning.networks import frozen_body
@@ -75,10 +76,11 @@ def cross_validate(
     return Predicted.made(labelled, crossed.logits, phase=phase, epochs=crossed.epochs)
 
 
-def _inputs(images: PoolImages, body: Classifier | None, items: pd.DataFrame, round_number: int) -> Tensor:
+def _inputs(images: PoolImages, body: Classifier | None, items: pd.DataFrame, round_number: int) -> Images:
     """Images, or what a frozen body makes of them."""
     if body is None:
-        return images.load(items)
+        with progress_bar(f"round {round_number}: images", unit="images") as on_progress:
+            return images.kept(items, on_progress)
     with progress_bar(f"round {round_number}: features", unit="images") as on_progress:
         return images.features(body, items, on_progress)
 
@@ -239,7 +241,7 @@ class _Lessons:
         targets = class_indices(guessed["label"].tolist(), self.settings.classes)
         return dataclasses.replace(
             known,
-            inputs=torch.cat([known.inputs, inputs]),
+            inputs=joined(known.inputs, inputs),
             targets=torch.cat([known.targets, targets]),
             n_labels=len(known.targets),
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.image_rows import Images, subset
 from pipeline.networks.classifier import Classifier
 from pipeline.randomness import seeded_generator
 from pipeline.tasks.task_type import TaskType
@@ -39,7 +40,8 @@ class Lesson:
         task: what they decide.
         n_classes: C.
         phase: what is trained, a key of `PHASES`.
-        inputs: images `(n, channels, S, S)`; or where only heads are trained what the trunk of `body` made of them.
+        inputs: images `(n, channels, S, S)`, on a disk or in memory; or where only heads are trained what the trunk of
+            `body` made of them.
         targets: `(n, ...)` as the task has them.
         body: the network whose trunk all share; None where each has its own.
         out_of_fold: of the first m inputs, by networks of the same phase, to calibrate on; None to calibrate on what
@@ -54,7 +56,7 @@ class Lesson:
     task: TaskType
     n_classes: int
     phase: str
-    inputs: Tensor
+    inputs: Images
     targets: Tensor
     body: Classifier | None = None
     out_of_fold: OutOfFold | None = None
@@ -68,9 +70,9 @@ class Lesson:
         return self.targets[: self.n_labels]
 
     @property
-    def labelled_inputs(self) -> Tensor:
+    def labelled_inputs(self) -> Images:
         """The first m inputs, those that have a label."""
-        return self.inputs[: len(self.labels)]
+        return subset(self.inputs, slice(len(self.labels)))
 
     @property
     def reads_features(self) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline.image_rows import Images
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.dropout import check_dropout, stochastic_layers
 from pipeline.networks.build import build_model
@@ -87,7 +88,7 @@ def noise(settings: ModelSettings, n: int) -> Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def compute_in_parts(model: Classifier, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+def compute_in_parts(model: Classifier, compute: Callable[[Tensor], Tensor], inputs: Images) -> Tensor:
     """What a network in evaluation mode computes of many inputs, float32 on the CPU."""
     with evaluating(model), torch.no_grad():
         return torch.cat([compute(part.to(model.mean.device)).float().cpu() for part in inputs.split(CHUNK)])

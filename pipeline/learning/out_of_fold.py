@@ -9,10 +9,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from pipeline.image_rows import subset
 from pipeline.learning.lesson import Lesson, OutOfFold, can_cross, can_hold_out
 from pipeline.learning.networks import compute_in_parts, new_model
 from pipeline.learning.settings import ModelSettings
@@ -66,7 +68,8 @@ def predict_out_of_fold(
     if lesson.body is None:
         outputs = _cross_networks(lesson, settings, seed=seed, bagging=bagging, on_progress=on_progress)
         return OutOfFold(lesson.phase, lesson.task.logits(outputs))
-    crossed = cross_heads(lesson.body, lesson.labelled_inputs, lesson, settings, seed=seed, bagging=bagging)
+    features = cast(Tensor, lesson.labelled_inputs)
+    crossed = cross_heads(lesson.body, features, lesson, settings, seed=seed, bagging=bagging)
     return OutOfFold(lesson.phase, lesson.task.logits(crossed.logits), crossed.epochs)
 
 
@@ -137,7 +140,7 @@ def _cross_networks(
         model.train_only(lesson.phase)
         fit(
             model,
-            images[rest],
+            subset(images, rest),
             targets[rest],
             recipe,
             task=lesson.task,
@@ -146,6 +149,6 @@ def _cross_networks(
             bootstrap=bagging,
             on_epoch=count,
         )
-        return compute_in_parts(model, model, images[folds[number]])
+        return compute_in_parts(model, model, subset(images, folds[number]))
 
     return torch.cat([predict(number) for number in range(len(folds))])[torch.cat(folds).argsort()]

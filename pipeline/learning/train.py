@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.image_rows import subset
 from pipeline.learning.lesson import Lesson, can_cross, held_out_labels
 from pipeline.learning.networks import compute_in_parts, new_model
 from pipeline.learning.out_of_fold import FOLDS, add_out_of_fold, cross_heads
@@ -145,7 +146,7 @@ def weight_draws(
     """
     for model in swag_draws(
         trained.model,
-        lesson.inputs[trained.fit.train],
+        subset(lesson.inputs, trained.fit.train),
         lesson.targets[trained.fit.train],
         settings.recipe,
         task=lesson.task,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from pipeline.image_rows import Images
 from pipeline.networks.classifier import Classifier
 from pipeline.randomness import seeded
 from pipeline.tasks.task_type import TaskType
@@ -21,7 +22,7 @@ MIN_STEPS = 8
 
 def swag_draws(
     model: Classifier,
-    inputs: Tensor,
+    inputs: Images,
     targets: Tensor,
     recipe: Recipe,
     *,
@@ -72,7 +73,7 @@ def swag_draws(
     batch_size = recipe.batch_size_for(task)
     weights = class_weights(task.class_counts(targets, model.n_classes)).to(device) if recipe.class_balanced else None
     model.to(device)
-    inputs = inputs.float() if from_features else inputs
+    inputs = inputs.float() if from_features and isinstance(inputs, Tensor) else inputs
     generator = torch.Generator().manual_seed(seed)
     layers = _moving_batch_norms(model)
     before = [values.detach().clone() for values in (*trained, *_statistics(layers))]
@@ -166,7 +167,7 @@ def _statistics(layers: Sequence[nn.Module]) -> list[Tensor]:
 
 @torch.no_grad()
 def _refresh(
-    model: Classifier, layers: Sequence[nn.modules.batchnorm._BatchNorm], images: Tensor, batch_size: int
+    model: Classifier, layers: Sequence[nn.modules.batchnorm._BatchNorm], images: Images, batch_size: int
 ) -> None:
     """Take the statistics of batch-norm layers from the images, as the mean over batches; one image has none."""
     if not layers or len(images) == 1:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.image_rows import Images
 from pipeline.types import Outputs
 
 PHASES = ("head", "all")
@@ -116,7 +117,7 @@ class Classifier(nn.Module):
         normalised = (images / scale - self.mean) / self.std
         return normalised.contiguous(memory_format=torch.channels_last)
 
-    def set_normalisation(self, images: Tensor, rows: Tensor | None = None) -> None:
+    def set_normalisation(self, images: Images, rows: Tensor | None = None) -> None:
         """Take mean and std of each channel from images `(n, channels, S, S)` of uint8, or from these rows of them."""
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {images.dtype}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from pipeline.image_rows import Images
 from pipeline.networks.classifier import Classifier, evaluating
 from pipeline.randomness import seeded
 from pipeline.tasks.task_type import TaskType
@@ -51,7 +52,7 @@ class Fit:
 
 def fit(
     model: Classifier,
-    inputs: Tensor,
+    inputs: Images,
     targets: Tensor,
     recipe: Recipe,
     *,
@@ -74,8 +75,8 @@ def fit(
     Without pretrained weights mean and std are those of `pool_sample`.
 
     Args:
-        inputs: images `(n, channels, S, S)` of uint8, n >= 1; or with `from_features` what the frozen trunk made of
-            them, `(n, ...)` floats, of which only the tail is trained, without augmentation.
+        inputs: images `(n, channels, S, S)` of uint8, n >= 1, on a disk or in memory; or with `from_features` what the
+            frozen trunk made of them, `(n, ...)` floats, of which only the tail is trained, without augmentation.
         targets: `(n, ...)` as the task has them; classes may be absent.
         held_out: positions of the validation part, whatever their number; None for none (`split_validation` draws
             one).
@@ -103,7 +104,7 @@ def fit(
     batch_size = recipe.batch_size_for(task)
     _set_training_mode(model, smallest_batch=min(len(train), batch_size))
     network, predict = (model.tail, model.read) if from_features else (model, model)
-    inputs = inputs.to(device, torch.float32) if from_features else inputs
+    inputs = inputs.to(device, torch.float32) if from_features and isinstance(inputs, Tensor) else inputs
     augment = unchanged if from_features else AUGMENTATIONS[recipe.augmentation]
     load = partial(_load, inputs, targets.to(device), device, task)
     groups = model.parameter_groups(recipe.learning_rate, recipe.body_rate)
@@ -227,7 +228,7 @@ def _steps(n: int, batch_size: int, left: int, generator: torch.Generator) -> It
 
 
 def _load(
-    inputs: Tensor,
+    inputs: Images,
     targets: Tensor,
     device: torch.device,
     task: TaskType,
@@ -240,12 +241,14 @@ def _load(
         yield images, wanted if affine is None else task.warp(wanted, affine)
 
 
-def _take(inputs: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+def _take(inputs: Images, rows: Tensor, device: torch.device) -> Tensor:
     """Rows of `inputs` on the device; to a GPU from pinned memory, so that nobody waits for the copy."""
     if inputs.is_cuda or device.type != "cuda":
         return inputs[rows.to(inputs.device)].to(device)
     pinned = torch.empty((len(rows), *inputs.shape[1:]), dtype=inputs.dtype, pin_memory=True)
-    return torch.index_select(inputs, 0, rows, out=pinned).to(device, non_blocking=True)
+    if isinstance(inputs, Tensor):
+        return torch.index_select(inputs, 0, rows, out=pinned).to(device, non_blocking=True)
+    return inputs.take(rows, pinned).to(device, non_blocking=True)
 
 
 def _train_epoch(

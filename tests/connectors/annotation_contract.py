@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 import pytest
 
-from connectors.annotation import AnnotationTool, Asked, Progress, ProjectMismatch, PushMismatch, Question
+from connectors.annotation import AnnotationTool, Asked, Progress, ProjectMismatch, Pulled, PushMismatch, Question
+from pipeline.labels.answers import reconcile
 from pipeline.masks import mask_to_png
-from pipeline.types import Ask, AskFor, Purpose, Region
+from pipeline.types import Answer, Ask, AskFor, Purpose, Region
 
 IMAGE_SIZE = 64
 CLASSES = ("cat", "$1", '<b>"R&D"</b>')
@@ -150,6 +151,33 @@ class AnnotationContract:
         }
         assert [answer.round_number for answer in people.tool.pull(first).answers] == [1]
 
+    def test_a_look_that_goes_on_from_another_misses_nothing(self, people):
+        asked = push(people, batch(people, 6))
+        ids = [asked[ask(f"1.{rank}")] for rank in range(6)]
+        _, changed, deleted = (people.answer(task_id, "cat") for task_id in ids[:3])
+        first = people.tool.pull(asked)
+        assert (first.is_whole, len(first.answers)) == (True, 3)
+        asked |= push(people, batch(people, 2, number=2), asked=asked)
+        people.change(changed, CLASSES[1])
+        people.skip(ids[3])
+        people.answer(ids[0], CLASSES[2])  # a second opinion
+        people.answer(asked[ask("2.1", number=2)], "cat")
+        people.take_back(deleted)
+        people.delete(ids[4])
+        there = set(asked) - {ask("1.4")}
+
+        since, whole = people.tool.pull(asked, since=first.mark), people.tool.pull(asked)
+        assert set(whole.task_ids) == there
+        assert news(first, since) == news(first, whole)
+        outcomes = {one.answer_id: one.outcome for one in news(first, since)}
+        assert (outcomes[changed], outcomes[deleted], len(outcomes)) == ("labelled", "deleted", 5)
+        unanswered = {ask("1.2"), ask("1.5"), ask("2.0", number=2)}
+        assert unanswered <= since.task_ids.keys() <= there, "what is there and nobody answered is always named"
+        again = people.tool.pull(asked, since=since.mark)
+        assert news(whole, again) == []
+        assert unanswered <= again.task_ids.keys()
+        assert people.tool.pull(asked, since="of another tool").is_whole
+
     def test_tending_counts_and_leaves_alone_what_is_whole(self, people):
         questions = batch(people, 4)
         task_ids = push(people, questions)
@@ -277,6 +305,12 @@ class AnnotationContract:
     def test_each_task_has_an_address_of_its_own(self, people):
         task_ids = push(people, batch(people, 2))
         assert len({people.tool.task_address(task_id) for task_id in task_ids.values()}) == 2
+
+
+def news(known: Pulled, pulled: Pulled) -> list[Answer]:
+    """What a look adds to what an earlier one saw."""
+    added = reconcile(known.answers, pulled.answers, task_ids=pulled.task_ids)
+    return sorted(added, key=lambda one: one.answer_id)
 
 
 def ask(item_id: str, *, number: int = 1, purpose: Purpose = "query") -> Ask:

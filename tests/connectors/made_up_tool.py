@@ -62,7 +62,7 @@ class FolderTool(AnnotationTool):
         n_answered = sum(bool(outcomes) for outcomes in answered.values())
         return Tended(Progress(len(answered), n_labelled, n_answered - n_labelled), asked, pulled)
 
-    def pull(self, asked: Mapping[Ask, int]) -> Pulled:
+    def pull(self, asked: Mapping[Ask, int], *, since: str | None = None) -> Pulled:
         there = set(self._held().values())
         held = {ask: task_id for ask, task_id in asked.items() if task_id in there}
         answers = [answer for ask, task_id in held.items() for answer in self._answers(ask, task_id)]

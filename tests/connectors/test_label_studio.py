@@ -9,7 +9,9 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from time import sleep
 from urllib.parse import urlsplit
 
 import httpx
@@ -30,13 +32,14 @@ from connectors.annotation import (
     Tended,
 )
 from connectors.label_studio import api as label_studio_api
-from connectors.label_studio import connection, mending
+from connectors.label_studio import changes, connection, mending
 from connectors.label_studio import tasks as label_studio_tasks
 from connectors.label_studio.client import LabelStudio
 from connectors.label_studio.kinds.table import kind_of
 from connectors.label_studio.pages import labelling_page
 from connectors.label_studio.person import SimulatedAnnotator
 from connectors.mistakes import Mistakes
+from pipeline.labels.answers import reconcile
 from pipeline.masks import mask_to_png
 from pipeline.types import Ask, AskFor, Region
 
@@ -713,6 +716,78 @@ class TestTend:
         assert sorted(pulled.copied) == sorted([task_ids["1.0"], task_ids["1.1"]])
         seen = progress(prepared)
         assert (seen.n_tasks, seen.n_labelled, seen.n_set_aside) == (3, 1, 0)
+
+
+class TestGoingOn:
+    """A look that goes on from a mark reads what changed since, and what nobody answered."""
+
+    @pytest.fixture
+    def known(self, prepared, api, space, monkeypatch):
+        """Task of each of eight items, six of them answered; the answers' ids; what a look at all saw; later."""
+        monkeypatch.setattr(changes, "OVERLAP", timedelta(milliseconds=1))
+        task_ids = push(prepared, batch(space, 8))
+        given = {item_id: annotate(api, task_ids[item_id], choice("dog")) for item_id in list(task_ids)[:6]}
+        sleep(1.1)  # the server tells its time in whole seconds
+        return task_ids, given, pull(prepared, 1)
+
+    def test_each_kind_of_change_is_seen_and_what_did_not_change_is_not_read(self, prepared, api, space, known):
+        task_ids, given, looked = known
+        api.patch(f"/api/annotations/{given['1.1']}/", json={"result": [choice("fox")]}).raise_for_status()
+        api.delete(f"/api/annotations/{given['1.2']}/").raise_for_status()
+        action = {"id": "delete_tasks_annotations", "project": project_of(api, space)["id"]}
+        chosen = {"selectedItems": {"all": False, "included": [task_ids["1.3"]]}}
+        api.post("/api/dm/actions/", params=action, json=chosen).raise_for_status()
+        annotate(api, task_ids["1.4"], choice("cat"))  # a second opinion
+        annotate(api, task_ids["1.6"], was_cancelled=True)
+        asked = recorded(prepared, 1)
+        since, whole = prepared.pull(asked, since=looked.mark), prepared.pull(asked)
+        assert (since.is_whole, whole.is_whole) == (False, True)
+        assert set(by_item(since.task_ids)) == {"1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7"}
+        assert max(given, key=given.__getitem__) == "1.5", "the last change before, by which the mark is known as good"
+        news = reconcile(looked.answers, since.answers, task_ids=since.task_ids)
+        assert news == reconcile(looked.answers, whole.answers, task_ids=whole.task_ids)
+        assert [(one.item_id, one.outcome) for one in news] == [
+            ("1.1", "labelled"),
+            ("1.4", "labelled"),
+            ("1.6", "skipped"),
+            ("1.2", "deleted"),
+            ("1.3", "deleted"),
+        ]
+
+    def test_where_the_mark_is_not_good_all_is_read(self, prepared, api, space, known, monkeypatch):
+        task_ids, _, looked = known
+        asked = recorded(prepared, 1)
+
+        def is_whole(tool=prepared):
+            return tool.pull(asked, since=looked.mark).is_whole
+
+        annotate(api, task_ids["1.6"], choice("cat"))
+        assert not is_whole()
+        assert is_whole(connect(space, renamed={"wolf": "fox"})), "answers of wolf are read otherwise now"
+        with monkeypatch.context() as patch:  # a server that takes a time for one of another zone
+            later = timedelta(hours=9)
+            patch.setattr(
+                changes, "where", lambda *condition: label_studio_api.where(*condition[:2], condition[2] + later)
+            )
+            assert is_whole()
+        with monkeypatch.context() as patch:  # one that refuses the condition
+            patch.setattr(changes, "where", lambda *_: label_studio_api.where("project__id", "greater", 1))
+            assert is_whole()
+        with monkeypatch.context() as patch:
+            patch.setattr(label_studio_api.Api, "version", lambda _: ("1.23", None))
+            assert prepared.pull(asked).mark is None, "a server that tells no time"
+
+    def test_of_rounds_before_a_look_reads_what_nobody_answered(self, prepared, api, space):
+        first = push(prepared, batch(space, 4))
+        for item_id in ("1.0", "1.1", "1.2"):
+            annotate(api, first[item_id], choice("dog"))
+        second = push(prepared, batch(space, 2, round_number=2))
+        annotate(api, second["2.0"], choice("dog"))
+        asked = PUSHED[prepared._project.title]
+        tended = prepared.tend([asked[1], asked[2]], asked=recorded(prepared, 1, 2))
+        assert set(by_item(tended.standing.task_ids)) == {"1.3", "2.0", "2.1"}
+        assert tended.progress == Progress(2, 1, 0)
+        assert tended.task_ids == recorded(prepared, 1, 2)
 
 
 class TestBackup:

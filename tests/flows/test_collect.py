@@ -1,17 +1,18 @@
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
 
 from connectors.annotation import AnnotationToolError, AnswersUnusable, Progress, Pulled, Tended
 from connectors.memory import MemoryTool
-from flows.artefacts import ANSWERS, BATCH, NOT_USED, PROGRESS, PUSHED
+from flows.artefacts import ANSWERS, BATCH, COLLECTED, NOT_USED, PROGRESS, PUSHED, WITHDRAWN
 from flows.campaign import OpenCampaign
+from flows.records import Collected
 from flows.steps.collect import collect, look, may_close, notes_of
 from pipeline.tables import BatchTable
 from pipeline.types import Annotation, Answer, Ask, Region
-from tests.flows.rounds import push_tasks
+from tests.flows.rounds import ask_nothing, push_tasks
 
 DAY = timedelta(days=1)
 
@@ -24,6 +25,7 @@ class Held:
         self.asks = [Ask(item_id, 0, "seed") for item_id in self.items]
         task_ids = {ask: 100 + place for place, ask in enumerate(self.asks)}
         answers = [self.answer(place, outcome) for place, outcome in enumerate(outcomes)]
+        self.since = []
         self.pulled = Pulled(answers, task_ids, copied=[100 + len(outcomes) + each for each in range(copied)])
 
     def answer(self, place, outcome):
@@ -33,8 +35,9 @@ class Held:
             self.asks[place], 100 + place, place + 1, outcome, "ann", "2026-01-02T03:04:05Z", given, message=message
         )
 
-    def pull(self, asked):
+    def pull(self, asked, *, since=None):
         assert asked == self.pulled.task_ids
+        self.since.append(since)
         return self.pulled
 
     def tend(self, rounds, *, asked):
@@ -81,6 +84,80 @@ def test_nothing_is_told_where_every_answer_is_used_or_skipped(asked):
     work.do(collect, folder)
     assert folder.read(NOT_USED) == []
     assert notes_of(work.tool.pulled, work.tool.pulled.answers, work.tool) == []
+
+
+class TestGoingOn:
+    """A collect reads what changed since the last one, and all where it may have missed something."""
+
+    @pytest.fixture
+    def second(self, asked):
+        """A campaign whose round 0 is collected, and whose round 1 asked for something; with its tool."""
+
+        def begin(**changed):
+            work, folder = asked("labelled", "labelled")
+            work.tool.pulled = replace(work.tool.pulled, mark="first")
+            work.do(collect, folder)
+            second = work.folder.round(1)
+            second.write(BATCH, folder.read(BATCH))
+            push_tasks(second, {}, "http://ls")
+            work.tool.since.clear()
+            work.tool.pulled = replace(work.tool.pulled, answers=[], is_whole=False, mark="second", **changed)
+            return work, folder, second
+
+        return begin
+
+    def test_it_goes_on_from_the_mark_of_the_round_before_and_leaves_its_own(self, second):
+        work, first, folder = second()
+        work.do(collect, folder)
+        assert work.tool.since == ["first"]
+        assert folder.read(COLLECTED) == Collected("second", first.read(COLLECTED).whole_at)
+
+    @pytest.mark.parametrize("lost", [COLLECTED, ANSWERS])
+    def test_what_is_missing_makes_it_look_at_all(self, second, lost):
+        work, first, folder = second()
+        first.path_of(lost).unlink()
+        work.do(collect, folder)
+        assert work.tool.since == [None]
+
+    @pytest.mark.parametrize(("days", "since"), [(-0.1, None), (0, "first"), (0.9, "first"), (1.1, None)])
+    def test_once_a_day_it_looks_at_all(self, second, days, since):
+        work, first, folder = second()
+        looked_at = (datetime.now(UTC) - days * DAY).isoformat()
+        first.write(COLLECTED, Collected("first", looked_at))
+        work.do(collect, folder)
+        assert work.tool.since == [since]
+
+    def test_a_round_that_asked_for_nothing_looks_at_all_as_it_may_be_the_last(self, second):
+        work, _, folder = second()
+        ask_nothing(folder)
+        work.do(collect, folder)
+        assert work.tool.since == [None]
+
+    def test_a_task_that_seems_gone_is_looked_for_among_all(self, second):
+        work, _, folder = second()
+        push_tasks(folder, {"late": 300}, "http://ls")
+        late, looks = Ask("late", 1, "seed"), []
+
+        def pull(asked, *, since=None):
+            looks.append(since)
+            there = {} if since or work.tool.is_gone else {late: 300}
+            return replace(work.tool.pulled, task_ids=there, is_whole=since is None)
+
+        work.tool.pull = pull
+        for is_gone in (False, True):
+            work.tool.is_gone = is_gone
+            folder.path_of(ANSWERS).unlink(missing_ok=True)
+            work.do(collect, folder)
+            assert folder.read(WITHDRAWN) == (["late"] if is_gone else [])
+        assert looks == ["first", None] * 2
+
+    @pytest.mark.parametrize("lost", [NOT_USED, WITHDRAWN, COLLECTED])
+    def test_a_run_that_ended_amid_its_files_loses_no_answer(self, asked, lost):
+        work, folder = asked("labelled", "labelled")
+        work.do(collect, folder)
+        folder.path_of(lost).unlink()
+        work.do(collect, folder)
+        assert len(folder.read(ANSWERS)) == 2
 
 
 @pytest.mark.parametrize(
