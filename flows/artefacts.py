@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, cast, get_args
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
+from connectors.image_folder.folder_times import FolderTimes
 from connectors.image_folder.index import read_pool
 from connectors.member_files import MemberFiles
 from connectors.score_files import ItemList, LabelledEmbeddings, ScoreFiles
@@ -132,6 +133,12 @@ POOL: Artefact[PoolTable] = Artefact(
     lambda path: PoolTable(read_pool(path)),
     lambda path, pool: _drop(write_table(path, pool.table)),
 )
+POOL_FOLDERS: Artefact[FolderTimes] = Artefact(
+    "pool_folders.parquet",
+    "The folders of the pool with their times when a run last looked at all files",
+    FolderTimes.read,
+    lambda path, times: _drop(write_atomic(path, times.write)),
+)
 POOL_NOTES = json_of("pool_notes.json", PoolNotes)
 PIXEL_RANGES = json_of("pixel_ranges.json", PixelRanges)
 DEPENDENCE = json_of("dependence.json", Dependence)
@@ -210,7 +217,8 @@ SECONDS = json_of("seconds.json", dict[str, float], "Seconds that each step of t
 """Of a round."""
 
 CAMPAIGN_ARTEFACTS: tuple[AnyArtefact, ...] = (
-    *(CAMPAIGN, CAMPAIGN_ID, POOL, POOL_NOTES, DRAWN_AUDIT, DEPENDENCE, PIXEL_RANGES, KNOWN_NETWORK, PAGE, NOTIFIED),
+    *(CAMPAIGN, CAMPAIGN_ID, POOL, POOL_FOLDERS, POOL_NOTES, DRAWN_AUDIT, DEPENDENCE, PIXEL_RANGES, KNOWN_NETWORK),
+    *(PAGE, NOTIFIED),
 )
 ROUND_ARTEFACTS: dict[str, AnyArtefact] = {
     "config": CONFIG,
