@@ -172,12 +172,12 @@ def _look(
     files = _with_items_elsewhere(listed[~same.files], earlier[~same.rows], source, first=len(listed))
     seen = _read_contents(files, earlier, same, reading, on_progress)
     again = same.rows & is_in(earlier["item_id"], seen["item_id"]).to_numpy()
-    if again.any():
-        copied = same.files & again[same.places]
-        rows = earlier.iloc[same.places[copied]][list(_Content._fields)].set_axis(listed.index[copied])
-        more = listed[copied].drop(columns="set_aside_reason").join(rows).assign(listed=True)
-        seen = pd.concat([seen, more]).sort_index()
-    return seen, same.but(again)
+    if not again.any():
+        return seen, same
+    copied = same.files & again[same.places]
+    rows = earlier.iloc[same.places[copied]][list(_Content._fields)].set_axis(listed.index[copied])
+    more = listed[copied].drop(columns="set_aside_reason").join(rows).assign(listed=True)
+    return pd.concat([seen, more]).sort_index(), same.but(again)
 
 
 def _with_items_elsewhere(
