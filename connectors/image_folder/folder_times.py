@@ -70,11 +70,10 @@ class FolderTimes:
 
     def write(self, path: Path) -> None:
         """Write all of it as Parquet."""
-        rows = [(path, *(times or (None, None, None))) for path, times in self.of.items()]
         schema = pa.schema([("path", pa.large_string()), *((name, pa.int64()) for name in Times._fields)])
-        columns = [pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), schema, strict=True)]
-        notes = {b"notes": json.dumps(self.notes).encode()}
-        pq.write_table(pa.Table.from_arrays(columns, schema=schema.with_metadata(notes)), path)
+        schema = schema.with_metadata({b"notes": json.dumps(self.notes).encode()})
+        rows = [{"path": path} | (times._asdict() if times else {}) for path, times in self.of.items()]
+        pq.write_table(pa.Table.from_pylist(rows, schema), path)
 
 
 def _is_as(path: str, times: Times) -> bool:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.pool.table import COLUMNS
 
-CHUNK = 50_000
-"""Records that become columns at a time."""
+CHUNK = 1000
+"""Records that become columns at a time: Python looks through all tuples that live, again and again."""
 TO_PANDAS = {pa.int64(): pd.Int64Dtype(), pa.large_string(): pd.StringDtype(storage="pyarrow", na_value=np.nan)}
 Flags = NDArray[np.bool_]
 
