@@ -31,7 +31,7 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     clear_leftovers(work.folder)
     shorten_logs(home() / "logs")
     in_task("begin_anew", lambda: begin_anew(work.folder.current_round(), work))
-    has_looked, pixels = look_after_pool(work, by_folders=work.folder.current_round().has(PUSHED))
+    has_looked, pixels = look_after_pool(work, by_folders=work.folder.is_out())
     try:
         outcome = go_on(work, has_looked=has_looked)
     except Damaged as exc:  # in its middle, which only a reader sees
@@ -62,12 +62,15 @@ def go_on(work: OpenCampaign, *, has_looked: bool) -> RoundOutcome:
         from flows.advance import finish  # loads torch
 
         if not has_looked:
-            notes = (*notes, *look_after_pool(work)[1])
+            has_looked, pixels = look_after_pool(work)
+            notes = (*notes, *pixels)
         removed = finish(folder, work)
         notes = (*notes, *folder.read(NOT_USED), *removed)
         folder = work.folder.current_round()
     if is_finished(work):
         return replace(finished(work), notes=notes)
+    if not has_looked:
+        notes = (*notes, *look_after_pool(work)[1])
     from flows.advance import advance  # loads torch
 
     outcome = advance(folder, work)

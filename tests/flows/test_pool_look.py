@@ -50,6 +50,15 @@ def test_run_that_waits_looks_at_no_file(loop, n_looks):
     assert n_looks() == 0
 
 
+def test_run_of_a_campaign_that_has_ended_looks_at_no_file(loop, n_looks):
+    for _ in range(3):
+        loop.label()
+        loop.run()
+    before = n_looks()
+    assert loop.run_as().kind == "finished"
+    assert n_looks() == before
+
+
 def test_file_that_came_is_found_at_once(loop, n_looks, images):
     write_over(images / "99.png")
     assert any("1 image new" in line for line in loop.run_as().notes)
