@@ -126,15 +126,15 @@ class OpenCampaign:
     @property
     def pool(self) -> PoolTable:
         """The pool table; labels have the names that their classes have now. It is read once, until it changes."""
-        stamp = _stamp(self.folder.path_of(POOL))
-        if self._pool is None or self._pool[0] != stamp:
-            self._pool = (stamp, self._present(self.folder.read(POOL)))
+        mark = stamp(self.folder.path_of(POOL))
+        if self._pool is None or self._pool[0] != mark:
+            self._pool = (mark, self._present(self.folder.read(POOL)))
         return self._pool[1]
 
     def keep_pool(self, pool: PoolTable) -> None:
         """Write the pool table."""
         self.folder.write(POOL, pool)
-        self._pool = (_stamp(self.folder.path_of(POOL)), self._present(pool))
+        self._pool = (stamp(self.folder.path_of(POOL)), self._present(pool))
 
     def _present(self, pool: PoolTable) -> PoolTable:
         return pool.renamed(self.settings.former_classes, self.settings.asks)
@@ -148,10 +148,10 @@ class OpenCampaign:
         return self._ledger
 
     def _round(self, folder: RoundFolder) -> RoundOfLedger:
-        stamp = [_stamp(folder.path_of(artefact)) for artefact in (CONFIG, PUSHED, WITHDRAWN, ANSWERS)]
+        marks = [stamp(folder.path_of(artefact)) for artefact in (CONFIG, PUSHED, WITHDRAWN, ANSWERS)]
         known = self._rounds.get(folder.number)
-        if known is None or known[0] != stamp:
-            known = self._rounds[folder.number] = (stamp, round_of_ledger(folder))
+        if known is None or known[0] != marks:
+            known = self._rounds[folder.number] = (marks, round_of_ledger(folder))
         return known[1]
 
     @property
@@ -180,7 +180,7 @@ class OpenCampaign:
         if self.budget_left == 0:
             return f"the budget is spent{self._what_it_paid()}"
         for split in SPLITS:
-            if not self.ledger.may_be_asked(self.pool, split=split, classes=self.settings.classes).empty:
+            if self.ledger.are_left(self.pool, split=split, classes=self.settings.classes).any():
                 return None
         return "every image of the pool has been asked for"
 
@@ -262,7 +262,7 @@ GIVEN: dict[str, Callable[[OpenCampaign, RoundFolder], object]] = {
 """What a step may name besides artefacts and settings. `folder` is for steps that send files of the round elsewhere."""
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: Path) -> tuple[int, int, int] | None:
     """The mark of a file's content: a file with the same mark is not read again."""
     try:
         told = path.stat()

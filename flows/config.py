@@ -41,7 +41,7 @@ from pipeline.settings import MOST, Duration, Plain, Share, Size, is_held
 from pipeline.types import AskFor, Counted
 
 if TYPE_CHECKING:
-    from connectors.image_folder.index import PoolSource
+    from connectors.image_folder.source import PoolSource
 
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -202,7 +202,7 @@ class CampaignSettings(SelectionSettings, StoppingSettings, WorkerSettings):
     @property
     def pool_source(self) -> "PoolSource":
         """Where the images are, and what is asked of them."""
-        from connectors.image_folder.index import PoolSource  # loads Pillow, which most commands need not
+        from connectors.image_folder.source import PoolSource  # loads Pillow, which most commands need not
 
         return PoolSource(
             self.pool,

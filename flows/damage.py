@@ -32,6 +32,7 @@ from flows.artefacts import (
     PIXEL_RANGES,
     PLAN,
     POOL,
+    POOL_FOLDERS,
     POOL_NOTES,
     PROGRESS,
     PUSHED,
@@ -62,7 +63,7 @@ PROJECT = "label_studio.json"
 OURS = frozenset(one.name for one in CAMPAIGN_ARTEFACTS) | {PROJECT, "restored_answers.json"}
 OF_ROUNDS = frozenset(one.name for one in ROUND_ARTEFACTS.values()) - {PUSHING.name}
 """What is looked at. That PUSHING is there counts, and nothing in it."""
-REWRITTEN = frozenset(one.name for one in (POOL_NOTES, DRAWN_AUDIT, DEPENDENCE, PAGE, NOTIFIED))
+REWRITTEN = frozenset(one.name for one in (POOL_FOLDERS, POOL_NOTES, DRAWN_AUDIT, DEPENDENCE, PAGE, NOTIFIED))
 """Of a campaign: the next run writes them anew."""
 UNREAD = frozenset(
     one.name

@@ -19,8 +19,9 @@ def settle_ranges(folder: Folder, pool: PoolTable, *, memory_gb: float) -> tuple
     """
     written = folder.get(PIXEL_RANGES)
     known = written.ranges if written else ()
-    rows = pool.usable.assign(is_audit=lambda table: table["split"] != "pool").sort_values(["is_audit", "item_id"])
-    kinds = sorted(set(rows["pixels"].dropna()) - {one.kind for one in known})
+    kinds = sorted(set(pool.usable["pixels"].dropna().unique()) - {one.kind for one in known})
+    rows = pool.usable[pool.usable["pixels"].isin(kinds)]
+    rows = rows.assign(is_audit=rows["split"] != "pool").sort_values(["is_audit", "item_id"])
     samples = [rows.loc[rows["pixels"] == kind, "uri"].head(SAMPLED_PER_KIND) for kind in kinds]
     uris = [uri for sample in samples for uri in sample]
     measured = measure_ranges(uris, reading=Reading(memory_gb=memory_gb)) if uris else ()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from connectors.image_folder.folder_times import FolderTimes
 from connectors.image_folder.index import index_pool
 from connectors.store import Damaged
 from deploy.logs import shorten_logs
@@ -13,6 +14,7 @@ from flows.folder import Campaign, RoundFolder
 from flows.home import home
 from flows.outcome import RoundOutcome, awaiting, finished
 from flows.pixel_ranges import count_multipage, pages_text, range_text, settle_ranges
+from flows.pool_look import is_pool_as_left, remember_folders
 from flows.progress import progress_bar, say
 from flows.records import DrawnAudit, PoolNotes
 from flows.step import in_task
@@ -29,22 +31,22 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     clear_leftovers(work.folder)
     shorten_logs(home() / "logs")
     in_task("begin_anew", lambda: begin_anew(work.folder.current_round(), work))
-    in_task("refresh_pool", lambda: refresh_pool(work))
-    new_ranges = in_task("settle_pixel_ranges", lambda: settle_pixel_ranges(work))
-    pixels = (*new_ranges, *notes_on_pages(work.pool))
-    for line in look_for_dependence(work):
-        say(line)  # at once: what it asks for can be done until the first batch is out
+    has_looked, pixels = look_after_pool(work, by_folders=work.folder.is_out())
     try:
-        outcome = go_on(work)
+        outcome = go_on(work, has_looked=has_looked)
     except Damaged as exc:  # in its middle, which only a reader sees
         mended.append(begin_without(exc, work))
-        outcome = go_on(work)
-    notes = (*mended, *tell_of_pool(work), *notes_on_audit(work), *pixels)
+        outcome = go_on(work, has_looked=has_looked)
+    notes = (*mended, *tell_of_pool(work), *notes_on_audit(work), *pixels, *notes_on_pages(work.pool))
     return replace(outcome, notes=(*notes, *outcome.notes))
 
 
-def go_on(work: OpenCampaign) -> RoundOutcome:
-    """Wait for the open round's labels, or close it and begin the next."""
+def go_on(work: OpenCampaign, *, has_looked: bool) -> RoundOutcome:
+    """Wait for the open round's labels, or close it and begin the next.
+
+    Args:
+        has_looked: this run has looked at all files of the pool.
+    """
     folder = work.folder.current_round()
     notes: tuple[str, ...] = ()
     pushed = folder.get(PUSHED)
@@ -59,11 +61,16 @@ def go_on(work: OpenCampaign) -> RoundOutcome:
             return replace(finished(work) if is_waiting else awaiting(folder, tended.progress), notes=notes)
         from flows.advance import finish  # loads torch
 
+        if not has_looked:
+            has_looked, pixels = look_after_pool(work)
+            notes = (*notes, *pixels)
         removed = finish(folder, work)
         notes = (*notes, *folder.read(NOT_USED), *removed)
         folder = work.folder.current_round()
     if is_finished(work):
         return replace(finished(work), notes=notes)
+    if not has_looked:
+        notes = (*notes, *look_after_pool(work)[1])
     from flows.advance import advance  # loads torch
 
     outcome = advance(folder, work)
@@ -122,9 +129,28 @@ def discard(folder: RoundFolder, work: OpenCampaign) -> None:
     put_away(folder)
 
 
-def refresh_pool(work: OpenCampaign) -> None:
-    """Index the pool, reading only files that are new or changed, and note what people should know of it."""
+def look_after_pool(work: OpenCampaign, *, by_folders: bool = False) -> tuple[bool, tuple[str, ...]]:
+    """Bring the pool table up to date; whether all files were looked at, and lines on pixels of a new kind."""
+    has_looked = in_task("refresh_pool", lambda: refresh_pool(work, by_folders=by_folders))
+    pixels = in_task("settle_pixel_ranges", lambda: settle_pixel_ranges(work))
+    for line in look_for_dependence(work):
+        say(line)  # at once: what it asks for can be done until the first batch is out
+    return has_looked, pixels
+
+
+def refresh_pool(work: OpenCampaign, *, by_folders: bool = False) -> bool:
+    """Index the pool, reading only files that are new or changed, and note what people should know of it.
+
+    Args:
+        by_folders: where the times of its folders are what they were, nothing is looked at besides.
+
+    Returns:
+        Whether each file was looked at.
+    """
+    if by_folders and is_pool_as_left(work):
+        return False
     settings = work.settings
+    times = FolderTimes()
     before = work.pool.table if work.folder.has(POOL) else None
     was_asked = work.folder.is_out()
     told: list[str] = []
@@ -138,16 +164,20 @@ def refresh_pool(work: OpenCampaign) -> None:
             was_asked=was_asked,
             on_progress=on_progress,
             tell=told.append,
+            times=times,
         )
     pool = PoolTable(table)
     refuse_lost_classes(pool.count_given(settings.asks), settings)
-    note_pool(work.folder, [*told, *unused_lines(table)], changes(before, table))
-    if before is None or not table.equals(before):
+    is_other = before is None or not table.equals(before)
+    note_pool(work.folder, [*told, *unused_lines(table)], changes(before, table) if is_other else [])
+    if is_other:
         if not was_asked and work.folder.rounds():  # it has begun with another audit set, or without these labels
             discard(work.folder.round(0), work)
         work.keep_pool(pool)
     if not was_asked or not work.folder.has(DRAWN_AUDIT):
         work.folder.write(DRAWN_AUDIT, DrawnAudit(count_known(table)))
+    remember_folders(work, times)
+    return True
 
 
 def notes_on_audit(work: OpenCampaign) -> tuple[str, ...]:

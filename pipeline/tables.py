@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
+from pipeline.pool.columns import is_in
 from pipeline.regions import OTHERS, classes_in_cell, regions_from_json, regions_in_words, regions_to_json, renamed_cell
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class PoolTable(Rows):
     @cached_property
     def usable(self) -> pd.DataFrame:
         """Rows that are not set aside; `item_id` is distinct among them."""
-        return self.table[self.table["set_aside_reason"].isna()]
+        is_used = self.table["set_aside_reason"].isna()
+        return self.table if is_used.all() else self.table[is_used]
 
     @cached_property
     def uris(self) -> pd.Series[str]:
@@ -70,7 +72,11 @@ class PoolTable(Rows):
 
     def count_given(self, asks: AskFor) -> Counter[str]:
         """How many labels of each class the manifest gives to usable images; `asks` as in `renamed`."""
-        return Counter(name for cell in self.given_labels().values() for name in classes_in_cell(cell, asks))
+        counts = Counter[str]()
+        for cell, n_images in self.usable["label"].value_counts().items():
+            for name in classes_in_cell(str(cell), asks):
+                counts[name] += int(n_images)
+        return counts
 
     def located_part(self, items: pd.DataFrame) -> pd.DataFrame:
         """What `located` gives, for one part of the pool after the other: the ids are sorted once, and then sought."""
@@ -91,7 +97,9 @@ class PoolTable(Rows):
 
     def located(self, items: pd.DataFrame) -> pd.DataFrame:
         """The items with the `uri` at which the pool knows them now: files may move while a round lasts."""
-        return items.assign(uri=items["item_id"].map(self.uris).fillna(items["uri"]))
+        there = self.usable.loc[is_in(self.usable["item_id"], items["item_id"]), ["item_id", "uri"]]
+        uris = there.set_index("item_id")["uri"]
+        return items.assign(uri=items["item_id"].map(uris).fillna(items["uri"]))
 
 
 @dataclass(frozen=True)

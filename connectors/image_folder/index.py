@@ -5,16 +5,16 @@ The table that comes out is `pipeline.pool.table`; here files are found, hashed 
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import pandas as pd
 
-from connectors.image_folder.listing import File, PassedOver, locate, stat_file, walk
-from connectors.image_folder.manifest import MANIFEST_SUFFIXES, distinct, read_manifest, readings_in_words
+from connectors.image_folder.folder_times import FolderTimes
+from connectors.image_folder.listing import NOT_UTF8, File, stat_file
 from connectors.image_folder.region_cells import WrongCell, check_masks
+from connectors.image_folder.source import PoolSource, list_pool
 from connectors.images.containers import JPEG_MAGIC, PNG_MAGIC
 from connectors.images.decode import open_image, reason_of, without_pillow_warnings
 from connectors.images.examine import examine
@@ -22,54 +22,18 @@ from connectors.images.reading import WHOLE, Reading
 from connectors.images.threads import map_in_threads
 from pipeline.names import printable
 from pipeline.pool.audit import check_groups, draw_audit, hold_out_of_audit
-from pipeline.pool.group_rules import groups_of
+from pipeline.pool.columns import are_all_below, from_records, in_order, is_in
 from pipeline.pool.merge import merge, refuse_waste
 from pipeline.pool.notes import item_notes
 from pipeline.pool.reasons import NOT_NAMED, PASSED_OVER, TOO_LARGE, UNREAD, PoolError
-from pipeline.pool.table import as_table, is_in, typed
-from pipeline.types import ONE_CLASS, AskFor, OnProgress
+from pipeline.pool.table import SAME_FILE, as_table, typed, usable
+from pipeline.pool.unchanged import Unchanged, nothing, unchanged
+from pipeline.types import OnProgress
 
+CHUNK = 50_000
+"""Files that are read before what they hold becomes columns."""
 MAX_BYTES = 2 * 1024**3
 """Of a file; a larger one would take minutes to read, and is refused by its size."""
-
-
-@dataclass(frozen=True)
-class PoolSource:
-    """Where the images of a pool are, and what is asked of them.
-
-    Attributes:
-        path: folder, or manifest (.csv, .parquet) with a column `uri`, relative to the manifest's folder, and
-            optionally `label` and `group`. A labelled image is never in the audit set; one content under two labels is
-            set aside.
-        classes: labels that a manifest may give.
-        group: rule for the group of an image by its path relative to the folder, or to the manifest's folder (see
-            `pipeline.pool.group_rules`); None for the groups of the manifest's column `group`, if there is one.
-        follow_links: whether symbolic links may lead out of the folder of the images.
-        max_unused: share of the images, or of those of the earlier table, above which it is an error that they
-            cannot be used.
-        renamed: what a class was called, which a manifest may give too -> what it is called now.
-        asks: what people are asked for, and so what a label in a manifest is; see `read_manifest`.
-        are_open: whether the labels of a manifest list only what is there; see `read_manifest`.
-    """
-
-    path: Path
-    classes: Sequence[str]
-    group: str | None = None
-    follow_links: bool = False
-    max_unused: float = 1.0
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    asks: AskFor = ONE_CLASS
-    are_open: bool = False
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether the images are found by a walk, and not by a manifest."""
-        return self.path.is_dir()
-
-    @property
-    def root(self) -> Path:
-        """The folder that paths are relative to."""
-        return self.path if self.is_folder else self.path.parent
 
 
 class _Content(NamedTuple):
@@ -93,6 +57,7 @@ def index_pool(
     was_asked: bool = True,
     on_progress: OnProgress | None = None,
     tell: Callable[[str], None] | None = None,
+    times: FolderTimes | None = None,
 ) -> pd.DataFrame:
     """Pool table of all images of `source`, with those of an earlier table.
 
@@ -126,6 +91,7 @@ def index_pool(
         on_progress: called with (done, total) files.
         tell: called with each line that people should read: what was read otherwise than written, passed over, or
             is there twice.
+        times: remembers the folders that were looked into; see `is_as_left`.
 
     Returns:
         The columns of `pipeline.pool.table`, sorted by uri.
@@ -137,17 +103,21 @@ def index_pool(
     """
     tell, name = tell or (lambda _line: None), str(source.path)
     earlier = as_table(pd.DataFrame(known))
-    listed = list_pool(source, tell)
-    if not was_asked:
-        earlier = typed(earlier[is_in(earlier["uri"], listed["uri"])].assign(split=None, label=None, group=None))
-    seen = _read_contents(_with_items_elsewhere(listed, earlier, source), earlier, reading, on_progress)
+    listed = list_pool(source, tell, times)
     if was_asked:
-        check_groups(seen, earlier, name, rule=source.group)
+        same = unchanged(listed, earlier, is_manifest=not source.is_folder)
+    else:
+        earlier = typed(earlier[is_in(earlier["uri"], listed["uri"])].assign(split=None, label=None, group=None))
+        same = nothing(listed, earlier)
+    seen, same = _look(listed, earlier, same, source, reading, on_progress)
+    rest, kept = earlier[~same.rows], earlier[same.rows]
+    if was_asked:
+        check_groups(seen, rest, name, rule=source.group, n_same=int(kept["item_id"].count()))
     if source.asks.kind == "mask":
-        _check_masks(source.path, seen, earlier)
-    table = merge(seen, earlier, is_manifest=not source.is_folder)
-    refuse_waste(name, seen, table, earlier, source.max_unused)
-    table = hold_out_of_audit(table)
+        _check_masks(source.path, seen, rest)
+    merged = merge(seen, rest, is_manifest=not source.is_folder)
+    refuse_waste(name, seen, merged, rest, source.max_unused, kept=kept)
+    table = hold_out_of_audit(in_order(pd.concat([kept, merged])) if len(merged) else kept.reset_index(drop=True))
     for line in item_notes(seen, table):
         tell(line)
     if was_asked and earlier["item_id"].notna().any():
@@ -155,21 +125,30 @@ def index_pool(
     return draw_audit(table, audit_size, seed)
 
 
+def is_as_left(table: pd.DataFrame, source: PoolSource, times: FolderTimes, reading: Reading = WHOLE) -> bool:
+    """Whether indexing again would change nothing, as far as folders tell: their times are what they were.
+
+    A look at each folder, and at each file that could not be read. Not found is a file that was written over in place,
+    or that a link leads to in another folder.
+
+    Args:
+        table: the pool table.
+        source: that it was made of.
+        times: of the folders when it was.
+        reading: the memory that decoding may take.
+    """
+    inside = f"{os.path.normpath(source.root.absolute())}{os.sep}"
+    if not are_all_below(usable(table)["uri"], inside) or not times.are_unchanged():
+        return False
+    reasons = table["set_aside_reason"]
+    unread = table.loc[reasons.str.startswith((UNREAD, TOO_LARGE), na=False) & (reasons != NOT_UTF8)]
+    now = map_in_threads(lambda uri: reason_to_set_aside(uri, reading), unread["uri"].tolist())
+    return all(before.startswith(after or "\n") for before, after in zip(unread["set_aside_reason"], now, strict=True))
+
+
 def read_pool(path: Path) -> pd.DataFrame:
     """A pool table from its file."""
     return as_table(pd.read_parquet(path))
-
-
-# Listing: which files there are.
-
-
-def list_pool(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFrame:
-    """The files of a pool, none of which is read: `uri`, size, time, `label`, `group`, the reason if one is not used.
-
-    Raises:
-        PoolError: as `index_pool`, where the listing tells.
-    """
-    return _with_groups(_list_source(source, tell), source)
 
 
 def reason_to_set_aside(uri: str, reading: Reading = WHOLE) -> str | None:
@@ -178,60 +157,33 @@ def reason_to_set_aside(uri: str, reading: Reading = WHOLE) -> str | None:
         return _examine(uri, (), reading).set_aside_reason
 
 
-def _list_source(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFrame:
-    """Files of a folder or manifest: `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label`, `group`."""
-    path = source.path
-    if source.is_folder:
-        passed = PassedOver()
-        found = walk(path, follow_links=source.follow_links, passed=passed)
-        files = _frame(found, File).assign(label=None, group=None)
-        for line in passed.notes():
-            tell(line)
-    elif path.suffix.lower() not in MANIFEST_SUFFIXES:
-        missing = "" if path.exists() else ", which does not exist"
-        raise PoolError(f"wanted a folder of images or a manifest (.csv, .parquet), got {path}{missing}")
-    else:
-        files = _list_manifest(source, tell)
-    if files.empty:
-        raise PoolError(f"{path} is empty: wanted at least one image")
-    return typed(files)
+def _look(
+    listed: pd.DataFrame,
+    earlier: pd.DataFrame,
+    same: Unchanged,
+    source: PoolSource,
+    reading: Reading,
+    on_progress: OnProgress | None,
+) -> tuple[pd.DataFrame, Unchanged]:
+    """What the files hold that are not the same, as `pipeline.pool.merge` takes it, and what is the same after all.
+
+    An item that is seen among them, as of a copy, is not: all files of one content are gone through together.
+    """
+    files = _with_items_elsewhere(listed[~same.files], earlier[~same.rows], source, first=len(listed))
+    seen = _read_contents(files, earlier, same, reading, on_progress)
+    again = same.rows & is_in(earlier["item_id"], seen["item_id"]).to_numpy()
+    if not again.any():
+        return seen, same
+    copied = same.files & again[same.places]
+    rows = earlier.iloc[same.places[copied]][list(_Content._fields)].set_axis(listed.index[copied])
+    more = listed[copied].drop(columns="set_aside_reason").join(rows).assign(listed=True)
+    return pd.concat([seen, more]).sort_index(), same.but(again)
 
 
-def _list_manifest(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFrame:
-    table = read_manifest(source.path, source.classes, source.renamed, source.asks, are_open=source.are_open)
-    uris = table.rows["uri"].tolist()
-    found = locate(uris, source.root, follow_links=source.follow_links)
-    lost = [file.modified_ns is None for file in found.files]
-    has_break = [is_lost and ("\n" in uri or "\r" in uri) for uri, is_lost in zip(uris, lost, strict=True)]
-    table.refuse(has_break, "holds a line break, and no file is named so", "is a quote left open?")
-    for line in (*table.notes, *readings_in_words(table, "uri", found)):
-        tell(line)
-    return distinct(table, _frame(found.files, File))
-
-
-def _with_groups(listed: pd.DataFrame, source: PoolSource) -> pd.DataFrame:
-    """The listed files with the group that a rule gives to their paths; as they are without one."""
-    if source.group is None:
-        return listed
-    if listed["group"].notna().any():
-        raise PoolError(
-            f"{source.path} has groups in its column group: take the setting group = {source.group!r} away, or the "
-            "column"
-        )
-    root = f"{os.path.normpath(source.root.absolute())}{os.sep}"
-    found = listed["modified_ns"].notna()
-    paths = [
-        uri.removeprefix(root) if uri.startswith(root) else os.path.relpath(uri, root) for uri in listed["uri"][found]
-    ]
-    try:
-        groups = groups_of(paths, source.group)
-    except ValueError as exc:
-        raise PoolError(str(exc)) from exc
-    return listed.assign(group=pd.Series(groups, index=listed.index[found], dtype="str"))
-
-
-def _with_items_elsewhere(listed: pd.DataFrame, earlier: pd.DataFrame, source: PoolSource) -> pd.DataFrame:
-    """The listed files and, not `listed`, where items of the earlier table were found last."""
+def _with_items_elsewhere(
+    listed: pd.DataFrame, earlier: pd.DataFrame, source: PoolSource, *, first: int
+) -> pd.DataFrame:
+    """The listed files and, not `listed`, where items of the earlier table were found last; counted from `first` on."""
     homes = earlier.loc[earlier["item_id"].notna(), "uri"].drop_duplicates()
     if source.is_folder:
         folder = os.path.normpath(source.path.absolute()) + os.sep
@@ -243,9 +195,9 @@ def _with_items_elsewhere(listed: pd.DataFrame, earlier: pd.DataFrame, source: P
         listed = listed[is_kept]
     else:
         elsewhere = [File(uri, None, None, NOT_NAMED) for uri in homes[~is_in(homes, listed["uri"])]]
-    others = typed(_frame(elsewhere, File).assign(label=None, group=None))
-    files = pd.concat([listed, others], ignore_index=True)
-    return files.assign(listed=files.index < len(listed))
+    others = from_records(elsewhere, File._fields).assign(label=None, group=None)
+    others = typed(others.set_axis(pd.RangeIndex(first, first + len(others))))
+    return pd.concat([listed.assign(listed=True), others.assign(listed=False)])
 
 
 def _pass_over(file: File) -> File:
@@ -253,40 +205,57 @@ def _pass_over(file: File) -> File:
     return file if file.modified_ns is None else File(file.uri, None, None, PASSED_OVER)
 
 
-# Reading: what the files hold.
-
-
 def _read_contents(
-    files: pd.DataFrame, earlier: pd.DataFrame, reading: Reading, on_progress: OnProgress | None
+    files: pd.DataFrame, earlier: pd.DataFrame, same: Unchanged, reading: Reading, on_progress: OnProgress | None
 ) -> pd.DataFrame:
     """`files` with `item_id`, `width`, `height`, reason; read only what the earlier table does not know."""
-    unchanged = ["uri", "size_bytes", "modified_ns"]
-    remembered = earlier.dropna(subset=["modified_ns"]).drop_duplicates(unchanged)
-    remembered = remembered[[*unchanged, *_Content._fields]]
-    seen = files.merge(remembered, on=unchanged, how="left", suffixes=("", "_earlier"))
+    key = ["uri", *SAME_FILE]
+    remembered = earlier[~same.rows].dropna(subset=["modified_ns"]).drop_duplicates(key)[[*key, *_Content._fields]]
+    seen = files.merge(remembered, on=key, how="left", suffixes=("", "_earlier")).set_axis(files.index)
     seen["set_aside_reason"] = seen.pop("set_aside_reason_earlier").fillna(seen["set_aside_reason"])
     unread = seen["item_id"].isna() & seen["set_aside_reason"].isna()
-    n_before = len(seen) - int(unread.sum())
-
-    def count(n_read: int, _n_unread: int) -> None:
-        if on_progress is not None:
-            on_progress(n_before + n_read, len(seen))
-
-    items = earlier.dropna(subset=["item_id"]).set_index("item_id")
-    ids = frozenset(items.index)
-    count(0, len(seen) - n_before)
-    with without_pillow_warnings():
-        contents = map_in_threads(lambda uri: _examine(uri, ids, reading), seen.loc[unread, "uri"].tolist(), count)
-    read = _frame(contents, _Content).set_index(seen.index[unread])
+    n_known = int(same.files.sum()) + len(seen) - int(unread.sum())
+    read = _read(seen.loc[unread, "uri"].tolist(), earlier, reading, n_known, on_progress)
+    read = read.set_axis(seen.index[unread])
     for name in _Content._fields:
         seen[name] = seen[name].fillna(read[name])
+    items = earlier[is_in(earlier["item_id"], seen["item_id"])].set_index("item_id")
     known = seen[["item_id"]].join(items[["width", "height", "pages", "pixels"]], on="item_id")
     for name in ("width", "height", "pages", "pixels"):
         seen[name] = seen[name].fillna(known[name])
     # What may be used another time is looked at again: the disk may have mended, and the limit on memory may be raised.
     not_read = seen["set_aside_reason"].str.startswith((UNREAD, TOO_LARGE), na=False)
-    seen.loc[not_read, ["size_bytes", "modified_ns"]] = pd.NA
+    seen.loc[not_read, list(SAME_FILE)] = pd.NA
     return seen
+
+
+def _read(
+    uris: Sequence[str], earlier: pd.DataFrame, reading: Reading, n_known: int, on_progress: OnProgress | None
+) -> pd.DataFrame:
+    """What files hold, a row for each.
+
+    Args:
+        earlier: the content of its items is not decoded again.
+        n_known: files that need not be read.
+    """
+    known_ids = frozenset(earlier["item_id"].dropna()) if uris else frozenset[str]()
+    parts, n_files = [from_records([], _Content._fields)], n_known + len(uris)
+
+    def count(n_read: int, _n_unread: int = 0) -> None:
+        if on_progress is not None:
+            on_progress(n_known + start + n_read, n_files)
+
+    start = 0
+    count(0)
+    with without_pillow_warnings():
+        for start in range(0, len(uris), CHUNK):
+            part = uris[start : start + CHUNK]
+            parts.append(
+                from_records(
+                    map_in_threads(lambda uri: _examine(uri, known_ids, reading), part, count), _Content._fields
+                )
+            )
+    return pd.concat(parts[1:] or parts)
 
 
 def _check_masks(path: Path, seen: pd.DataFrame, earlier: pd.DataFrame) -> None:
@@ -329,8 +298,3 @@ def _refuse_other_files(file: BinaryIO) -> None:
     if not file.read(len(PNG_MAGIC)).startswith((PNG_MAGIC, JPEG_MAGIC)):  # their metadata may yet be forgiven
         open_image(file)
     file.seek(0)
-
-
-def _frame(records: Iterable[File | _Content], kind: type[File] | type[_Content]) -> pd.DataFrame:
-    # As objects first: a column of integers with a None would become floats, which cannot tell nanoseconds apart.
-    return typed(pd.DataFrame(list(records), columns=list(kind._fields), dtype=object))

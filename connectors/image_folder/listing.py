@@ -5,13 +5,16 @@ import re
 import stat
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+from connectors.image_folder.folder_times import FolderTimes
 from connectors.image_folder.strict_table import nfc
 from connectors.images.decode import reason_of
 from connectors.images.threads import map_in_threads
@@ -61,6 +64,10 @@ OWN_INSIDE = frozenset(
 """What is labelcycle's own where the pool itself is such a folder."""
 
 
+NOT_UTF8 = f"{UNREAD}: the file name is not UTF-8"
+_by_name = attrgetter("name")
+
+
 class File(NamedTuple):
     """A path and what the disk says of it; size and time are None where it is not to be read."""
 
@@ -94,6 +101,7 @@ def walk(
     follow_links: bool = False,
     passed: PassedOver | None = None,
     suffixes: Collection[str] = IMAGE_SUFFIXES,
+    times: FolderTimes | None = None,
 ) -> Iterator[File]:
     """All files under a folder; real folders come before linked ones, and each is entered once.
 
@@ -102,42 +110,87 @@ def walk(
         follow_links: whether links may leave the folder; one that does is else set aside.
         passed: remembers what was passed over besides hidden files.
         suffixes: of the files that are wanted, in small letters; others are set aside by their names.
+        times: remembers the folders that were looked into.
     """
     root = os.path.normpath(folder.absolute())
-    passed = passed or PassedOver()
-    stays = _Inside(root, follow_links)
-    real, linked, entered = deque([root]), deque[str](), set[tuple[int, int]]()
-    while real or linked:
-        here = real.popleft() if real else linked.popleft()
-        try:
-            status = Path(here).stat()
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
-        except OSError as exc:
-            yield File(_printable(here), None, None, reason_of(exc))
-            continue
-        names = {entry.name for entry in entries}
-        is_own = any(names.issuperset(marks) for marks in OWN_BY_CONTENT)
-        if here != root and (is_own or not names.isdisjoint(OF_SYSTEMS_BY_CONTENT)):
-            passed.add("own folders of labelcycle" if is_own else "folders of systems and programs", here)
-            continue
-        for entry in entries:
-            name = entry.name.lower()
-            if name.startswith(".") or name in HIDDEN_NAMES or (is_own and name in OWN_INSIDE):
-                continue
-            if not _is_folder(entry):
-                yield _look_at(entry.path, stays, suffixes)
-            elif name in OF_SYSTEMS or name in OWN_NAMES:
-                kind = "own folders of labelcycle" if name in OWN_NAMES else "folders of systems and programs"
-                passed.add(kind, entry.path)
-            elif not entry.is_symlink():
-                real.append(entry.path)
-            elif (reason := stays.reason(entry.path)) is None:
-                linked.append(entry.path)
-            else:
-                yield File(_printable(entry.path), None, None, reason)
+    return _Walk(root, _Inside(root, follow_links), suffixes, passed or PassedOver(), times or FolderTimes()).files()
+
+
+class _Walk:
+    """Which folders a walk has entered, and which it is yet to enter."""
+
+    def __init__(
+        self, root: str, stays: "_Inside", suffixes: Collection[str], passed: PassedOver, times: FolderTimes
+    ) -> None:
+        self._root, self._stays, self._suffixes, self._passed, self._times = root, stays, suffixes, passed, times
+        self._real, self._linked, self._entered = deque([root]), deque[str](), set[tuple[int, int]]()
+
+    def files(self) -> Iterator[File]:
+        """What is there, folder by folder."""
+        while self._real or self._linked:
+            here = self._real.popleft() if self._real else self._linked.popleft()
+            try:
+                yield from self._inside(here)
+            except OSError as exc:
+                yield File(_printable(here), None, None, reason_of(exc))
+
+    def _inside(self, here: str) -> Iterator[File]:
+        with _opened(here) as (opened, status):
+            if (status.st_dev, status.st_ino) in self._entered:
+                return
+            self._entered.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(opened), key=_by_name, reverse=True)
+            names = {entry.name for entry in entries}
+            is_own = any(names.issuperset(marks) for marks in OWN_BY_CONTENT)
+            if here != self._root and (is_own or not names.isdisjoint(OF_SYSTEMS_BY_CONTENT)):
+                self._passed.add("own folders of labelcycle" if is_own else "folders of systems and programs", here)
+                return
+            self._times.add(here, status)
+            below = here.rstrip(os.sep) + os.sep
+            while entries:
+                entry = entries.pop()  # with what it remembers of the file: a million would fill the memory
+                name = entry.name.lower()
+                if name.startswith(".") or name in HIDDEN_NAMES or (is_own and name in OWN_INSIDE):
+                    continue
+                path = below + entry.name
+                if name.isascii() and entry.is_file(follow_symlinks=False) and _suffix(name) in self._suffixes:
+                    yield _stat_entry(entry, path)
+                elif not _is_folder(entry):
+                    yield _look_at(path, self._stays, self._suffixes)
+                elif (reason := self._enter(entry, name, path)) is not None:
+                    yield File(_printable(path), None, None, reason)
+
+    def _enter(self, entry: os.DirEntry[str], name: str, path: str) -> str | None:
+        """Enter a folder later on, unless it is to be passed over; why not, where a person should know."""
+        if name in OF_SYSTEMS or name in OWN_NAMES:
+            kind = "own folders of labelcycle" if name in OWN_NAMES else "folders of systems and programs"
+            self._passed.add(kind, path)
+        elif not entry.is_symlink():
+            self._real.append(path)
+        elif (reason := self._stays.reason(path)) is None:
+            self._linked.append(path)
+        else:
+            return reason
+        return None
+
+
+@contextmanager
+def _opened(folder: str) -> Iterator[tuple[int, os.stat_result]]:
+    """A folder, open, and what the disk says of it: names in an open folder are looked up without its path."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield opened, os.fstat(opened)
+    finally:
+        os.close(opened)
+
+
+def _stat_entry(entry: os.DirEntry[str], path: str) -> File:
+    """What the disk says of a file that is no link and whose name is ASCII: as `stat_file`, in half the time."""
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except OSError as exc:
+        return File(path, None, None, reason_of(exc))
+    return File(path, status.st_size, status.st_mtime_ns, None)
 
 
 def stat_file(path: str, link_reason: Callable[[str], str | None] | None = None) -> File:
@@ -155,7 +208,7 @@ def stat_file(path: str, link_reason: Callable[[str], str | None] | None = None)
             if link_reason is not None and (reason := link_reason(path)) is not None:
                 return File(path, None, None, reason)
     except UnicodeEncodeError:
-        return File(_printable(path), None, None, f"{UNREAD}: the file name is not UTF-8")
+        return File(_printable(path), None, None, NOT_UTF8)
     except (OSError, ValueError) as exc:
         return File(path, None, None, reason_of(exc))
     if not stat.S_ISREG(status.st_mode):
@@ -320,12 +373,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _look_at(path: str, stays: _Inside, suffixes: Collection[str]) -> File:
     """What the disk says of a file in a folder, if its name is that of a wanted one."""
-    suffix = Path(path).suffix.lower()
+    suffix = _suffix(os.path.basename(path).lower())  # noqa: PTH119
     if suffix in suffixes:
         return stat_file(path, stays.reason)
     if suffix in OTHER_IMAGES:
         return File(_printable(path), None, None, f"{OTHER_FORMAT}: {OTHER_IMAGES[suffix]}")
     return File(_printable(path), None, None, f"{NOT_BY_NAME}{suffix}" if suffix else NO_SUFFIX)
+
+
+def _suffix(name: str) -> str:
+    """As `Path(name).suffix` of Python 3.11 to 3.13, in a tenth of the time."""
+    dot = name.rfind(".")
+    return name[dot:] if 0 < dot < len(name) - 1 else ""
 
 
 def _printable(path: str) -> str:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from connectors.health import Finding, failure, warning
-from connectors.image_folder.index import list_pool, reason_to_set_aside
+from connectors.image_folder.index import reason_to_set_aside
+from connectors.image_folder.source import list_pool
 from flows.artefacts import POOL
 from flows.changes import refuse_another_campaign
 from flows.doctor.subject import Subject

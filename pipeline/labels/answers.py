@@ -6,7 +6,7 @@ The ledger is every record of an answer in the order in which it was collected; 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -57,14 +57,15 @@ def answers_to_table(answers: Sequence[Answer]) -> pd.DataFrame:
 
 def answers_from_table(table: pd.DataFrame) -> list[Answer]:
     """The answers that `answers_to_table` wrote."""
-    table = table[list(COLUMNS)].astype(COLUMNS).astype(object)
-    rows = table.where(table.notna(), None).itertuples(index=False, name=None)
-    return answers_from_rows(dict(zip(COLUMNS, row, strict=True)) for row in rows)
+    plain = table[list(COLUMNS)].astype(COLUMNS).astype(object)
+    plain = plain.where(plain.notna(), None)
+    return answers_from_columns({name: plain[name].tolist() for name in COLUMNS})
 
 
-def answers_from_rows(rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
-    """The same of rows by column, with None where a value is missing: quick for the many small tables of rounds."""
-    return [_answer({name: row[name] for name in COLUMNS}) for row in rows]
+def answers_from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Answer]:
+    """The answers whose values are given by column, None for what is missing."""
+    rows = zip(*(columns[name] for name in COLUMNS), strict=True)
+    return [_answer(dict(zip(COLUMNS, row, strict=True))) for row in rows]
 
 
 def with_present_names(answers: Sequence[Answer], renamed: Mapping[str, str]) -> list[Answer]:

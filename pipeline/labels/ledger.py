@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipeline.labels.answers import current, labelled_set, set_aside, with_present_names
+from pipeline.pool.columns import is_in
 from pipeline.pool.table import has_complete_label
 from pipeline.tables import Labels, PoolTable
 from pipeline.types import Answer, Ask, Counted, Split
@@ -169,21 +170,26 @@ class Ledger:
         Raises:
             ValueError: a label is not one of the classes.
         """
-        usable = pool.usable
         labels = labelled_set(self.answers, task, prelabelled=pool.given_labels(), classes=classes)
-        return Labels(labels.merge(usable[["item_id", "uri", "split", "group"]], how="inner", validate="one_to_one"))
+        there = is_in(pool.usable["item_id"], labels["item_id"])
+        images = pool.usable.loc[there, ["item_id", "uri", "split", "group"]]
+        return Labels(labels.merge(images, how="inner", validate="one_to_one"))
 
     def may_be_asked(self, pool: PoolTable, *, split: Split, classes: Collection[str]) -> pd.DataFrame:
-        """The images of a split that are usable, not with the annotators, and lack a complete label: item_id, uri.
+        """The images of a split that `are_left`: item_id, uri."""
+        rows = self.are_left(pool, split=split, classes=classes)
+        return pool.usable.loc[rows, ["item_id", "uri"]].sort_values("item_id", ignore_index=True)
+
+    def are_left(self, pool: PoolTable, *, split: Split, classes: Collection[str]) -> "pd.Series[bool]":
+        """Which usable images of a split lack a complete label and are not with the annotators.
 
         An image that nobody could label is among them once there are classes that people could not choose then.
         """
         before = self._rounds_of_fewer_classes(classes)
         again = {item_id for item_id in set_aside(self.answers) if self.asked_items.get(item_id) in before}
-        known = {*self.asked_items, *self.answered_items} - again
+        known = pd.Series(sorted({*self.asked_items, *self.answered_items} - again), dtype="str")
         usable = pool.usable
-        rows = (usable["split"] == split) & ~has_complete_label(usable) & ~usable["item_id"].isin(list(known))
-        return usable.loc[rows, ["item_id", "uri"]].sort_values("item_id", ignore_index=True)
+        return (usable["split"] == split) & ~has_complete_label(usable) & ~is_in(usable["item_id"], known)
 
     def _rounds_of_fewer_classes(self, classes: Collection[str]) -> set[int]:
         """The rounds that asked when people could not choose each of the classes that there are now."""

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from pipeline.pool.columns import is_in
 from pipeline.pool.reasons import IN_AUDIT, PoolError
 from pipeline.pool.table import has_complete_label, usable
 
@@ -44,7 +45,7 @@ def draw_audit(table: pd.DataFrame, audit_size: int, seed: int) -> pd.DataFrame:
     return table.assign(split=table["split"].mask(is_audit, "audit"), label=table["label"].mask(is_audit))
 
 
-def check_groups(seen: pd.DataFrame, earlier: pd.DataFrame, source: str, *, rule: str | None) -> None:
+def check_groups(seen: pd.DataFrame, earlier: pd.DataFrame, source: str, *, rule: str | None, n_same: int) -> None:
     """Refuse a pool whose groups are not those that the audit set was drawn by.
 
     A file that moved keeps its group, whatever a rule makes of its new path; a pool that moved as a whole does not,
@@ -55,13 +56,14 @@ def check_groups(seen: pd.DataFrame, earlier: pd.DataFrame, source: str, *, rule
         earlier: the pool table of the last run.
         source: what the pool is called in the message.
         rule: by which groups were found in paths; None where a manifest gives them, or nothing does.
+        n_same: further images, which are not in `seen` and whose groups are those that they were.
     """
-    known = earlier.loc[earlier["item_id"].notna(), ["item_id", "group"]].fillna("")
+    known = earlier.loc[is_in(earlier["item_id"], seen["item_id"]), ["item_id", "group"]].fillna("")
     now = seen.loc[seen["item_id"].notna() & seen["listed"], ["item_id", "uri", "group"]].fillna("")
     both = now.merge(known, on="item_id", suffixes=("", "_before"))
     is_same = (both["group"] == both["group_before"]).groupby(both["item_id"]).transform("any")
     if rule is not None:
-        if 2 * int((~is_same).sum()) > len(is_same):
+        if 2 * int((~is_same).sum()) > len(is_same) + n_same:
             first = both[~is_same].iloc[0]
             raise PoolError(
                 f"{source}: group = {rule!r} puts {first['uri']} into {first['group']!r} where it was in "
@@ -70,7 +72,7 @@ def check_groups(seen: pd.DataFrame, earlier: pd.DataFrame, source: str, *, rule
                 "begin another campaign: labelcycle init NEW.toml --from OLD.toml"
             )
         return
-    if not is_same.all() and (known["group"] == "").all():
+    if not is_same.all() and earlier["group"].isna().all():
         raise PoolError(
             f"{source}: has groups in its column group, and people were asked before there were any: take the column "
             "away; or begin another campaign with them, which has all labels from its start: labelcycle init NEW.toml "
@@ -89,6 +91,8 @@ def check_groups(seen: pd.DataFrame, earlier: pd.DataFrame, source: str, *, rule
 def hold_out_of_audit(table: pd.DataFrame) -> pd.DataFrame:
     """Set the images aside that were found after the audit set was drawn, in one of its groups."""
     groups = table.loc[table["split"] == "audit", "group"].dropna().unique()
+    if not len(groups):
+        return table
     is_late = (table["split"] == "pool") & table["item_id"].notna() & table["group"].isin(groups)
     is_late &= table["set_aside_reason"].isna()
     return table.assign(set_aside_reason=table["set_aside_reason"].mask(is_late, IN_AUDIT))
@@ -96,8 +100,7 @@ def hold_out_of_audit(table: pd.DataFrame) -> pd.DataFrame:
 
 def count_known(table: pd.DataFrame) -> int:
     """Images that a pool table knows, used or not, but for those that came late into a group of the audit set."""
-    known = table.loc[table["item_id"].notna() & (table["set_aside_reason"] != IN_AUDIT), "item_id"]
-    return int(known.nunique())
+    return int((table["item_id"].notna() & (table["set_aside_reason"] != IN_AUDIT)).sum())
 
 
 def outgrown_text(table: pd.DataFrame, n_then: int) -> str | None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import pandas as pd
 
 from pipeline.names import printable
+from pipeline.pool.columns import in_order, is_in
 from pipeline.pool.notes import unused_lines
 from pipeline.pool.reasons import CHANGED, NO_SUFFIX, NOT_BY_NAME, PoolError
-from pipeline.pool.table import as_table, is_in, usable
+from pipeline.pool.table import as_table, usable
 
 LONGEST_TOLD = 80
 """Characters of a label in a reason."""
@@ -34,8 +35,7 @@ def merge(seen: pd.DataFrame, earlier: pd.DataFrame, *, is_manifest: bool) -> pd
     broken = seen[seen["item_id"].isna() & seen["listed"]].assign(split="pool", label=None, group=None)
     # An item that cannot be read for now carries the reason itself.
     broken = broken[broken["modified_ns"].notna() | ~is_in(broken["uri"], lost["uri"])]
-    table = pd.concat([as_table(part) for part in (found, lost, broken)])
-    return table.sort_values(["uri", "item_id"], ignore_index=True)
+    return in_order(pd.concat([as_table(part) for part in (found, lost, broken)]))
 
 
 def _found_items(seen: pd.DataFrame, earlier_items: pd.DataFrame, *, is_manifest: bool) -> pd.DataFrame:
@@ -65,33 +65,46 @@ def _found_items(seen: pd.DataFrame, earlier_items: pd.DataFrame, *, is_manifest
     )
 
 
-def refuse_waste(source: str, seen: pd.DataFrame, table: pd.DataFrame, earlier: pd.DataFrame, limit: float) -> None:
+def refuse_waste(
+    source: str, seen: pd.DataFrame, merged: pd.DataFrame, earlier: pd.DataFrame, limit: float, *, kept: pd.DataFrame
+) -> None:
     """Raise where no image can be used, or too many of them cannot, now or of the earlier table's.
 
     Args:
         source: what the pool is called in the message.
         seen: see the module.
-        table: that was made of it.
-        earlier: the pool table of the last run.
+        merged: the rows that were made of it.
+        earlier: rows of the pool table of the last run that were gone through.
         limit: share of the images that may be unusable.
+        kept: the other rows of that table, which stay as they are.
     """
-    used = usable(table)["item_id"]
-    reasons = "; ".join(unused_lines(table))
-    if used.empty:
-        raise PoolError(f"{source} has no usable image: {reasons}")
-    named = seen["listed"] & ~seen["set_aside_reason"].str.startswith((NOT_BY_NAME, NO_SUFFIX), na=False)
+    used, n_kept = usable(merged)["item_id"], int(kept["item_id"].count())
+    if used.empty and not n_kept:
+        raise PoolError(f"{source} has no usable image: {_reasons(kept, merged)}")
+    named = seen["listed"] & ~_is_other(seen)
     wasted = named & ~is_in(seen["item_id"], used)
+    n_kept_named = int((~_is_other(kept)).sum())
+    n_named, n_wasted = int(named.sum()) + n_kept_named, int(wasted.sum()) + n_kept_named - n_kept
     mend = f"more than max_unused = {limit:g} allows. Mend them, or raise max_unused in the campaign's file"
-    if wasted.sum() > limit * named.sum():
-        raise PoolError(f"{source}: {wasted.sum()} of {named.sum()} images cannot be used, {mend}. {reasons}")
+    if n_wasted > limit * n_named:
+        raise PoolError(f"{source}: {n_wasted} of {n_named} images cannot be used, {mend}. {_reasons(kept, merged)}")
     before = usable(earlier)["item_id"]
-    gone = before[~is_in(before, used)]
-    if len(gone) > limit * len(before):
-        first = table[table["item_id"] == gone.iloc[0]].iloc[0]
+    gone, n_before = before[~is_in(before, used)], len(before) + len(usable(kept))
+    if len(gone) > limit * n_before:
+        first = merged[merged["item_id"] == gone.iloc[0]].iloc[0]
         raise PoolError(
-            f"{source}: {len(gone)} of the {len(before)} images of the last run cannot be used any more, {mend} for "
+            f"{source}: {len(gone)} of the {n_before} images of the last run cannot be used any more, {mend} for "
             f"one run if that is meant. Such as {printable(first['uri'])}: {first['set_aside_reason']}"
         )
+
+
+def _is_other(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Whether the name of each file is not that of an image."""
+    return rows["set_aside_reason"].str.startswith((NOT_BY_NAME, NO_SUFFIX), na=False)
+
+
+def _reasons(*parts: pd.DataFrame) -> str:
+    return "; ".join(unused_lines(in_order(pd.concat(parts))))
 
 
 def _in_short(labels: pd.Series[str]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from pipeline.names import printable
+from pipeline.pool.columns import is_in
 from pipeline.pool.reasons import (
     ADDRESS,
     CHANGED,
@@ -18,7 +19,7 @@ from pipeline.pool.reasons import (
     PASSED_OVER,
     UNREAD,
 )
-from pipeline.pool.table import is_in, usable
+from pipeline.pool.table import usable
 
 MENDS = {
     UNREAD: "check their paths, and that they may be read",
@@ -43,11 +44,9 @@ def changes(before: pd.DataFrame | None, after: pd.DataFrame) -> list[str]:
         labels = int(now["label"].notna().sum())
         return [f"the pool has {_count(len(now), 'image')}{f', {labels} of them with a label' if labels else ''}"]
     was = usable(before)
-    known, used = frozenset(before["item_id"].dropna()), frozenset(was["item_id"])
-    kind = now["item_id"].map(lambda item_id: "used" if item_id in used else "back" if item_id in known else "new")
-    new, back = now[kind == "new"], now[kind == "back"]
-    left = frozenset(now["item_id"])
-    gone = was[was["item_id"].map(lambda item_id: item_id not in left).astype(bool)]
+    added = now[~is_in(now["item_id"], was["item_id"])]
+    is_back = is_in(added["item_id"], before["item_id"])
+    new, back, gone = added[~is_back], added[is_back], was[~is_in(was["item_id"], now["item_id"])]
     said = [
         f"{_count(len(rows), 'image')} {what}, such as {printable(rows.iloc[0]['uri'])}"
         for rows, what in ((new, "new"), (back, "used again"), (gone, "not used any more"))
@@ -120,7 +119,9 @@ def _unused(kind: str, count: int, rows: pd.DataFrame) -> str:
 
 def _changed_labels(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
     """Lines on images of both tables whose label the manifest has changed."""
-    both = before[["item_id", "label"]].merge(after[["item_id", "label"]], on="item_id", suffixes=("_was", ""))
+    labelled = pd.concat([rows.loc[rows["label"].notna(), "item_id"] for rows in (before, after)])
+    was_there, is_there = (rows.loc[is_in(rows["item_id"], labelled), ["item_id", "label"]] for rows in (before, after))
+    both = was_there.merge(is_there, on="item_id", suffixes=("_was", ""))
     was, now = both["label_was"], both["label"]
     counts = {
         "new": int((was.isna() & now.notna()).sum()),

@@ -37,6 +37,10 @@ def test_command_and_settings_load_nothing_that_takes_seconds(module):
     assert loaded(f"import {module}", HEAVY) == []
 
 
+def test_run_loads_no_grammar_that_nothing_reads():
+    assert loaded("from flows.local import use_prefect; use_prefect(None); import flows.flow", ("lark",)) == []
+
+
 @pytest.fixture
 def waiting(make_loop):
     """A campaign that has learnt once and waits for labels; a schedule and a strategy of others are in its file."""
