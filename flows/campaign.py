@@ -322,7 +322,7 @@ def local_servers() -> servers.Servers:
 def do_piece_of_round(folder: Path, sent: "PieceOfRound") -> None:
     """Do a piece in a worker, which has the campaign's folder and nothing else."""
     campaign = Campaign(folder)
-    work = _opened(folder, _stamp(campaign.path_of(CAMPAIGN)))
+    work = _opened(folder, stamp(campaign.path_of(CAMPAIGN)))
     round_folder = campaign.round(sent.round_number)
     if sent.step.writes:
         work.do(sent.step, round_folder)

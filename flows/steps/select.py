@@ -19,7 +19,7 @@ from flows.step import step
 from flows.steps.score import draws_seed, score_decisions
 from flows.steps.train import NothingToTrainOn, load_networks
 from pipeline.labels.ledger import Ledger
-from pipeline.pool.table import is_in
+from pipeline.pool.columns import is_in
 from pipeline.randomness import derive_seed
 from pipeline.selection.ask import (
     Scored,
