@@ -265,8 +265,14 @@ class Service:
         """Print which runs of the campaign began and ended since last time, whoever started them."""
         runs = self.runs_to_tell(client)
         told = {(run.id, run.state.type) for run in runs if run.state is not None}
-        for run in sorted(runs, key=lambda run: run.end_time or self.now):
-            if run.state is not None and (run.id, run.state.type) not in self.told:
+        new = [run for run in runs if run.state is not None and (run.id, run.state.type) not in self.told]
+        missed = [run for run in new if run.state is not None and run.state.message == books.MISSED]
+        if len(missed) > 1:
+            due = sorted(run.expected_start_time or self.now for run in missed)
+            first, last = (f"{moment.astimezone(self.zone):%Y-%m-%d %H:%M}" for moment in (due[0], due[-1]))
+            self.say(f"{len(missed)} runs of {first} to {last} were {books.MISSED}")
+        for run in sorted(new, key=lambda run: run.end_time or self.now):
+            if run.state is not None and (len(missed) < 2 or run not in missed):
                 self.say(f"{self.name_of(run)}: {_outcome(run.state)}")
                 if run.state.type in (StateType.FAILED, StateType.CRASHED):
                     tell_from_outside(self.teller, "failed", f"{self.name_of(run)}: {_outcome(run.state)}")
