@@ -151,21 +151,18 @@ class FeatureCache:
         self._mark_used()
         return missing, torch.from_numpy(features)
 
-    def rows_of(self, ids: Sequence[str]) -> ImageRows:
-        """Images `(n, channels, S, S)` that are there, mapped; they stay readable when their files are removed.
+    def rows_kept(self, ids: Sequence[str]) -> tuple[Tensor, ImageRows]:
+        """Positions `(m,)` of the ids that the cache does not hold; the others as mapped images, in order.
 
-        Raises:
-            KeyError: the cache does not hold all of them.
+        The images stay readable when their files are removed.
         """
         with self._lock:
             missing = self.missing(ids)
-            if len(missing):
-                raise KeyError(f"{self.folder} lacks {len(missing)} of {len(ids)} items")
             _, files, rows = self._find(ids)
             numbers, part = np.unique(files, return_inverse=True)
             parts = [self._files[number].features for number in numbers]
         self._mark_used()
-        return ImageRows(parts, torch.from_numpy(part), torch.from_numpy(rows))
+        return missing, ImageRows(parts, torch.from_numpy(part), torch.from_numpy(rows))
 
     def append(self, ids: Sequence[str], features: Tensor) -> None:
         """Add features `(n, …)`, one file at a time; others see it when it is whole."""

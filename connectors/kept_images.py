@@ -13,14 +13,13 @@ import torch
 from connectors.feature_store import FeatureCache
 from connectors.images.pixels import stream_images
 from connectors.images.reading import WHOLE, Range, Reading
-from pipeline.image_rows import ImageRows
+from pipeline.image_rows import Images, joined, subset
 from pipeline.types import OnProgress
 
 FORMAT = 1
 """Part of every key: raise it when a change of the code changes the pixels of an image."""
 CHUNK_BYTES = 2**26
 """Images of one append, at most; three times as many are in memory while they are decoded."""
-ATTEMPTS = 3
 
 
 def open_images(folder: Path, *, size: int, channels: int, ranges: tuple[Range, ...] = ()) -> FeatureCache:
@@ -50,14 +49,14 @@ def kept_images(
     channels: int,
     reading: Reading = WHOLE,
     on_progress: OnProgress | None = None,
-) -> ImageRows:
+) -> Images:
     """Images as `load_images` gives them, on the disk; what is missing there is decoded and appended, part by part.
 
-    A call that was killed goes on where it stood. What other processes remove later stays readable here.
+    A call that was killed goes on where it stood. What other processes remove stays readable here.
 
     Args:
         cache: of this size, these channels and ranges: see `open_images`.
-        ids: `(n,)` item ids, at least one.
+        ids: `(n,)` item ids.
         uris: `(n,)` their paths.
         size: side of the square images, pixels.
         reading: how the images are read.
@@ -65,18 +64,20 @@ def kept_images(
 
     Raises:
         PoolError: an image cannot be read; the parts before it are kept.
-        KeyError: other processes remove images as fast as they are decoded.
     """
-    for _ in range(ATTEMPTS):
-        missing = cache.missing(ids)
-        if not len(missing):
-            break
-        chunk = max(1, CHUNK_BYTES // (channels * size**2))
-        n_done, wanted = len(ids) - len(missing), [uris[position] for position in missing.tolist()]
-        with closing(stream_images(wanted, size=size, channels=channels, chunk=chunk, reading=reading)) as parts:
-            for positions, part in zip(missing.split(chunk), parts, strict=True):
-                cache.append([ids[position] for position in positions.tolist()], part)
-                n_done += len(part)
-                if on_progress is not None:
-                    on_progress(n_done, len(ids))
-    return cache.rows_of(ids)
+    missing, rows = cache.rows_kept(ids)
+    found: Images = rows
+    order = [torch.ones(len(ids), dtype=torch.bool).index_fill(0, missing, False).nonzero().flatten()]
+    chunk = max(1, CHUNK_BYTES // (channels * size**2))
+    n_done, wanted = len(ids) - len(missing), [uris[position] for position in missing.tolist()]
+    with closing(stream_images(wanted, size=size, channels=channels, chunk=chunk, reading=reading)) as parts:
+        for positions, part in zip(missing.split(chunk) if len(missing) else (), parts, strict=True):
+            of_part = [ids[position] for position in positions.tolist()]
+            cache.append(of_part, part)
+            removed, kept = cache.rows_kept(of_part)
+            found = joined(found, part if len(removed) else kept)
+            order.append(positions)
+            n_done += len(part)
+            if on_progress is not None:
+                on_progress(n_done, len(ids))
+    return subset(found, torch.cat(order).argsort())

@@ -12,7 +12,7 @@ from connectors.frozen_features import cached_features, open_cache
 from connectors.images.reading import WHOLE, Reading
 from connectors.kept_images import kept_images, open_images
 from flows.home import home
-from pipeline.image_rows import ImageRows
+from pipeline.image_rows import Images
 from pipeline.learning.settings import ModelSettings
 from pipeline.networks.classifier import Classifier
 from pipeline.types import OnProgress
@@ -78,7 +78,7 @@ def images_of(
     reading: Reading = WHOLE,
     max_gb: float | None = None,
     on_progress: OnProgress | None = None,
-) -> ImageRows:
+) -> Images:
     """Images `(n, channels, S, S)` as networks take them, on the disk; only what is not kept is decoded.
 
     Args:

@@ -175,9 +175,7 @@ class CampaignSettings(SelectionSettings, StoppingSettings, WorkerSettings):
     timezone: Annotated[str | None, AfterValidator(_check_timezone)] = Field(
         None, description="of the schedule, an IANA name; the machine's own if not given"
     )
-    feature_cache_gb: float = Field(
-        20.0, ge=0, le=MOST, description="disk for features of frozen networks and decoded labelled images"
-    )
+    feature_cache_gb: float = Field(20.0, ge=0, le=MOST, description="disk for features and decoded labelled images")
     decode_memory_gb: float = Field(
         2.0, gt=0, description="memory that images may take together while they are decoded"
     )

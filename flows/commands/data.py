@@ -86,7 +86,7 @@ def cache(
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Throw all of it away.")] = False,
 ) -> None:
-    """Show the features of frozen networks that are kept on the disk, so that no image is computed twice."""
+    """Show the features of frozen networks and the decoded images that are kept, so that no work is done twice."""
     from connectors import feature_store as features
     from flows.cache import GIGABYTE, cache_table, features_folder
 

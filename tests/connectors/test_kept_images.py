@@ -85,6 +85,21 @@ def test_images_stay_readable_when_their_files_are_removed_and_are_decoded_again
     assert usage(tmp_path / "cache")[0].n_items == 7
 
 
+def test_what_another_process_removes_meanwhile_is_no_harm(tmp_path, pool, monkeypatch):
+    ids, uris = pool
+    monkeypatch.setattr(kept_images, "CHUNK_BYTES", 2 * 3 * SIDE**2)
+    cache = open_images(tmp_path / "cache", size=SIDE, channels=3)
+    append = cache.append
+
+    def and_remove(*what):
+        append(*what)
+        clear(tmp_path / "cache")
+
+    kept(tmp_path / "cache", ids[:3], uris[:3])
+    monkeypatch.setattr(cache, "append", and_remove)
+    assert torch.equal(whole(kept(tmp_path / "cache", ids, uris)), load_images(uris, size=SIDE, channels=3))
+
+
 def test_an_image_that_cannot_be_read_is_named_and_what_was_decoded_is_kept(tmp_path, pool, decoded, monkeypatch):
     ids, uris = pool
     monkeypatch.setattr(kept_images, "CHUNK_BYTES", 2 * 3 * SIDE**2)
