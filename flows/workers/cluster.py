@@ -284,8 +284,8 @@ def _check_machines(settings: WorkerSettings, folder: Path, seen: Sequence[Path]
     try:
         asked = []
         for node in nodes:
-            there_alone = NodeAffinitySchedulingStrategy(node, soft=False)
-            look = ray.remote(_probe).options(num_cpus=0, max_retries=1, scheduling_strategy=there_alone)
+            on_it = NodeAffinitySchedulingStrategy(node, soft=False)
+            look = ray.remote(_probe).options(num_cpus=0, max_retries=1, scheduling_strategy=on_it)
             asked.append(look.remote(str(shown), there))
         answered, silent = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
         if silent:
