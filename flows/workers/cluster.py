@@ -202,7 +202,7 @@ def told_of(exc: BaseException, where: str) -> WorkersError:
         said = " ".join(str(one).split())
         if "ersion mismatch" in said:
             return WrongWorkers(f"Ray at {where} is of another version: {said}. Install the same here and there")
-        if type(one).__name__ == "AuthenticationError":
+        if "authenticat" in f"{type(one).__name__} {said}".lower():
             return WrongWorkers(
                 f"Ray at {where} wants its token: let RAY_AUTH_TOKEN_PATH name a file with it, and set "
                 "RAY_AUTH_MODE=token"
