@@ -327,7 +327,7 @@ def do_piece_of_round(folder: Path, sent: "PieceOfRound") -> None:
     if sent.step.writes:
         work.do(sent.step, round_folder)
         return
-    with progress_bar(str(sent), unit="steps") as on_progress:
+    with progress_bar(str(sent), unit=sent.unit) as on_progress:
         work.do_piece(sent.step, round_folder, sent.piece, on_progress)
 
 

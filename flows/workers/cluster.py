@@ -202,7 +202,7 @@ def told_of(exc: BaseException, where: str) -> WorkersError:
         said = " ".join(str(one).split())
         if "ersion mismatch" in said:
             return WrongWorkers(f"Ray at {where} is of another version: {said}. Install the same here and there")
-        if type(one).__name__ == "AuthenticationError":
+        if "authenticat" in f"{type(one).__name__} {said}".lower():
             return WrongWorkers(
                 f"Ray at {where} wants its token: let RAY_AUTH_TOKEN_PATH name a file with it, and set "
                 "RAY_AUTH_MODE=token"
@@ -284,8 +284,8 @@ def _check_machines(settings: WorkerSettings, folder: Path, seen: Sequence[Path]
     try:
         asked = []
         for node in nodes:
-            there_alone = NodeAffinitySchedulingStrategy(node, soft=False)
-            look = ray.remote(_probe).options(num_cpus=0, max_retries=1, scheduling_strategy=there_alone)
+            on_it = NodeAffinitySchedulingStrategy(node, soft=False)
+            look = ray.remote(_probe).options(num_cpus=0, max_retries=1, scheduling_strategy=on_it)
             asked.append(look.remote(str(shown), there))
         answered, silent = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
         if silent:

@@ -37,6 +37,7 @@ class PieceOfRound(NamedTuple):
     round_number: int
     step: Step[Any]
     piece: Piece
+    unit: str
 
     def __str__(self) -> str:
         part = "".join(f", {name} {value}" for name, value in self.piece.items())
@@ -141,11 +142,11 @@ class RayWorkers:
                 n_done += 1
                 on_progress(n_done, len(pieces))
 
-            self.spread.do([PieceOfRound(folder.number, step, piece) for piece in pieces], count)
+            self.spread.do([PieceOfRound(folder.number, step, piece, unit) for piece in pieces], count)
 
     def whole(self, step: Step[Any], folder: RoundFolder) -> None:
         """See `flows.workers.local.Workers.whole`."""
-        self.spread.do([PieceOfRound(folder.number, step, {})], lambda _piece: None)
+        self.spread.do([PieceOfRound(folder.number, step, {}, "")], lambda _piece: None)
 
 
 # In a worker

@@ -194,6 +194,7 @@ def test_address_that_nobody_answers_at_is_told_within_seconds(tmp_path):
             RuntimeError("Version mismatch: The cluster was started with:\n Ray: 2.0.0"),
             "is of another version: .*2.0.0",
         ),
+        (RuntimeError("Unauthenticated: no token"), "at head:6379 wants its token: let RAY_AUTH_TOKEN_PATH"),
         (RuntimeError("No node info found matching attributes: ''"), "ray start --address=head:6379` makes it one"),
         (OSError("no file descriptors"), "does not begin at head:6379: no file descriptors"),
     ],
