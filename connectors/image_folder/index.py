@@ -12,7 +12,8 @@ from typing import BinaryIO, NamedTuple
 
 import pandas as pd
 
-from connectors.image_folder.listing import File, PassedOver, locate, stat_file, walk
+from connectors.image_folder import object_pool
+from connectors.image_folder.listing import File, PassedOver, stat_file, walk
 from connectors.image_folder.manifest import MANIFEST_SUFFIXES, distinct, read_manifest, readings_in_words
 from connectors.image_folder.region_cells import WrongCell, check_masks
 from connectors.images.containers import JPEG_MAGIC, PNG_MAGIC
@@ -20,12 +21,13 @@ from connectors.images.decode import open_image, reason_of, without_pillow_warni
 from connectors.images.examine import examine
 from connectors.images.reading import WHOLE, Reading
 from connectors.images.threads import map_in_threads
+from connectors.objects.addresses import is_address
 from pipeline.names import printable
 from pipeline.pool.audit import check_groups, draw_audit, hold_out_of_audit
 from pipeline.pool.group_rules import groups_of
 from pipeline.pool.merge import merge, refuse_waste
 from pipeline.pool.notes import item_notes
-from pipeline.pool.reasons import NOT_NAMED, PASSED_OVER, TOO_LARGE, UNREAD, PoolError
+from pipeline.pool.reasons import NOT_NAMED, PASSED_OVER, TOO_LARGE, UNREAD, PoolError, PoolUnavailable
 from pipeline.pool.table import as_table, is_in, typed
 from pipeline.types import ONE_CLASS, AskFor, OnProgress
 
@@ -39,8 +41,8 @@ class PoolSource:
 
     Attributes:
         path: folder, or manifest (.csv, .parquet) with a column `uri`, relative to the manifest's folder, and
-            optionally `label` and `group`. A labelled image is never in the audit set; one content under two labels is
-            set aside.
+            optionally `label` and `group`; or the address of one, as text. A manifest may name addresses, too. A
+            labelled image is never in the audit set; one content under two labels is set aside.
         classes: labels that a manifest may give.
         group: rule for the group of an image by its path relative to the folder, or to the manifest's folder (see
             `pipeline.pool.group_rules`); None for the groups of the manifest's column `group`, if there is one.
@@ -52,7 +54,7 @@ class PoolSource:
         are_open: whether the labels of a manifest list only what is there; see `read_manifest`.
     """
 
-    path: Path
+    path: Path | str
     classes: Sequence[str]
     group: str | None = None
     follow_links: bool = False
@@ -63,13 +65,15 @@ class PoolSource:
 
     @property
     def is_folder(self) -> bool:
-        """Whether the images are found by a walk, and not by a manifest."""
-        return self.path.is_dir()
+        """Whether the images are found by a walk or a listing, and not by a manifest."""
+        return self.path.is_dir() if isinstance(self.path, Path) else not object_pool.is_manifest(self.path)
 
     @property
-    def root(self) -> Path:
-        """The folder that paths are relative to."""
-        return self.path if self.is_folder else self.path.parent
+    def root(self) -> Path | str:
+        """The folder that paths are relative to, or its address."""
+        if self.is_folder:
+            return self.path
+        return self.path.parent if isinstance(self.path, Path) else self.path.rpartition("/")[0]
 
 
 class _Content(NamedTuple):
@@ -181,13 +185,15 @@ def reason_to_set_aside(uri: str, reading: Reading = WHOLE) -> str | None:
 def _list_source(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFrame:
     """Files of a folder or manifest: `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label`, `group`."""
     path = source.path
-    if source.is_folder:
+    if isinstance(path, str) and source.is_folder:
+        files = object_pool.list_folder(path, tell).assign(label=None, group=None)
+    elif isinstance(path, Path) and source.is_folder:
         passed = PassedOver()
         found = walk(path, follow_links=source.follow_links, passed=passed)
         files = _frame(found, File).assign(label=None, group=None)
         for line in passed.notes():
             tell(line)
-    elif path.suffix.lower() not in MANIFEST_SUFFIXES:
+    elif isinstance(path, Path) and path.suffix.lower() not in MANIFEST_SUFFIXES:
         missing = "" if path.exists() else ", which does not exist"
         raise PoolError(f"wanted a folder of images or a manifest (.csv, .parquet), got {path}{missing}")
     else:
@@ -198,15 +204,16 @@ def _list_source(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFram
 
 
 def _list_manifest(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFrame:
-    table = read_manifest(source.path, source.classes, source.renamed, source.asks, are_open=source.are_open)
-    uris = table.rows["uri"].tolist()
-    found = locate(uris, source.root, follow_links=source.follow_links)
-    lost = [file.modified_ns is None for file in found.files]
-    has_break = [is_lost and ("\n" in uri or "\r" in uri) for uri, is_lost in zip(uris, lost, strict=True)]
-    table.refuse(has_break, "holds a line break, and no file is named so", "is a quote left open?")
-    for line in (*table.notes, *readings_in_words(table, "uri", found)):
-        tell(line)
-    return distinct(table, _frame(found.files, File))
+    with object_pool.manifest_on_disk(source.path) as path:
+        table = read_manifest(path, source.classes, source.renamed, source.asks, are_open=source.are_open)
+        uris = table.rows["uri"].tolist()
+        located, found = object_pool.locate_all(table, source.root, follow_links=source.follow_links)
+        lost = found["modified_ns"].isna()
+        has_break = [is_lost and ("\n" in uri or "\r" in uri) for uri, is_lost in zip(uris, lost, strict=True)]
+        table.refuse(has_break, "holds a line break, and no file is named so", "is a quote left open?")
+        for line in (*table.notes, *readings_in_words(table, "uri", located)):
+            tell(line)
+        return distinct(table, found)
 
 
 def _with_groups(listed: pd.DataFrame, source: PoolSource) -> pd.DataFrame:
@@ -218,11 +225,8 @@ def _with_groups(listed: pd.DataFrame, source: PoolSource) -> pd.DataFrame:
             f"{source.path} has groups in its column group: take the setting group = {source.group!r} away, or the "
             "column"
         )
-    root = f"{os.path.normpath(source.root.absolute())}{os.sep}"
     found = listed["modified_ns"].notna()
-    paths = [
-        uri.removeprefix(root) if uri.startswith(root) else os.path.relpath(uri, root) for uri in listed["uri"][found]
-    ]
+    paths = paths_below(listed["uri"][found].tolist(), source.root)
     try:
         groups = groups_of(paths, source.group)
     except ValueError as exc:
@@ -230,10 +234,21 @@ def _with_groups(listed: pd.DataFrame, source: PoolSource) -> pd.DataFrame:
     return listed.assign(group=pd.Series(groups, index=listed.index[found], dtype="str"))
 
 
+def paths_below(uris: Sequence[str], root: Path | str) -> list[str]:
+    """Paths and addresses as they are below a folder or its address; an address elsewhere stays as it is."""
+    start = f"{os.path.normpath(root.absolute())}{os.sep}" if isinstance(root, Path) else f"{root.rstrip('/')}/"
+    return [
+        uri.removeprefix(start) if uri.startswith(start) or is_address(uri) else os.path.relpath(uri, start)
+        for uri in uris
+    ]
+
+
 def _with_items_elsewhere(listed: pd.DataFrame, earlier: pd.DataFrame, source: PoolSource) -> pd.DataFrame:
     """The listed files and, not `listed`, where items of the earlier table were found last."""
     homes = earlier.loc[earlier["item_id"].notna(), "uri"].drop_duplicates()
-    if source.is_folder:
+    if isinstance(source.path, str) and source.is_folder:
+        others = object_pool.frame(object_pool.elsewhere(listed, homes, source.path))
+    elif isinstance(source.path, Path) and source.is_folder:
         folder = os.path.normpath(source.path.absolute()) + os.sep
         # An item stays one whatever its suffix: a manifest may have named it.
         is_kept = listed["modified_ns"].notna() | ~is_in(listed["uri"], homes)
@@ -241,10 +256,10 @@ def _with_items_elsewhere(listed: pd.DataFrame, earlier: pd.DataFrame, source: P
         elsewhere = map_in_threads(stat_file, [*listed.loc[~is_kept, "uri"], *away[~away.str.startswith(folder)]])
         elsewhere += [_pass_over(stat_file(uri)) for uri in away[away.str.startswith(folder)]]
         listed = listed[is_kept]
+        others = _frame(elsewhere, File)
     else:
-        elsewhere = [File(uri, None, None, NOT_NAMED) for uri in homes[~is_in(homes, listed["uri"])]]
-    others = typed(_frame(elsewhere, File).assign(label=None, group=None))
-    files = pd.concat([listed, others], ignore_index=True)
+        others = _frame((File(uri, None, None, NOT_NAMED) for uri in homes[~is_in(homes, listed["uri"])]), File)
+    files = pd.concat([listed, typed(others.assign(label=None, group=None))], ignore_index=True)
     return files.assign(listed=files.index < len(listed))
 
 
@@ -260,6 +275,11 @@ def _read_contents(
     files: pd.DataFrame, earlier: pd.DataFrame, reading: Reading, on_progress: OnProgress | None
 ) -> pd.DataFrame:
     """`files` with `item_id`, `width`, `height`, reason; read only what the earlier table does not know."""
+    if "item_id" in files:
+        is_stored = files["item_id"].notna()
+        stored = object_pool.seen_in_store(files[is_stored], earlier, lambda uri: reason_to_set_aside(uri, reading))
+        rest = _read_contents(files[~is_stored].drop(columns="item_id"), earlier, reading, on_progress)
+        return pd.concat([stored, rest], ignore_index=True)
     unchanged = ["uri", "size_bytes", "modified_ns"]
     remembered = earlier.dropna(subset=["modified_ns"]).drop_duplicates(unchanged)
     remembered = remembered[[*unchanged, *_Content._fields]]
@@ -289,7 +309,7 @@ def _read_contents(
     return seen
 
 
-def _check_masks(path: Path, seen: pd.DataFrame, earlier: pd.DataFrame) -> None:
+def _check_masks(path: Path | str, seen: pd.DataFrame, earlier: pd.DataFrame) -> None:
     """Raise PoolError for the first mask that does not fit its image, of those that the earlier table does not have."""
     columns = ["item_id", "label"]
     known = set(earlier[columns].dropna().itertuples(index=False, name=None))
@@ -307,8 +327,9 @@ def _check_masks(path: Path, seen: pd.DataFrame, earlier: pd.DataFrame) -> None:
 def _examine(uri: str, known_ids: Collection[str], reading: Reading) -> _Content:
     """Hash and decode a file; the content of a known item is not decoded again."""
     try:
-        with Path(uri).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with reading.open(uri) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
             if size == 0:
                 return _Content(None, None, None, "empty: the file has no content")
             if size > MAX_BYTES:
@@ -319,6 +340,8 @@ def _examine(uri: str, known_ids: Collection[str], reading: Reading) -> _Content
                 return _Content(item_id, None, None, None)
             seen = examine(file, reading)
             return _Content(item_id, seen.width, seen.height, None, seen.pages, seen.pixels)
+    except PoolUnavailable:
+        raise
     except Exception as exc:  # a decoder raises anything when it is given any bytes
         return _Content(None, None, None, reason_of(exc))
 

@@ -4,8 +4,9 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 """How an address begins; paths of files are absolute."""
@@ -31,7 +32,7 @@ class Range:
 class Opener(Protocol):
     """Opens what is no file on a disk."""
 
-    def open(self, uri: str) -> AbstractContextManager[BinaryIO]:
+    def open(self, uri: str) -> AbstractContextManager[BytesIO]:
         """The bytes at an address."""
 
 
@@ -50,7 +51,7 @@ class Reading:
     memory_gb: float = 2.0
     objects: Opener | None = None
 
-    def open(self, uri: str) -> AbstractContextManager[BinaryIO]:
+    def open(self, uri: str) -> AbstractContextManager[BufferedReader | BytesIO]:
         """An image's bytes, wherever it is."""
         if self.objects is not None and ADDRESS.match(uri):
             return self.objects.open(uri)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import BinaryIO
 
 from connectors.images.threads import MemoryGate
 from connectors.objects.addresses import place_of
@@ -33,7 +32,7 @@ class Objects:
     cache: ImageCache | None = None
 
     @contextmanager
-    def open(self, uri: str) -> Iterator[BinaryIO]:
+    def open(self, uri: str) -> Iterator[BytesIO]:
         """The bytes of an object, in memory.
 
         Raises:

@@ -56,6 +56,10 @@ MADE_OF_CONTENT = re.compile(r"[0-9a-f]{32}(-[1-9][0-9]*)?")
 parts."""
 
 
+class ListingRefused(PoolRefused):
+    """A place may not be listed with these credentials; what is in it may be readable."""
+
+
 class Found(NamedTuple):
     """An object as a store tells of it, without a byte of it.
 
@@ -252,7 +256,7 @@ def _explanation(exc: Exception, place: Place, *, is_listing: bool) -> PoolError
         return PoolError(f"{GONE}: there is nothing at this address")
     if isinstance(exc, PermissionDeniedError | UnauthenticatedError):
         if is_listing:
-            return PoolRefused(
+            return ListingRefused(
                 f"{place}: these credentials may not list it: give them the rights to list and to read "
                 f"({RIGHTS}); the environment must hold {wanted}"
             )
