@@ -20,7 +20,7 @@ and each round records its own; images are known by their content, so that pool 
 CHANGE_NOTHING_BEGUN = frozenset(
     {
         *("folder", "pool", "schedule", "close_at", "close_after", "feature_cache_gb", "mlflow.uri", "model.device"),
-        *("timezone", "max_unused", "decode_memory_gb"),
+        *("image_cache_gb", "timezone", "max_unused", "decode_memory_gb"),
         *("keep.models", "keep.scores", "keep.tracked_models"),
         *("notify.command", "notify.on", "notify.awaiting_after", "notify.again_after"),
         *("budget", "budget_in", "query_size", "target_accuracy", "min_gain"),

@@ -1,15 +1,19 @@
 """The campaign's images as steps see them: pixels, features of a frozen trunk, predictions; read in parts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from connectors.image_folder.index import reason_to_set_aside
 from connectors.images.pixels import load_images, stream_images
 from connectors.images.reading import Reading
-from flows.cache import GIGABYTE, features_of, shrink_features
+from connectors.images.threads import map_in_threads
+from connectors.objects.addresses import is_address
+from connectors.objects.reading import Objects
+from flows.cache import GIGABYTE, features_of, image_cache, shrink_features
 from flows.predict import predictions
 from pipeline.learning.networks import CHUNK
 from pipeline.learning.predict import read_features
@@ -17,6 +21,7 @@ from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.predict import Decided
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.features import feature_bytes
+from pipeline.pool.reasons import ImageError
 from pipeline.tables import PoolTable
 from pipeline.tasks.task_type import TaskType
 from pipeline.types import OnProgress
@@ -32,6 +37,7 @@ class PoolImages:
         task: what the networks decide.
         reading: how the images are read.
         cache_gb: bound of the features that are kept on the disk.
+        image_cache_gb: bound of the images of object stores that are.
     """
 
     pool: PoolTable
@@ -39,22 +45,25 @@ class PoolImages:
     task: TaskType
     reading: Reading
     cache_gb: float
+    image_cache_gb: float = 0.0
 
     def load(self, items: pd.DataFrame) -> Tensor:
         """Pixels `(n, channels, S, S)` of images that are given by item_id and uri."""
-        uris = self.pool.located(items)["uri"].tolist()
-        return load_images(uris, size=self.model.image_size, channels=self.model.channels, reading=self.reading)
+        located = self.pool.located(items)
+        how = {"size": self.model.image_size, "channels": self.model.channels}
+        return load_images(located["uri"].tolist(), **how, reading=self.reading_of(located))
 
     def small(self, items: pd.DataFrame, side: int) -> Tensor:
         """Pixels `(n, 3 * side * side)` in [0, 1], float16: a description of images before there is a model."""
-        uris = self.pool.located(items)["uri"].tolist()
-        chunks = stream_images(uris, size=side, channels=3, chunk=CHUNK, reading=self.reading)
+        located = self.pool.located(items)
+        reading = self.reading_of(located, of_pool=True)
+        chunks = stream_images(located["uri"].tolist(), size=side, channels=3, chunk=CHUNK, reading=reading)
         return torch.cat([images.flatten(1).half() / 255 for images in chunks])
 
     def features(self, body: Classifier, items: pd.DataFrame, on_progress: OnProgress | None = None) -> Tensor:
         """What a frozen trunk makes of images, `(n, ...)` in float16; only what is not kept is computed."""
         located = self.pool.located(items)
-        return features_of(body, located, self.model, reading=self.reading, on_progress=on_progress)
+        return features_of(body, located, self.model, reading=self.reading_of(located), on_progress=on_progress)
 
     def feature_gb(self, of_image: int) -> float:
         """What the features of the whole pool take, gigabytes, where those of an image take so many bytes."""
@@ -89,12 +98,46 @@ class PoolImages:
             self.model,
             members,
             task=self.task,
-            reading=self.reading,
+            reading=self.reading_of(located, of_pool=of_pool),
             keep=keep,
             seed=seed,
             on_progress=on_progress,
         )
         shrink_features(self.cache_gb)
+
+    def reading_of(self, located: pd.DataFrame, *, of_pool: bool = False) -> Reading:
+        """How images are read: objects must be those that the index has, and are kept on the disk.
+
+        Args:
+            located: item_id and uri.
+            of_pool: these are all candidates or a part of them, which are kept only where the whole pool fits within
+                the bound: else each would be thrown away before it is read again.
+        """
+        is_stored = located["uri"].map(is_address).astype(bool)
+        if not is_stored.any():
+            return self.reading
+        items = dict(zip(located["uri"][is_stored], located["item_id"][is_stored], strict=True))
+        n_bytes = self.pool.usable["size_bytes"].sum() if of_pool else 0
+        keep = n_bytes <= self.image_cache_gb * GIGABYTE
+        return replace(self.reading, objects=Objects(items, image_cache(self.image_cache_gb) if keep else None))
+
+    def there(self, items: pd.DataFrame) -> pd.DataFrame:
+        """The images that can still be used: one that could not be read is set aside in the middle of a round."""
+        return items[items["item_id"].map(self.pool.uris).notna()]
+
+    def check(self, items: pd.DataFrame) -> None:
+        """Read the images of object stores, which the index has not read: nobody should be asked for a broken one.
+
+        Raises:
+            ImageError: one cannot be used.
+        """
+        located = self.pool.located(items)
+        reading = self.reading_of(located)
+        uris = [uri for uri in located["uri"] if is_address(uri)]
+        reasons = map_in_threads(lambda uri: reason_to_set_aside(uri, reading), uris, n_threads=reading.n_threads(uris))
+        for uri, reason in zip(uris, reasons, strict=True):
+            if reason is not None:
+                raise ImageError(uri, reason)
 
     def _fits(self, body: Classifier) -> bool:
         return self.feature_gb(feature_bytes(body, image_size=self.model.image_size)) <= self.cache_gb

@@ -18,6 +18,7 @@ from flows.records import DrawnAudit, PoolNotes
 from flows.step import in_task
 from flows.steps.collect import is_ready_to_close, look, notes_of
 from flows.steps.push import renew_page
+from flows.unread import setting_aside
 from pipeline.pool.audit import count_known, outgrown_text
 from pipeline.pool.notes import changes, unused_lines
 from pipeline.tables import PoolTable
@@ -32,13 +33,17 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     in_task("refresh_pool", lambda: refresh_pool(work))
     new_ranges = in_task("settle_pixel_ranges", lambda: settle_pixel_ranges(work))
     pixels = (*new_ranges, *notes_on_pages(work.pool))
-    for line in look_for_dependence(work):
-        say(line)  # at once: what it asks for can be done until the first batch is out
-    try:
-        outcome = go_on(work)
-    except Damaged as exc:  # in its middle, which only a reader sees
-        mended.append(begin_without(exc, work))
-        outcome = go_on(work)
+
+    def go() -> RoundOutcome:
+        for line in look_for_dependence(work):
+            say(line)  # at once: what it asks for can be done until the first batch is out
+        try:
+            return go_on(work)
+        except Damaged as exc:  # in its middle, which only a reader sees
+            mended.append(begin_without(exc, work))
+            return go_on(work)
+
+    outcome = setting_aside(go, work, lambda folder: discard(folder, work) if folder else refresh_pool(work))
     notes = (*mended, *tell_of_pool(work), *notes_on_audit(work), *pixels)
     return replace(outcome, notes=(*notes, *outcome.notes))
 

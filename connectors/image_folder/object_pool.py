@@ -65,15 +65,12 @@ class Stored(NamedTuple):
     item_id: str | None = None
 
 
-def list_folder(address: str, tell: Callable[[str], None]) -> pd.DataFrame:
+def list_folder(address: str, tell: Callable[[str], None]) -> list[Stored]:
     """All objects below an address, but for what `listing.walk` passes over by its name.
 
     Args:
         address: of a bucket or folder.
         tell: called with lines on what was passed over.
-
-    Returns:
-        The columns of `Stored`.
 
     Raises:
         PoolError: as `list_objects`.
@@ -83,7 +80,14 @@ def list_folder(address: str, tell: Callable[[str], None]) -> pd.DataFrame:
     rows = [_look(found) for found in list_objects(folder) if not _is_passed_over(found, folder, passed)]
     for line in passed.notes():
         tell(line)
-    return frame(rows)
+    return rows
+
+
+def objects_at(address: str) -> list[Stored]:
+    """The object at an address, or all objects below it."""
+    if PurePosixPath(place_of(address).key).suffix.lower() in IMAGE_SUFFIXES:
+        return look_at_all([address])
+    return list_folder(address, lambda _line: None)
 
 
 def _is_passed_over(found: Found, folder: Place, passed: PassedOver) -> bool:

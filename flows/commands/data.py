@@ -63,7 +63,7 @@ def import_(
 
 def predict(
     campaign: CampaignFile,
-    images: Annotated[Path, typer.Argument(help="Folder of images, or one image.")],
+    images: Annotated[str, typer.Argument(help="Folder of images, or one image; or its address, s3://bucket/folder.")],
     out: Annotated[Path, typer.Option(help="File to write, .csv or .parquet.")] = Path("predictions.csv"),
     round_number: Annotated[
         int | None, typer.Option("--round", help="Round whose model predicts; the best by its audit interval if open.")
@@ -73,10 +73,12 @@ def predict(
 
     Needs no server. Files that hold no image have a row with the reason and no class.
     """
+    from connectors.objects.addresses import is_address
     from flows.config import load_settings
     from flows.results import predict_files
 
-    done = predict_files(load_settings(campaign), images, out, round_number=round_number)
+    where = images if is_address(images) else Path(images)
+    done = predict_files(load_settings(campaign), where, out, round_number=round_number)
     console.print(f"{done}. Wrote {out}.", soft_wrap=True, highlight=False)
 
 

@@ -43,7 +43,9 @@ def score_shard(
     """Write score, guess and embedding of one shard of the candidates, unless they are there."""
     if scores.part(shard).exists():
         return
-    rows = candidates.rows(shard * SHARD, SHARD)
+    rows = images.there(candidates.rows(shard * SHARD, SHARD))
+    if rows.empty:
+        return
     models = load_networks(training, networks, settings.model)
     seed = draws_seed(settings, round_number)
     parts, start = [], 0
