@@ -26,8 +26,8 @@ from connectors.objects.settings import PoolPlace
 from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
 from flows.keep import KeepSettings
-from flows.serve.settings import Cron, TimeZone
 from flows.task_types import TASK, WHAT_TASKS_ASK, asked_for, check_counted, check_task
+from flows.timetable import Cron, TimeZone
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.names import checked_class, mistakable

@@ -13,6 +13,7 @@ from connectors.image_folder.listing import File, stat_file, walk
 from connectors.image_folder.object_pool import Stored, objects_at
 from connectors.images.pixels import load_images
 from connectors.mlflow.loader import Ensemble, make_ensemble
+from connectors.objects.addresses import place_of
 from connectors.objects.reading import Objects
 from flows.artefacts import MEMBERS, TRAINING
 from flows.campaign import OpenCampaign, begun, standing_labels
@@ -101,7 +102,10 @@ def predict_files(
 def _files_of(images: Path | str) -> Sequence[File | Stored]:
     if isinstance(images, Path):
         return list(walk(images)) if images.is_dir() else [stat_file(str(images.absolute()))]
-    return objects_at(images)
+    try:
+        return objects_at(str(place_of(images)))
+    except ValueError as exc:
+        raise exc if isinstance(exc, PoolError) else ConfigError(f"the address of the images {exc}") from None
 
 
 def _predict(ensemble: Ensemble, files: Sequence[File | Stored], renamed: Mapping[str, str]) -> pd.DataFrame:

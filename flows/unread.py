@@ -20,7 +20,7 @@ from flows.folder import RoundFolder
 from flows.progress import say
 from pipeline.names import printable
 from pipeline.pool.reasons import ImageError, PoolError
-from pipeline.tables import PoolTable
+from pipeline.tables import PoolTable, Rows
 
 T = TypeVar("T")
 BLOCK = 4096
@@ -101,8 +101,8 @@ def _holds(folder: RoundFolder, item_ids: Collection[str]) -> bool:
     """Whether a round that nobody has seen learns from one of the images, or has a score of it."""
     if folder.is_out:
         return False
-    lists = [folder.read(each).item_ids for each in (AUDIT, LABELLED, BATCH) if folder.has(each)]
-    if any(not frozenset(item_ids).isdisjoint(each) for each in lists):
+    lists: list[Rows | None] = [folder.get(AUDIT), folder.get(LABELLED), folder.get(BATCH)]
+    if any(each is not None and not frozenset(item_ids).isdisjoint(each.item_ids) for each in lists):
         return True
     scores = folder.read(SCORES)
     return bool(scores.parts) and not scores.rows([*item_ids]).empty
