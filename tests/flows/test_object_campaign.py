@@ -1,0 +1,137 @@
+"""A campaign whose images are in an object store goes as one on a disk; what cannot be used is set aside on the way."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import flows.round
+from connectors.objects import store as store_module
+from connectors.objects.cache import usage
+from flows.artefacts import LABELLED, POOL
+from flows.cache import objects_folder
+from flows.campaign import open_campaign
+from flows.results import predict_files, write_labels
+from pipeline.pool.reasons import GONE, PoolRefused
+from pipeline.pool.table import usable
+from tests.flows.loop import Loop
+from tests.s3 import IMPOSTOR
+
+
+@pytest.fixture
+def loop(loop_images, tmp_path, s3_environment, bucket, monkeypatch) -> Loop:
+    """The campaign of the other loops, whose images are in a bucket."""
+    store_module._store.cache_clear()
+    monkeypatch.setattr(store_module, "_READS", store_module._FirstReads())
+    s3_environment.put(bucket, {f"pool/{path.name}": path.read_bytes() for path in loop_images.iterdir()})
+    made = Loop(tmp_path / "loop", loop_images)
+    made.change(('pool = "images"', f'pool = "s3://{bucket}/pool"'))
+    return made
+
+
+def reasons(loop):
+    rows = loop.folder.read(POOL).table.dropna(subset=["set_aside_reason"])
+    return dict(zip((Path(uri).name for uri in rows["uri"]), rows["set_aside_reason"], strict=True))
+
+
+def before_going_on(monkeypatch, act):
+    """Do something between the index and all that comes after it in the next run."""
+    go_on = flows.round.go_on
+    left = [act]
+
+    def acting(work):
+        while left:
+            left.pop()()
+        return go_on(work)
+
+    monkeypatch.setattr(flows.round, "go_on", acting)
+
+
+def test_runs_to_its_second_batch_and_is_good_for_labels_and_predictions(loop, tmp_path, bucket, monkeypatch):
+    assert loop.run().startswith("round 0: 15 ")
+    assert all(task.uri.startswith(f"s3://{bucket}/pool/") for task in loop.tool.tasks.values())
+    loop.label()
+    assert loop.run().startswith("round 1: 4 ")
+    loop.label()
+    settings = open_campaign(loop.file).settings
+    monkeypatch.chdir(tmp_path)
+    assert write_labels(settings, Path("labels.csv")) == 15
+    done = predict_files(settings, f"s3://{bucket}/pool", Path("all.csv"))
+    assert done.n_images == 40
+    assert predict_files(settings, f"s3://{bucket}/pool/07.png", Path("one.csv")).n_images == 1
+    assert usage(objects_folder())[0] == 40
+
+
+def test_objects_that_hold_no_image_are_set_aside_by_the_run_that_reads_them(loop, s3_environment, bucket):
+    loop.run()
+    loop.label()
+    s3_environment.put(bucket, {f"pool/{n}.png": b"no image" for n in range(100, 103)})
+    outcome = loop.run_as()
+    assert outcome.message.startswith("round 1: 4 ")
+    reason = "not an image: the content is of no known image format"
+    assert reasons(loop) == {f"{n}.png": reason for n in range(100, 103)}
+    assert any(line.startswith("3 not an image: such as s3://") for line in outcome.notes) or any(
+        "3 not an image" in line for line in outcome.notes
+    )
+    loop.label()
+    assert loop.run().startswith("round 2: ")
+    assert len(reasons(loop)) == 3
+
+
+def test_first_batch_asks_for_no_broken_image(loop, s3_environment, bucket):
+    s3_environment.put(bucket, {f"pool/{n}.png": b"no image" for n in range(100, 120)})
+    assert loop.run().startswith("round 0: 15 ")
+    assert len(reasons(loop)) == 20
+    assert not any("/1" in task.uri and len(Path(task.uri).stem) == 3 for task in loop.tool.tasks.values())
+    assert (loop.folder.read(POOL).table["split"] == "audit").sum() == 6
+
+
+def test_object_that_vanishes_between_index_and_scoring_stops_no_run(loop, s3_environment, bucket, monkeypatch):
+    loop.run()
+    loop.label()
+    asked = {Path(task.uri).name for task in loop.tool.tasks.values()}
+    name = next(f"{n:02d}.png" for n in range(40) if f"{n:02d}.png" not in asked)
+    shutil.rmtree(objects_folder())  # which would have it still
+    before_going_on(monkeypatch, lambda: s3_environment.delete(bucket, f"pool/{name}"))
+    assert loop.run().startswith("round 1: 4 ")
+    assert reasons(loop) == {name: f"{GONE}: there is nothing at this address"}
+    loop.label()
+    assert loop.run().startswith("round 2: ")
+    assert set(reasons(loop)) == {name}
+
+
+def test_labelled_object_that_changes_in_the_middle_of_a_run_begins_the_round_anew(
+    loop, s3_environment, bucket, loop_images, monkeypatch
+):
+    loop.run()
+    loop.label()
+    labelled = next(task.uri for task in loop.tool.tasks.values())
+    name = Path(labelled).name
+    shutil.rmtree(objects_folder())
+    other = (loop_images / "00.png").read_bytes() + b" "
+    before_going_on(monkeypatch, lambda: s3_environment.put(bucket, {f"pool/{name}": other}))
+    assert loop.run().startswith("round 1: 4 ")
+    assert reasons(loop) == {name: "file changed since it was indexed"}
+    labels = loop.folder.round(1).read(LABELLED)
+    assert labelled not in labels.table["uri"].tolist()
+
+
+def test_run_that_was_killed_goes_on(loop, training_is_killed):
+    loop.run()
+    loop.label()
+    with training_is_killed(after=1):
+        loop.run()
+    assert loop.run().startswith("round 1: 4 ")
+
+
+def test_wrong_secret_stops_the_run_and_sets_nothing_aside(loop, s3, monkeypatch):
+    loop.run()
+    loop.label()
+    before = loop.folder.read(POOL).table
+    store_module._store.cache_clear()
+    for name, value in s3.environment(IMPOSTOR).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PoolRefused, match="refuses the credentials"):
+        loop.run()
+    assert loop.folder.read(POOL).table.equals(before)
+    assert len(usable(before)) == 40
