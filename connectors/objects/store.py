@@ -179,9 +179,9 @@ def sign(address: str, seconds: int) -> str:
     import obstore
     from obstore.store import HTTPStore
 
+    if isinstance(store, HTTPStore):
+        raise ValueError("nothing on the web can be signed")
     with explained(place):
-        if isinstance(store, HTTPStore):
-            raise ValueError("nothing on the web can be signed")
         return obstore.sign(store, "GET", place.key, timedelta(seconds=seconds))
 
 
@@ -247,12 +247,12 @@ def _explanation(exc: Exception, place: Place, *, is_listing: bool) -> PoolError
         return PoolRefused(
             f"{place.root}: the store refuses the credentials ({code[1]}): the environment must hold {wanted}"
         )
+    if NO_BUCKET.search(told) or (is_listing and isinstance(exc, FileNotFoundError)):
+        return PoolRefused(
+            f"{place.root}: the store has no such bucket: mend the address, or AWS_ENDPOINT_URL if it is in a store of "
+            "your own"
+        )
     if isinstance(exc, FileNotFoundError):
-        if is_listing or NO_BUCKET.search(told):
-            return PoolRefused(
-                f"{place.root}: the store has no such bucket: mend the address, or AWS_ENDPOINT_URL if "
-                "it is in a store of your own"
-            )
         return PoolError(f"{GONE}: there is nothing at this address")
     if isinstance(exc, PermissionDeniedError | UnauthenticatedError):
         if is_listing:
