@@ -1,6 +1,5 @@
-"""What is kept on the disk between rounds and campaigns, features of frozen networks and images: where, how much."""
+"""The features of frozen networks, kept between rounds and campaigns: where they are and what they take."""
 
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +10,6 @@ from torch import Tensor
 from connectors.feature_store import shrink, usage
 from connectors.frozen_features import cached_features, open_cache
 from connectors.images.reading import WHOLE, Reading
-from connectors.objects.cache import ImageCache
 from flows.home import home
 from pipeline.learning.settings import ModelSettings
 from pipeline.networks.classifier import Classifier
@@ -23,22 +21,6 @@ GIGABYTE = 1e9
 def features_folder() -> Path:
     """Where the features are: beside the local servers, for all campaigns that run from here."""
     return home() / "features"
-
-
-def objects_folder() -> Path:
-    """Where images of object stores are kept: beside the features, for all campaigns that run from here."""
-    return home() / "objects"
-
-
-def image_cache(max_gb: float) -> ImageCache | None:
-    """What keeps images of object stores within a bound; None for a bound of 0."""
-    return _image_cache(objects_folder(), int(max_gb * GIGABYTE)) if max_gb else None
-
-
-@lru_cache(maxsize=8)
-def _image_cache(folder: Path, max_bytes: int) -> ImageCache:
-    """One for a process, which remembers how much it has written."""
-    return ImageCache(folder, max_bytes)
 
 
 def features_of(

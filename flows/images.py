@@ -13,7 +13,8 @@ from connectors.images.reading import Reading
 from connectors.images.threads import map_in_threads
 from connectors.objects.addresses import is_address
 from connectors.objects.reading import Objects
-from flows.cache import GIGABYTE, features_of, image_cache, shrink_features
+from flows.cache import GIGABYTE, features_of, shrink_features
+from flows.kept_images import image_cache
 from flows.predict import predictions
 from pipeline.learning.networks import CHUNK
 from pipeline.learning.predict import read_features

@@ -14,9 +14,9 @@ from connectors.image_folder.index import reason_to_set_aside
 from connectors.images.threads import map_in_threads
 from connectors.objects.reading import Objects
 from flows.artefacts import AUDIT, BATCH, LABELLED, SCORES
-from flows.cache import image_cache
 from flows.campaign import OpenCampaign
 from flows.folder import RoundFolder
+from flows.kept_images import image_cache
 from flows.progress import say
 from pipeline.names import printable
 from pipeline.pool.reasons import ImageError, PoolError

@@ -9,8 +9,8 @@ import flows.round
 from connectors.objects import store as store_module
 from connectors.objects.cache import usage
 from flows.artefacts import LABELLED, POOL
-from flows.cache import objects_folder
 from flows.campaign import open_campaign
+from flows.kept_images import objects_folder
 from flows.results import predict_files, write_labels
 from pipeline.pool.reasons import GONE, PoolRefused
 from pipeline.pool.table import usable
