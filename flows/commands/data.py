@@ -88,15 +88,25 @@ def cache(
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Throw all of it away.")] = False,
 ) -> None:
-    """Show the features of frozen networks that are kept on the disk, so that no image is computed twice."""
+    """Show what is kept on the disk: features of frozen networks, and images of object stores.
+
+    So no image is computed or fetched twice. --shrink-to is about the features alone.
+    """
     from connectors import feature_store as features
+    from connectors.objects import cache as images
     from flows.cache import GIGABYTE, cache_table, features_folder
+    from flows.kept_images import objects_folder
 
     if clear and shrink_to is not None:
         raise typer.BadParameter("--clear throws all of it away: leave --shrink-to out, or --clear")
     folder = features_folder()
     if clear:
         features.clear(folder)
+        images.shrink(objects_folder(), 0)
     elif shrink_to is not None:
         features.shrink(folder, int(shrink_to * GIGABYTE))
     console.print(cache_table(folder))
+    n_images, n_bytes = images.usage(objects_folder())
+    if n_images:
+        told = f"{n_images:,} images of object stores, {n_bytes / GIGABYTE:.3f} GB, in {objects_folder()}"
+        console.print(told, soft_wrap=True, highlight=False)

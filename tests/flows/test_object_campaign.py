@@ -1,17 +1,26 @@
 """A campaign whose images are in an object store goes as one on a disk; what cannot be used is set aside on the way."""
 
+import io
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 import flows.round
+from connectors.image_folder.index import index_pool
 from connectors.objects import store as store_module
 from connectors.objects.cache import usage
-from flows.artefacts import LABELLED, POOL
+from flows.artefacts import LABELLED, PIXEL_RANGES, POOL
 from flows.campaign import open_campaign
+from flows.config import ConfigError, load_settings
+from flows.exchange import _root as folder_of_images
 from flows.kept_images import objects_folder
+from flows.replay.inputs import digest_of, read_campaign_labels
 from flows.results import predict_files, write_labels
+from flows.successor import write_successor
 from pipeline.pool.reasons import GONE, PoolRefused
 from pipeline.pool.table import usable
 from tests.flows.loop import Loop
@@ -114,6 +123,38 @@ def test_labelled_object_that_changes_in_the_middle_of_a_run_begins_the_round_an
     assert reasons(loop) == {name: "file changed since it was indexed"}
     labels = loop.folder.round(1).read(LABELLED)
     assert labelled not in labels.table["uri"].tolist()
+
+
+def test_what_goes_out_of_a_campaign_names_addresses(loop, tmp_path, bucket, monkeypatch):
+    loop.run()
+    loop.label()
+    monkeypatch.chdir(tmp_path)
+    loop.run()
+    settings = open_campaign(loop.file).settings
+    (tmp_path / "new").mkdir()
+    write_successor(tmp_path / "new" / "again.toml", loop.file)
+    manifest = pd.read_csv(tmp_path / "new" / "again-labels.csv")
+    assert sorted(manifest["uri"])[0] == f"s3://{bucket}/pool/00.png"
+    new = load_settings(tmp_path / "new" / "again.toml")
+    table = index_pool(new.pool_source, None, audit_size=2, seed=0)
+    assert usable(table)["label"].notna().sum() == 15
+    rows, _ = read_campaign_labels(settings)
+    assert len(rows) == 15
+    assert digest_of(rows, None) == digest_of(rows, None)
+    with pytest.raises(ConfigError, match="15 images are at addresses: write the labels as a table"):
+        folder_of_images(tmp_path, loop.folder.read(POOL).usable["uri"].head(15).tolist())
+
+
+def test_black_and_white_of_deep_pixels_are_those_of_a_sample(loop, s3_environment, bucket):
+    draw = np.random.default_rng(0)
+    for n in range(40):
+        deep = io.BytesIO()
+        Image.fromarray(draw.integers(100, 4096, (8, 8)).astype(np.uint16)).save(deep, "PNG")
+        s3_environment.put(bucket, {f"pool/{n:02d}.png": deep.getvalue()})
+    loop.run()
+    (found,) = loop.folder.read(PIXEL_RANGES).ranges
+    assert found.n_images == 40
+    assert 4000 < found.high < 4096
 
 
 def test_run_that_was_killed_goes_on(loop, training_is_killed):
