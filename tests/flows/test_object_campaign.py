@@ -11,9 +11,11 @@ from PIL import Image
 
 import flows.round
 from connectors.image_folder.index import index_pool
+from connectors.memory import MemoryTool
 from connectors.objects import store as store_module
 from connectors.objects.cache import usage
 from flows.artefacts import LABELLED, PIXEL_RANGES, POOL
+from flows.backup import restore_backup, write_backup
 from flows.campaign import open_campaign
 from flows.config import ConfigError, load_settings
 from flows.exchange import _root as folder_of_images
@@ -23,7 +25,7 @@ from flows.results import predict_files, write_labels
 from flows.successor import write_successor
 from pipeline.pool.reasons import GONE, PoolRefused
 from pipeline.pool.table import usable
-from tests.flows.loop import Loop
+from tests.flows.loop import CLASSES, Loop
 from tests.s3 import IMPOSTOR
 
 
@@ -155,6 +157,21 @@ def test_black_and_white_of_deep_pixels_are_those_of_a_sample(loop, s3_environme
     (found,) = loop.folder.read(PIXEL_RANGES).ranges
     assert found.n_images == 40
     assert 4000 < found.high < 4096
+
+
+def test_campaign_comes_back_from_its_backup(loop, bucket):
+    loop.run()
+    loop.label(5)
+    backup = loop.file.parent / "loop.zip"
+    write_backup(loop.file, backup, tool=loop.tool)
+    shutil.rmtree(loop.folder.path)
+    loop.file.unlink()
+    loop.tool = MemoryTool(CLASSES)
+    restore_backup(backup, loop.file, tool=loop.tool, tracker=loop.tracker)
+    assert len(loop.tool.answers) == 5
+    assert all(task.uri.startswith(f"s3://{bucket}/pool/") for task in loop.tool.tasks.values())
+    loop.label()
+    assert loop.run() == "round 1 asks for 4 labels"
 
 
 def test_run_that_was_killed_goes_on(loop, training_is_killed):
