@@ -18,6 +18,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from connectors.objects.addresses import WEB, Place, place_of
+from pipeline.names import shorten
 from pipeline.pool.reasons import GONE, UNREAD, PoolError, PoolRefused, PoolUnavailable
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ parts."""
 
 
 class ListingRefused(PoolRefused):
-    """A place may not be listed with these credentials; what is in it may be readable."""
+    """A place may not be listed with these credentials, or cannot be; what is in it may be readable."""
 
 
 class Found(NamedTuple):
@@ -271,8 +272,13 @@ def _explanation(exc: Exception, place: Place, *, is_listing: bool) -> PoolError
         return PoolRefused(f"{place.root}: there are no credentials: the environment must hold {wanted}")
     if "redirect" in told:
         return PoolRefused(f"{place.root}: the bucket is in another region: let AWS_REGION name it")
-    if isinstance(exc, InvalidPathError) or "path segment" in told:
-        return PoolRefused(f"{place}: holds a key with an empty part, or one that is . or ..: rename these objects")
+    if isinstance(exc, InvalidPathError):
+        found = re.search(r'[Pp]ath "([^"]*)"', told)
+        key = f"the key {shorten(found[1])}" if found else "a key"
+        return ListingRefused(
+            f"{place}: cannot be listed, as {key} in it has an empty part, "
+            "a part . or .., or a sign that nobody can see: rename the object, or name the images in a manifest"
+        )
     return PoolUnavailable(
         f"{place.root}: the store does not answer as it should ({_kind_of(told)}), after "
         f"{PATIENCE.total_seconds():g} s of trying"

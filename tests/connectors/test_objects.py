@@ -3,7 +3,9 @@
 import os
 import re
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -12,7 +14,7 @@ from connectors.objects import store as store_module
 from connectors.objects.addresses import Place, is_address, place_of
 from connectors.objects.cache import ImageCache, shrink, usage
 from connectors.objects.reading import Objects
-from connectors.objects.store import Found, get, list_objects, look_at, sign
+from connectors.objects.store import Found, ListingRefused, get, list_objects, look_at, sign
 from pipeline.pool.reasons import CHANGED, GONE, PoolError, PoolRefused, PoolUnavailable
 from tests.s3 import IMPOSTOR, READER
 
@@ -178,6 +180,28 @@ class TestStore:
                 ask(Place("s3", "b", "a.png"))
             assert not isinstance(told.value, PoolRefused)
             assert "hunter2" not in str(told.value)
+
+    @pytest.mark.parametrize("key", ["pool/x//b.png", "pool/../b.png"])
+    def test_names_the_key_that_keeps_it_from_listing(self, key, monkeypatch):
+        class Store(BaseHTTPRequestHandler):
+            def do_GET(self):
+                told = "<LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>1</ETag><Size>3</Size>"
+                found = f"<Contents><Key>{key}</Key>{told}</Contents>"
+                self.send_response(200)
+                self.end_headers()
+                page = f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>"
+                self.wfile.write(page.encode())
+
+            def log_message(self, *_):
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+            monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+            with pytest.raises(ListingRefused, match=re.escape(f"the key {key!r} in it has an empty part")):
+                list(list_objects(Place("s3", "b", "pool")))
+            server.shutdown()
 
     def test_signs_an_address_that_ends(self, s3_environment, bucket):
         s3_environment.put(bucket, {"a b?.png": b"1"})
