@@ -1,4 +1,4 @@
-"""Object stores by their addresses: list, look, get, sign; obstore talks to them, and its errors become ours.
+"""Object stores by their addresses: list, look, get; obstore talks to them, and its errors become ours.
 
 Credentials are those of the environment, as obstore reads it: AWS_*, GOOGLE_*, AZURE_*. A request that fails is sent
 again, with pauses that grow, for `PATIENCE` at most. What obstore says of an error may hold parts of requests: of its
@@ -17,7 +17,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
-from connectors.objects.addresses import WEB, Place, place_of
+from connectors.objects.addresses import WEB, Place
 from pipeline.names import shorten
 from pipeline.pool.reasons import GONE, UNREAD, PoolError, PoolRefused, PoolUnavailable
 
@@ -166,24 +166,6 @@ def get(place: Place) -> Content:
         answer = obstore.get(store, place.key)
     _READS.count(place, is_forbidden=False)
     return Content(_one(place, answer.meta), answer)
-
-
-def sign(address: str, seconds: int) -> str:
-    """An address that anybody can read the object by, without credentials, for so many seconds.
-
-    Raises:
-        ValueError: the address is none of an object store.
-        PoolUnavailable: there are no credentials to sign with.
-    """
-    place = place_of(address)
-    store = _store(place.scheme, place.bucket)
-    import obstore
-    from obstore.store import HTTPStore
-
-    if isinstance(store, HTTPStore):
-        raise ValueError("nothing on the web can be signed")
-    with explained(place):
-        return obstore.sign(store, "GET", place.key, timedelta(seconds=seconds))
 
 
 # The library, and its errors.

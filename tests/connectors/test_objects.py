@@ -1,4 +1,4 @@
-"""Objects are listed, looked at, read and signed; what goes wrong is told, and secrets never are."""
+"""Objects are listed, looked at and read; what goes wrong is told, and secrets never are."""
 
 import os
 import re
@@ -7,14 +7,13 @@ import threading
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpx
 import pytest
 
 from connectors.objects import store as store_module
 from connectors.objects.addresses import Place, is_address, place_of
 from connectors.objects.cache import ImageCache, shrink, usage
 from connectors.objects.reading import Objects
-from connectors.objects.store import Found, ListingRefused, get, list_objects, look_at, sign
+from connectors.objects.store import Found, ListingRefused, get, list_objects, look_at
 from pipeline.pool.reasons import CHANGED, GONE, PoolError, PoolRefused, PoolUnavailable
 from tests.s3 import IMPOSTOR, READER
 
@@ -202,13 +201,6 @@ class TestStore:
             with pytest.raises(ListingRefused, match=re.escape(f"the key {key!r} in it has an empty part")):
                 list(list_objects(Place("s3", "b", "pool")))
             server.shutdown()
-
-    def test_signs_an_address_that_ends(self, s3_environment, bucket):
-        s3_environment.put(bucket, {"a b?.png": b"1"})
-        signed = sign(f"s3://{bucket}/a b?.png", 60)
-        assert httpx.get(signed, trust_env=False).content == b"1"
-        with pytest.raises(ValueError, match="nothing on the web can be signed"):
-            sign("https://example.org/a.png", 60)
 
     def test_needs_obstore_and_tells_how_to_get_it(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "obstore.store", None)
