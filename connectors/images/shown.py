@@ -31,6 +31,8 @@ ENDINGS = {
     "AVIF": ".avif",
 }
 """Formats that browsers show, with the ending by which a server tells browsers the type."""
+IN_STORES = ("s3", "gs", "az")
+"""Schemes of addresses that Label Studio resolves itself; others are the browser's."""
 NOT_IN_BROWSERS = frozenset(
     {*(".tif", ".tiff"), *(".heic", ".heif"), *(".j2c", ".j2k", ".jp2", ".jpf"), *(".pbm", ".pgm", ".pnm", ".ppm")}
 )
@@ -72,7 +74,7 @@ def file_to_show(path: Path, item_id: str, *, root: Path, reading: Reading) -> P
 
 
 def why_not_shown(uri: str) -> str:
-    """Why Label Studio can show nobody an object of a store, by its name; empty where it can.
+    """Why Label Studio can show nobody an image, by the name of its object in a store; empty where it can.
 
     Seen with Label Studio 1.23: what stands behind `?` is cut off, and so are a slash in front, white space at the end,
     and tabs and ends of lines.
@@ -80,7 +82,8 @@ def why_not_shown(uri: str) -> str:
     >>> why_not_shown("s3://bucket/a b#%20.png"), why_not_shown("s3://bucket/a?.png")
     ('', "Label Studio shows no object with '?' in its name")
     """
-    key = uri.partition("://")[2].partition("/")[2]
+    scheme, _, place = uri.partition("://")
+    key = place.partition("/")[2] if scheme.lower() in IN_STORES else ""
     if "?" in key:
         return "Label Studio shows no object with '?' in its name"
     if key.startswith("/"):
