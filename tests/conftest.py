@@ -57,7 +57,7 @@ class ProjectSpace:
 def pytest_sessionfinish(session):
     """Stop the servers, whichever worker started them; the one of S3 is quick to start and never stays."""
     if WORKER not in os.environ:
-        home = Path(os.environ.get(HOME) or session.config._tmp_path_factory.getbasetemp()) / "servers"
+        home = Path(os.environ.get(HOME) or session.config._tmp_path_factory.getbasetemp() / "servers")
         s3_server.stop(home / "s3")
         if HOME not in os.environ:
             down(home)
