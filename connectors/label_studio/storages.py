@@ -21,6 +21,8 @@ NEVER_MATCHES = "(?!)"
 """A click on "Sync" must not make a task of every image."""
 OF_THE_STORE = re.compile("credentials|endpoint", re.IGNORECASE)
 """In what a server answers with 500 where it cannot reach the store: that is no reason to try the same again."""
+PRIVATE = "reserved network address"
+"""In what a server answers that takes no address of a store in a private network."""
 HELP = "docs/how-to/object-storage.md tells how annotators come to see images of a store"
 
 
@@ -94,12 +96,15 @@ class Storages:
 
     def _open(self, store: Store, bucket: str, address: str, storage_id: int | None) -> None:
         """Make a storage, or change one, in the first of the ways in which an image of the bucket is shown."""
-        problems = []
+        problems: list[str] = []
         is_new = storage_id is None
         for words, values in self._ways(store):
+            if "s3_endpoint" in values and any(PRIVATE in problem for problem in problems):
+                continue
             settings = {
                 "title": TITLE,
                 store.bucket: bucket,
+                "prefix": _folder_of(address),
                 "regex_filter": NEVER_MATCHES,
                 "use_blob_urls": True,
                 "synchronizable": False,
@@ -132,7 +137,7 @@ class Storages:
             self._api.change_storage(store.path, storage_id, settings)
         except AnnotationToolUnavailable as exc:
             if OF_THE_STORE.search(str(exc)):
-                raise AnnotationToolError(str(exc)) from exc
+                raise AnnotationToolError(str(exc).partition("): ")[2].removesuffix("; try again")) from exc
             raise
         return storage_id
 
@@ -173,6 +178,12 @@ class Storages:
         if answer.headers.get("access-control-allow-origin") not in ("*", origin):
             return f"its store lets no page of {origin} load it: the bucket needs a CORS rule for GET from there"
         return check_shown(answer.content, answer.headers.get("content-type", ""))
+
+
+def _folder_of(address: str) -> str:
+    """The key of an object up to the last slash: keys that may list this folder alone are enough for a storage."""
+    folder, slash, _ = address.partition("://")[2].partition("/")[2].rpartition("/")
+    return folder + slash
 
 
 def _buckets(addresses: Iterable[str]) -> dict[tuple[Store, str], str]:
