@@ -205,8 +205,10 @@ def test_artefacts_of_a_server_with_a_bucket_lie_there_and_clients_need_no_keys(
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret-of-mlflow")
     with answering(command, environment | s3.environment(), tmp_path / "log", place.url) as uri:
-        run_id = log_whole_round(uri, campaign, files)
-        assert_one_record(uri, campaign)
+        tracker = MLflowTracker(uri=uri, campaign=campaign)
+        run_id = tracker.start_round(1, params={}, tags={})
+        log_model(tracker, run_id, files)
+        tracker.log_round(run_id, metrics=METRICS, step=100, artifacts=[files / "confusion.csv"])
         [version] = MlflowClient(uri, uri).search_model_versions(f"run_id = '{run_id}'")
         there = {
             path.name: path.read_bytes()
