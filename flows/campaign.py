@@ -102,6 +102,7 @@ class OpenCampaign:
             renamed=self.settings.former_classes,
             former_project=page.project if page and page.project != self.settings.project else None,
             former_classes=page.classes if page else (),
+            presign_minutes=settings.presign_minutes,
         )
 
     @property

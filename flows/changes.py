@@ -24,7 +24,7 @@ CHANGE_NOTHING_BEGUN = frozenset(
         *("keep.models", "keep.scores", "keep.tracked_models"),
         *("notify.command", "notify.on", "notify.awaiting_after", "notify.again_after"),
         *("budget", "budget_in", "query_size", "target_accuracy", "min_gain"),
-        *("label_studio.url", "label_studio.project", "label_studio.instructions"),
+        *("label_studio.url", "label_studio.project", "label_studio.instructions", "label_studio.presign_minutes"),
     }
 )
 """Settings that may change in the middle of a round: what is computed already stays right."""

@@ -114,6 +114,7 @@ ensemble = 3                     # networks trained from different seeds
 url = "local"                    # "local" is the server of `labelcycle up`; else https://...
 # project = "my-campaign"        # title, 3 to 50 characters
 # instructions = "..."           # what annotators read first
+# presign_minutes = 10           # show images of an object store from there, not through Label Studio
 
 [mlflow]
 uri = "local"                    # "local", sqlite:///path.db, or the address of a server

@@ -28,7 +28,10 @@ LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 GROUPS = {
     "schedules": ("tests/system/test_deployment.py", "tests/system/test_serve.py"),
     "campaigns": "tests/system/",
-    "connectors": ("tests/connectors/test_label_studio.py", "tests/connectors/test_mlflow.py", "tests/deploy/"),
+    "connectors": (
+        *("tests/connectors/test_label_studio.py", "tests/connectors/test_mlflow.py"),
+        *("tests/connectors/test_storages.py", "tests/deploy/"),
+    ),
 }
 """What needs servers; the largest group is begun first."""
 LABEL_STUDIO_VENV = Path(__file__).parent.parent / ".labelcycle" / "label-studio-venv"
@@ -54,7 +57,7 @@ class ProjectSpace:
 def pytest_sessionfinish(session):
     """Stop the servers, whichever worker started them; the one of S3 is quick to start and never stays."""
     if WORKER not in os.environ:
-        home = Path(os.environ.get(HOME) or session.config._tmp_path_factory.getbasetemp()) / "servers"
+        home = Path(os.environ.get(HOME) or session.config._tmp_path_factory.getbasetemp() / "servers")
         s3_server.stop(home / "s3")
         if HOME not in os.environ:
             down(home)
@@ -100,8 +103,10 @@ def images_root(servers) -> Path:
 
 @pytest.fixture(scope="session")
 def servers(servers_home) -> Iterator[Servers]:
-    """Label Studio, MLflow and Prefect; the clients of the tests themselves are logged in."""
-    started = up(servers_home, label_studio_venv=LABEL_STUDIO_VENV)
+    """Label Studio, MLflow and Prefect, which know where S3 is; the clients of the tests themselves are logged in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint(servers_home / "s3"))
+        started = up(servers_home, label_studio_venv=LABEL_STUDIO_VENV)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in zip(LOGIN_VARIABLES, started.mlflow_login, strict=True):
             patch.setenv(name, value)

@@ -7,6 +7,7 @@ stops or breaks a server starts its own with `started`. SeaweedFS is a file syst
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ PORTS = range(12_000, 21_000)
 S3 = 3
 """The port of S3 is the fourth."""
 START_SECONDS = 60.0
+MOST_BUCKETS = 10_000
+"""Each bucket has a file of its own, whatever room the disk has."""
 OPEN = "open/"
 """In each bucket, the reader may read what is below this prefix; it may list all."""
 
@@ -97,6 +100,7 @@ def shared(home: Path) -> S3Server:
     with filelock.FileLock(home.with_suffix(".lock")):
         port = _port_of(home)
         if not _running(home):
+            shutil.rmtree(home / "data", ignore_errors=True)
             process = _start(home / "data", port)
             process.returncode = 0  # other workers of the run use it too; `stop` ends it
             created = psutil.Process(process.pid).create_time()
@@ -172,7 +176,7 @@ def _start(folder: Path, port: int, *options: str) -> "subprocess.Popen[bytes]":
     command = [str(WEED), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"]
     command += [f"-{name}={port + more}" for more, name in enumerate(names)]
     command += ["-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    command += ["-master.telemetry=false", *options]
+    command += ["-master.telemetry=false", f"-volume.max={MOST_BUCKETS}", *options]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,

@@ -30,6 +30,7 @@ from connectors.image_folder.listing import (
 from connectors.image_folder.manifest import MANIFEST_SUFFIXES
 from connectors.image_folder.strict_table import StrictTable
 from connectors.images.reading import N_WAITING
+from connectors.images.shown import why_not_shown
 from connectors.images.threads import map_in_threads
 from connectors.objects.addresses import STORES, Place, is_address, is_below, place_of
 from connectors.objects.reading import MAX_BYTES
@@ -39,6 +40,7 @@ from pipeline.pool.reasons import (
     LASTING,
     NO_SUFFIX,
     NOT_BY_NAME,
+    NOT_SHOWN,
     OTHER_FORMAT,
     OUTSIDE,
     PASSING,
@@ -115,6 +117,8 @@ def _look(found: Found, *, by_name: bool = True) -> Stored:
         reason = "empty: the file has no content"
     elif found.size_bytes > MAX_BYTES:
         reason = f"{TOO_LARGE}: {found.size_bytes:,} bytes, more than {MAX_BYTES:,}"
+    elif hidden := why_not_shown(uri):
+        reason = f"{NOT_SHOWN}: {hidden}"
     if reason is not None:
         return Stored(uri, None, None, reason)
     return Stored(uri, found.size_bytes, found.modified_ns, None, found.item_id)

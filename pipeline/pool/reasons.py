@@ -11,6 +11,7 @@ GONE = "not in the object store"
 IN_AUDIT = "of a group in the audit set: found later, and not to be trained on"
 NOT_NAMED = "no longer in the manifest"
 PASSED_OVER = "passed over: no image that a person put into the pool"
+NOT_SHOWN = "cannot be shown"
 NOT_BY_NAME = "not an image: suffix "
 NO_SUFFIX = "not an image: no suffix"
 LASTING = ("damaged", "not an image", "not supported")

@@ -71,7 +71,7 @@ def no_reading(monkeypatch):
 
 def test_index_reads_no_byte_and_has_a_row_for_each_object(put, no_reading):
     pool = put({"b.png": png(1), "deep/a.JPG": png(2), "copy.png": png(1), "notes.txt": b"x", "empty.png": b""})
-    put({".hidden/a.png": png(3), "@eaDir/a.png": png(3), "thumbs.db": b"x", "raw.nef": b"x"})
+    put({"who?.png": png(5), ".hidden/a.png": png(3), "@eaDir/a.png": png(3), "thumbs.db": b"x", "raw.nef": b"x"})
     told = []
     table = index(pool, tell=told.append, audit_size=1)
     assert dict(table.dtypes.astype(str)) == COLUMNS
@@ -80,6 +80,7 @@ def test_index_reads_no_byte_and_has_a_row_for_each_object(put, no_reading):
         "notes.txt": "not an image: suffix .txt",
         "empty.png": "empty: the file has no content",
         "raw.nef": "of a format that is not read: raw",
+        "who?.png": "cannot be shown: Label Studio shows no object with '?' in its name",
     }
     assert any("has the same content as another" in line and "copy.png" in line for line in told)
     assert any("1 objects in folders of systems was passed over" in line for line in told)
