@@ -117,11 +117,15 @@ def _look(found: Found, *, by_name: bool = True) -> Stored:
         reason = "empty: the file has no content"
     elif found.size_bytes > MAX_BYTES:
         reason = f"{TOO_LARGE}: {found.size_bytes:,} bytes, more than {MAX_BYTES:,}"
-    elif hidden := why_not_shown(uri):
-        reason = f"{NOT_SHOWN}: {hidden}"
     if reason is not None:
         return Stored(uri, None, None, reason)
     return Stored(uri, found.size_bytes, found.modified_ns, None, found.item_id)
+
+
+def shown(row: Stored) -> Stored:
+    """The object; set aside if annotators cannot be shown it."""
+    why = why_not_shown(row.uri) if row.set_aside_reason is None else ""
+    return Stored(row.uri, None, None, f"{NOT_SHOWN}: {why}") if why else row
 
 
 def look_at_all(uris: Sequence[str]) -> list[Stored]:
@@ -251,7 +255,8 @@ def _look_up(places: Iterable[Place]) -> dict[Place, Stored]:
             found |= _listed(folder, wanted)
         missing += [place for place in wanted if place not in found]
     looked = look_at_all([str(place) for place in missing])
-    return found | dict(zip(missing, looked, strict=True))
+    found |= dict(zip(missing, looked, strict=True))
+    return {place: shown(row) for place, row in found.items()}
 
 
 def _listed(folder: Place, wanted: set[Place]) -> dict[Place, Stored]:
@@ -284,6 +289,8 @@ def seen_in_store(listed: pd.DataFrame, earlier: pd.DataFrame, reason_now: Calla
     reason = known.pop("set_aside_reason")
     passing = reason.str.startswith(PASSING, na=False)
     uris = listed.loc[passing, "uri"].tolist()
+    if uris and reason.isna().any():  # one that can be read: else the first reads might all be forbidden
+        reason_now(listed.loc[reason.isna(), "uri"].iloc[0])
     now = map_in_threads(reason_now, uris, n_threads=N_WAITING)
     reason = reason.where(reason.str.startswith(LASTING, na=False)).astype(object)
     reason[passing] = now

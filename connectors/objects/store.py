@@ -132,7 +132,9 @@ def look_at(place: Place) -> Found:
     import obstore
 
     with explained(place):
-        return _one(place, obstore.head(store, place.key))
+        found = _one(place, obstore.head(store, place.key))
+    _READS.count(place, is_forbidden=False)
+    return found
 
 
 class Content(NamedTuple):

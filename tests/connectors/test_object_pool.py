@@ -121,6 +121,17 @@ def test_what_may_pass_is_looked_at_again(put):
     assert reasons(index(pool, table)) == {}
 
 
+def test_many_that_are_forbidden_do_not_pass_for_a_key_that_may_read_nothing(s3, bucket, monkeypatch):
+    s3.put(bucket, {f"closed/{n}.png": png(n) for n in range(20)} | {"open/z.png": png(30)})
+    for name, value in s3.environment(READER).items():
+        monkeypatch.setenv(name, value)
+    pool = f"s3://{bucket}"
+    table = index(pool)
+    table.loc[table["uri"].str.contains("closed"), "set_aside_reason"] = "cannot be read: forbidden: until now"
+    assert set(reasons(index(pool, table)).values()) == {"cannot be read: forbidden: these credentials may not read it"}
+    assert len(usable(index(pool, table))) == 1
+
+
 def test_images_are_read_from_their_addresses(put):
     pool = put({f"{n}.png": png(n) for n in range(40)} | {"z.png": b"no image"})
     uris = [f"{pool}/{n}.png" for n in range(40)]

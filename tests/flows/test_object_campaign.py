@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from flows.kept_images import objects_folder
 from flows.replay.inputs import digest_of, read_campaign_labels
 from flows.results import predict_files, write_labels
 from flows.successor import write_successor
-from pipeline.pool.reasons import GONE, PoolRefused
+from pipeline.pool.reasons import GONE, PoolRefused, PoolUnavailable
 from pipeline.pool.table import usable
+from tests import s3
 from tests.flows.loop import CLASSES, Loop
 from tests.s3 import IMPOSTOR
 
@@ -182,12 +184,45 @@ def test_run_that_was_killed_goes_on(loop, training_is_killed):
     assert loop.run() == "round 1 asks for 4 labels"
 
 
-def test_wrong_secret_stops_the_run_and_sets_nothing_aside(loop, s3, monkeypatch):
+@pytest.mark.parametrize(("gigabytes", "keeps_pool"), [(0.000005, False), (1, True)])
+def test_candidates_are_kept_on_the_disk_where_the_whole_pool_fits(loop, gigabytes, keeps_pool):
+    loop.change(("budget = 23", f"budget = 23\nimage_cache_gb = {gigabytes}"))
+    loop.run()
+    images = open_campaign(loop.file).images
+    rows = images.pool.usable
+    assert images.reading_of(rows).objects.cache is not None
+    assert (images.reading_of(rows, of_pool=True).objects.cache is not None) == keeps_pool
+
+
+def test_store_that_is_away_stops_the_run_which_goes_on_when_it_is_back(loop_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "PATIENCE", timedelta(seconds=1))
+    with s3.started(tmp_path / "s3") as (server, process):
+        store_module._store.cache_clear()
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        server.put("pets", {path.name: path.read_bytes() for path in loop_images.iterdir()})
+        loop = Loop(tmp_path / "loop", loop_images)
+        loop.change(('pool = "images"', 'pool = "s3://pets"'))
+        loop.run()
+        loop.label()
+        before = loop.folder.read(POOL).table
+        process.kill()
+        process.wait()
+        with pytest.raises(PoolUnavailable, match="s3://pets: the store does not answer"):
+            loop.run()
+        assert loop.folder.read(POOL).table.equals(before)
+        again = s3._start(tmp_path / "s3", server.port)
+        assert loop.run() == "round 1 asks for 4 labels"
+        again.kill()
+        again.wait()
+
+
+def test_wrong_secret_stops_the_run_and_sets_nothing_aside(loop, s3_environment, monkeypatch):
     loop.run()
     loop.label()
     before = loop.folder.read(POOL).table
     store_module._store.cache_clear()
-    for name, value in s3.environment(IMPOSTOR).items():
+    for name, value in s3_environment.environment(IMPOSTOR).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(PoolRefused, match="refuses the credentials"):
         loop.run()
