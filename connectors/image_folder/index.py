@@ -186,9 +186,8 @@ def _list_source(source: PoolSource, tell: Callable[[str], None]) -> pd.DataFram
     """Files of a folder or manifest: `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label`, `group`."""
     path = source.path
     if isinstance(path, str) and source.is_folder:
-        files = object_pool.frame(map(object_pool.shown, object_pool.list_folder(path, tell))).assign(
-            label=None, group=None
-        )
+        listed = map(object_pool.shown, object_pool.list_folder(path, tell))
+        files = object_pool.frame(listed).assign(label=None, group=None)
     elif isinstance(path, Path) and source.is_folder:
         passed = PassedOver()
         found = walk(path, follow_links=source.follow_links, passed=passed)
