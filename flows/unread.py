@@ -4,7 +4,7 @@ The index reads every file of a disk, and no object of a store. What is wrong wi
 read, in the middle of a round.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Set
 from dataclasses import replace
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ import pandas as pd
 from connectors.image_folder.index import reason_to_set_aside
 from connectors.images.threads import map_in_threads
 from connectors.objects.reading import Objects
-from flows.artefacts import AUDIT, BATCH, LABELLED, SCORES
+from flows.artefacts import AUDIT, BATCH, CANDIDATES, LABELLED, SCORES
 from flows.campaign import OpenCampaign
 from flows.folder import RoundFolder
 from flows.kept_images import image_cache
@@ -51,7 +51,7 @@ def setting_aside(go: Callable[[], T], work: OpenCampaign, anew: Callable[[Round
             set_aside(found, work)
             if not work.folder.is_out():
                 anew(None)
-            elif _holds(work.folder.current_round(), found["item_id"].tolist()):
+            elif _holds(work.folder.current_round(), frozenset(found["item_id"])):
                 anew(work.folder.current_round())
 
 
@@ -97,12 +97,17 @@ def set_aside(found: pd.DataFrame, work: OpenCampaign) -> None:
     say(f"{n} set aside, such as {printable(first['uri'])}: {printable(first['reason'])}")
 
 
-def _holds(folder: RoundFolder, item_ids: Collection[str]) -> bool:
+def _holds(folder: RoundFolder, item_ids: Set[str]) -> bool:
     """Whether a round that nobody has seen learns from one of the images, or has a score of it."""
     if folder.is_out:
         return False
     lists: list[Rows | None] = [folder.get(AUDIT), folder.get(LABELLED), folder.get(BATCH)]
-    if any(each is not None and not frozenset(item_ids).isdisjoint(each.item_ids) for each in lists):
+    if any(each is not None and not item_ids.isdisjoint(each.item_ids) for each in lists):
         return True
-    scores = folder.read(SCORES)
-    return bool(scores.parts) and not scores.rows([*item_ids]).empty
+    if not folder.has(CANDIDATES):
+        return False
+    from flows.predict import SHARD  # loads torch
+
+    ids = folder.read(CANDIDATES).table["item_id"].tolist()
+    shards = {place // SHARD for place, item_id in enumerate(ids) if item_id in item_ids}
+    return any(folder.read(SCORES).part(shard).exists() for shard in shards)
