@@ -108,7 +108,7 @@ def test_the_example_names_the_tasks_whose_own_default_is_another(setting):
 def test_defaults_that_the_example_shows_are_the_defaults(campaign):
     without_default = (
         *("weights", "patience", "instructions", "close_after", "schedule", "timezone", "project"),
-        *("command", "on", "tracked_models"),
+        *("command", "on", "tracked_models", "presign_minutes"),
         *(
             "target_accuracy",
             "min_gain",
