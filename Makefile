@@ -67,7 +67,7 @@ format: .venv/ready ## format the code and mend what the linter can
 lock: .venv/ready ## resolve the versions again
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-header --quiet --upgrade --python-version 3.11 -o requirements.lock
 	cp requirements.lock deploy/requirements.lock # its versions come first, here and in the next
-	$(BIN)/uv pip compile pyproject.toml --extra cloud --extra postgres --extra ray --extra timm --universal --generate-hashes --no-header --quiet --python-version 3.11 -o deploy/requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra cloud --extra postgres --extra ray --extra s3 --extra timm --universal --generate-hashes --no-header --quiet --python-version 3.11 -o deploy/requirements.lock
 	cp requirements.lock benchmarks/requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra bench --universal --generate-hashes --no-header --quiet --python-version 3.11 -o benchmarks/requirements.lock
 	$(BIN)/uv pip compile deploy/label-studio.in --universal --generate-hashes --no-header --quiet --upgrade --python-version 3.11 -o deploy/label-studio.lock

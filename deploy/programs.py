@@ -121,20 +121,26 @@ def _label_studio_database(place: Place, password: str) -> dict[str, str]:
     }
 
 
-def mlflow(place: Place, password: str, *, session_key: str) -> Program:
+def mlflow(place: Place, password: str, *, session_key: str, artifacts: str | None = None) -> Program:
     """MLflow with a login.
 
     Args:
         place: of the server.
         password: of the administrator; on SQLite from now on, on PostgreSQL since the first start.
         session_key: signs the cookies of its pages.
+        artifacts: where models and plots go, such as s3://bucket/prefix; a folder of the place by default.
     """
     settings = place.folder / "auth.ini"
     database, accounts = _mlflow_databases(place, password)
     with open_private(settings, os.O_TRUNC) as file:
         file.write(MLFLOW_AUTH.format(database=accounts.replace("%", "%%"), user=logins.USER))
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--app-name", "basic-auth"]
-    command += ["--backend-store-uri", database, "--artifacts-destination", str(place.folder / "artifacts")]
+    command += [
+        "--backend-store-uri",
+        database,
+        "--artifacts-destination",
+        artifacts or str(place.folder / "artifacts"),
+    ]
     return [*command, "--host", place.host, "--port", str(place.port)], {
         "MLFLOW_AUTH_CONFIG_PATH": str(settings),
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,

@@ -60,7 +60,8 @@ def mlflow(asked: argparse.Namespace) -> None:
     """Bring the database of MLflow to the installed version, and become its server."""
     place = _place(asked)
     key = read_secret(asked.secrets, secret_files.SESSION_KEY)
-    program = programs.mlflow(place, read_secret(asked.secrets, secret_files.LOGIN), session_key=key)
+    password = read_secret(asked.secrets, secret_files.LOGIN)
+    program = programs.mlflow(place, password, session_key=key, artifacts=asked.artifacts)
     if place.postgres is not None:
         upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", place.postgres.address("postgresql")]
         if subprocess.run(upgrade, env=os.environ | program[1], cwd=asked.data, check=False).returncode:
@@ -125,7 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     add("secrets", make_secrets, "Make the secrets that are missing.")
     add("databases", make_databases, "Make the roles and databases on PostgreSQL that are missing.", "--database")
     add("label-studio", label_studio, "Become the server of Label Studio.", *server, "--images")
-    add("mlflow", mlflow, "Become the server of MLflow.", *server)
+    tracker = add("mlflow", mlflow, "Become the server of MLflow.", *server)
+    tracker.add_argument(
+        "--artifacts",
+        metavar="ADDRESS",
+        help="where models and plots go, such as s3://bucket/runs; in --data by default",
+    )
     add("prefect", prefect, "Become the server of Prefect.", *server)
     run = add("client", client, "Become a command that may log in to the servers.")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="with its arguments")

@@ -12,6 +12,7 @@ import filelock
 
 from connectors.annotation import AnnotationTool, Restored
 from connectors.archive import Archive, check_room, open_archive, write_archive
+from connectors.objects.addresses import is_address
 from connectors.store import explained, write_atomic, write_folder
 from connectors.tracking import Tracker, TrackerError
 from deploy.private import PRIVATE_FILE, PRIVATE_FOLDER
@@ -49,7 +50,7 @@ def write_backup(file: Path, out: Path, *, tool: AnnotationTool | None = None) -
     work = OpenCampaign(settings, begun(settings), tool=tool)
     with work.folder.lock():
         work.folder.check_files()
-        facts = {"campaign": settings.name, "file": file.name, "pool": str(images_root(settings.pool))}
+        facts = {"campaign": settings.name, "file": file.name, "pool": str(images_root(settings.pool) or settings.pool)}
         n_bytes = write_archive(out, _members(file, work), facts)
         open_round = work.folder.current_round()
     told = [
@@ -232,8 +233,11 @@ def _images(work: OpenCampaign, root_before: str) -> tuple[dict[str, str], list[
     uris, lost = {}, []
     usable = work.pool.usable
     for item_id, uri, size in zip(usable["item_id"], usable["uri"], usable["size_bytes"], strict=True):
+        if is_address(uri):
+            uris[item_id] = uri
+            continue
         path = Path(uri)
-        if path.is_relative_to(root_before):
+        if root is not None and path.is_relative_to(root_before):
             path = root / path.relative_to(root_before)
         if path.is_file() and path.stat().st_size == size:
             uris[item_id] = str(path)

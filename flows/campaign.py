@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from connectors.annotation import AnnotationTool
 from connectors.images.reading import Reading
+from connectors.objects.reading import Objects
 from connectors.store import write_json
 from connectors.tracking import Tracker
 from deploy import servers
@@ -105,6 +106,7 @@ class OpenCampaign:
             renamed=self.settings.former_classes,
             former_project=page.project if page and page.project != self.settings.project else None,
             former_classes=page.classes if page else (),
+            presign_minutes=settings.presign_minutes,
         )
 
     @property
@@ -158,7 +160,7 @@ class OpenCampaign:
     def reading(self) -> Reading:
         """How the campaign's images are read."""
         ranges = self.folder.get(PIXEL_RANGES) or PixelRanges()
-        return Reading(ranges.ranges, self.settings.decode_memory_gb)
+        return Reading(ranges.ranges, self.settings.decode_memory_gb, Objects())
 
     @property
     def task(self) -> "TaskType":
@@ -170,7 +172,10 @@ class OpenCampaign:
         """The campaign's images."""
         from flows.images import PoolImages
 
-        return PoolImages(self.pool, self.settings.model, self.task, self.reading, self.settings.feature_cache_gb)
+        settings = self.settings
+        return PoolImages(
+            self.pool, settings.model, self.task, self.reading, settings.feature_cache_gb, settings.image_cache_gb
+        )
 
     def reason_to_stop(self) -> str | None:
         """Why nothing more is to be asked for, by the stopping rules, the budget and the pool; None to go on."""

@@ -20,11 +20,12 @@ and each round records its own; images are known by their content, so that pool 
 CHANGE_NOTHING_BEGUN = frozenset(
     {
         *("folder", "pool", "schedule", "close_at", "close_after", "feature_cache_gb", "mlflow.uri", "model.device"),
-        *("timezone", "max_unused", "decode_memory_gb", "workers", "ray_address", "ray_cpus", "ray_gpus"),
+        *("image_cache_gb", "timezone", "max_unused", "decode_memory_gb"),
+        *("workers", "ray_address", "ray_cpus", "ray_gpus"),
         *("keep.models", "keep.scores", "keep.tracked_models"),
         *("notify.command", "notify.on", "notify.awaiting_after", "notify.again_after"),
         *("budget", "budget_in", "query_size", "target_accuracy", "min_gain"),
-        *("label_studio.url", "label_studio.project", "label_studio.instructions"),
+        *("label_studio.url", "label_studio.project", "label_studio.instructions", "label_studio.presign_minutes"),
     }
 )
 """Settings that may change in the middle of a round: what is computed already stays right."""

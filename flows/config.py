@@ -1,14 +1,12 @@
 """The campaign file: one frozen model holds every setting, and a wrong one fails before anything runs."""
 
 import codecs
-import difflib
 import re
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-from zoneinfo import available_timezones
 
 from pydantic import (
     AfterValidator,
@@ -18,17 +16,18 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
-    ValidationInfo,
     model_validator,
 )
 
 from connectors.label_studio.settings import LabelStudioSettings
 from connectors.mlflow.settings import SQLITE, MLflowSettings
 from connectors.notify.settings import NotifySettings
+from connectors.objects.settings import PoolPlace
 from connectors.store import explain
 from flows.config_lines import explain_setting, line_of
 from flows.keep import KeepSettings
 from flows.task_types import TASK, WHAT_TASKS_ASK, asked_for, check_counted, check_task
+from flows.timetable import Cron, TimeZone
 from flows.workers.settings import WorkerSettings
 from pipeline.evaluation.settings import StoppingSettings
 from pipeline.learning.settings import MemberSettings, ModelSettings
@@ -37,7 +36,7 @@ from pipeline.regions import check_signs, may_read_as_labels
 from pipeline.registries import look_up
 from pipeline.selection.settings import NEEDS_MEMBERS, SelectionSettings
 from pipeline.selection.strategies.rows import STRATEGIES
-from pipeline.settings import MOST, Duration, Plain, Share, Size, is_held
+from pipeline.settings import MOST, Duration, Plain, Share, Size
 from pipeline.types import AskFor, Counted
 
 if TYPE_CHECKING:
@@ -81,32 +80,6 @@ def _check_group(value: str) -> str:
     return check_rule(value)
 
 
-def _check_cron(value: str | None, info: ValidationInfo) -> str | None:
-    if value is None or is_held(info, "schedule", value):
-        return None
-    from prefect.client.schemas.schedules import CronSchedule
-
-    told = "a schedule is a cron line of five fields, for example '*/15 * * * *'"
-    if len(value.split()) > 5:  # of seconds and years, which Prefect would take
-        raise ValueError(told)
-    try:
-        CronSchedule(cron=value)
-    except ValueError as exc:
-        raise ValueError(told) from exc
-    return value
-
-
-def _check_timezone(value: str | None, info: ValidationInfo) -> str | None:
-    if value is None or is_held(info, "timezone", value):
-        return None
-    known = available_timezones() - {"Factory", "localtime"}  # which name no place
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1, cutoff=0.6)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"not the name of a time zone, for example 'Europe/Berlin', 'America/New_York', 'UTC'{hint}")
-    return value
-
-
 ClassName = Annotated[str, AfterValidator(checked_class)]
 Name = Annotated[str, Field(min_length=3, max_length=50, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 LocalPath = Annotated[Path, BeforeValidator(_check_on_disk), AfterValidator(Path.expanduser)]
@@ -136,8 +109,9 @@ class CampaignSettings(SelectionSettings, StoppingSettings, WorkerSettings):
     """One campaign: a line of rounds over one pool of images."""
 
     name: Name = Field(description="of the campaign, its Label Studio project and its MLflow experiment")
-    pool: LocalPath = Field(
-        description="a folder of images, or a .csv or .parquet with uri and, if known, label and group"
+    pool: PoolPlace = Field(
+        description="a folder of images, or a .csv or .parquet with uri and, if known, label and group; or the address "
+        "of one, such as s3://bucket/folder"
     )
     manifest_labels: Literal["complete", "positives_only"] = Field(
         "complete", description="whether a class that a label of the pool's table does not name is absent, or unknown"
@@ -169,13 +143,12 @@ class CampaignSettings(SelectionSettings, StoppingSettings, WorkerSettings):
     close_at: Share = Field(1.0, description="share of a round's tasks that are answered when it closes")
     close_after: Duration | None = Field(None, description="time after which a round closes all the same")
     max_unused: Share = Field(0.5, description="share of files or answers that may go unused before a run stops")
-    schedule: Annotated[str | None, AfterValidator(_check_cron)] = Field(
-        None, description="cron line of `labelcycle serve`"
-    )
-    timezone: Annotated[str | None, AfterValidator(_check_timezone)] = Field(
-        None, description="of the schedule, an IANA name; the machine's own if not given"
-    )
+    schedule: Cron = Field(None, description="cron line of `labelcycle serve`")
+    timezone: TimeZone = Field(None, description="of the schedule, an IANA name; the machine's own if not given")
     feature_cache_gb: float = Field(20.0, ge=0, le=MOST, description="disk for features and decoded labelled images")
+    image_cache_gb: float = Field(
+        20.0, ge=0, le=MOST, description="images of object stores and of the web kept on the disk"
+    )
     decode_memory_gb: float = Field(
         2.0, gt=0, description="memory that images may take together while they are decoded"
     )
@@ -294,7 +267,7 @@ def load_settings(path: Path) -> CampaignSettings:
         raise ConfigError(f"{path}, line {line}: {exc}" if line else f"{path}: {exc}") from exc
     settings = settings.model_copy(
         update={
-            "pool": base / settings.pool,
+            "pool": settings.pool if isinstance(settings.pool, str) else base / settings.pool,
             "folder": base / settings.folder,
             "mlflow": settings.mlflow.model_copy(update={"uri": _beside(base, settings.mlflow.uri)}),
         }
@@ -415,8 +388,10 @@ def _beside(base: Path, uri: str) -> str:
     return f"{SQLITE}{base / Path(uri.removeprefix(SQLITE)).expanduser()}"
 
 
-def images_root(pool: Path) -> Path:
-    """The folder that all local images of a pool lie in: the pool's own, or the one that a manifest lies in."""
+def images_root(pool: Path | str) -> Path | None:
+    """The folder that all images of a pool on a disk lie in: the pool's own, or that of a manifest."""
+    if isinstance(pool, str):
+        return None
     return pool if pool.is_dir() else pool.parent
 
 

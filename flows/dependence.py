@@ -1,14 +1,12 @@
 """Notes on images that depend on each other, printed once, when the audit set is drawn."""
 
 import hashlib
-import os
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from flows.artefacts import DEPENDENCE
 from flows.campaign import OpenCampaign
-from flows.config import images_root
 from flows.progress import progress_bar
 from flows.records import Dependence
 from pipeline.pool.table import group_counts
@@ -50,13 +48,13 @@ def groups_text(counts: dict[str, int]) -> str:
 def _advice(work: OpenCampaign, pool: pd.DataFrame) -> list[str]:
     import torch  # with all of these; a run that only looks for labels needs none of them
 
+    from connectors.image_folder.source import paths_below
     from connectors.images.pixels import load_images
     from pipeline.pool.dependence import N_LEFT, N_RIGHT, THUMB_SIDE, advice, find_series, near_copies
     from pipeline.randomness import seeded_generator
 
     rows = pool[pool["set_aside_reason"].isna()]
-    root = images_root(work.settings.pool).absolute()
-    paths = [os.path.relpath(uri, root) for uri in rows["uri"]]
+    paths = paths_below(rows["uri"].tolist(), work.settings.pool_source.root)
     series = find_series(paths, classes=work.settings.classes)
     generator = seeded_generator(work.settings.seed, 0, "near-copies")
 

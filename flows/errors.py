@@ -30,6 +30,8 @@ KNOWN = (
     ("flows.changes", "CampaignChanged", EXIT_USAGE),
     ("connectors.annotation", "AuthenticationFailed", EXIT_USAGE),
     ("pipeline.pool.reasons", "PoolError", EXIT_USAGE),
+    ("pipeline.pool.reasons", "PoolRefused", EXIT_USAGE),
+    ("pipeline.pool.reasons", "PoolUnavailable", EXIT_FAILURE),
     ("connectors.region_files.labelled", "RegionFileError", EXIT_USAGE),
     ("pipeline.networks.errors", "ModelError", EXIT_USAGE),
     ("connectors.annotation", "AnnotationToolError", EXIT_FAILURE),
@@ -46,6 +48,7 @@ OUTSIDE = (
     ("connectors.annotation", "AnnotationToolError"),
     ("connectors.tracking", "TrackerError"),
     ("pipeline.networks.errors", "ModelError"),
+    ("pipeline.pool.reasons", "PoolUnavailable"),
     ("httpx", "TransportError"),
     ("builtins", "RuntimeError"),
 )

@@ -12,7 +12,9 @@ EXAMPLE = """\
 # those of reduction, dice and batch_size depend on the task.
 
 name = "my-campaign"             # lower case; names the Label Studio project and the MLflow experiment
-pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label and group
+pool = "images"                  # a folder, or a .csv/.parquet with columns uri and, optionally, label and group; or
+                                 # the address of one, "s3://bucket/folder", gs:// or az://: see
+                                 # docs/how-to/object-storage.md; its keys are never here, but in the environment
 # follow_links = false           # use images that symbolic links bring in from outside the pool
 # manifest_labels = "complete"   # "positives_only" where a class that the labels in the pool's table do not name is
                                  # unknown, and not absent; of images with several labels
@@ -57,6 +59,7 @@ query_size = 100                 # labels asked for in each later round
 # schedule = "*/15 * * * *"      # cron line for `labelcycle serve`
 # timezone = "Europe/Berlin"     # of that line; the machine's own if not given
 # feature_cache_gb = 20.0        # disk for features and decoded images that are kept; see `labelcycle cache`
+# image_cache_gb = 20.0          # disk for images of object stores that are read again and again
 # decode_memory_gb = 2.0         # memory for images while they are decoded; a larger image is set aside
 # workers = "ray"                # members are trained and candidates scored by workers of Ray, side by side; if not
                                  # given "local": all is done by this process
@@ -116,6 +119,7 @@ ensemble = 3                     # networks trained from different seeds
 url = "local"                    # "local" is the server of `labelcycle up`; else https://...
 # project = "my-campaign"        # title, 3 to 50 characters
 # instructions = "..."           # what annotators read first
+# presign_minutes = 10           # show images of an object store from there, not through Label Studio
 
 [mlflow]
 uri = "local"                    # "local", sqlite:///path.db, or the address of a server

@@ -8,6 +8,7 @@ import pandas as pd
 
 from connectors.escaping import csv_cell
 from connectors.image_folder.listing import is_below, path_from
+from connectors.objects.addresses import is_address
 from connectors.region_files.formats import FORMATS, Format
 from connectors.region_files.images import Images, Source
 from connectors.region_files.labelled import LabelledImage, Read, RegionFileError, Told
@@ -155,6 +156,16 @@ def _uri(path: Path, root: str) -> str:
     return uri if csv_cell(uri) == uri else f"./{uri}"
 
 
-def _root(usual: Path, uris: Sequence[str]) -> str:
-    """The folder that all images lie in."""
+def _root(usual: Path | None, uris: Sequence[str]) -> str:
+    """The folder that all images lie in.
+
+    Raises:
+        ConfigError: an image is at an address.
+    """
+    away = [uri for uri in uris if is_address(uri)]
+    if usual is None or away:
+        raise ConfigError(
+            f"files of labels lie beside images on a disk, and {len(away)} images are at addresses: write the labels "
+            "as a table, labelcycle labels CAMPAIGN labels.csv"
+        )
     return os.path.commonpath([os.path.normpath(usual.absolute()), *map(os.path.dirname, uris)])

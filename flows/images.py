@@ -1,7 +1,7 @@
 """The campaign's images as steps see them: pixels, features of a frozen trunk, predictions; read in parts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -10,10 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from connectors.image_folder.index import reason_to_set_aside
 from connectors.images.pixels import load_images, stream_images
 from connectors.images.reading import Reading
+from connectors.images.threads import map_in_threads
+from connectors.objects.addresses import is_address
+from connectors.objects.reading import Objects
 from connectors.score_files import GROUP, ItemList
 from flows.cache import GIGABYTE, features_of, images_of, kept_features_of
+from flows.kept_images import image_cache
 from flows.predict import predictions
 from pipeline.image_rows import Images
 from pipeline.learning.networks import CHUNK
@@ -22,6 +27,8 @@ from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.predict import Decided, is_linear
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.features import feature_bytes
+from pipeline.pool.columns import is_in
+from pipeline.pool.reasons import ImageError
 from pipeline.tables import PoolTable
 from pipeline.tasks.task_type import TaskType
 from pipeline.types import OnProgress
@@ -37,6 +44,7 @@ class PoolImages:
         task: what the networks decide.
         reading: how the images are read.
         cache_gb: bound of the features and images that are kept on the disk.
+        image_cache_gb: bound of the images of object stores that are.
     """
 
     pool: PoolTable
@@ -44,31 +52,34 @@ class PoolImages:
     task: TaskType
     reading: Reading
     cache_gb: float
+    image_cache_gb: float = 0.0
 
     def load(self, items: pd.DataFrame) -> Tensor:
         """Pixels `(n, channels, S, S)` of images that are given by item_id and uri."""
-        uris = self.pool.located_part(items)["uri"].tolist()
-        return load_images(uris, size=self.model.image_size, channels=self.model.channels, reading=self.reading)
+        located = self.pool.located_part(items)
+        how = {"size": self.model.image_size, "channels": self.model.channels}
+        return load_images(located["uri"].tolist(), **how, reading=self.reading_of(located))
 
     def kept(self, items: pd.DataFrame, on_progress: OnProgress | None = None) -> Images:
         """The same of images that later rounds need too: on the disk, where each is decoded once."""
         if not self._keeps(items):
             return self.load(items)
         located = self.pool.located_part(items)
-        return images_of(located, self.model, reading=self.reading, max_gb=self.cache_gb, on_progress=on_progress)
+        reading = self.reading_of(located)
+        return images_of(located, self.model, reading=reading, max_gb=self.cache_gb, on_progress=on_progress)
 
     def small(self, items: pd.DataFrame, side: int) -> Tensor:
         """Pixels `(n, 3 * side * side)` in [0, 1], float16: a description of images before there is a model."""
-        uris = self.pool.located_part(items)["uri"].tolist()
-        chunks = stream_images(uris, size=side, channels=3, chunk=CHUNK, reading=self.reading)
+        located = self.pool.located_part(items)
+        reading = self.reading_of(located, of_pool=True)
+        chunks = stream_images(located["uri"].tolist(), size=side, channels=3, chunk=CHUNK, reading=reading)
         return torch.cat([images.flatten(1).half() / 255 for images in chunks])
 
     def features(self, body: Classifier, items: pd.DataFrame, on_progress: OnProgress | None = None) -> Tensor:
         """What a frozen trunk makes of images, `(n, ...)` in float16; only what is not kept is computed."""
         located = self.pool.located_part(items)
-        return features_of(
-            body, located, self.model, reading=self.reading, max_gb=self.cache_gb, on_progress=on_progress
-        )
+        reading = self.reading_of(located)
+        return features_of(body, located, self.model, reading=reading, max_gb=self.cache_gb, on_progress=on_progress)
 
     def keeps_embeddings(self, networks: Sequence[Classifier], members: MemberSettings | None) -> bool:
         """Whether the features that are kept are the embeddings: nothing but dropout is before the last layer."""
@@ -127,7 +138,7 @@ class PoolImages:
             self.model,
             members,
             task=self.task,
-            reading=self.reading,
+            reading=self.reading_of(located, of_pool=of_pool),
             keep=keep,
             cache_gb=self.cache_gb,
             images=images,
@@ -137,6 +148,40 @@ class PoolImages:
 
     def _keeps(self, items: pd.DataFrame) -> bool:
         return self.cache_gb > 0 and len(items) > 0
+
+    def reading_of(self, located: pd.DataFrame, *, of_pool: bool = False) -> Reading:
+        """How images are read: objects must be those that the index has, and are kept on the disk.
+
+        Args:
+            located: item_id and uri.
+            of_pool: these are all candidates or a part of them, which are kept only where the whole pool fits within
+                the bound: else each would be thrown away before it is read again.
+        """
+        is_stored = located["uri"].map(is_address).astype(bool)
+        if not is_stored.any():
+            return self.reading
+        items = dict(zip(located["uri"][is_stored], located["item_id"][is_stored], strict=True))
+        n_bytes = self.pool.usable["size_bytes"].sum() if of_pool else 0
+        keep = n_bytes <= self.image_cache_gb * GIGABYTE
+        return replace(self.reading, objects=Objects(items, image_cache(self.image_cache_gb) if keep else None))
+
+    def there(self, items: pd.DataFrame) -> pd.DataFrame:
+        """The images that can still be used: one that could not be read is set aside in the middle of a round."""
+        return items[is_in(items["item_id"], self.pool.usable["item_id"])]
+
+    def check(self, items: pd.DataFrame) -> None:
+        """Read the images of object stores, which the index has not read: nobody should be asked for a broken one.
+
+        Raises:
+            ImageError: one cannot be used.
+        """
+        located = self.pool.located_part(items)
+        reading = self.reading_of(located)
+        uris = [uri for uri in located["uri"] if is_address(uri)]
+        reasons = map_in_threads(lambda uri: reason_to_set_aside(uri, reading), uris, n_threads=reading.n_threads(uris))
+        for uri, reason in zip(uris, reasons, strict=True):
+            if reason is not None:
+                raise ImageError(uri, reason)
 
     def _fits(self, body: Classifier) -> bool:
         return self.feature_gb(feature_bytes(body, image_size=self.model.image_size)) <= self.cache_gb

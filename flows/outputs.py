@@ -27,12 +27,12 @@ def check_table(out: Path) -> None:
     check_absent(out)
 
 
-def check_folder(out: Path, pool: Path) -> None:
+def check_folder(out: Path, pool: Path | str) -> None:
     """Raise ConfigError for a folder that would not be written, or whose pictures would become images of the pool."""
     if out.suffix.lower() in (".csv", ".parquet"):
         raise ConfigError(f"wanted a folder to write, got {out}")
     check_absent(out)
-    if pool.is_dir() and is_below(os.path.realpath(out), os.path.realpath(pool)):
+    if isinstance(pool, Path) and pool.is_dir() and is_below(os.path.realpath(out), os.path.realpath(pool)):
         raise ConfigError(f"{out} lies in the pool, whose images would be looked for in it: name a folder elsewhere")
 
 

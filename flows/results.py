@@ -1,7 +1,7 @@
 """What a campaign is good for besides its rounds: its labels as a table, and what its best model sees on any images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +10,11 @@ from torch import Tensor
 
 from connectors.escaping import csv_cell
 from connectors.image_folder.listing import File, stat_file, walk
+from connectors.image_folder.object_pool import Stored, objects_at
 from connectors.images.pixels import load_images
 from connectors.mlflow.loader import Ensemble, make_ensemble
+from connectors.objects.addresses import place_of
+from connectors.objects.reading import Objects
 from flows.artefacts import MEMBERS, TRAINING
 from flows.campaign import OpenCampaign, begun, standing_labels
 from flows.config import CampaignSettings, ConfigError
@@ -61,8 +64,10 @@ def write_labels(settings: CampaignSettings, out: Path) -> int:
     return len(table)
 
 
-def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_number: int | None = None) -> Predicted:
-    """Write what a round's model sees on an image, or on all images below a folder.
+def predict_files(
+    settings: CampaignSettings, images: Path | str, out: Path, *, round_number: int | None = None
+) -> Predicted:
+    """Write what a round's model sees on an image, or on all images below a folder; `images` may be an address.
 
     The table has a row for each file: `uri`, what `Ensemble.predict` has by the names that classes have now, and
     `reason`, why there is nothing.
@@ -75,7 +80,7 @@ def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_
     """
     check_table(out)
     folder = _round_with_model(begun(settings), settings, round_number)
-    files = list(walk(images)) if images.is_dir() else [stat_file(str(images.absolute()))]
+    files = _files_of(images)
     if not files:
         raise ConfigError(f"{images} is empty: wanted an image, or a folder of images")
     training, networks = folder.read(TRAINING), folder.read(MEMBERS)
@@ -94,7 +99,16 @@ def predict_files(settings: CampaignSettings, images: Path, out: Path, *, round_
     return Predicted(folder.number, len(table) - len(reasons), reasons)
 
 
-def _predict(ensemble: Ensemble, files: Sequence[File], renamed: Mapping[str, str]) -> pd.DataFrame:
+def _files_of(images: Path | str) -> Sequence[File | Stored]:
+    if isinstance(images, Path):
+        return list(walk(images)) if images.is_dir() else [stat_file(str(images.absolute()))]
+    try:
+        return objects_at(str(place_of(images)))
+    except ValueError as exc:
+        raise exc if isinstance(exc, PoolError) else ConfigError(f"the address of the images {exc}") from None
+
+
+def _predict(ensemble: Ensemble, files: Sequence[File | Stored], renamed: Mapping[str, str]) -> pd.DataFrame:
     """A row for each file, in order."""
     reasons = {file.uri: file.set_aside_reason for file in files if file.set_aside_reason is not None}
     uris, squares, unreadable = _read([file.uri for file in files if file.uri not in reasons], ensemble)
@@ -108,7 +122,7 @@ def _read(uris: list[str], ensemble: Ensemble) -> tuple[list[str], Tensor, dict[
     """The images that can be read, their pixels, and for each other image why it cannot be read."""
     try:
         how = {"size": ensemble.image_size, "channels": ensemble.channels}
-        return uris, load_images(uris, **how, reading=ensemble.reading), {}
+        return uris, load_images(uris, **how, reading=replace(ensemble.reading, objects=Objects())), {}
     except PoolError as exc:
         if len(uris) == 1:
             size = (0, ensemble.channels, ensemble.image_size, ensemble.image_size)

@@ -20,6 +20,7 @@ from flows.records import DrawnAudit, PoolNotes
 from flows.step import in_task
 from flows.steps.collect import is_ready_to_close, look, notes_of
 from flows.steps.push import renew_page
+from flows.unread import setting_aside
 from pipeline.pool.audit import count_known, outgrown_text
 from pipeline.pool.notes import changes, unused_lines
 from pipeline.tables import PoolTable
@@ -31,12 +32,18 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     clear_leftovers(work.folder)
     shorten_logs(home() / "logs")
     in_task("begin_anew", lambda: begin_anew(work.folder.current_round(), work))
-    has_looked, pixels = look_after_pool(work, by_folders=work.folder.is_out())
-    try:
-        outcome = go_on(work, has_looked=has_looked)
-    except Damaged as exc:  # in its middle, which only a reader sees
-        mended.append(begin_without(exc, work))
-        outcome = go_on(work, has_looked=has_looked)
+    pixels: list[str] = []
+
+    def go() -> RoundOutcome:
+        has_looked, new = look_after_pool(work, by_folders=work.folder.is_out())
+        pixels.extend(new)
+        try:
+            return go_on(work, has_looked=has_looked)
+        except Damaged as exc:  # in its middle, which only a reader sees
+            mended.append(begin_without(exc, work))
+            return go_on(work, has_looked=has_looked)
+
+    outcome = setting_aside(go, work, lambda folder: discard(folder, work))
     notes = (*mended, *tell_of_pool(work), *notes_on_audit(work), *pixels, *notes_on_pages(work.pool))
     return replace(outcome, notes=(*notes, *outcome.notes))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from connectors.image_folder.listing import path_from
+from connectors.objects.addresses import is_address
 from connectors.store import write_text
 from flows.artefacts import CAMPAIGN, POOL
 from flows.campaign import task_type
@@ -51,7 +52,7 @@ def write_successor(file: Path, old: Path) -> list[str]:
     for path in (file, manifest):
         if path.exists():
             raise ConfigError(f"{path} exists already; give the new campaign's file another name, or move it away")
-    uris = [path_from(manifest.parent, uri) for uri in images["uri"]]
+    uris = [uri if is_address(uri) else path_from(manifest.parent, uri) for uri in images["uri"]]
     # Groups are written down: a rule goes by paths below the old pool.
     columns = ["uri", "label", *(["group"] if images["group"].notna().any() else [])]
     write_rows(images.assign(uri=uris)[columns], manifest)
@@ -129,7 +130,7 @@ def _place_of_manifest(file: Path, images: pd.DataFrame, settings: CampaignSetti
     name, beside = f"{file.stem}-labels.csv", file.absolute().parent
     if all(Path(uri).is_relative_to(beside) for uri in images["uri"]):
         return beside / name
-    return images_root(settings.pool) / name
+    return (images_root(settings.pool) or beside) / name
 
 
 def _as_file(settings: CampaignSettings, name: str, manifest: Path, old: Path) -> str:

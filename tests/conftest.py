@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from deploy.servers import Servers, down, personal_token, up
+from tests import s3 as s3_server
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see flows.local
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and so does what they start
@@ -27,7 +28,10 @@ LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 GROUPS = {
     "schedules": ("tests/system/test_deployment.py", "tests/system/test_serve.py"),
     "campaigns": "tests/system/",
-    "connectors": ("tests/connectors/test_label_studio.py", "tests/connectors/test_mlflow.py", "tests/deploy/"),
+    "connectors": (
+        *("tests/connectors/test_label_studio.py", "tests/connectors/test_mlflow.py"),
+        *("tests/connectors/test_storages.py", "tests/deploy/"),
+    ),
 }
 """What needs servers; the largest group is begun first."""
 LABEL_STUDIO_VENV = Path(__file__).parent.parent / ".labelcycle" / "label-studio-venv"
@@ -51,9 +55,12 @@ class ProjectSpace:
 
 @pytest.hookimpl(trylast=True)  # when the workers have ended
 def pytest_sessionfinish(session):
-    """Stop the servers, whichever worker started them."""
-    if WORKER not in os.environ and HOME not in os.environ:
-        down(session.config._tmp_path_factory.getbasetemp() / "servers")
+    """Stop the servers, whichever worker started them; the one of S3 is quick to start and never stays."""
+    if WORKER not in os.environ:
+        home = Path(os.environ.get(HOME) or session.config._tmp_path_factory.getbasetemp() / "servers")
+        s3_server.stop(home / "s3")
+        if HOME not in os.environ:
+            down(home)
 
 
 def pytest_collection_modifyitems(items):
@@ -96,12 +103,34 @@ def images_root(servers) -> Path:
 
 @pytest.fixture(scope="session")
 def servers(servers_home) -> Iterator[Servers]:
-    """Label Studio, MLflow and Prefect; the clients of the tests themselves are logged in."""
-    started = up(servers_home, label_studio_venv=LABEL_STUDIO_VENV)
+    """Label Studio, MLflow and Prefect, which know where S3 is; the clients of the tests themselves are logged in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint(servers_home / "s3"))
+        started = up(servers_home, label_studio_venv=LABEL_STUDIO_VENV)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in zip(LOGIN_VARIABLES, started.mlflow_login, strict=True):
             patch.setenv(name, value)
         yield started
+
+
+@pytest.fixture(scope="session")
+def s3(servers_home) -> s3_server.S3Server:
+    """An S3 server for all tests of the run; see tests/s3.py."""
+    return s3_server.shared(servers_home / "s3")
+
+
+@pytest.fixture
+def bucket() -> str:
+    """The name of a bucket that nobody has used yet."""
+    return f"bucket-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def s3_environment(s3, monkeypatch) -> s3_server.S3Server:
+    """The S3 server, for which the environment has the administrator's keys."""
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3
 
 
 @pytest.fixture(scope="session")

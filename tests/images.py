@@ -2,7 +2,8 @@
 
 import inspect
 
-from connectors.image_folder.index import PoolSource, index_pool
+from connectors.image_folder.index import index_pool
+from connectors.image_folder.source import PoolSource
 from connectors.images.pixels import load_images
 
 OF_SOURCE = frozenset(inspect.signature(PoolSource).parameters)

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 import pandas as pd
 
+from connectors.image_folder import object_pool
 from connectors.image_folder.folder_times import FolderTimes
 from connectors.image_folder.listing import NOT_UTF8, File, stat_file
 from connectors.image_folder.region_cells import WrongCell, check_masks
@@ -25,7 +26,7 @@ from pipeline.pool.audit import check_groups, draw_audit, hold_out_of_audit
 from pipeline.pool.columns import are_all_below, from_records, in_order, is_in
 from pipeline.pool.merge import merge, refuse_waste
 from pipeline.pool.notes import item_notes
-from pipeline.pool.reasons import NOT_NAMED, PASSED_OVER, TOO_LARGE, UNREAD, PoolError
+from pipeline.pool.reasons import NOT_NAMED, PASSED_OVER, TOO_LARGE, UNREAD, PoolError, PoolUnavailable
 from pipeline.pool.table import SAME_FILE, as_table, typed, usable
 from pipeline.pool.unchanged import Unchanged, nothing, unchanged
 from pipeline.types import OnProgress
@@ -129,7 +130,7 @@ def is_as_left(table: pd.DataFrame, source: PoolSource, times: FolderTimes, read
     """Whether indexing again would change nothing, as far as folders tell: their times are what they were.
 
     A look at each folder, and at each file that could not be read. Not found is a file that was written over in place,
-    or that a link leads to in another folder.
+    or that a link leads to in another folder. Objects of a store are always listed.
 
     Args:
         table: the pool table.
@@ -137,6 +138,8 @@ def is_as_left(table: pd.DataFrame, source: PoolSource, times: FolderTimes, read
         times: of the folders when it was.
         reading: the memory that decoding may take.
     """
+    if isinstance(source.root, str):
+        return False
     inside = f"{os.path.normpath(source.root.absolute())}{os.sep}"
     if not are_all_below(usable(table)["uri"], inside) or not times.are_unchanged():
         return False
@@ -176,7 +179,7 @@ def _look(
         return seen, same
     copied = same.files & again[same.places]
     rows = earlier.iloc[same.places[copied]][list(_Content._fields)].set_axis(listed.index[copied])
-    more = listed[copied].drop(columns="set_aside_reason").join(rows).assign(listed=True)
+    more = listed[copied].drop(columns=list(_Content._fields), errors="ignore").join(rows).assign(listed=True)
     return pd.concat([seen, more]).sort_index(), same.but(again)
 
 
@@ -185,7 +188,9 @@ def _with_items_elsewhere(
 ) -> pd.DataFrame:
     """The listed files and, not `listed`, where items of the earlier table were found last; counted from `first` on."""
     homes = earlier.loc[earlier["item_id"].notna(), "uri"].drop_duplicates()
-    if source.is_folder:
+    if isinstance(source.path, str) and source.is_folder:
+        others = object_pool.frame(object_pool.elsewhere(listed, homes, source.path))
+    elif isinstance(source.path, Path) and source.is_folder:
         folder = os.path.normpath(source.path.absolute()) + os.sep
         # An item stays one whatever its suffix: a manifest may have named it.
         is_kept = listed["modified_ns"].notna() | ~is_in(listed["uri"], homes)
@@ -193,9 +198,11 @@ def _with_items_elsewhere(
         elsewhere = map_in_threads(stat_file, [*listed.loc[~is_kept, "uri"], *away[~away.str.startswith(folder)]])
         elsewhere += [_pass_over(stat_file(uri)) for uri in away[away.str.startswith(folder)]]
         listed = listed[is_kept]
+        others = from_records(elsewhere, File._fields)
     else:
-        elsewhere = [File(uri, None, None, NOT_NAMED) for uri in homes[~is_in(homes, listed["uri"])]]
-    others = from_records(elsewhere, File._fields).assign(label=None, group=None)
+        unnamed = [File(uri, None, None, NOT_NAMED) for uri in homes[~is_in(homes, listed["uri"])]]
+        others = from_records(unnamed, File._fields)
+    others = others.assign(label=None, group=None)
     others = typed(others.set_axis(pd.RangeIndex(first, first + len(others))))
     return pd.concat([listed.assign(listed=True), others.assign(listed=False)])
 
@@ -209,6 +216,12 @@ def _read_contents(
     files: pd.DataFrame, earlier: pd.DataFrame, same: Unchanged, reading: Reading, on_progress: OnProgress | None
 ) -> pd.DataFrame:
     """`files` with `item_id`, `width`, `height`, reason; read only what the earlier table does not know."""
+    if "item_id" in files:
+        is_stored = files["item_id"].notna()
+        listed, known = files[is_stored], earlier[is_in(earlier["item_id"], files["item_id"])]
+        stored = object_pool.seen_in_store(listed, known, lambda uri: reason_to_set_aside(uri, reading))
+        rest = _read_contents(files[~is_stored].drop(columns="item_id"), earlier, same, reading, on_progress)
+        return pd.concat([stored, rest]).sort_index()
     key = ["uri", *SAME_FILE]
     remembered = earlier[~same.rows].dropna(subset=["modified_ns"]).drop_duplicates(key)[[*key, *_Content._fields]]
     seen = files.merge(remembered, on=key, how="left", suffixes=("", "_earlier")).set_axis(files.index)
@@ -258,7 +271,7 @@ def _read(
     return pd.concat(parts[1:] or parts)
 
 
-def _check_masks(path: Path, seen: pd.DataFrame, earlier: pd.DataFrame) -> None:
+def _check_masks(path: Path | str, seen: pd.DataFrame, earlier: pd.DataFrame) -> None:
     """Raise PoolError for the first mask that does not fit its image, of those that the earlier table does not have."""
     columns = ["item_id", "label"]
     known = set(earlier[columns].dropna().itertuples(index=False, name=None))
@@ -276,8 +289,9 @@ def _check_masks(path: Path, seen: pd.DataFrame, earlier: pd.DataFrame) -> None:
 def _examine(uri: str, known_ids: Collection[str], reading: Reading) -> _Content:
     """Hash and decode a file; the content of a known item is not decoded again."""
     try:
-        with Path(uri).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with reading.open(uri) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
             if size == 0:
                 return _Content(None, None, None, "empty: the file has no content")
             if size > MAX_BYTES:
@@ -288,6 +302,8 @@ def _examine(uri: str, known_ids: Collection[str], reading: Reading) -> _Content
                 return _Content(item_id, None, None, None)
             seen = examine(file, reading)
             return _Content(item_id, seen.width, seen.height, None, seen.pages, seen.pixels)
+    except PoolUnavailable:
+        raise
     except Exception as exc:  # a decoder raises anything when it is given any bytes
         return _Content(None, None, None, reason_of(exc))
 

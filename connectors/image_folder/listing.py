@@ -296,7 +296,12 @@ class _Inside:
         """What the disk says of a name, if it lies in the folder."""
         path = self.absolute(uri)
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", uri) and not _is_file_address(uri):
-            return File(uri, None, None, f"{ADDRESS}: images must be on a disk that this machine sees")
+            return File(
+                uri,
+                None,
+                None,
+                f"{ADDRESS}: images must be on a disk that this machine sees, or at s3://, gs://, az:// or https://",
+            )
         if not is_below(path, self.root) or path == self.root:
             return File(path, None, None, f"{OUTSIDE}: images must lie in {printable(self.root)}")
         if (reason := self._folder_reason(os.path.dirname(path))) is not None:  # noqa: PTH120

@@ -1,4 +1,4 @@
-"""Where the images of a pool are: a folder or a manifest, and the table of its files, none of which is read."""
+"""Where the images of a pool are: folder, object store or manifest; and the table of its files, all of them unread."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from connectors.image_folder import object_pool
 from connectors.image_folder.folder_times import FolderTimes
-from connectors.image_folder.listing import File, PassedOver, locate, walk
+from connectors.image_folder.listing import File, PassedOver, walk
 from connectors.image_folder.manifest import MANIFEST_SUFFIXES, distinct, read_manifest, readings_in_words
+from connectors.objects.addresses import is_address
 from pipeline.pool.columns import from_records
 from pipeline.pool.group_rules import groups_of
 from pipeline.pool.reasons import PoolError
@@ -23,8 +25,8 @@ class PoolSource:
 
     Attributes:
         path: folder, or manifest (.csv, .parquet) with a column `uri`, relative to the manifest's folder, and
-            optionally `label` and `group`. A labelled image is never in the audit set; one content under two labels is
-            set aside.
+            optionally `label` and `group`; or the address of one, as text. A manifest may name addresses, too. A
+            labelled image is never in the audit set; one content under two labels is set aside.
         classes: labels that a manifest may give.
         group: rule for the group of an image by its path relative to the folder, or to the manifest's folder (see
             `pipeline.pool.group_rules`); None for the groups of the manifest's column `group`, if there is one.
@@ -36,7 +38,7 @@ class PoolSource:
         are_open: whether the labels of a manifest list only what is there; see `read_manifest`.
     """
 
-    path: Path
+    path: Path | str
     classes: Sequence[str]
     group: str | None = None
     follow_links: bool = False
@@ -47,13 +49,15 @@ class PoolSource:
 
     @property
     def is_folder(self) -> bool:
-        """Whether the images are found by a walk, and not by a manifest."""
-        return self.path.is_dir()
+        """Whether the images are found by a walk or a listing, and not by a manifest."""
+        return self.path.is_dir() if isinstance(self.path, Path) else not object_pool.is_manifest(self.path)
 
     @property
-    def root(self) -> Path:
-        """The folder that paths are relative to."""
-        return self.path if self.is_folder else self.path.parent
+    def root(self) -> Path | str:
+        """The folder that paths are relative to, or its address."""
+        if self.is_folder:
+            return self.path
+        return self.path.parent if isinstance(self.path, Path) else self.path.rpartition("/")[0]
 
 
 def list_pool(source: PoolSource, tell: Callable[[str], None], times: FolderTimes | None = None) -> pd.DataFrame:
@@ -71,13 +75,16 @@ def list_pool(source: PoolSource, tell: Callable[[str], None], times: FolderTime
 def _list_source(source: PoolSource, tell: Callable[[str], None], times: FolderTimes) -> pd.DataFrame:
     """Files of a folder or manifest: `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label`, `group`."""
     path = source.path
-    if source.is_folder:
+    if isinstance(path, str) and source.is_folder:
+        listed = map(object_pool.shown, object_pool.list_folder(path, tell))
+        files = object_pool.frame(listed).assign(label=None, group=None)
+    elif isinstance(path, Path) and source.is_folder:
         passed = PassedOver()
         found = walk(path, follow_links=source.follow_links, passed=passed, times=times)
         files = from_records(found, File._fields).assign(label=None, group=None)
         for line in passed.notes():
             tell(line)
-    elif path.suffix.lower() not in MANIFEST_SUFFIXES:
+    elif isinstance(path, Path) and path.suffix.lower() not in MANIFEST_SUFFIXES:
         missing = "" if path.exists() else ", which does not exist"
         raise PoolError(f"wanted a folder of images or a manifest (.csv, .parquet), got {path}{missing}")
     else:
@@ -88,17 +95,20 @@ def _list_source(source: PoolSource, tell: Callable[[str], None], times: FolderT
 
 
 def _list_manifest(source: PoolSource, tell: Callable[[str], None], times: FolderTimes) -> pd.DataFrame:
-    times.add(str(source.path), source.path.stat() if source.path.exists() else None)
-    table = read_manifest(source.path, source.classes, source.renamed, source.asks, are_open=source.are_open)
-    uris = table.rows["uri"].tolist()
-    found = locate(uris, source.root, follow_links=source.follow_links)
-    times.add_parents((file.uri for file in found.files), os.path.normpath(source.root.absolute()))
-    lost = [file.modified_ns is None for file in found.files]
-    has_break = [is_lost and ("\n" in uri or "\r" in uri) for uri, is_lost in zip(uris, lost, strict=True)]
-    table.refuse(has_break, "holds a line break, and no file is named so", "is a quote left open?")
-    for line in (*table.notes, *readings_in_words(table, "uri", found)):
-        tell(line)
-    return distinct(table, from_records(found.files, File._fields))
+    if isinstance(source.path, Path):
+        times.add(str(source.path), source.path.stat() if source.path.exists() else None)
+    with object_pool.manifest_on_disk(source.path) as path:
+        table = read_manifest(path, source.classes, source.renamed, source.asks, are_open=source.are_open)
+        uris = table.rows["uri"].tolist()
+        located, found = object_pool.locate_all(table, source.root, follow_links=source.follow_links)
+        if isinstance(source.root, Path):
+            times.add_parents((file.uri for file in located.files), os.path.normpath(source.root.absolute()))
+        lost = found["modified_ns"].isna()
+        has_break = [is_lost and ("\n" in uri or "\r" in uri) for uri, is_lost in zip(uris, lost, strict=True)]
+        table.refuse(has_break, "holds a line break, and no file is named so", "is a quote left open?")
+        for line in (*table.notes, *readings_in_words(table, "uri", located)):
+            tell(line)
+        return distinct(table, found)
 
 
 def _with_groups(listed: pd.DataFrame, source: PoolSource) -> pd.DataFrame:
@@ -110,12 +120,19 @@ def _with_groups(listed: pd.DataFrame, source: PoolSource) -> pd.DataFrame:
             f"{source.path} has groups in its column group: take the setting group = {source.group!r} away, or the "
             "column"
         )
-    root = f"{os.path.normpath(source.root.absolute())}{os.sep}"
     found = listed["modified_ns"].notna()
-    uris = listed.loc[found, "uri"].tolist()
-    paths = [uri.removeprefix(root) if uri.startswith(root) else os.path.relpath(uri, root) for uri in uris]
+    paths = paths_below(listed.loc[found, "uri"].tolist(), source.root)
     try:
         groups = groups_of(paths, source.group)
     except ValueError as exc:
         raise PoolError(str(exc)) from exc
     return listed.assign(group=pd.Series(groups, index=listed.index[found], dtype="str"))
+
+
+def paths_below(uris: Sequence[str], root: Path | str) -> list[str]:
+    """Paths and addresses as they are below a folder or its address; an address elsewhere stays as it is."""
+    start = f"{os.path.normpath(root.absolute())}{os.sep}" if isinstance(root, Path) else f"{root.rstrip('/')}/"
+    return [
+        uri.removeprefix(start) if uri.startswith(start) or is_address(uri) else os.path.relpath(uri, start)
+        for uri in uris
+    ]

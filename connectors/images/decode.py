@@ -10,7 +10,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from PIL import ExifTags, Image, ImageFile, ImagePalette, TiffImagePlugin, UnidentifiedImageError
@@ -19,7 +18,7 @@ from connectors.images.containers import count_scans, describe_tiff, without_met
 from connectors.images.deep_pixels import Deep, deep_of, unpack_all_bytes, unpack_low_bytes
 from connectors.images.reading import Reading
 from connectors.images.threads import MemoryGate
-from pipeline.pool.reasons import TOO_LARGE, UNREAD, PoolError
+from pipeline.pool.reasons import TOO_LARGE, UNREAD, ImageError, PoolError, PoolUnavailable
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
 MAX_PIXELS = 2**30
@@ -91,19 +90,22 @@ def decode(uri: str, use: Callable[[Decoded], T], *, at_least: AtLeast, reading:
     """What `use` makes of the image of a file, while the memory of its pixels is held.
 
     Args:
-        uri: path.
+        uri: path or address.
         use: called with the decoded image, which it must not keep.
         at_least: of the image's width and height, what a JPEG is not to be decoded below.
-        reading: the memory that may be taken.
+        reading: what opens it, and the memory that may be taken.
 
     Raises:
-        PoolError: the image cannot be read; the message begins with its uri.
+        ImageError: the image cannot be read.
+        PoolUnavailable: the place of the images does not answer.
     """
     try:
-        with Path(uri).open("rb") as file:
+        with reading.open(uri) as file:
             return decode_file(file, use, at_least=at_least, reading=reading)
+    except PoolUnavailable:
+        raise
     except Exception as exc:
-        raise PoolError(f"{uri}: {reason_of(exc)}") from exc
+        raise ImageError(uri, reason_of(exc)) from exc
 
 
 def decode_file(file: BinaryIO, use: Callable[[Decoded], T], *, at_least: AtLeast, reading: Reading) -> T:

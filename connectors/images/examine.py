@@ -1,7 +1,6 @@
 """What an image file holds, learnt by decoding it or from its header: size, pages, kind of pixels, colour."""
 
 from contextlib import suppress
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from PIL import ImageFile, TiffImagePlugin
@@ -11,7 +10,7 @@ from connectors.images.containers import may_be_turned
 from connectors.images.decode import Decoded, decode_file, open_image, orientation_of, reason_of
 from connectors.images.deep_pixels import deep_of
 from connectors.images.reading import WHOLE, Reading
-from pipeline.pool.reasons import PoolError
+from pipeline.pool.reasons import ImageError, PoolError, PoolUnavailable
 
 MAX_PAGES = 10_000
 """Pages that are counted."""
@@ -52,29 +51,33 @@ def examine(file: BinaryIO, reading: Reading = WHOLE) -> Seen:
     return decode_file(file, use, at_least=lambda _width, _height: (1, 1), reading=reading)
 
 
-def has_colour(uri: str) -> bool:
+def has_colour(uri: str, reading: Reading = WHOLE) -> bool:
     """Whether an image has colour, by the header of its file.
 
     Raises:
-        PoolError: it cannot be read; the message begins with its uri.
+        ImageError: it cannot be read.
+        PoolUnavailable: the place of the images does not answer.
     """
     try:
-        with Path(uri).open("rb") as file:
+        with reading.open(uri) as file:
             image = open_image(file)
             deep = deep_of(image)
             return deep.has_colours if deep else image.mode not in GREY
+    except PoolUnavailable:
+        raise
     except Exception as exc:
-        raise PoolError(f"{uri}: {reason_of(exc)}") from exc
+        raise ImageError(uri, reason_of(exc)) from exc
 
 
-def upright_size(uri: str) -> tuple[int, int]:
+def upright_size(uri: str, reading: Reading = WHOLE) -> tuple[int, int]:
     """Width and height of an image when it is upright, by the header of its file where that can be read.
 
     Raises:
-        PoolError: it cannot be read; the message begins with its uri.
+        ImageError: it cannot be read.
+        PoolUnavailable: the place of the images does not answer.
     """
     try:
-        with Path(uri).open("rb") as file:
+        with reading.open(uri) as file:
             try:
                 image = open_image(file)
             except PoolError:
@@ -85,8 +88,10 @@ def upright_size(uri: str) -> tuple[int, int]:
             # Pillow has the size of a TIFF turned already, and decodes a PNG to look for EXIF.
             is_upright = image.format == "TIFF" or (image.format == "PNG" and not may_be_turned(file))
             return image.size if is_upright or orientation_of(image) < 5 else image.size[::-1]
+    except PoolUnavailable:
+        raise
     except Exception as exc:
-        raise PoolError(f"{uri}: {reason_of(exc)}") from exc
+        raise ImageError(uri, reason_of(exc)) from exc
 
 
 def _count_pages(image: ImageFile.ImageFile) -> int | None:

@@ -24,7 +24,7 @@ def load_images(uris: Sequence[str], *, size: int, channels: int, reading: Readi
     scaled as `reading` says. Of several pages or frames the first is read.
 
     Args:
-        uris: `(n,)` paths.
+        uris: `(n,)` paths or addresses.
         channels: 1 for grey, 3 for RGB.
         reading: the ranges of the pool's deep pixels, and the memory that may be taken.
 
@@ -32,7 +32,8 @@ def load_images(uris: Sequence[str], *, size: int, channels: int, reading: Readi
         uint8 `(n, channels, size, size)`.
 
     Raises:
-        PoolError: an image cannot be read; the message begins with its uri.
+        ImageError: an image cannot be read.
+        PoolUnavailable: the place of the images does not answer.
     """
     chunks = list(stream_images(uris, size=size, channels=channels, chunk=max(1, len(uris)), reading=reading))
     return chunks[0] if chunks else torch.empty((0, channels, size, size), dtype=torch.uint8)
@@ -47,7 +48,7 @@ def stream_images(
     raises.
 
     Args:
-        uris: `(n,)` paths.
+        uris: `(n,)` paths or addresses.
         channels: 1 for grey, 3 for RGB.
         chunk: images in each chunk; the last may have fewer. Two chunks are in memory besides the caller's own.
         reading: the ranges of the pool's deep pixels, and the memory that may be taken.
@@ -56,13 +57,14 @@ def stream_images(
         uint8 `(chunk, channels, size, size)`, in the order of `uris`.
 
     Raises:
-        PoolError: an image cannot be read; the message begins with its uri. It comes in place of its chunk.
+        ImageError: an image cannot be read. It comes in place of its chunk.
+        PoolUnavailable: the place of the images does not answer.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     ahead: deque[_Decoding] = deque()
     # The filters of warnings belong to the whole process: they are set here, by the caller's thread alone.
-    with without_pillow_warnings(), ThreadPoolExecutor() as threads:
+    with without_pillow_warnings(), ThreadPoolExecutor(reading.n_threads(uris)) as threads:
         try:
             for start in range(0, len(uris), chunk):
                 ahead.append(_start_decoding(threads, uris[start : start + chunk], size, channels, reading))

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from connectors.images.decode import Decoded, decode, open_image, without_pillow
 from connectors.images.deep_pixels import DeepImage, deep_of
 from connectors.images.reading import WHOLE, Range, Reading
 from connectors.images.threads import map_in_threads
-from pipeline.pool.reasons import PoolError
+from pipeline.pool.reasons import PoolError, PoolUnavailable
 
 SAMPLED_PER_KIND = 300
 """Images that the range of a kind of deep pixels is measured on."""
@@ -33,23 +32,27 @@ def measure_ranges(uris: Sequence[str], *, reading: Reading = WHOLE) -> tuple[Ra
         uris: `(n,)` paths; what cannot be read is passed over.
     """
     with without_pillow_warnings():
-        kinds = map_in_threads(_deep_kind, uris)
+        kinds = map_in_threads(lambda uri: _deep_kind(uri, reading), uris, n_threads=reading.n_threads(uris))
         sample = list(
             itertools.chain.from_iterable(
                 [uri for uri, other in zip(uris, kinds, strict=True) if other == kind][:SAMPLED_PER_KIND]
                 for kind in sorted({kind for kind in kinds if kind is not None})
             )
         )
-        values = map_in_threads(lambda uri: _sample_values(uri, reading), sample)
+        values = map_in_threads(lambda uri: _sample_values(uri, reading), sample, n_threads=reading.n_threads(sample))
     return ranges_of([found for found in values if found is not None])
 
 
-def _deep_kind(uri: str) -> str | None:
+def _deep_kind(uri: str, reading: Reading) -> str | None:
     """The kind of an image's deep pixels, by its header; None for 8 bits and for what cannot be read."""
-    with suppress(Exception), Path(uri).open("rb") as file:
-        deep = deep_of(open_image(file))
-        return deep.kind if deep else None
-    return None
+    try:
+        with reading.open(uri) as file:
+            deep = deep_of(open_image(file))
+            return deep.kind if deep else None
+    except PoolUnavailable:
+        raise
+    except Exception:  # of any bytes
+        return None
 
 
 def _sample_values(uri: str, reading: Reading) -> tuple[str, NDArray[np.float64]] | None:

@@ -9,7 +9,7 @@ import io
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TypeVar, cast
 from urllib.parse import quote
 
@@ -31,6 +31,12 @@ ENDINGS = {
     "AVIF": ".avif",
 }
 """Formats that browsers show, with the ending by which a server tells browsers the type."""
+IN_STORES = ("s3", "gs", "az")
+"""Schemes of addresses that Label Studio resolves itself; others are the browser's."""
+NOT_IN_BROWSERS = frozenset(
+    {*(".tif", ".tiff"), *(".heic", ".heif"), *(".j2c", ".j2k", ".jp2", ".jpf"), *(".pbm", ".pgm", ".pnm", ".ppm")}
+)
+"""Endings of what browsers do not show, where an ending is all that is known."""
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """Orientations of EXIF that turn width into height."""
 LONGEST_SIDE = 2048
@@ -55,7 +61,7 @@ def link_to_show(path: Path, item_id: str, *, folder: Path, reading: Reading) ->
     """
     ending = _ending(path)
     if ending is None:
-        return _rendition(path, item_id, folder=folder, reading=reading)
+        return _rendition(str(path), item_id, folder=folder, reading=reading)
     shown = folder / f"{_name(item_id)}{ending}"
     if not (shown.is_symlink() and shown.readlink() == path):
         write_link(shown, path)
@@ -64,7 +70,38 @@ def link_to_show(path: Path, item_id: str, *, folder: Path, reading: Reading) ->
 
 def file_to_show(path: Path, item_id: str, *, root: Path, reading: Reading) -> Path:
     """The image itself, or a rendition of it below `root`; raises as `link_to_show` does."""
-    return path if _ending(path) else _rendition(path, item_id, folder=root / RENDITIONS, reading=reading)
+    return path if _ending(path) else _rendition(str(path), item_id, folder=root / RENDITIONS, reading=reading)
+
+
+def why_not_shown(uri: str) -> str:
+    """Why Label Studio can show nobody an image, by the name of its object in a store; empty where it can.
+
+    Seen with Label Studio 1.23: what stands behind `?` is cut off, and so are a slash in front, white space at the end,
+    and tabs and ends of lines.
+
+    >>> why_not_shown("s3://bucket/a b#%20.png"), why_not_shown("s3://bucket/a?.png")
+    ('', "Label Studio shows no object with '?' in its name")
+    """
+    scheme, _, place = uri.partition("://")
+    key = place.partition("/")[2] if scheme.lower() in IN_STORES else ""
+    if "?" in key:
+        return "Label Studio shows no object with '?' in its name"
+    if key.startswith("/"):
+        return "Label Studio shows no object whose name begins with '/'"
+    if key != key.rstrip() or any(sign in key for sign in "\t\r\n"):
+        return "Label Studio shows no object with a tab, an end of a line, or white space at the end in its name"
+    return ""
+
+
+def rendition_of(uri: str, item_id: str, *, folder: Path, reading: Reading) -> Path | None:
+    """What browsers are shown of an object that has the ending of a format that they do not show; None for others.
+
+    Raises:
+        PoolError: the image cannot be read.
+        OSError: the folder cannot be written to.
+    """
+    ending = PurePosixPath(uri).suffix.lower()
+    return _rendition(uri, item_id, folder=folder, reading=reading) if ending in NOT_IN_BROWSERS else None
 
 
 def check_shown(content: bytes, content_type: str) -> str:
@@ -179,10 +216,10 @@ def _reading(path: Path, look: Callable[[ImageFile.ImageFile], T]) -> T:
         raise PoolError(f"{path}: {reason_of(exc)}") from exc
 
 
-def _rendition(path: Path, item_id: str, *, folder: Path, reading: Reading) -> Path:
+def _rendition(uri: str, item_id: str, *, folder: Path, reading: Reading) -> Path:
     shown = folder / f"{_name(item_id)}.shown.jpg"
     if not shown.exists():
-        picture = read_picture(str(path), longest_side=LONGEST_SIDE, reading=reading)
+        picture = read_picture(uri, longest_side=LONGEST_SIDE, reading=reading)
         write_atomic(shown, lambda temporary: picture.save(temporary, format="JPEG", quality=95, subsampling=0))
     return shown
 

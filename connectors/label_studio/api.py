@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from connectors.label_studio.connection import Connection
-from connectors.label_studio.reading import READ_FIELDS, HeldProject, HeldTask
+from connectors.label_studio.reading import READ_FIELDS, HeldProject, HeldStorage, HeldTask
 
 MOST_PROJECTS = 1_000
 PAGE = 500
@@ -108,15 +108,26 @@ class Api:
             users = [(user["id"], user["email"]) for user in self.connection.read("GET", "/api/users/")]
         return {user_id: email for user_id, email in users if isinstance(email, str) and email.isprintable()}
 
-    def storages(self, project_id: int) -> list[str]:
-        """The folders from which a project shows local images."""
+    def storages(self, kind: str, project_id: int) -> list[HeldStorage]:
+        """Where a project shows images from: folders ("localfiles"), or buckets of a kind of store."""
         with self.connection.talk():
-            found = self.connection.read("GET", "/api/storages/localfiles/", params={"project": project_id})
-            return [each["path"] for each in found if each["path"]]
+            found = self.connection.read("GET", f"/api/storages/{kind}/", params={"project": project_id})
+            return [HeldStorage.model_validate(each) for each in found]
 
-    def attach_storage(self, project_id: int, settings: Mapping[str, Any]) -> None:
-        """Let a project show local images."""
-        self._done("POST", "/api/storages/localfiles/", json={"project": project_id, **settings})
+    def attach_storage(self, kind: str, project_id: int, settings: Mapping[str, Any]) -> int:
+        """Let a project show images from somewhere; return the id of the storage."""
+        with self.connection.talk():
+            body = {"project": project_id, **settings}
+            return HeldStorage.model_validate(self.connection.read("POST", f"/api/storages/{kind}/", json=body)).id
+
+    def change_storage(self, kind: str, storage_id: int, changes: Mapping[str, Any]) -> None:
+        """Change what is named of a storage."""
+        self._done("PATCH", f"/api/storages/{kind}/{storage_id}", json=changes)
+
+    def delete_storage(self, kind: str, storage_id: int) -> None:
+        """Show no images from there any more."""
+        with self.connection.talk():
+            self.connection.send("DELETE", f"/api/storages/{kind}/{storage_id}").raise_for_status()
 
     def check_storage(self, project_id: int, path: str) -> None:
         """Ask whether a project could show the images of a folder; an error names why not."""

@@ -61,6 +61,8 @@ class LabelStudio(AnnotationTool):
         renamed: what a class was called -> what it is called now.
         former_project: the title that the project had before, if it was another.
         former_classes: those of the project's page when this campaign saw it last; only such a page gets others.
+        presign_minutes: browsers load images of an object store from there, by addresses that are signed for so long;
+            None where Label Studio passes these images on.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class LabelStudio(AnnotationTool):
         renamed: Mapping[str, str] = MappingProxyType({}),
         former_project: str | None = None,
         former_classes: Sequence[str] = (),
+        presign_minutes: int | None = None,
     ) -> None:
         connection = Connection(url.rstrip("/"), token, say=say or (lambda line: None))
         api = Api(connection)
@@ -95,7 +98,14 @@ class LabelStudio(AnnotationTool):
             asks=asks,
         )
         self._api = api
-        self._images = ShownImages(api, self._project, images_root=images_root, shown_in=shown_in, reading=reading)
+        self._images = ShownImages(
+            api,
+            self._project,
+            images_root=images_root,
+            shown_in=shown_in,
+            reading=reading,
+            presign_minutes=presign_minutes,
+        )
         self._tasks = Tasks(api, self._project)
         self._mender = Mender(connection, self._tasks)
         self._given = GivenAnswers(remember_in and remember_in.with_name("restored_answers.json"))
@@ -124,7 +134,9 @@ class LabelStudio(AnnotationTool):
             return {}
         number = questions[0].ask.round_number
         wanted = self._wanted(Asked(number, questions, model_version, {}))
-        self._images.check({one.uri: one.address for one in wanted.values()})
+        addresses = {one.uri: one.address for one in wanted.values()}
+        self._images.attach_storage(addresses.values())
+        self._images.check(addresses)
         newest = max(asked.values(), default=0)
 
         def find() -> list[HeldTask]:
@@ -163,7 +175,7 @@ class LabelStudio(AnnotationTool):
             found = self._wanted(each, only=open_items, lost=notes)
             wanted |= {ids[item_id]: one for item_id, one in found.items()}
         if wanted:
-            self._images.attach_storage()
+            self._images.attach_storage(one.address for one in wanted.values())
             self._mender.mend_open(wanted, held, mended)
             first = min(wanted.values(), key=lambda one: (-one.ask.round_number, one.prediction["score"]))
             self._images.check({first.uri: first.address})
@@ -216,22 +228,32 @@ class LabelStudio(AnnotationTool):
         """Make the project again; see `AnnotationTool.restore`. Each answer is a request."""
         records = iter(saved)
         page = read_page(records)
+        addresses: list[str] = []
 
         def address(item_id: str) -> str | None:
             try:
-                return self._images.address(uris[item_id], item_id)
+                found = self._images.address(uris[item_id], item_id)
             except AnnotationToolUnavailable:
                 raise
             except (AnnotationToolError, KeyError):
                 return None
+            addresses.append(found)
+            return found
 
         accounts = {email: user_id for user_id, email in self._emails().items()}
         restoring = Restoring(
             self._api, self._project, self._tasks, self._mender, asked=asked, accounts=accounts, address=address
         )
         restored = restoring.restore(page, records, self._images.attach_storage)
-        if restored is not None:
-            self._given.keep(restoring.given)
+        if restored is None:
+            return None
+        self._given.keep(restoring.given)
+        try:
+            self._images.attach_storage(addresses)
+        except AnnotationToolUnavailable:
+            raise
+        except AnnotationToolError as exc:  # answers are back all the same
+            return replace(restored, notes=(*restored.notes, str(exc)))
         return restored
 
     def _read(self, annotation: Any, task: HeldTask, ask: Ask, emails: Mapping[int, str]) -> Answer | None:

@@ -6,7 +6,7 @@ import json
 import re
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,6 +26,8 @@ ATTEMPTS = 6
 PATIENCE_SECONDS = 60.0
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 20.0
+LEADS_AWAY = "labelcycle.leads_away"
+"""Marks a request whose answer may lead to another server; nobody follows there with the token."""
 
 T = TypeVar("T")
 
@@ -74,6 +76,7 @@ class Connection:
     def __init__(self, url: str, token: str, *, say: Callable[[str], None]) -> None:
         self.url = url
         self._token = _checked_token(token)
+        self._secrets = [self._token]
         self._say = say
         self._away_since: float | None = None
 
@@ -84,7 +87,7 @@ class Connection:
             timeout=TIMEOUT_SECONDS,
             follow_redirects=True,
             headers={"Accept-Encoding": "identity"},  # what is small on the way may be huge when it is unpacked
-            event_hooks={"response": [self._guard]},
+            event_hooks={"response": [self._guard, self._bound]},
             trust_env=not _is_this_machine(self.url),  # a proxy does not reach the servers of this machine
         )
         weakref.finalize(self, http.close)
@@ -110,6 +113,28 @@ class Connection:
     def read(self, method: str, path: str, **options: Any) -> Any:
         """One request that must succeed; the JSON of its answer."""
         return self.send(method, path, **options).raise_for_status().json()
+
+    def look(self, path: str, params: Mapping[str, str]) -> httpx.Response:
+        """One request for what may be at another server; its answer leads there then."""
+        return self._http.get(f"{self.url}{path}", params=params, follow_redirects=False, extensions={LEADS_AWAY: True})
+
+    def look_elsewhere(self, address: str) -> httpx.Response:
+        """What another server answers a page of this one, without the token; errors are those of httpx."""
+        headers = {"Origin": self.origin, "Accept-Encoding": "identity"}
+        hooks = {"response": [self._bound]}
+        here = _is_this_machine(address)
+        with httpx.Client(timeout=TIMEOUT_SECONDS, headers=headers, event_hooks=hooks, trust_env=not here) as http:
+            return http.get(address)
+
+    @property
+    def origin(self) -> str:
+        """What browsers tell other servers of a page of this one."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Leave these out of errors from now on."""
+        self._secrets += secrets
 
     @contextmanager
     def talk(self) -> Iterator[None]:
@@ -170,11 +195,11 @@ class Connection:
             raise AnnotationToolUnavailable(self._is_no_label_studio(_one_line(str(exc)))) from exc
 
     def _is_no_label_studio(self, words: str) -> str:
-        words = words.replace(self._token, "[token]")
+        words = self._without_secrets(words)
         return f"{self.url} does not answer as Label Studio does: {words}; try again, or mend the address"
 
     def _error(self, status: int, body: Any) -> AnnotationToolError:
-        words = _words(body).replace(self._token, "[token]")
+        words = self._without_secrets(_words(body))
         if status == 401:
             return AuthenticationFailed(
                 f"Label Studio at {self.url} refuses the token: {words}. It wants a personal access token: make one "
@@ -186,9 +211,14 @@ class Connection:
         kind = NotThere if status == 404 else AnnotationToolError
         return kind(f"Label Studio at {self.url} refuses ({status}): {words}")
 
+    def _without_secrets(self, words: str) -> str:
+        for secret in self._secrets:
+            words = words.replace(secret, "[secret]")
+        return words
+
     def _guard(self, response: httpx.Response) -> None:
-        """Follow no answer to another host, as the token may go along, and believe none that has no end."""
-        if response.has_redirect_location:
+        """Follow no answer to another host, as the token may go along."""
+        if response.has_redirect_location and LEADS_AWAY not in response.request.extensions:
             there = response.request.url.join(response.headers["location"])
             if _origin(there) != _origin(response.request.url):
                 place = there.copy_with(query=None, fragment=None, username=None, password=None)
@@ -198,6 +228,9 @@ class Connection:
                 )
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             raise AnnotationToolError(f"{self.url} packs its answers, though asked not to")
+
+    def _bound(self, response: httpx.Response) -> None:
+        """Believe no answer that has no end."""
         response.stream = _Bounded(cast(httpx.SyncByteStream, response.stream), self.url)
 
 

@@ -72,9 +72,9 @@ def _images(name: str, place: Place, rounds: Sequence[Asked]) -> Finding:
     if not opened:
         return Finding(name, "no task is open, so that no image was loaded")
     addresses = {uris[task.item_id]: str(task.data.get(IMAGE)) for task in opened}
-    if place.images.lacks_storage():
-        return failure(name, "the project has lost the storage that it shows local images from", STORAGE)
-    place.images.check(addresses)
+    if place.images.lacks_storage(addresses.values()):
+        return failure(name, "the project has lost the storage that it shows images from", STORAGE)
+    place.images.check(addresses, may_renew=False)
     uri = next(iter(addresses))
     if uri.startswith(("http://", "https://")) and (problem := _problem_elsewhere(uri)):
         return warning(name, f"this machine cannot load {uri}, of an open task: {problem}", ELSEWHERE)

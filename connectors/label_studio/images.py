@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -9,21 +11,30 @@ from urllib.request import url2pathname
 
 from connectors.annotation import AnnotationToolError, AnnotationToolUnavailable, AuthenticationFailed
 from connectors.images.reading import Reading
-from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_to_show, size_shown
+from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_to_show, rendition_of, size_shown
 from connectors.label_studio.api import Api
 from connectors.label_studio.project import Project
+from connectors.label_studio.storages import HELP, NEVER_MATCHES, TITLE, Storages
+from connectors.label_studio.stores import STORES, address_in, bucket_of, scheme_of
 from pipeline.pool.reasons import PoolError
 from pipeline.types import Size
 
 LOCAL_FILES = "/data/local-files/?d="
-NEVER_MATCHES = "(?!)"
+FOLDERS = "localfiles"
 
 
 class ShownImages:
     """Images as a project of Label Studio shows them; the arguments are those of `LabelStudio`."""
 
     def __init__(
-        self, api: Api, project: Project, *, images_root: Path | None, shown_in: Path | None, reading: Reading
+        self,
+        api: Api,
+        project: Project,
+        *,
+        images_root: Path | None,
+        shown_in: Path | None,
+        reading: Reading,
+        presign_minutes: int | None,
     ) -> None:
         self._api = api
         self._url = api.connection.url
@@ -31,9 +42,11 @@ class ShownImages:
         self._images_root = _normal(images_root) if images_root else None
         self._shown_in = _normal(shown_in) if shown_in else None
         self._reading = reading
+        self._stores = Storages(api, project, presign_minutes=presign_minutes)
 
-    def attach_storage(self) -> None:
-        """Let the project show local images, where there are any."""
+    def attach_storage(self, addresses: Iterable[str] = ()) -> None:
+        """Let the project show local images, where there are any, and these of object stores."""
+        self._stores.attach(addresses)
         if not (self._shown_in or self._images_root):
             return
         root = self._served_root
@@ -41,8 +54,10 @@ class ShownImages:
             _made(self._shown_in)
         self._api.connection.repeatable(lambda: self._find_or_attach_storage(root))
 
-    def lacks_storage(self) -> bool:
-        """Whether local images are to be shown and the project does not show them."""
+    def lacks_storage(self, addresses: Iterable[str]) -> bool:
+        """Whether the project does not show local images, where there are to be any, or these of object stores."""
+        if self._stores.lacks(addresses):
+            return True
         if not (self._shown_in or self._images_root):
             return False
         root = self._served_root
@@ -54,7 +69,10 @@ class ShownImages:
         Raises:
             AnnotationToolError: the image is gone, or cannot be shown.
         """
-        if "://" in uri and not uri.startswith("file://"):
+        scheme = scheme_of(uri)
+        if scheme in STORES:
+            return self._rendition(uri, item_id) or address_in(uri)
+        if scheme not in ("", "file"):
             return uri
         path = _normal(Path(url2pathname(urlsplit(uri).path) if uri.startswith("file://") else uri))
         served = self._served_root
@@ -63,21 +81,24 @@ class ShownImages:
             raise AnnotationToolError(f"image {uri} is not in images_root, {self._images_root}")
         if not path.is_file():
             raise AnnotationToolError(f"image {uri} is not there any more")
-        try:
+        with _laying_out(uri, self._shown_in or roots[0] / RENDITIONS):
             if self._shown_in:
                 shown = served / link_to_show(path, item_id, folder=self._shown_in, reading=self._reading).name
             else:
                 file = file_to_show(path, item_id, root=roots[0], reading=self._reading)
                 shown = served / file.relative_to(roots[0])
-        except PoolError as exc:
-            raise AnnotationToolError(f"image {exc}: annotators cannot be shown it") from exc
-        except OSError as exc:
-            folder = self._shown_in or roots[0] / RENDITIONS
-            raise AnnotationToolError(
-                f"image {uri}: browsers do not show it as it is, and what they are given instead goes to {folder}: "
-                f"{exc.strerror or exc}. Let labelcycle write there"
-            ) from exc
-        return f"{LOCAL_FILES}{quote(shown.relative_to(self._document_root).as_posix())}"
+        return self._address_of(shown)
+
+    def _rendition(self, uri: str, item_id: str) -> str:
+        """The address of what is shown in place of an object that browsers do not show; empty for others."""
+        if self._shown_in is None:
+            return ""
+        with _laying_out(uri, self._shown_in):
+            shown = rendition_of(uri, item_id, folder=self._shown_in, reading=self._reading)
+        return self._address_of(self._served_root / shown.name) if shown else ""
+
+    def _address_of(self, file: Path) -> str:
+        return f"{LOCAL_FILES}{quote(file.relative_to(self._document_root).as_posix())}"
 
     def size(self, address: str) -> Size | None:
         """How large browsers show the image of an address; None for one that is not ours to look at.
@@ -93,21 +114,29 @@ class ShownImages:
         except (PoolError, OSError) as exc:
             raise AnnotationToolError(f"image {exc}: annotators cannot be shown it") from exc
 
-    def check(self, addresses: dict[str, str]) -> None:
+    def check(self, addresses: dict[str, str], *, may_renew: bool = True) -> None:
         """Load an image of each kind as a browser does; nobody should label what is not shown.
 
         Args:
             addresses: uri -> address; of a kind, the first is loaded.
+            may_renew: whether a storage that shows nothing may be given the keys of now.
 
         Raises:
             AnnotationToolError: one is not shown.
         """
         kinds = {
-            (Path(uri).suffix.lower(), Path(address).suffix): (uri, address)
+            (bucket_of(address), Path(uri).suffix.lower(), Path(address).suffix): (uri, address)
             for uri, address in reversed(addresses.items())
         }
         for uri, address in kinds.values():
             problem = self._problem_with(address)
+            if problem and may_renew and self._stores.renew(address):
+                problem = self._problem_with(address)
+            if problem and bucket_of(address):
+                raise AnnotationToolError(
+                    f"annotators would not see image {uri}: {problem}. {HELP}. Let nobody label before "
+                    "`labelcycle run` finds the image"
+                )
             if problem:
                 folder = self._shown_in or self._images_root
                 raise AnnotationToolError(
@@ -137,17 +166,14 @@ class ShownImages:
         if self._is_attached(root):
             return
         self._api.attach_storage(
+            FOLDERS,
             self._project.id,
-            {
-                "path": str(root),
-                "title": "Images",
-                "regex_filter": NEVER_MATCHES,  # a click on "Sync" must not make a task of every image
-                "use_blob_urls": True,
-            },
+            {"path": str(root), "title": TITLE, "regex_filter": NEVER_MATCHES, "use_blob_urls": True},
         )
 
     def _is_attached(self, root: Path) -> bool:
-        return any(root.is_relative_to(path) for path in self._api.storages(self._project.id))
+        held = self._api.storages(FOLDERS, self._project.id)
+        return any(one.path and root.is_relative_to(one.path) for one in held)
 
     @cached_property
     def _served_root(self) -> Path:
@@ -170,6 +196,8 @@ class ShownImages:
         )
 
     def _problem_with(self, address: str) -> str:
+        if bucket_of(address):
+            return self._stores.problem_with(address)
         if not address.startswith("/data/local-files/"):
             return ""  # an address of its own, which the browser may reach and we may not
         return self._api.connection.repeatable(lambda: self._load(address))
@@ -183,6 +211,20 @@ class ShownImages:
         if answer.status_code != 200:
             return f"Label Studio answers {answer.status_code}"
         return check_shown(answer.content, answer.headers.get("content-type", ""))
+
+
+@contextmanager
+def _laying_out(uri: str, folder: Path) -> Iterator[None]:
+    """Tell what goes wrong while an image, or what is shown in its place, is laid out in a folder."""
+    try:
+        yield
+    except PoolError as exc:
+        raise AnnotationToolError(f"image {exc}: annotators cannot be shown it") from exc
+    except OSError as exc:
+        raise AnnotationToolError(
+            f"image {uri}: browsers do not show it as it is, and what they are given instead goes to {folder}: "
+            f"{exc.strerror or exc}. Let labelcycle write there"
+        ) from exc
 
 
 def _normal(path: Path) -> Path:

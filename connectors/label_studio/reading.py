@@ -77,6 +77,24 @@ class HeldProject(_Read, extra="allow"):
     model_version: Annotated[str | None, BeforeValidator(_text_or_none)] = None
 
 
+class HeldStorage(_Read):
+    """Where a project shows images from; Label Studio never tells the keys.
+
+    Attributes:
+        path: of a folder.
+        bucket: in an object store; `container` in Azure's.
+        presign_ttl: minutes.
+    """
+
+    id: Id
+    title: str | None = None
+    path: str | None = None
+    bucket: str | None = None
+    container: str | None = None
+    presign: bool | None = None
+    presign_ttl: int | None = None
+
+
 class HeldGuess(_Read):
     """A prediction that Label Studio holds."""
 

@@ -63,7 +63,7 @@ def import_(
 
 def predict(
     campaign: CampaignFile,
-    images: Annotated[Path, typer.Argument(help="Folder of images, or one image.")],
+    images: Annotated[str, typer.Argument(help="Folder of images, or one image; or its address, s3://bucket/folder.")],
     out: Annotated[Path, typer.Option(help="File to write, .csv or .parquet.")] = Path("predictions.csv"),
     round_number: Annotated[
         int | None, typer.Option("--round", help="Round whose model predicts; the best by its audit interval if open.")
@@ -73,10 +73,12 @@ def predict(
 
     Needs no server. Files that hold no image have a row with the reason and no class.
     """
+    from connectors.objects.addresses import is_address
     from flows.config import load_settings
     from flows.results import predict_files
 
-    done = predict_files(load_settings(campaign), images, out, round_number=round_number)
+    where = images if is_address(images) else Path(images)
+    done = predict_files(load_settings(campaign), where, out, round_number=round_number)
     console.print(f"{done}. Wrote {out}.", soft_wrap=True, highlight=False)
 
 
@@ -86,15 +88,25 @@ def cache(
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Throw all of it away.")] = False,
 ) -> None:
-    """Show the features of frozen networks and the decoded images that are kept, so that no work is done twice."""
+    """Show what is kept on the disk: features of frozen networks, decoded images, and images of object stores.
+
+    So no image is computed, decoded or fetched twice. --shrink-to is about features and decoded images.
+    """
     from connectors import feature_store as features
+    from connectors.objects import cache as images
     from flows.cache import GIGABYTE, cache_table, features_folder
+    from flows.kept_images import objects_folder
 
     if clear and shrink_to is not None:
         raise typer.BadParameter("--clear throws all of it away: leave --shrink-to out, or --clear")
     folder = features_folder()
     if clear:
         features.clear(folder)
+        images.shrink(objects_folder(), 0)
     elif shrink_to is not None:
         features.shrink(folder, int(shrink_to * GIGABYTE))
     console.print(cache_table(folder))
+    n_images, n_bytes = images.usage(objects_folder())
+    if n_images:
+        told = f"{n_images:,} images of object stores, {n_bytes / GIGABYTE:.3f} GB, in {objects_folder()}"
+        console.print(told, soft_wrap=True, highlight=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from connectors.images.pixels import load_images
 from connectors.images.ranges import measure_ranges
 from connectors.images.reading import Reading
+from connectors.objects.reading import Objects
 from connectors.store import write_atomic
 from flows.artefacts import PIXEL_RANGES
 from flows.progress import progress_bar
@@ -61,9 +62,9 @@ def _measure(replay: Replay, memory_gb: float) -> Reading:
     """How the images are read: deep pixels by the range of a sample, drawn by the names in the labels file."""
     labels = replay.labels
     order = sorted(range(len(labels)), key=lambda row: hashlib.blake2b(labels["file"][row].encode()).digest())
-    ranges = measure_ranges(labels["uri"].iloc[order].tolist(), reading=Reading(memory_gb=memory_gb))
+    ranges = measure_ranges(labels["uri"].iloc[order].tolist(), reading=Reading((), memory_gb, Objects()))
     replay.write(PIXEL_RANGES, PixelRanges(ranges))
-    return Reading(ranges, memory_gb)
+    return Reading(ranges, memory_gb, Objects())
 
 
 def _read_chunks(

@@ -16,6 +16,7 @@ from connectors.image_folder.manifest import KNOWN as MANIFEST_COLUMNS
 from connectors.image_folder.manifest import forms_of, longest_label, readings_in_words, unused_columns
 from connectors.image_folder.region_cells import WrongCell, checked_regions
 from connectors.image_folder.strict_table import StrictTable, nfc, read_strictly, trim
+from connectors.objects.addresses import is_address
 from flows.artefacts import POOL
 from flows.campaign import standing_labels, task_type
 from flows.config import CampaignSettings, ConfigError
@@ -194,7 +195,7 @@ def _index(settings: CampaignSettings) -> pd.DataFrame:
 
 
 def _refuse_gone(uris: Iterable[str]) -> None:
-    gone = [uri for uri in uris if not Path(uri).is_file()]
+    gone = [uri for uri in uris if not is_address(uri) and not Path(uri).is_file()]
     if gone:
         raise ReplayError(f"{gone[0]}: is not there, and {len(gone) - 1} more labelled images; bring the files back")
 
@@ -282,7 +283,7 @@ def digest_of(rows: pd.DataFrame, features: NDArray[np.float32] | None) -> str:
     if rows["group"].notna().any():
         hashed.update(repr(rows["group"].fillna("").tolist()).encode())
     for file, label, uri, is_test in rows[["file", "label", "uri", "is_test"]].itertuples(index=False):
-        size = Path(uri).stat().st_size if features is None else 0
+        size = Path(uri).stat().st_size if features is None and not is_address(uri) else 0
         hashed.update(f"{file}\0{label}\0{size}\0{is_test}\n".encode())
     if features is not None:
         hashed.update(features.data)

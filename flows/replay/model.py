@@ -7,6 +7,8 @@ from pydantic import ValidationError
 
 from connectors.images.decode import without_pillow_warnings
 from connectors.images.examine import has_colour
+from connectors.images.reading import Reading
+from connectors.objects.reading import Objects
 from flows.progress import say
 from flows.replay.inputs import ReplayError
 from pipeline.learning.networks import check_network
@@ -72,7 +74,7 @@ def count_channels(uris: Sequence[str]) -> int:
     """1 where no image has colour, by the files' headers, else 3; what is no image is refused when it is read."""
     try:
         with without_pillow_warnings():
-            return 3 if any(has_colour(uri) for uri in uris) else 1
+            return 3 if any(has_colour(uri, Reading(objects=Objects())) for uri in uris) else 1
     except PoolError as exc:
         raise ReplayError(str(exc)) from exc
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from connectors.images.pixels import load_images
 from connectors.images.reading import Reading
+from connectors.objects.reading import Objects
 from connectors.store import read_json, write_json, write_text
 from flows.artefacts import PIXEL_RANGES
 from flows.records import PixelRanges
@@ -80,7 +81,7 @@ def _near_copies(replay: Replay, memory_gb: float) -> Tensor:
     settings, labels = replay.settings, replay.labels
     split = replay.split(settings.seeds[0])
     generator = seeded_generator(settings.seeds[0], 0, "near-copies")
-    reading = Reading((replay.get(PIXEL_RANGES) or PixelRanges()).ranges, memory_gb)
+    reading = Reading((replay.get(PIXEL_RANGES) or PixelRanges()).ranges, memory_gb, Objects())
 
     def thumbs(side: Tensor, most: int) -> Tensor:
         drawn = side[torch.randperm(len(side), generator=generator)[:most]].numpy()

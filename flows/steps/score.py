@@ -44,7 +44,9 @@ def score_shard(
     """
     if scores.part(shard).exists():
         return
-    rows = candidates.rows(shard * SHARD, SHARD)
+    rows = images.there(candidates.rows(shard * SHARD, SHARD))
+    if rows.empty:
+        return
     models = load_networks(training, networks, settings.model)
     seed = draws_seed(settings, round_number)
     read = columns_read(settings, absent_columns(task))

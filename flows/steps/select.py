@@ -281,7 +281,9 @@ def select_first(
     ids_of_both, aims = (*seed_set.ids, *checks.ids), (*seed_set.aims, *checks.aims)
     table = batch_table(Batch(ids_of_both, (0.0,) * len(aims), reasons, round_number, aims))
     shuffled = table.sample(frac=1, random_state=derive_seed(settings.seed, round_number, "order"))
-    return _located(shuffled.assign(rank=np.arange(len(table))), pool)
+    batch = _located(shuffled.assign(rank=np.arange(len(table))), pool)
+    images.check(batch.table)
+    return batch
 
 
 def _checks(ids: Sequence[str], reason: str, round_number: int) -> Batch:

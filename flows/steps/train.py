@@ -229,7 +229,8 @@ class _Lessons:
 
     def _sample_pool(self) -> Tensor:
         """Images of the round, labelled or not, drawn from its own files, so that a round that goes on draws alike."""
-        known = pd.concat([self.labelled.table[["item_id", "uri"]], self.candidates.table])
+        candidates = self.images.there(self.candidates.table)
+        known = pd.concat([self.labelled.table[["item_id", "uri"]], candidates])
         known = known.sort_values("item_id", ignore_index=True)
         rows = sample_pool(len(known), seed=self.settings.seed, round_number=self.round_number)
         return self.images.load(known.iloc[rows.numpy()])
@@ -259,7 +260,7 @@ class _Lessons:
             names = [name for member in trained for name in member.weights]
             device = choose_device(self.settings.model.device)
             models = scratch.load(dataclasses.asdict(self.form), names, device)
-            candidates = self.candidates.table
+            candidates = self.images.there(self.candidates.table)
             entropies, guesses = self._predict(models, candidates)
             threshold = self.settings.model.pseudo_labels.threshold_in(self.round_number)
             sure = choose_confident(entropies, guesses, threshold=threshold, max_count=max_count)

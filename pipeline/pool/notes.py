@@ -14,6 +14,7 @@ from pipeline.pool.reasons import (
     NO_SUFFIX,
     NOT_BY_NAME,
     NOT_NAMED,
+    NOT_SHOWN,
     OTHER_FORMAT,
     OUTSIDE,
     PASSED_OVER,
@@ -28,6 +29,7 @@ MENDS = {
     OTHER_FORMAT: "save them as JPEG or PNG",
     OUTSIDE: "move them there, or the manifest to a folder above",
     LINKED: "set follow_links = true if annotators may see what links lead to",
+    NOT_SHOWN: "rename the objects",
     ADDRESS: "download them, and name the files",
     "labelled more than one way": "give all copies of an image the same label",
 }

@@ -47,7 +47,8 @@ def unchanged(listed: pd.DataFrame, earlier: pd.DataFrame, *, is_manifest: bool)
     of an item that was lost or is disputed, of a file that could not be read.
 
     Args:
-        listed: `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label` and `group` of each file.
+        listed: `uri`, `size_bytes`, `modified_ns`, `set_aside_reason`, `label` and `group` of each file; `item_id`
+            where the listing tells it.
         earlier: a pool table.
         is_manifest: what was listed gives all labels that there are.
     """
@@ -61,6 +62,8 @@ def unchanged(listed: pd.DataFrame, earlier: pd.DataFrame, *, is_manifest: bool)
     same_item = is_read & is_item & (was_used | is_held_out) & same(now["group"], then["group"])
     if is_manifest:
         same_item &= same(now["label"], then["label"])
+    if "item_id" in listed:
+        same_item &= now["item_id"].isna().to_numpy() | same(now["item_id"], then["item_id"])
     same_other = ~is_item & np.where(is_read, ~was_used, same(now["set_aside_reason"], then["set_aside_reason"]))
     is_same: Flags = reduce(np.logical_and, (same(now[name], then[name]) for name in SAME_FILE))
     is_same &= same_item | same_other

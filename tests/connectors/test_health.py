@@ -41,7 +41,7 @@ class FakeLabelStudio:
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         self.picture: bytes | None = buffer.getvalue()
-        self.storages = [{"path": str(self.images)}]
+        self.storages = [{"id": 1, "path": str(self.images)}]
         page = labelling_page(CLASSES)
         self.project = {
             "id": 1,

@@ -194,8 +194,8 @@ class TestNames:
             ("/etc/passwd", "outside the pool's folder: images must lie in "),
             ("file:///etc/passwd", "outside the pool's folder: images must lie in "),
             ("~/x.png", "outside the pool's folder: images must lie in "),
-            ("https://x.org/a.png", "an address, not a file: images must be on a disk that this machine sees"),
-            ("S3://bucket/a.png", "an address, not a file: images must be on a disk that this machine sees"),
+            ("ftp://x.org/a.png", "an address, not a file: images must be on a disk that this machine sees"),
+            ("HDFS://bucket/a.png", "an address, not a file: images must be on a disk that this machine sees"),
             ("file://server/share/a.png", "an address, not a file: images must be on a disk that this machine sees"),
             ("C:\\images\\a.png", "cannot be read: No such file or directory"),
             ("sub", "not an image: not a regular file"),
@@ -220,12 +220,12 @@ class TestNames:
 
 
 def test_rows_that_cannot_be_used_are_told_with_an_example_and_what_to_do(read):
-    table, _ = read("uri,label\na.png,cat\nsub\\x.png,cat\nsub\\y.png,dog\nhttp://x/z.png,\n")
+    table, _ = read("uri,label\na.png,cat\nsub\\x.png,cat\nsub\\y.png,dog\nftp://x/z.png,\n")
     lines = unused_lines(table, wrong_only=True)
     assert re.match(r"2 cannot be read: such as .*sub\\x.png: No such file .*\(check their paths", lines[0])
-    assert lines[1].startswith("1 an address, not a file: such as http://x/z.png: ")
+    assert lines[1].startswith("1 an address, not a file: such as ftp://x/z.png: ")
     with pytest.raises(PoolError, match=r"3 of 4 images cannot be used, more than max_unused = 0\.5 .*sub\\x\.png"):
-        read("uri,label\na.png,cat\nsub\\x.png,cat\nsub\\y.png,dog\nhttp://x/z.png,\n", max_unused=0.5)
+        read("uri,label\na.png,cat\nsub\\x.png,cat\nsub\\y.png,dog\nftp://x/z.png,\n", max_unused=0.5)
     with pytest.raises(PoolError, match=r"no usable image: 1 cannot be read: such as .*x\.png: No such file"):
         read("uri\nx.png\n")
 

@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import distribution
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -18,6 +20,7 @@ from urllib.request import url2pathname
 import httpx
 import mlflow
 import numpy as np
+import obstore
 import pytest
 import requests
 import torch
@@ -29,9 +32,14 @@ from connectors.escaping import mlflow_key
 from connectors.mlflow.loader import load_ensemble
 from connectors.mlflow.tracker import MLflowTracker
 from connectors.tracking import MemberHistory, TrackerError, TrackerUnavailable
+from deploy import programs
+from deploy.logins import USER
+from deploy.processes import free_port
+from deploy.programs import Place
 from pipeline.networks.build import build_model, with_new_head
 from pipeline.networks.weights import save_trunk, save_weights
 from tests.hostile import HIDDEN, NAMES
+from tests.s3 import ADMIN
 
 CHECKOUT = Path(connectors.mlflow.tracker.__file__).parents[2]
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -57,11 +65,18 @@ def mlflow_uri(tmp_path_factory):
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, env=os.environ | QUIET, stdout=log, stderr=log, start_new_session=True)
+    with answering(command, QUIET, folder / "log", f"http://127.0.0.1:{port}") as uri:
+        yield uri
+
+
+@contextmanager
+def answering(command, environment, file, uri):
+    """The address of a server that runs meanwhile."""
+    with file.open("wb") as log:
+        server = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", server)
-        yield f"http://127.0.0.1:{port}"
+        wait_for(f"{uri}/health", server)
+        yield uri
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
@@ -178,6 +193,31 @@ def test_a_repeated_round_leaves_one_record(uri, campaign, files):
     assert_one_record(uri, campaign)
     assert log_whole_round(uri, campaign, files) == first
     assert_one_record(uri, campaign)
+
+
+@pytest.mark.skipif(find_spec("boto3") is None, reason="boto3 is not installed")
+def test_artefacts_of_a_server_with_a_bucket_lie_there_and_clients_need_no_keys(
+    s3, bucket, campaign, files, tmp_path, monkeypatch
+):
+    s3.put(bucket, {"other": b""})
+    place = Place(tmp_path, f"http://127.0.0.1:{(port := free_port())}", port)
+    command, environment = programs.mlflow(place, "s3cret-of-mlflow", session_key="k", artifacts=f"s3://{bucket}/runs")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret-of-mlflow")
+    with answering(command, environment | s3.environment(), tmp_path / "log", place.url) as uri:
+        tracker = MLflowTracker(uri=uri, campaign=campaign)
+        run_id = tracker.start_round(1, params={}, tags={})
+        log_model(tracker, run_id, files)
+        tracker.log_round(run_id, metrics=METRICS, step=100, artifacts=[files / "confusion.csv"])
+        [version] = MlflowClient(uri, uri).search_model_versions(f"run_id = '{run_id}'")
+        there = {
+            path.name: path.read_bytes()
+            for path in Path(mlflow.artifacts.download_artifacts(version.source, tracking_uri=uri)).rglob("*.pt")
+        }
+    assert {*there.values()} == {path.read_bytes() for path in files.glob("member-*.pt")}
+    keys = {Path(one["path"]).name for page in obstore.list(s3.store(bucket), "runs") for one in page}
+    assert {"confusion.csv", *there} <= keys
+    assert not [text for text in (tmp_path / "log").read_text().splitlines() if ADMIN.secret in text]
 
 
 KILLED = """

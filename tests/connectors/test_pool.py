@@ -629,8 +629,8 @@ class TestManifest:
         with pytest.raises(PoolError, match=r"manifest\.parquet: cannot be read: "):
             index(self.write(folder, "uri\nb.png\n", name="manifest.parquet"))
 
-    def test_sets_addresses_aside(self, folder):
-        table = index(self.write(folder, "uri\nb.png\ns3://bucket/a.png\n"))
+    def test_sets_other_addresses_aside(self, folder):
+        table = index(self.write(folder, "uri\nb.png\nftp://host/a.png\n"))
         assert set_aside_counts(table) == {"an address, not a file": 1}
 
 

@@ -108,7 +108,7 @@ def test_the_example_names_the_tasks_whose_own_default_is_another(setting):
 def test_defaults_that_the_example_shows_are_the_defaults(campaign):
     without_default = (
         *("weights", "patience", "instructions", "close_after", "schedule", "timezone", "project"),
-        *("command", "on", "tracked_models", "workers", "ray_address"),
+        *("command", "on", "tracked_models", "presign_minutes", "workers", "ray_address"),
         *(
             "target_accuracy",
             "min_gain",
@@ -430,6 +430,29 @@ def test_login_in_an_address_is_refused_and_not_repeated(campaign):
         with pytest.raises(ConfigError, match="an address must not hold a login") as caught:
             load_settings(campaign(f'{GOOD}[{section}]\n{key} = "https://bob:hunter2@example.org"\n'))
         assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pool", "wanted"),
+    [
+        ("s3://key:hunter2@bucket/pool", "pool: an address must not hold a login"),
+        ("s3://bucket/a.csv?X-Amz-Signature=hunter2", "pool: an address must not hold a signature"),
+        ("https://host/a.csv?token=hunter2", "pool: an address must not hold a signature"),
+        ("hdfs://hunter2/pool", "pool: must be a path, or an address such as s3://bucket/folder"),
+        ("s3://", "pool: must name a bucket"),
+    ],
+)
+def test_wrong_address_of_a_pool_is_refused_and_not_repeated(campaign, pool, wanted):
+    with pytest.raises(ConfigError, match=re.escape(wanted)) as caught:
+        load_settings(campaign(GOOD.replace('pool = "images"', f'pool = "{pool}"')))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_pool_is_a_path_or_an_address_and_stays_so_in_the_folder(campaign):
+    for written, wanted in (("S3://bucket/a b/", "s3://bucket/a b"), ("images", None)):
+        settings = load_settings(campaign(GOOD.replace('pool = "images"', f'pool = "{written}"')))
+        assert settings.pool == wanted or (isinstance(settings.pool, Path) and wanted is None)
+        assert unresolved(resolved(settings)).pool == settings.pool
 
 
 VALUES = st.recursive(

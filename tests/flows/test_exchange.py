@@ -9,8 +9,9 @@ import pytest
 from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
-from connectors.image_folder.index import PoolSource, index_pool
+from connectors.image_folder.index import index_pool
 from connectors.image_folder.manifest import read_manifest
+from connectors.image_folder.source import PoolSource
 from connectors.memory import MemoryTracker
 from flows.campaign import open_campaign, standing_labels
 from flows.cli import app

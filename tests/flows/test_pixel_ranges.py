@@ -13,6 +13,7 @@ from connectors.images.pixels import load_images
 from connectors.images.ranges import measure_ranges
 from connectors.images.reading import Range, Reading
 from connectors.memory import MemoryTool, MemoryTracker
+from connectors.objects.reading import Objects
 from connectors.store import read_json
 from flows.artefacts import AUDIT, CAMPAIGN, CANDIDATES, LABELLED, METRICS, PIXEL_RANGES
 from flows.cache import features_of
@@ -105,7 +106,7 @@ class TestRanges:
             "so in all rounds"
         )
         assert settle_pixel_ranges(work) == ()
-        assert work.reading == Reading((known,), 2.0)
+        assert work.reading == Reading((known,), 2.0, Objects())
 
     def test_stay_as_they_are_whatever_comes_later(self, open_work, images):
         work = open_work(pool=".")
@@ -133,7 +134,7 @@ class TestRanges:
         work = make_work()
         assert settle_pixel_ranges(work) == ()
         assert read_json(work.folder.path_of(PIXEL_RANGES)) == {"ranges": []}
-        assert work.reading == Reading()
+        assert work.reading == Reading(objects=Objects())
 
     def test_are_the_same_whatever_the_files_are_called(self, open_work, images, tmp_path):
         work = open_work(pool=".")

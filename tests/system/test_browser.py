@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.ImageStat import Stat
 from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 
-from connectors.annotation import Question
+from connectors.annotation import Asked, Question
 from connectors.label_studio.client import LabelStudio
 from flows.artefacts import ANSWERS, BATCH, LABELLED, PUSHED
 from pipeline.masks import mask_from_png, mask_to_png
@@ -148,6 +148,37 @@ def test_classes_and_images_of_any_name_are_shown_chosen_and_given_back_as_they_
     answers = tool.pull(task_ids).answers
     given = {answer.item_id: answer.annotation.regions[0].label for answer in answers}
     assert given == {question.item_id: label for question, label in zip(questions, chosen, strict=True)}
+
+
+def test_pictures_of_a_bucket_are_seen_through_label_studio_and_from_the_store(space, servers, s3_environment, page):
+    bucket = f"bucket-{space.project.removeprefix('test ')}"
+    names = ("a.png", "b +%20#&.png")
+    contents = dict(zip(names, (Path(uri).read_bytes() for uri in space.uris), strict=False))
+    s3_environment.put(bucket, contents)
+    ask = [Question(Ask(name, 0, "query"), f"s3://{bucket}/{name}", rank) for rank, name in enumerate(names)]
+    settings = {"url": space.url, "token": space.token, "project": space.project, "classes": ["cat", "dog"]}
+    tool = LabelStudio(**settings)
+    address = tool.prepare()
+    task_ids = tool.push(ask, model_version="m", asked={})
+    log_in(page, address, servers)
+    assert "x-amz-request-id" not in opened(page, f"{address}?task={task_ids[ask[0].ask]}")
+    image = page.get_by_alt_text("image", exact=True)
+    expect(image).to_have_js_property("naturalWidth", 64)
+    assert content(image) == contents["a.png"]
+
+    LabelStudio(**settings, presign_minutes=5).tend([Asked(0, ask, "m", task_ids)], asked=task_ids)
+    page = page.context.browser.new_page(storage_state=page.context.storage_state())  # the other one keeps pictures
+    assert "x-amz-request-id" in opened(page, f"{address}?task={task_ids[ask[1].ask]}")
+    image = page.get_by_alt_text("image", exact=True)
+    expect(image).to_have_js_property("naturalWidth", 64)
+    assert content(image) == contents[names[1]]
+
+
+def opened(page: Page, address: str) -> dict[str, str]:
+    """Open a task; the header of the answer that brought a picture."""
+    with page.expect_response(lambda answer: "/resolve/" in answer.url and answer.status == 200) as picture:
+        page.goto(address)
+    return picture.value.headers
 
 
 @pytest.fixture

@@ -1,0 +1,110 @@
+"""Images that cannot be used, found when they are read: they are set aside, and the run goes on.
+
+The index reads every file of a disk, and no object of a store. What is wrong with an object shows when it is first
+read, in the middle of a round.
+"""
+
+from collections.abc import Callable, Set
+from dataclasses import replace
+from typing import TypeVar
+
+import pandas as pd
+
+from connectors.image_folder.index import reason_to_set_aside
+from connectors.images.threads import map_in_threads
+from connectors.objects.reading import Objects
+from flows.artefacts import AUDIT, BATCH, CANDIDATES, LABELLED, SCORES
+from flows.campaign import OpenCampaign
+from flows.folder import RoundFolder
+from flows.kept_images import image_cache
+from flows.progress import say
+from pipeline.names import printable
+from pipeline.pool.reasons import ImageError, PoolError
+from pipeline.tables import PoolTable, Rows
+
+T = TypeVar("T")
+BLOCK = 4096
+"""Images that are looked at where one of them cannot be used: what is wrong with one is often wrong with more."""
+
+
+def setting_aside(go: Callable[[], T], work: OpenCampaign, anew: Callable[[RoundFolder], None]) -> T:
+    """Do what reads images of the pool; images that it cannot read are set aside, and it is done again.
+
+    Args:
+        go: looks after the pool, and goes on where it stood when it is called again.
+        work: whose pool it reads.
+        anew: called with the round that must begin anew, as it holds an image that was set aside.
+
+    Raises:
+        PoolError: so many cannot be read that it is no fault of theirs, or one can be read here and not there.
+    """
+    doubted: set[str] = set()
+    while True:
+        try:
+            return go()
+        except ImageError as exc:
+            found = _look_around(exc, work, is_doubted=exc.uri in doubted)
+            doubted.add(exc.uri)
+            if found.empty:
+                continue
+            set_aside(found, work)
+            if work.folder.is_out() and _holds(work.folder.current_round(), frozenset(found["item_id"])):
+                anew(work.folder.current_round())
+
+
+def _look_around(failed: ImageError, work: OpenCampaign, *, is_doubted: bool) -> pd.DataFrame:
+    """The images near one that could not be read which cannot be used, as `item_id`, `uri` and `reason`."""
+    usable = work.pool.usable.reset_index(drop=True)
+    places = usable.index[usable["uri"] == failed.uri]
+    if not len(places):
+        raise failed
+    start = int(places[0]) // BLOCK * BLOCK
+    block = usable.iloc[start : start + BLOCK]
+    uris = block["uri"].tolist()
+    reading = replace(work.reading, objects=Objects(dict(zip(uris, block["item_id"], strict=True))))
+    say(f"{failed}: looking which images beside it cannot be used")
+    reasons = map_in_threads(lambda uri: reason_to_set_aside(uri, reading), uris, n_threads=reading.n_threads(uris))
+    found = block[["item_id", "uri"]].assign(reason=pd.Series(reasons, block.index, dtype="str")).dropna()
+    if failed.uri not in set(found["uri"]):
+        if is_doubted:
+            raise failed
+        if (cache := image_cache(work.settings.image_cache_gb)) is not None:  # which may hold what a disk made of it
+            cache.forget(usable.loc[places[0], "item_id"])
+    if len(found) > work.settings.max_unused * len(block):
+        raise PoolError(
+            f"{len(found):,} of {len(block):,} images cannot be used, more than max_unused = "
+            f"{work.settings.max_unused:g} allows, such as {failed}"
+        ) from failed
+    return found
+
+
+def set_aside(found: pd.DataFrame, work: OpenCampaign) -> None:
+    """Write into the pool table that images cannot be used, and tell it.
+
+    Args:
+        found: `item_id`, `uri`, `reason`.
+    """
+    table = work.pool.table.copy()
+    rows = table["uri"].isin(found["uri"]) & table["item_id"].isin(found["item_id"])
+    table.loc[rows, "set_aside_reason"] = table.loc[rows, "uri"].map(found.set_index("uri")["reason"])
+    table.loc[rows, ["size_bytes", "modified_ns"]] = pd.NA  # so that the next index looks again
+    work.keep_pool(PoolTable(table))
+    first = found.iloc[0]
+    n = "1 image" if len(found) == 1 else f"{len(found):,} images"
+    say(f"{n} set aside, such as {printable(first['uri'])}: {printable(first['reason'])}")
+
+
+def _holds(folder: RoundFolder, item_ids: Set[str]) -> bool:
+    """Whether a round that nobody has seen learns from one of the images, or has a score of it."""
+    if folder.is_out:
+        return False
+    lists: list[Rows | None] = [folder.get(AUDIT), folder.get(LABELLED), folder.get(BATCH)]
+    if any(each is not None and not item_ids.isdisjoint(each.item_ids) for each in lists):
+        return True
+    if not folder.has(CANDIDATES):
+        return False
+    from flows.predict import SHARD  # loads torch
+
+    ids = folder.read(CANDIDATES).table["item_id"].tolist()
+    shards = {place // SHARD for place, item_id in enumerate(ids) if item_id in item_ids}
+    return any(folder.read(SCORES).part(shard).exists() for shard in shards)

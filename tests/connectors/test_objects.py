@@ -1,0 +1,275 @@
+"""Objects are listed, looked at and read; what goes wrong is told, and secrets never are."""
+
+import os
+import re
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from connectors.objects import store as store_module
+from connectors.objects.addresses import Place, is_address, place_of
+from connectors.objects.cache import ImageCache, shrink, usage
+from connectors.objects.reading import Objects
+from connectors.objects.store import Found, ListingRefused, get, list_objects, look_at
+from pipeline.pool.reasons import CHANGED, GONE, PoolError, PoolRefused, PoolUnavailable
+from tests.s3 import IMPOSTOR, READER
+
+ODD = [
+    "a b.png",
+    "100%.png",
+    "a%20b.png",
+    "a+b#c.png",
+    "who?.png",
+    "x&y=z;.png",
+    "[br] it's.png",
+    "12:30.png",
+    "größe-日本.png",
+    "sub/deep er/c.png",
+]
+
+
+@pytest.fixture(autouse=True)
+def _new_connections(monkeypatch):
+    """A store remembers its environment, and what was forbidden, for as long as a process lives."""
+    store_module._store.cache_clear()
+    monkeypatch.setattr(store_module, "_READS", store_module._FirstReads())
+    yield
+    store_module._store.cache_clear()
+
+
+def use(monkeypatch, server, identity):
+    for name, value in server.environment(identity).items():
+        monkeypatch.setenv(name, value)
+
+
+class TestAddress:
+    @pytest.mark.parametrize(
+        ("text", "place"),
+        [
+            ("s3://b", Place("s3", "b", "")),
+            ("S3://b/x/", Place("s3", "b", "x")),
+            ("gs://b/a%20?.png", Place("gs", "b", "a%20?.png")),
+            ("az://container/x/y.png", Place("az", "container", "x/y.png")),
+            ("https://h:8443/a%20b.csv", Place("https", "h:8443", "a b.csv")),
+        ],
+    )
+    def test_is_made_of_scheme_bucket_and_key(self, text, place):
+        assert place_of(text) == place
+        assert place_of(str(place)) == place
+
+    @pytest.mark.parametrize(
+        "text", ["images", "/data/a.png", "file:///a.png", "C:\\a", "ftp://h/a.png", "sqlite:///x"]
+    )
+    def test_is_no_path(self, text):
+        assert not is_address(text)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "s3://key:hunter2@bucket/a.png",
+            "https://bob:hunter2@example.org/a.csv",
+            "https://example.org/a.csv?X-Amz-Signature=hunter2",
+            "s3://bucket/a.png?X-Amz-Credential=x&X-Amz-Signature=hunter2",
+            "az://c/a.png?sv=1&sig=hunter2",
+            "https://example.org/a.csv?v=hunter2",
+        ],
+    )
+    def test_with_a_secret_is_refused_and_not_repeated(self, text):
+        with pytest.raises(ValueError, match="address") as told:
+            place_of(text)
+        assert "hunter2" not in str(told.value)
+
+    def test_of_another_kind_is_refused(self):
+        with pytest.raises(ValueError, match="must be a path, or an address such as s3://bucket/folder"):
+            place_of("ftp://host/a.png")
+        with pytest.raises(ValueError, match="must name a bucket"):
+            place_of("s3:///a.png")
+
+
+class TestItemId:
+    def found(self, address, etag, size=3):
+        return Found(place_of(address), size, datetime(2026, 11, 1, tzinfo=UTC), etag).item_id
+
+    @pytest.mark.parametrize("etag", ["900150983cd24fb0d6963f7d28e17f72", "900150983cd24fb0d6963f7d28e17f72-3"])
+    @pytest.mark.parametrize("scheme", ["s3", "gs"])
+    def test_is_that_of_copies_where_the_etag_is_made_of_the_content(self, scheme, etag):
+        assert self.found(f"{scheme}://a/x.png", etag) == self.found(f"{scheme}://b/y.png", etag)
+        assert self.found(f"{scheme}://a/x.png", etag) != self.found(f"{scheme}://a/x.png", etag, size=4)
+        assert re.fullmatch("[0-9a-f]{32}", self.found(f"{scheme}://a/x.png", etag))
+
+    @pytest.mark.parametrize(
+        ("scheme", "etag"),
+        [("az", "900150983cd24fb0d6963f7d28e17f72"), ("gs", "CPj3i6Xm1vsCEAE="), ("https", 'W/"5f-61"'), ("s3", None)],
+    )
+    def test_is_that_of_one_address_for_any_other_etag(self, scheme, etag):
+        assert self.found(f"{scheme}://a/x.png", etag) != self.found(f"{scheme}://a/y.png", etag)
+
+
+class TestStore:
+    def test_lists_reads_and_looks_at_odd_keys(self, s3_environment, bucket):
+        s3_environment.put(bucket, {f"pool/{key}": key.encode() for key in ODD})
+        listed = {str(each.place): each for each in list_objects(Place("s3", bucket, "pool"))}
+        assert set(listed) == {f"s3://{bucket}/pool/{key}" for key in ODD}
+        for key in ODD:
+            place = place_of(f"s3://{bucket}/pool/{key}")
+            content = get(place)
+            assert content.read() == key.encode()
+            assert content.found == look_at(place) == listed[str(place)]
+
+    def test_lists_more_than_a_page_and_no_folder_of_a_like_name(self, s3_environment, bucket):
+        s3_environment.put(bucket, {f"pool/{n:04d}.png": b"x" for n in range(1100)} | {"pools/a.png": b"x"})
+        found = list(list_objects(Place("s3", bucket, "pool")))
+        assert len(found) == 1100
+        assert len({each.item_id for each in found}) == 1
+
+    def test_tells_what_is_not_there(self, s3_environment, bucket):
+        s3_environment.put(bucket, {"a.png": b"1"})
+        for ask in (get, look_at):
+            with pytest.raises(PoolError, match=GONE):
+                ask(Place("s3", bucket, "b.png"))
+        with pytest.raises(PoolRefused, match="the store has no such bucket"):
+            list(list_objects(Place("s3", "no-such-bucket", "")))
+        with pytest.raises(PoolRefused, match="the store has no such bucket"):
+            get(Place("s3", "no-such-bucket", "a.png"))
+
+    def test_sets_what_is_forbidden_apart_from_a_key_that_may_read_nothing(self, s3, bucket, monkeypatch):
+        s3.put(bucket, {"open/a.png": b"1", "closed/b.png": b"2"})
+        use(monkeypatch, s3, READER)
+        closed = Place("s3", bucket, "closed/b.png")
+        for ask in [get, look_at] * 7:
+            with pytest.raises(PoolError, match="cannot be read: forbidden"):
+                ask(closed)
+        assert get(Place("s3", bucket, "open/a.png")).read() == b"1"
+        for _ in range(20):  # something could be read, so that it is the objects' fault
+            with pytest.raises(PoolError, match="cannot be read: forbidden"):
+                get(closed)
+
+    def test_stops_where_the_first_reads_are_all_forbidden(self, s3, bucket, monkeypatch):
+        s3.put(bucket, {"closed/b.png": b"2"})
+        use(monkeypatch, s3, READER)
+        for _ in range(15):
+            with pytest.raises(PoolError):
+                get(Place("s3", bucket, "closed/b.png"))
+        with pytest.raises(PoolRefused, match=r"the first 16 objects are all forbidden.*s3:GetObject"):
+            get(Place("s3", bucket, "closed/b.png"))
+
+    def test_stops_at_once_with_a_wrong_secret_which_nothing_repeats(self, s3, bucket, monkeypatch):
+        s3.put(bucket, {"a.png": b"1"})
+        use(monkeypatch, s3, IMPOSTOR)
+        for ask in (get, lambda place: list(list_objects(place._replace(key="")))):
+            with pytest.raises(PoolRefused, match=r"refuses the credentials \(SignatureDoesNotMatch\)") as told:
+                ask(Place("s3", bucket, "a.png"))
+            assert IMPOSTOR.secret not in str(told.value)
+            assert IMPOSTOR.key not in str(told.value)
+            assert told.value.__cause__ is None
+
+    def test_tells_that_the_store_is_away(self, monkeypatch):
+        monkeypatch.setattr(store_module, "PATIENCE", timedelta(seconds=1))
+        for name, value in {
+            "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+            "AWS_ACCESS_KEY_ID": "k",
+            "AWS_SECRET_ACCESS_KEY": "hunter2",
+        }.items():
+            monkeypatch.setenv(name, value)
+        for ask in (get, look_at, lambda place: list(list_objects(place))):
+            with pytest.raises(PoolUnavailable, match=r"s3://b: the store does not answer as it should") as told:
+                ask(Place("s3", "b", "a.png"))
+            assert not isinstance(told.value, PoolRefused)
+            assert "hunter2" not in str(told.value)
+
+    @pytest.mark.parametrize("key", ["pool/x//b.png", "pool/../b.png"])
+    def test_names_the_key_that_keeps_it_from_listing(self, key, monkeypatch):
+        class Store(BaseHTTPRequestHandler):
+            def do_GET(self):
+                told = "<LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>1</ETag><Size>3</Size>"
+                found = f"<Contents><Key>{key}</Key>{told}</Contents>"
+                self.send_response(200)
+                self.end_headers()
+                page = f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>"
+                self.wfile.write(page.encode())
+
+            def log_message(self, *_):
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+            monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+            with pytest.raises(ListingRefused, match=re.escape(f"the key {key!r} in it has an empty part")):
+                list(list_objects(Place("s3", "b", "pool")))
+            server.shutdown()
+
+    def test_needs_obstore_and_tells_how_to_get_it(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "obstore.store", None)
+        with pytest.raises(PoolRefused, match=r"need the package obstore: .*labelcycle\[cloud\]"):
+            list(list_objects(Place("s3", "b", "")))
+
+    @pytest.mark.parametrize(("scheme", "names"), [("az", "AZURE_STORAGE_ACCOUNT_NAME")])
+    def test_tells_what_the_environment_lacks(self, scheme, names, monkeypatch):
+        monkeypatch.setattr(store_module, "PATIENCE", timedelta(seconds=1))
+        with pytest.raises(PoolUnavailable, match=names):
+            list(list_objects(Place(scheme, "b", "")))
+
+
+class TestObjects:
+    def test_open_what_the_index_has_and_nothing_else(self, s3_environment, bucket):
+        s3_environment.put(bucket, {"a.png": b"1"})
+        (found,) = list_objects(Place("s3", bucket, ""))
+        objects = Objects({str(found.place): found.item_id})
+        with objects.open(str(found.place)) as file:
+            assert file.read() == b"1"
+        s3_environment.put(bucket, {"a.png": b"2"})
+        with pytest.raises(PoolError, match=CHANGED), objects.open(str(found.place)):
+            pass
+        with Objects().open(str(found.place)) as file:  # nothing is known of it
+            assert file.read() == b"2"
+
+    def test_are_read_from_the_store_once(self, s3_environment, bucket, tmp_path):
+        s3_environment.put(bucket, {"a.png": b"1"})
+        (found,) = list_objects(Place("s3", bucket, ""))
+        objects = Objects({str(found.place): found.item_id}, ImageCache(tmp_path, 10**6))
+        for _ in range(2):
+            with objects.open(str(found.place)) as file:
+                assert file.read() == b"1"
+            s3_environment.delete(bucket, "a.png")
+
+
+class TestCache:
+    def test_gives_what_was_kept_and_nothing_that_a_disk_made_of_it(self, tmp_path):
+        cache = ImageCache(tmp_path, 10**6)
+        cache.keep("ab" * 16, b"content")
+        assert cache.read("ab" * 16) == ImageCache(tmp_path, 10**6).read("ab" * 16) == b"content"
+        (path,) = (tmp_path / "ab").iterdir()
+        path.write_bytes(path.read_bytes()[:-1])
+        assert cache.read("ab" * 16) is None
+        assert not path.exists()
+
+    def test_throws_away_what_was_not_used_for_longest(self, tmp_path):
+        cache = ImageCache(tmp_path, 100_000)
+        names = [f"{n:032x}" for n in range(40)]
+        for n, name in enumerate(names):
+            cache.keep(name, bytes(4000))
+            path = tmp_path / name[:2] / name
+            if path.exists():
+                obsolete = 1_700_000_000 + n
+                os.utime(path, (obsolete, obsolete))
+            cache.read(names[0])
+        n_files, n_bytes = usage(tmp_path)
+        assert n_bytes <= 105_000
+        assert n_files > 15
+        assert cache.read(names[0]) is not None
+        assert cache.read(names[1]) is None
+        assert cache.read(names[-1]) is not None
+
+    def test_stops_nothing_when_the_disk_takes_nothing(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        cache = ImageCache(tmp_path / "file" / "below", 10**6)
+        cache.keep("ab" * 16, b"content")
+        assert cache.read("ab" * 16) is None
+
+    def test_of_no_folder_is_empty(self, tmp_path):
+        shrink(tmp_path / "none", 0)
+        assert usage(tmp_path / "none") == (0, 0)
