@@ -239,7 +239,7 @@ def test_no_key_is_handed_over_where_label_studio_has_some(space, relay, monkeyp
 
 
 def stand_in_for(kind, address, keys, made):
-    """What Label Studio does with a store that is not here: it makes storages that have the keys, and shows an image."""
+    """What Label Studio does with a store that is not here: it makes a storage that has the keys, and shows images."""
 
     def stand_in(handler, body):
         path = urlsplit(handler.path)
