@@ -77,7 +77,7 @@ class Connection:
         self.url = url
         self._token = _checked_token(token)
         self._secrets = [self._token]
-        self._say = say
+        self.say = say
         self._away_since: float | None = None
 
     @cached_property
@@ -170,7 +170,7 @@ class Connection:
 
     def _say_what_is_waited_for(self, state: tenacity.RetryCallState) -> None:
         why = state.outcome.exception() if state.outcome else None
-        self._say(f"{why}. Trying again ({state.attempt_number} of {ATTEMPTS})")
+        self.say(f"{why}. Trying again ({state.attempt_number} of {ATTEMPTS})")
 
     @contextmanager
     def _translating(self) -> Iterator[None]:

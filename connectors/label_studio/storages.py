@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import httpx
 
@@ -23,7 +24,16 @@ OF_THE_STORE = re.compile("credentials|endpoint", re.IGNORECASE)
 """In what a server answers with 500 where it cannot reach the store: that is no reason to try the same again."""
 PRIVATE = "reserved network address"
 """In what a server answers that takes no address of a store in a private network."""
+HANDED_OVER = "Label Studio was given the keys of this environment, and keeps them, as none of its own show"
 HELP = "docs/how-to/object-storage.md tells how annotators come to see images of a store"
+
+
+class _Way(NamedTuple):
+    """How Label Studio may come to read a bucket: in words, and as settings of a storage."""
+
+    words: str
+    values: dict[str, str]
+    hands_over: bool
 
 
 class Storages:
@@ -98,20 +108,10 @@ class Storages:
         """Make a storage, or change one, in the first of the ways in which an image of the bucket is shown."""
         problems: list[str] = []
         is_new = storage_id is None
-        for words, values in self._ways(store):
-            if "s3_endpoint" in values and any(PRIVATE in problem for problem in problems):
+        for way in self._ways(store):
+            if "s3_endpoint" in way.values and any(PRIVATE in problem for problem in problems):
                 continue
-            settings = {
-                "title": TITLE,
-                store.bucket: bucket,
-                "prefix": _folder_of(address),
-                "regex_filter": NEVER_MATCHES,
-                "use_blob_urls": True,
-                "synchronizable": False,
-                **self._shown(),
-                **dict.fromkeys(store.blank, ""),
-                **values,
-            }
+            settings = {store.bucket: bucket, "prefix": _folder_of(address)} | self._settings(store, way)
             try:
                 storage_id = self._write(store, settings, storage_id)
             except AnnotationToolUnavailable:
@@ -121,14 +121,20 @@ class Storages:
             else:
                 problem = self.problem_with(address)
             if not problem:
+                if way.hands_over:
+                    self._api.connection.say(f"{HANDED_OVER} {address}")
                 return
-            problems.append(f"{words}: {problem}")
+            problems.append(f"{way.words}: {problem}")
         if is_new and storage_id is not None:
             self._api.delete_storage(store.path, storage_id)
         raise AnnotationToolError(
             f"annotators would not see image {address}: Label Studio at {self._api.connection.url} cannot read it "
             f"{'; '.join(problems)}. Give Label Studio keys that may list and read the bucket; {HELP}"
         )
+
+    def _settings(self, store: Store, way: _Way) -> dict[str, object]:
+        fixed = {"title": TITLE, "regex_filter": NEVER_MATCHES, "use_blob_urls": True, "synchronizable": False}
+        return fixed | self._shown() | dict.fromkeys(store.blank, "") | way.values
 
     def _write(self, store: Store, settings: Mapping[str, object], storage_id: int | None) -> int:
         try:
@@ -141,15 +147,15 @@ class Storages:
             raise
         return storage_id
 
-    def _ways(self, store: Store) -> Iterator[tuple[str, dict[str, str]]]:
-        """Words and settings, those that hand nothing over first: Label Studio may have keys of its own."""
+    def _ways(self, store: Store) -> Iterator[_Way]:
+        """Those that hand nothing over come first: Label Studio may have keys of its own."""
         keys, place = store.keys(self._environment), store.place(self._environment)
         self._api.connection.hide(keys.values())
         here = place.pop("s3_endpoint", None)
         for at, endpoint in [(f" at {here}", {"s3_endpoint": here}), ("", {})] if here else [("", {})]:
-            yield f"with its own keys{at}", place | endpoint
+            yield _Way(f"with its own keys{at}", place | endpoint, hands_over=False)
             if keys:
-                yield f"with the keys of this environment{at}", place | endpoint | keys
+                yield _Way(f"with the keys of this environment{at}", place | endpoint | keys, hands_over=True)
 
     def _load(self, address: str) -> str:
         connection = self._api.connection

@@ -17,6 +17,7 @@ from connectors.label_studio.client import LabelStudio
 from pipeline.types import Ask
 from tests.s3 import ADMIN, IMPOSTOR, READER
 
+TOLD = "was given the keys of this environment, and keeps them, as none of its own show"
 ODD = "open/a b+%20#&=;:[é]'.png"
 
 
@@ -80,8 +81,10 @@ def images_finding(tool, asked):
 
 
 def test_images_are_shown_through_a_storage_of_ours_that_comes_back_and_takes_new_keys(space, api, pictures, bucket):
-    tool = connect(space)
+    said = []
+    tool = connect(space, say=said.append)
     asked = push(tool, pictures)
+    assert said == [f"Label Studio {TOLD} s3://{bucket}/open/a.png"]
     assert [answer.content for answer in shown(api, asked)] == list(pictures.values())
     task = api.get(f"/api/tasks/{min(asked.task_ids.values())}", params={"resolve_uri": False}).json()
     assert task["data"]["image"] in pictures, "addresses are not signed"
@@ -215,17 +218,35 @@ def test_a_project_that_is_made_again_shows_its_images_again(space, api, picture
 def test_google_and_azure_have_storages_of_their_own(
     space, api, relay, monkeypatch, uri, address, kind, environment, settings
 ):
-    """Label Studio proves such a storage by the real service, which this relay stands for."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     made = []
+    with relay(space.url, stand_in_for(kind, address, settings, made)) as url:
+        asked = push(connect(space, url=url), [uri])
+    assert [each["synchronizable"] for each in made] == [False]
+    [task_id] = asked.task_ids.values()
+    assert api.get(f"/api/tasks/{task_id}", params={"resolve_uri": False}).json()["data"]["image"] == address
+
+
+def test_no_key_is_handed_over_where_label_studio_has_some(space, relay, monkeypatch):
+    for name, value in {"AWS_ACCESS_KEY_ID": ADMIN.key, "AWS_SECRET_ACCESS_KEY": ADMIN.secret}.items():
+        monkeypatch.setenv(name, value)
+    made, said = [], []
+    with relay(space.url, stand_in_for("s3", "s3://pets/a.png", {}, made)) as url:
+        push(connect(space, url=url, say=said.append), ["s3://pets/a.png"])
+    assert [each["aws_secret_access_key"] for each in made] == [""]
+    assert said == []
+
+
+def stand_in_for(kind, address, keys, made):
+    """What Label Studio does with a store that is not here: it makes a storage that has the keys, and shows images."""
 
     def stand_in(handler, body):
         path = urlsplit(handler.path)
         if path.path.startswith(f"/api/storages/{kind}/"):
             if handler.command == "GET":
                 handler.answer(200, json.dumps(made).encode())
-            elif settings.items() <= (asked := json.loads(body)).items():
+            elif keys.items() <= (asked := json.loads(body)).items():
                 made.append(asked | {"id": 1})
                 handler.answer(201, json.dumps(made[0]).encode())
             else:
@@ -237,8 +258,4 @@ def test_google_and_azure_have_storages_of_their_own(
             return False
         return True
 
-    with relay(space.url, stand_in) as url:
-        asked = push(connect(space, url=url), [uri])
-    assert made[0]["synchronizable"] is False
-    [task_id] = asked.task_ids.values()
-    assert api.get(f"/api/tasks/{task_id}", params={"resolve_uri": False}).json()["data"]["image"] == address
+    return stand_in

@@ -25,6 +25,7 @@ from pipeline.tables import Labels
 from pipeline.types import ONE_CLASS, AskFor, Region
 from tests.conftest import LOGIN_VARIABLES
 from tests.forked import Forks
+from tests.s3 import ADMIN
 
 N_IMAGES = 80
 CLASSES = tuple("0123456789")
@@ -169,6 +170,8 @@ def environment_of(servers: Servers, home: Path, token: str) -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if name not in LOGIN_VARIABLES},
         "LABELCYCLE_HOME": str(home),
         "LABEL_STUDIO_API_KEY": token,
+        "AWS_ACCESS_KEY_ID": ADMIN.key,
+        "AWS_SECRET_ACCESS_KEY": ADMIN.secret,
         "PREFECT_API_URL": servers.prefect_api_url,
         "PREFECT_API_AUTH_STRING": servers.prefect_login,
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",

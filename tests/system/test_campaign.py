@@ -104,6 +104,7 @@ def check_that_no_secret_is_written(campaign):
     home, password = campaign.servers.home, campaign.servers.password
     login = base64.b64encode(campaign.servers.mlflow_login[0].encode() + b":" + password.encode())
     secrets = {"token": campaign.token.encode(), "password": password.encode(), "login": login}
+    secrets["key of the store"] = campaign.environment["AWS_SECRET_ACCESS_KEY"].encode()
     written = [campaign.file.parent, *(home / name for name in ("mlflow", "prefect", "logs"))]
     files = [path for folder in written for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     names = {path.name for path in files}
