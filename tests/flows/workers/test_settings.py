@@ -3,6 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
+from flows.replay.command import replay_strategies
+from flows.replay.inputs import ReplayError
+from flows.replay.options import Options
 from flows.workers.settings import WorkerSettings
 
 
@@ -24,3 +27,13 @@ def test_what_would_join_another_cluster_or_do_nothing_is_refused(values, told):
 def test_addresses_and_shares_of_gpus_are_taken():
     for address in ("head:6379", "10.0.0.5:6379", "[::1]:6379"):
         assert WorkerSettings(workers="ray", ray_address=address, ray_gpus=0.25).ray_address == address
+
+
+def test_processes_for_a_replay_are_refused_where_the_campaign_has_workers_of_ray(tmp_path):
+    file = tmp_path / "pets.toml"
+    file.write_text(
+        'name = "pets"\npool = "."\nclasses = ["cat", "dog"]\nbudget = 9\naudit_size = 2\nseed_set_size = 2\n'
+        'workers = "ray"\n[model]\nname = "small_cnn"\nimage_size = 8\n'
+    )
+    with pytest.raises(ReplayError, match="workers of Ray: leave it out"):
+        replay_strategies(Options(out=tmp_path / "out", campaign=file, workers=2))
