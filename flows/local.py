@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # a command that asks no server is not to load what talks to 
 PROXY_VARIABLE = re.compile("(http|https|all)_proxy", re.IGNORECASE)
 LOCAL_ADDRESSES = ("localhost", ".localhost", "127.0.0.1", "::1")
 SLOW = "rfc3987_syntax"
-"""A grammar of international addresses, which takes 1.2 s to load: Prefect's jsonschema does so where it is installed, to
-check a format that no schema here has."""
+"""A grammar of international addresses, 1.2 s to load: Prefect's jsonschema does so where it is installed, to check a
+format that no schema here has."""
 PREFECT_URL, PREFECT_LOGIN = "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"
 
 

@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from connectors.image_folder import folder_times
+from connectors.image_folder import folder_times, listing
 from connectors.image_folder import index as index_module
-from connectors.image_folder import listing
 from connectors.image_folder.folder_times import FolderTimes
 from connectors.image_folder.index import index_pool, is_as_left
 from connectors.image_folder.source import PoolSource
