@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # a command that asks no server is not to load what talks to 
 PROXY_VARIABLE = re.compile("(http|https|all)_proxy", re.IGNORECASE)
 LOCAL_ADDRESSES = ("localhost", ".localhost", "127.0.0.1", "::1")
 SLOW = "rfc3987_syntax"
-"""A grammar of international addresses, built in 1.2 s: Prefect's jsonschema loads it where it is installed, and no
-schema of ours or of Prefect's has such an address in it."""
+"""A grammar of international addresses, 1.2 s to load: Prefect's jsonschema does so where it is installed, to check a
+format that no schema here has."""
 PREFECT_URL, PREFECT_LOGIN = "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"
 
 
@@ -65,16 +65,11 @@ def use_prefect(local: "Servers | None") -> None:
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")  # each event that a server missed, in full
-    leave_out(SLOW)
+    sys.modules.setdefault(SLOW, cast("ModuleType", None))  # as if it were not installed
     if local is None:
         return
     if os.environ.setdefault(PREFECT_URL, local.prefect_api_url).rstrip("/") == local.prefect_api_url:
         os.environ[PREFECT_LOGIN] = local.prefect_login
-
-
-def leave_out(module: str) -> None:
-    """Keep a module from being loaded by those that do without it."""
-    sys.modules.setdefault(module, cast("ModuleType", None))  # which makes importing it an ImportError
 
 
 def require_prefect() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from connectors.image_folder import folder_times
+from connectors.image_folder import folder_times, listing
 from connectors.image_folder import index as index_module
 from connectors.image_folder.folder_times import FolderTimes
 from connectors.image_folder.index import index_pool, is_as_left
@@ -115,8 +115,8 @@ def test_table_and_lines_are_those_of_going_through_all_of_it(folder, monkeypatc
 
 @pytest.fixture
 def gone_through(monkeypatch):
-    """Rows that were gone through one by one, files that were read, and folders that were looked at."""
-    counts = {"rows": 0, "read": 0, "folders": 0}
+    """Rows that were gone through one by one, files that were looked at and that were read, folders that were."""
+    counts = {"rows": 0, "looks": 0, "read": 0, "folders": 0}
 
     def counted(module, name, key, size):
         function = getattr(module, name)
@@ -129,6 +129,8 @@ def gone_through(monkeypatch):
 
     counted(index_module, "merge", "rows", lambda seen, earlier: len(seen) + len(earlier))
     counted(index_module, "_examine", "read", lambda *_: 1)
+    counted(listing, "_stat_entry", "looks", lambda *_: 1)
+    counted(listing, "stat_file", "looks", lambda *_: 1)
     counted(folder_times, "_stat", "folders", lambda *_: 1)
     return counts
 
@@ -138,13 +140,13 @@ def test_nothing_is_gone_through_where_nothing_changed_and_only_that_where_somet
     (folder / "broken.png").write_bytes(b"half")
     source = PoolSource(folder, CLASSES)
     known = index_pool(source, None, audit_size=6, seed=0)
-    gone_through.update(rows=0, read=0)
+    gone_through.update(rows=0, looks=0, read=0)
     assert index_pool(source, known, audit_size=6, seed=0).equals(known)
-    assert gone_through == {"rows": 0, "read": 0, "folders": 0}
+    assert gone_through == {"rows": 0, "looks": 25, "read": 0, "folders": 0}, "one look at each file but the note"
     picture(100).save(folder / "a" / "new.png")
     picture(101).save(folder / "a" / "00.png")
     assert len(index_pool(source, known, audit_size=6, seed=0)) == len(known) + 2
-    assert gone_through == {"rows": 3, "read": 2, "folders": 0}, "two files, and the row of the one that was there"
+    assert gone_through == {"rows": 3, "looks": 51, "read": 2, "folders": 0}, "two files, the row of one of them"
 
 
 class TestFolders:
@@ -160,9 +162,9 @@ class TestFolders:
 
     def test_that_are_as_they_were_are_all_that_is_looked_at(self, settled, gone_through):
         left = self.looked(PoolSource(settled, CLASSES))
-        gone_through.update(rows=0, read=0)
+        gone_through.update(rows=0, looks=0, read=0)
         assert is_as_left(*left)
-        assert gone_through == {"rows": 0, "read": 0, "folders": 1 + len(FOLDERS)}
+        assert gone_through == {"rows": 0, "looks": 0, "read": 0, "folders": 1 + len(FOLDERS)}
 
     def test_tell_of_files_that_came_went_and_were_renamed(self, settled):
         left = self.looked(PoolSource(settled, CLASSES))
