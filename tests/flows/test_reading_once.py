@@ -1,9 +1,11 @@
 """A run reads its tables once, however many rounds there are and whoever asks."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from flows.artefacts import ANSWERS, POOL
@@ -16,13 +18,19 @@ from flows.reports.status import campaign_status, rounds_table
 def reads(monkeypatch) -> Counter[str]:
     """How often each table was read, by its folder and name."""
     counts: Counter[str] = Counter()
-    read = pd.read_parquet
 
-    def counted(path: Path, **how):
-        counts["/".join(path.parts[-2:])] += 1
-        return read(path, **how)
+    def count(module, name: str, counts_it: Callable[[object], bool]) -> None:
+        read = getattr(module, name)
 
-    monkeypatch.setattr(pd, "read_parquet", counted)
+        def counted(path, **how):
+            if counts_it(path):
+                counts["/".join(Path(path).parts[-2:])] += 1
+            return read(path, **how)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(pd, "read_parquet", lambda _: True)
+    count(pq, "read_table", lambda path: str(path).endswith(ANSWERS.name))  # pandas calls it, too
     return counts
 
 
