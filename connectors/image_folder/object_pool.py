@@ -54,6 +54,8 @@ FEWEST_LISTED = 20
 """Objects of one folder from which it is listed rather than that each is asked for."""
 LISTED_PER_WANTED = 30
 """So many listed objects cost about what asking for one does."""
+TRIED_FIRST = 3
+"""Objects that were used before, which are read before those that were forbidden."""
 OF_CONTENT = ["width", "height", "pages", "pixels"]
 """Columns that only reading gives; they are missing for objects."""
 
@@ -204,7 +206,8 @@ def locate_all(table: StrictTable, root: Path | str, *, follow_links: bool) -> t
         follow_links: whether links may leave a folder of files.
 
     Returns:
-        The files as `locate` gives them, none for objects; and of all rows, in their order, the columns of `Stored`.
+        The files as `locate` gives them, none for objects; and of all rows, in their order, the columns of `Stored`,
+        without `item_id` where all are files.
 
     Raises:
         PoolError: an address is wrong; it is not repeated, as it may hold a secret.
@@ -230,7 +233,8 @@ def locate_all(table: StrictTable, root: Path | str, *, follow_links: bool) -> t
         files, readings = [File(uris[n], None, None, why) for n in on_disk], {}
     for n, file in zip(on_disk, files, strict=True):
         rows[n] = Stored(*file)
-    return Located(files, readings), frame(row for row in rows if row is not None)
+    found = frame(row for row in rows if row is not None)
+    return Located(files, readings), found if places else found.drop(columns="item_id")
 
 
 def _address(uri: str, root: Path | str) -> str | None:
@@ -290,8 +294,10 @@ def seen_in_store(listed: pd.DataFrame, earlier: pd.DataFrame, reason_now: Calla
     reason = known.pop("set_aside_reason")
     passing = reason.str.startswith(PASSING, na=False)
     uris = listed.loc[passing, "uri"].tolist()
-    if uris and reason.isna().any():  # one that can be read: else the first reads might all be forbidden
-        reason_now(listed.loc[reason.isna(), "uri"].iloc[0])
+    if uris:  # after some that can be read: else the first reads might all be forbidden
+        used = earlier.loc[earlier["set_aside_reason"].isna(), "uri"]
+        for uri in used[used.map(is_address).astype(bool)].head(TRIED_FIRST):
+            reason_now(uri)
     now = map_in_threads(reason_now, uris, n_threads=N_WAITING)
     reason = reason.where(reason.str.startswith(LASTING, na=False)).astype(object)
     reason[passing] = now

@@ -52,10 +52,10 @@ def before_going_on(monkeypatch, act):
     go_on = flows.round.go_on
     left = [act]
 
-    def acting(work):
+    def acting(work, **how):
         while left:
             left.pop()()
-        return go_on(work)
+        return go_on(work, **how)
 
     monkeypatch.setattr(flows.round, "go_on", acting)
 

@@ -17,10 +17,10 @@ def vanishing(monkeypatch):
     def vanish(*files: Path) -> None:
         go_on, left = flows.round.go_on, [files]
 
-        def going_on(work):
+        def going_on(work, **how):
             for file in left.pop() if left else ():
                 file.unlink()
-            return go_on(work)
+            return go_on(work, **how)
 
         monkeypatch.setattr(flows.round, "go_on", going_on)
 
