@@ -14,7 +14,7 @@ from connectors.images.shown import check_shown
 from connectors.label_studio.api import Api
 from connectors.label_studio.project import Project
 from connectors.label_studio.reading import HeldStorage
-from connectors.label_studio.stores import Environment, Store, bucket_of
+from connectors.label_studio.stores import Store, bucket_of
 
 TITLE = "Images"
 """Of the storages that are ours."""
@@ -42,16 +42,12 @@ class Storages:
     Args:
         presign_minutes: browsers load images from the store, by addresses that are signed for so long; None where Label
             Studio passes images on.
-        environment: has our keys.
     """
 
-    def __init__(
-        self, api: Api, project: Project, *, presign_minutes: int | None, environment: Environment = os.environ
-    ) -> None:
+    def __init__(self, api: Api, project: Project, *, presign_minutes: int | None) -> None:
         self._api = api
         self._project = project
         self._presign_minutes = presign_minutes
-        self._environment = environment
 
     def attach(self, addresses: Iterable[str]) -> None:
         """Let the project show these images, as far as they lie in object stores.
@@ -149,7 +145,7 @@ class Storages:
 
     def _ways(self, store: Store) -> Iterator[_Way]:
         """Those that hand nothing over come first: Label Studio may have keys of its own."""
-        keys, place = store.keys(self._environment), store.place(self._environment)
+        keys, place = store.keys(os.environ), store.place(os.environ)
         self._api.connection.hide(keys.values())
         here = place.pop("s3_endpoint", None)
         for at, endpoint in [(f" at {here}", {"s3_endpoint": here}), ("", {})] if here else [("", {})]:
