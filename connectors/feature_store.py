@@ -21,10 +21,11 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -100,13 +101,7 @@ class FeatureCache:
     def missing(self, ids: Sequence[str]) -> Tensor:
         """Positions `(m,)` of the ids that the cache does not hold; what other processes appended counts."""
         with self._lock:
-            self._look_for_files()
-            is_there, files, _ = self._find(ids)
-            while damaged := [number for number in np.unique(files) if not self._files[number].is_whole()]:
-                for number in damaged:
-                    _set_aside(self._files[number].path, "its content is not what was written")
-                self._forget(damaged)
-                is_there, files, _ = self._find(ids)  # another file may have the same items
+            is_there, _, _ = self._find_whole(ids)
         return torch.from_numpy(np.flatnonzero(~is_there))
 
     def read(self, ids: Sequence[str]) -> Tensor:
@@ -135,8 +130,8 @@ class FeatureCache:
             are, as their shape is not known.
         """
         with self._lock:
-            missing = self.missing(ids)
-            is_there, files, rows = self._find(ids)
+            is_there, files, rows = self._find_whole(ids)
+            missing = torch.from_numpy(np.flatnonzero(~is_there))
             if len(files) == 0:
                 return missing, None
             first = self._files[files[0]].features
@@ -176,6 +171,17 @@ class FeatureCache:
             _write(path, as_bytes(ids), values)
             self.n_fresh += values.nbytes
             self._mark_used()
+
+    def _find_whole(self, ids: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+        """What `_find` gives of the files that are there now and whole."""
+        self._look_for_files()
+        found = self._find(ids)
+        while damaged := [number for number in np.unique(found[1]) if not self._files[number].is_whole()]:
+            for number in damaged:
+                _set_aside(self._files[number].path, "its content is not what was written")
+            self._forget(damaged)
+            found = self._find(ids)  # another file may have the same items
+        return found
 
     def _mark_used(self) -> None:
         with suppress(FileNotFoundError):  # all of it has been removed meanwhile
@@ -323,16 +329,27 @@ class _File:
 
         Else a process that has read all features once counts as holding them, for the system and whoever bounds it.
         """
-        advise = getattr(ctypes.CDLL(None), "madvise", None)
+        advise = _advise()
         if advise is not None:
-            advise(ctypes.c_void_p(self.mapped.address), ctypes.c_size_t(self.mapped.size), mmap.MADV_DONTNEED)
+            advise(self.mapped.address, self.mapped.size, mmap.MADV_DONTNEED)
+
+
+@lru_cache(maxsize=1)
+def _advise() -> Callable[[int, int, int], int] | None:
+    """The system's `madvise`; Python has it for files that stay open alone, and thousands may not."""
+    found = getattr(ctypes.CDLL(None), "madvise", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return found
 
 
 def _copy_rows(
     target: NDArray[Any], positions: NDArray[np.int64], source: NDArray[Any], rows: NDArray[np.int64]
 ) -> None:
     """Copy rows of a file to their positions; what follows each other in both is copied at once."""
-    if (np.diff(positions) == 1).all() and (np.diff(rows) == 1).all():
+    n = len(rows) - 1
+    in_line = rows[n] - rows[0] == n == positions[n] - positions[0]  # which few rows from anywhere are not
+    if in_line and (np.diff(positions) == 1).all() and (np.diff(rows) == 1).all():
         target[positions[0] : positions[0] + len(rows)] = source[rows[0] : rows[0] + len(rows)]
     else:
         target[positions] = source[rows]

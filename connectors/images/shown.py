@@ -19,7 +19,7 @@ from connectors.images.colour import GREY, on_white
 from connectors.images.decode import UPRIGHT, Decoded, decode, open_image, reason_of, without_pillow_warnings
 from connectors.images.reading import WHOLE, Reading
 from connectors.store import write_atomic
-from pipeline.pool.reasons import PoolError
+from pipeline.pool.reasons import PoolError, PoolUnavailable
 
 ENDINGS = {
     "JPEG": ".jpg",
@@ -120,14 +120,14 @@ def check_shown(content: bytes, content_type: str) -> str:
     return f"Label Studio shows none of {FEWEST_BYTES} bytes or fewer" if len(content) <= FEWEST_BYTES else ""
 
 
-def size_shown(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of a file that browsers show, turned upright as they turn it; raises as above."""
+def size_shown(uri: str, reading: Reading = WHOLE) -> tuple[int, int]:
+    """Width and height in pixels of an image that browsers show, turned upright as they turn it; raises as above."""
 
     def look(image: ImageFile.ImageFile) -> tuple[int, int]:
         width, height = image.size
         return (height, width) if image.format != "WEBP" and _orientation(image) in SIDEWAYS else (width, height)
 
-    return _reading(path, look)
+    return _reading(uri, look, reading)
 
 
 def read_picture(uri: str, *, longest_side: int, reading: Reading = WHOLE) -> Image.Image:
@@ -178,7 +178,7 @@ def _ending(path: Path) -> str | None:
     """Ending of the name that a browser can be given the file under; None where it would not show what is there."""
     if not FEWEST_BYTES < path.stat().st_size <= MOST_BYTES:
         return None
-    return _reading(path, lambda image: ENDINGS.get(image.format or "") if _is_plain(image) else None)
+    return _reading(str(path), lambda image: ENDINGS.get(image.format or "") if _is_plain(image) else None, WHOLE)
 
 
 def _is_plain(image: ImageFile.ImageFile) -> bool:
@@ -204,16 +204,18 @@ def _png_depth(image: ImageFile.ImageFile) -> int:
     return depth
 
 
-def _reading(path: Path, look: Callable[[ImageFile.ImageFile], T]) -> T:
+def _reading(uri: str, look: Callable[[ImageFile.ImageFile], T], reading: Reading) -> T:
     try:
-        with without_pillow_warnings(), path.open("rb") as file:
+        with without_pillow_warnings(), reading.open(uri) as file:
             return look(open_image(file))
+    except PoolUnavailable:
+        raise
     except OSError as exc:
         if exc.errno is not None:
             raise
-        raise PoolError(f"{path}: {reason_of(exc)}") from exc
+        raise PoolError(f"{uri}: {reason_of(exc)}") from exc
     except Exception as exc:
-        raise PoolError(f"{path}: {reason_of(exc)}") from exc
+        raise PoolError(f"{uri}: {reason_of(exc)}") from exc
 
 
 def _rendition(uri: str, item_id: str, *, folder: Path, reading: Reading) -> Path:

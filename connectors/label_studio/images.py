@@ -15,7 +15,7 @@ from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_
 from connectors.label_studio.api import Api
 from connectors.label_studio.project import Project
 from connectors.label_studio.storages import HELP, NEVER_MATCHES, TITLE, Storages
-from connectors.label_studio.stores import STORES, address_in, bucket_of, scheme_of
+from connectors.label_studio.stores import STORES, address_in, bucket_of, scheme_of, uri_of
 from pipeline.pool.reasons import PoolError
 from pipeline.types import Size
 
@@ -106,11 +106,14 @@ class ShownImages:
         Raises:
             AnnotationToolError: the image cannot be read.
         """
-        if not address.startswith(LOCAL_FILES):
+        if bucket_of(address):
+            uri = uri_of(address)
+        elif address.startswith(LOCAL_FILES):
+            uri = str(self._document_root / unquote(address.removeprefix(LOCAL_FILES)))
+        else:
             return None
-        path = self._document_root / unquote(address.removeprefix(LOCAL_FILES))
         try:
-            return Size(*size_shown(path))
+            return Size(*size_shown(uri, self._reading))
         except (PoolError, OSError) as exc:
             raise AnnotationToolError(f"image {exc}: annotators cannot be shown it") from exc
 

@@ -96,6 +96,12 @@ def address_in(uri: str) -> str:
     return f"{STORES[scheme_of(uri)].scheme}://{uri.partition('://')[2]}"
 
 
+def uri_of(address: str) -> str:
+    """Where the pool has the object of an address in a task."""
+    scheme, _, place = address.partition("://")
+    return f"{next(name for name, store in STORES.items() if store.scheme == scheme)}://{place}"
+
+
 def bucket_of(address: str) -> tuple[Store, str] | None:
     """Where an address in a task leads to; None for what is in no object store."""
     scheme, _, place = address.partition("://")

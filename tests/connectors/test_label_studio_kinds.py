@@ -429,7 +429,7 @@ class TestMasks:
         exif[ExifTags.Base.Orientation] = orientation
         Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
         corner = Region("mask", "cat", mask=mask_to_png(np.tri(2, dtype=bool)))
-        size = Size(*size_shown(tmp_path / "a.jpg"))
+        size = Size(*size_shown(str(tmp_path / "a.jpg")))
         [seen] = guess_of_size(Question(ASK, "a.jpg", 0, (corner,)), size).guess
         height, width = (60, 40) if orientation == 6 else (40, 60)
         wanted = np.tri(2, dtype=bool).repeat(height // 2, axis=0).repeat(width // 2, axis=1)

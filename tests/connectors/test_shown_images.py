@@ -174,7 +174,7 @@ def test_the_size_that_browsers_show_is_that_of_the_upright_picture(tmp_path, na
     exif[ExifTags.Base.Orientation] = orientation
     RGB.save(tmp_path / name, exif=exif)
     shown = file_to_show(tmp_path / name, "i", root=tmp_path, reading=WHOLE)
-    width, height = size_shown(shown)
+    width, height = size_shown(str(shown))
     with Image.open(tmp_path / name) as image:
         assert (width, height) == ImageOps.exif_transpose(image).size
 
@@ -182,4 +182,4 @@ def test_the_size_that_browsers_show_is_that_of_the_upright_picture(tmp_path, na
 def test_a_file_that_is_no_image_has_no_size(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(PoolError):
-        size_shown(tmp_path / "a.png")
+        size_shown(str(tmp_path / "a.png"))

@@ -12,9 +12,13 @@ import pytest
 from PIL import Image
 
 from connectors.annotation import AnnotationToolError, Asked, Question
+from connectors.images.reading import Reading
+from connectors.images.shown import check_shown
 from connectors.label_studio import connection, mending
 from connectors.label_studio.client import LabelStudio
-from pipeline.types import Ask
+from connectors.objects.reading import Objects
+from pipeline.masks import mask_to_png
+from pipeline.types import Ask, AskFor, Region
 from tests.s3 import ADMIN, IMPOSTOR, READER
 
 TOLD = "was given the keys of this environment, and keeps them, as none of its own show"
@@ -259,3 +263,26 @@ def stand_in_for(kind, address, keys, made):
         return True
 
     return stand_in
+
+
+def test_masks_that_the_model_guesses_have_the_size_of_the_object_and_a_tiff_is_shown_as_a_picture(
+    space, api, s3_environment, bucket, servers
+):
+    tiff = io.BytesIO()
+    Image.open(io.BytesIO(picture(4))).save(tiff, "TIFF")
+    s3_environment.put(bucket, {"a.png": picture(1), "b.tif": tiff.getvalue()})
+    reading, kind = Reading(objects=Objects()), AskFor("mask", several=True)
+    tool = connect(space, asks=kind, reading=reading, shown_in=servers.images / bucket)
+    tool.prepare()
+    guess = (Region("mask", "cat", mask=mask_to_png(np.tri(8, dtype=bool)), score=0.5),)
+    uris = [f"s3://{bucket}/{key}" for key in ("a.png", "b.tif")]
+    questions = [Question(Ask(uri[-5:], 0, "query"), uri, rank, guess) for rank, uri in enumerate(uris)]
+    task_ids = tool.push(questions, model_version="m", asked={})
+    for task_id in task_ids.values():
+        task = api.get(f"/api/tasks/{task_id}").json()
+        assert (task["data"]["width"], task["data"]["height"]) == (32, 32)
+        [region] = task["predictions"][0]["result"]
+        mask = base64.b64decode(region["value"]["imageDataURL"].partition(",")[2])
+        assert Image.open(io.BytesIO(mask)).size == (32, 32)
+    assert check_shown((seen := api.get(task["data"]["image"])).content, seen.headers["content-type"]) == ""
+    assert Image.open(io.BytesIO(seen.content)).format == "JPEG"
