@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -36,7 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from connectors.ids import as_bytes
+from connectors.ids import Run, as_bytes, merged
 from pipeline.image_rows import ImageRows
 
 ABANDONED_AFTER = 86_400.0
@@ -88,7 +88,7 @@ class FeatureCache:
         self._seen: set[str] = set()
         self._looked_at: int | None = None
         self._files: dict[int, _File] = {}
-        self._runs: list[_Run] = []
+        self._runs: list[Run] = []
         self.n_fresh: float = math.inf
         """Bytes appended since whoever keeps the cache within a bound last looked; before that it is not known."""
 
@@ -213,11 +213,9 @@ class FeatureCache:
         for number, file in enumerate(opened, 1 + max(self._files, default=-1)):
             self._files[number] = file
             n = len(file.ids)
-            self._runs.append(
-                _merged([_Run(file.ids, np.full(n, number, dtype=np.int32), np.arange(n, dtype=np.int32))])
-            )
+            self._runs.append(merged([Run(file.ids, np.full(n, number, dtype=np.int32), np.arange(n, dtype=np.int32))]))
         while len(self._runs) > 1 and len(self._runs[-2].ids) <= 2 * len(self._runs[-1].ids):
-            self._runs[-2:] = [_merged(self._runs[-2:])]
+            self._runs[-2:] = [merged(self._runs[-2:])]
 
     def _find(self, ids: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
         """Whether each id is there, `(n,)`; of those that are, file and row, `(m,)` each."""
@@ -234,30 +232,6 @@ class FeatureCache:
                 is_there[sought[found]] = True
                 files[sought[found]], rows[sought[found]] = run.files[at[found]], run.rows[at[found]]
         return is_there, files[is_there], rows[is_there]
-
-
-class _Run(NamedTuple):
-    """Where items are: sorted ids, which a million of finds thousands in milliseconds, with file and row."""
-
-    ids: NDArray[np.bytes_]
-    files: NDArray[np.int32]
-    rows: NDArray[np.int32]
-
-    def without(self, numbers: Sequence[int]) -> _Run:
-        """The run without files of these numbers."""
-        kept = ~np.isin(self.files, numbers)
-        return _Run(self.ids[kept], self.files[kept], self.rows[kept])
-
-
-def _merged(runs: Sequence[_Run]) -> _Run:
-    """One run of several; of equal items the first comes first.
-
-    Runs are merged as their sizes become alike, so that a million items cost twenty merges each, and not one for each
-    file that is appended.
-    """
-    ids, files, rows = (np.concatenate(parts) for parts in zip(*runs, strict=True))
-    order = ids.argsort(kind="stable")  # quick where most is sorted already
-    return _Run(ids[order], files[order], rows[order])
 
 
 def usage(folder: Path) -> list[CacheUsage]:
