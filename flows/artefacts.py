@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, get_args
 
 import pandas as pd
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from connectors.image_folder.folder_times import FolderTimes
@@ -42,7 +41,7 @@ from flows.records import (
     Summary,
     Training,
 )
-from pipeline.labels.answers import answers_from_columns, answers_to_table
+from pipeline.labels.answers import answers_from_table, answers_to_table
 from pipeline.settings import Plain
 from pipeline.tables import BatchTable, Guesses, Labels, PoolTable, Predicted, Rows
 from pipeline.types import Answer
@@ -210,7 +209,7 @@ WITHDRAWN = json_of("withdrawn.json", list[str], "Images whose task was deleted 
 ANSWERS: Artefact[list[Answer]] = Artefact(
     "annotations.parquet",
     "The answers that are new, changed or withdrawn since the last round closed",
-    lambda path: answers_from_columns(pq.ParquetFile(path).read().to_pydict()),  # a fifth of what pandas takes
+    lambda path: answers_from_table(pd.read_parquet(path)),
     lambda path, answers: _drop(write_table(path, answers_to_table(answers))),
 )
 ROUND = json_of("round.json", ClosedRound)

@@ -57,14 +57,8 @@ def answers_to_table(answers: Sequence[Answer]) -> pd.DataFrame:
 
 def answers_from_table(table: pd.DataFrame) -> list[Answer]:
     """The answers that `answers_to_table` wrote."""
-    plain = table[list(COLUMNS)].astype(COLUMNS).astype(object)
-    plain = plain.where(plain.notna(), None)
-    return answers_from_columns({name: plain[name].tolist() for name in COLUMNS})
-
-
-def answers_from_columns(columns: Mapping[str, Sequence[Any]]) -> list[Answer]:
-    """The answers whose values are given by column, None for what is missing."""
-    rows = zip(*(columns[name] for name in COLUMNS), strict=True)
+    table = table[list(COLUMNS)].astype(COLUMNS).astype(object)
+    rows = table.where(table.notna(), None).itertuples(index=False, name=None)
     return [_answer(dict(zip(COLUMNS, row, strict=True))) for row in rows]
 
 
