@@ -37,6 +37,8 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     def go() -> RoundOutcome:
         has_looked, new = look_after_pool(work, by_folders=work.folder.is_out())
         pixels.extend(new)
+        for line in look_for_dependence(work):
+            say(line)  # at once: what it asks for can be done until the first batch is out
         try:
             return go_on(work, has_looked=has_looked)
         except Damaged as exc:  # in its middle, which only a reader sees
@@ -139,10 +141,7 @@ def discard(folder: RoundFolder, work: OpenCampaign) -> None:
 def look_after_pool(work: OpenCampaign, *, by_folders: bool = False) -> tuple[bool, tuple[str, ...]]:
     """Bring the pool table up to date; whether all files were looked at, and lines on pixels of a new kind."""
     has_looked = in_task("refresh_pool", lambda: refresh_pool(work, by_folders=by_folders))
-    pixels = in_task("settle_pixel_ranges", lambda: settle_pixel_ranges(work))
-    for line in look_for_dependence(work):
-        say(line)  # at once: what it asks for can be done until the first batch is out
-    return has_looked, pixels
+    return has_looked, in_task("settle_pixel_ranges", lambda: settle_pixel_ranges(work))
 
 
 def refresh_pool(work: OpenCampaign, *, by_folders: bool = False) -> bool:

@@ -138,10 +138,10 @@ def is_as_left(table: pd.DataFrame, source: PoolSource, times: FolderTimes, read
         times: of the folders when it was.
         reading: the memory that decoding may take.
     """
-    if isinstance(source.root, str):
+    if isinstance(source.root, str) or not times.are_unchanged():
         return False
     inside = f"{os.path.normpath(source.root.absolute())}{os.sep}"
-    if not are_all_below(usable(table)["uri"], inside) or not times.are_unchanged():
+    if not are_all_below(usable(table)["uri"], inside):
         return False
     reasons = table["set_aside_reason"]
     unread = table.loc[reasons.str.startswith((UNREAD, TOO_LARGE), na=False) & (reasons != NOT_UTF8)]
