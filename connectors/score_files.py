@@ -200,7 +200,8 @@ def _file_of(part: Path, name: str) -> Path | None:
 
 def _write(path: Path, table: pa.Table) -> None:
     repeated = [field.name for field in table.schema if pa.types.is_string(field.type)]  # numbers hardly are
-    how = {"compression": COMPRESSION, "use_dictionary": repeated, "write_statistics": False}
+    rising = {field.name: "DELTA_BINARY_PACKED" for field in table.schema if pa.types.is_integer(field.type)}
+    how = {"compression": COMPRESSION, "use_dictionary": repeated, "column_encoding": rising, "write_statistics": False}
     write_atomic(path, lambda temporary: pq.write_table(table, temporary, **how))
 
 
