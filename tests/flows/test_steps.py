@@ -42,7 +42,7 @@ from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.masks import mask_to_png
 from pipeline.members.predict import predict_members
 from pipeline.regions import regions_to_json
-from pipeline.tables import Labels, PoolTable, Predicted
+from pipeline.tables import BatchTable, Labels, PoolTable, Predicted
 from pipeline.tasks import classification, segmentation
 from pipeline.tasks.task_type import TaskType
 from pipeline.types import Ask, Counted, Region
@@ -468,11 +468,18 @@ def test_collect_needs_no_folder():
     tool.answer(asks["a"], "left")
     tool.skip(asks["b"])
     del tool.tasks[pushed[asks["d"]]]
-    lines, withdrawn, answers = collect.function(ledger, tool=tool, max_unused=0.5)
+    batch = BatchTable(pd.DataFrame({"item_id": list(asks)}))
+
+    def collect_again(known, number):
+        return collect.function(known, batch, tool=tool, earlier=[], max_unused=0.5, round_number=number)
+
+    lines, withdrawn, collected, answers = collect_again(ledger, 0)
+    assert collected.mark is not None
     assert {answer.item_id: answer.outcome for answer in answers} == {"a": "labelled", "b": "skipped"}
     assert (lines, withdrawn) == ([], ["d"])
     after = Ledger([RoundOfLedger(0, pushed, "memory:", "2026-11-01T12:00:00+00:00", answers, withdrawn)])
-    assert collect.function(after, tool=tool, max_unused=0.5)[2] == [], "they are brought in once"
+    assert collect_again(after, 0)[3] == answers, "a run that ended before it closed the round brings in the same"
+    assert collect_again(after, 1)[3] == [], "they are brought in once"
     assert (after.n_labels_paid, after.n_outstanding) == (1, 1)
 
 
