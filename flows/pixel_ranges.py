@@ -1,5 +1,7 @@
 """What black and white are in a campaign's deep pixels: measured once, written down, and the same in every round."""
 
+import pandas as pd
+
 from connectors.images.ranges import SAMPLED_PER_KIND, measure_ranges
 from connectors.images.reading import Range, Reading
 from connectors.objects.addresses import is_address
@@ -27,17 +29,22 @@ def settle_ranges(folder: Folder, pool: PoolTable, *, memory_gb: float) -> tuple
     written = folder.get(PIXEL_RANGES)
     known = written.ranges if written else ()
     kinds = sorted(set(pool.usable["pixels"].dropna().unique()) - {one.kind for one in known})
-    rows = pool.usable[pool.usable["pixels"].isin(kinds)]
-    rows = rows.assign(is_audit=rows["split"] != "pool").sort_values(["is_audit", "item_id"])
+    rows = _in_order(pool.usable[pool.usable["pixels"].isin(kinds)])
     samples = [rows.loc[rows["pixels"] == kind, "uri"].head(SAMPLED_PER_KIND) for kind in kinds]
     uris = [uri for sample in samples for uri in sample]
     if written is None:
-        uris += [uri for uri in rows["uri"] if is_address(uri) and _may_be_deep(uri)][:SAMPLED_PER_KIND]
+        uris += [uri for uri in _in_order(pool.usable)["uri"] if is_address(uri) and _may_be_deep(uri)][
+            :SAMPLED_PER_KIND
+        ]
     measured = measure_ranges(uris, reading=Reading((), memory_gb, Objects())) if uris else ()
     new = tuple(one for one in measured if one.kind not in {other.kind for other in known})
     if new or written is None:
         folder.write(PIXEL_RANGES, PixelRanges((*known, *new)))
     return new
+
+
+def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(is_audit=rows["split"] != "pool").sort_values(["is_audit", "item_id"])
 
 
 def _may_be_deep(uri: str) -> bool:

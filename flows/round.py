@@ -32,11 +32,12 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     clear_leftovers(work.folder)
     shorten_logs(home() / "logs")
     in_task("begin_anew", lambda: begin_anew(work.folder.current_round(), work))
-    pixels: list[str] = []
+    looked: list[tuple[bool, tuple[str, ...]]] = []
 
     def go() -> RoundOutcome:
-        has_looked, new = look_after_pool(work, by_folders=work.folder.is_out())
-        pixels.extend(new)
+        if not looked:
+            looked.append(look_after_pool(work, by_folders=work.folder.is_out()))
+        has_looked, _ = looked[-1]
         for line in look_for_dependence(work):
             say(line)  # at once: what it asks for can be done until the first batch is out
         try:
@@ -45,7 +46,8 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
             mended.append(begin_without(exc, work))
             return go_on(work, has_looked=has_looked)
 
-    outcome = setting_aside(go, work, lambda folder: discard(folder, work))
+    outcome = setting_aside(go, work, lambda folder: discard(folder, work) if folder else looked.clear())
+    pixels = [line for _, lines in looked for line in lines]
     notes = (*mended, *tell_of_pool(work), *notes_on_audit(work), *pixels, *notes_on_pages(work.pool))
     return replace(outcome, notes=(*notes, *outcome.notes))
 

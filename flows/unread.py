@@ -27,13 +27,14 @@ BLOCK = 4096
 """Images that are looked at where one of them cannot be used: what is wrong with one is often wrong with more."""
 
 
-def setting_aside(go: Callable[[], T], work: OpenCampaign, anew: Callable[[RoundFolder], None]) -> T:
+def setting_aside(go: Callable[[], T], work: OpenCampaign, anew: Callable[[RoundFolder | None], None]) -> T:
     """Do what reads images of the pool; images that it cannot read are set aside, and it is done again.
 
     Args:
-        go: looks after the pool, and goes on where it stood when it is called again.
+        go: goes on where it stood when it is called again.
         work: whose pool it reads.
-        anew: called with the round that must begin anew, as it holds an image that was set aside.
+        anew: called when images were set aside, with the round that must begin anew as it holds one of them; with None
+            where the pool must be looked after anew, as nobody was asked yet.
 
     Raises:
         PoolError: so many cannot be read that it is no fault of theirs, or one can be read here and not there.
@@ -48,7 +49,9 @@ def setting_aside(go: Callable[[], T], work: OpenCampaign, anew: Callable[[Round
             if found.empty:
                 continue
             set_aside(found, work)
-            if work.folder.is_out() and _holds(work.folder.current_round(), frozenset(found["item_id"])):
+            if not work.folder.is_out():
+                anew(None)
+            elif _holds(work.folder.current_round(), frozenset(found["item_id"])):
                 anew(work.folder.current_round())
 
 

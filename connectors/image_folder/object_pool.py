@@ -35,7 +35,7 @@ from connectors.images.threads import map_in_threads
 from connectors.objects.addresses import STORES, Place, is_address, is_below, place_of
 from connectors.objects.reading import MAX_BYTES
 from connectors.objects.store import Found, ListingRefused, get, list_objects, look_at
-from pipeline.pool.columns import is_in
+from pipeline.pool.columns import from_records, is_in
 from pipeline.pool.reasons import (
     GONE,
     LASTING,
@@ -309,4 +309,4 @@ def seen_in_store(listed: pd.DataFrame, earlier: pd.DataFrame, reason_now: Calla
 
 def frame(rows: Iterable[Stored]) -> pd.DataFrame:
     """The columns of `Stored`, in the types of the pool table."""
-    return typed(pd.DataFrame(list(rows), columns=list(Stored._fields), dtype=object))
+    return typed(from_records(rows, Stored._fields))

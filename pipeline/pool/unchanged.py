@@ -62,11 +62,11 @@ def unchanged(listed: pd.DataFrame, earlier: pd.DataFrame, *, is_manifest: bool)
     same_item = is_read & is_item & (was_used | is_held_out) & same(now["group"], then["group"])
     if is_manifest:
         same_item &= same(now["label"], then["label"])
-    if "item_id" in listed:
-        same_item &= now["item_id"].isna().to_numpy() | same(now["item_id"], then["item_id"])
     same_other = ~is_item & np.where(is_read, ~was_used, same(now["set_aside_reason"], then["set_aside_reason"]))
     is_same: Flags = reduce(np.logical_and, (same(now[name], then[name]) for name in SAME_FILE))
     is_same &= same_item | same_other
+    if "item_id" in now:  # of objects of a store, which may be put anew within one second of its clock
+        is_same &= now["item_id"].isna().to_numpy() | same(now["item_id"], then["item_id"])
     is_same &= ~(is_doubled(earlier["uri"])[at] | (np.bincount(at, minlength=len(earlier)) > 1)[at])
     files, rows = np.zeros(len(listed), dtype=bool), np.zeros(len(earlier), dtype=bool)
     files[found[is_same]] = True
