@@ -16,7 +16,7 @@ from torch.nn.functional import normalize, one_hot
 from pipeline import types
 from pipeline.selection.acquisition import bald, margin
 from pipeline.selection.ask import OF_ONE_DECISION, score_candidates, score_classes
-from pipeline.selection.batch import seeded_order, select_batch
+from pipeline.selection.batch import rows_seen, seeded_order, select_batch
 from pipeline.selection.geometry import cover, distances
 from pipeline.selection.geometry.clusters import kmeans
 from pipeline.selection.settings import SelectionSettings
@@ -461,6 +461,19 @@ def test_candidates_in_the_seeded_order_are_not_copied(monkeypatch, sub_pool):
     shown = seen_by_a_strategy(monkeypatch, ordered, sub_pool=sub_pool)
     assert shown.data_ptr() == ordered.scores.data_ptr()
     assert len(shown) == (sub_pool or 60)
+
+
+@every
+@pytest.mark.parametrize("changes", [{"sub_pool": 20}, {"prefilter": 3.0}, {}])
+def test_a_batch_of_candidates_of_which_only_what_is_seen_is_described_is_that_of_all(strategy, changes):
+    candidates = some_candidates()
+    ordered = in_order(candidates, seeded_order(candidates.ids, round_number=2, seed=5))
+    how = SelectionSettings(strategy=strategy, query_size=5, **changes)
+    seen = rows_seen(ordered.scores, torch.arange(60), how)
+    described = {"embeddings": ordered.embeddings[seen], "probs": ordered.probs[seen], "described": seen}
+    ids = np.array([item_id.encode() for item_id in ordered.ids.tolist()])
+    part = replace(ordered, ids=ids, **described, is_in_order=True)
+    assert select(part, strategy, 5, **changes) == select(candidates, strategy, 5, **changes)
 
 
 def test_a_strategy_sees_no_more_than_the_sub_pool(monkeypatch):
