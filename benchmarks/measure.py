@@ -105,10 +105,10 @@ class Row:
         ours_s, peer_s: seconds, the median of `ours_runs` and `peer_runs` runs.
         quality_ours, quality_peer: means over the runs, of what `quality` says.
         peak_mb, peak_mb_peer: most memory held beyond the inputs, in 10^6 bytes.
-        exponent: e of seconds ~ N^e over sizes of one work.
-        last_over_first: seconds of the last round over those of the first.
         error: who failed and how; what was measured before that is kept.
         setting: data, seeds, processor and versions.
+        exponent: e of seconds ~ N^e over sizes of one work.
+        last_over_first: seconds of the last round over those of the first.
     """
 
     work: str
@@ -123,11 +123,11 @@ class Row:
     peak_mb_peer: float | None = None
     ours_runs: int = 0
     peer_runs: int = 0
-    exponent: float | None = None
-    last_over_first: float | None = None
     note: str = ""
     error: str = ""
     setting: str = ""
+    exponent: float | None = None
+    last_over_first: float | None = None
 
 
 @dataclass

@@ -218,8 +218,7 @@ def _read_contents(
     """`files` with `item_id`, `width`, `height`, reason; read only what the earlier table does not know."""
     if "item_id" in files:
         is_stored = files["item_id"].notna()
-        listed, known = files[is_stored], earlier[is_in(earlier["item_id"], files["item_id"])]
-        stored = object_pool.seen_in_store(listed, known, lambda uri: reason_to_set_aside(uri, reading))
+        stored = object_pool.seen_in_store(files[is_stored], earlier, lambda uri: reason_to_set_aside(uri, reading))
         rest = _read_contents(files[~is_stored].drop(columns="item_id"), earlier, same, reading, on_progress)
         return pd.concat([stored, rest]).sort_index()
     key = ["uri", *SAME_FILE]
