@@ -41,7 +41,12 @@ def mlflow(subject: Subject) -> Iterator[Finding]:
     if is_local and (away := what_is_away(subject, "mlflow", name)) is not None:
         yield away
     elif work is not None:
-        yield from work.tracker.check()
+        found = []
+        for finding in work.tracker.check():
+            found.append(finding)
+            yield finding
+        if any(finding.status == "failure" for finding in found):
+            return
         try:
             work.tracker.refuse_later(max((folder.number for folder in work.folder.rounds()), default=-1))
         except LaterRounds as exc:
