@@ -9,7 +9,8 @@ from flows.artefacts import DRAWN_AUDIT, POOL, POOL_FOLDERS, POOL_NOTES
 from flows.campaign import OpenCampaign, stamp
 
 TRUSTED_FOR = timedelta(days=1)
-"""So long a file may be written over in place, which its folder does not show, before a run that waits finds it."""
+"""So long a file may be written over in place, or a store may change, before a run that waits finds it. A run that
+begins or ends a round looks at all."""
 
 
 def is_pool_as_left(work: OpenCampaign) -> bool:

@@ -130,7 +130,8 @@ def is_as_left(table: pd.DataFrame, source: PoolSource, times: FolderTimes, read
     """Whether indexing again would change nothing, as far as folders tell: their times are what they were.
 
     A look at each folder, and at each file that could not be read. Not found is a file that was written over in place,
-    or that a link leads to in another folder. Objects of a store are always listed.
+    or that a link leads to in another folder. A store has no times of folders, and listing it costs as much as it is
+    large: it counts as it was left.
 
     Args:
         table: the pool table.
@@ -138,7 +139,9 @@ def is_as_left(table: pd.DataFrame, source: PoolSource, times: FolderTimes, read
         times: of the folders when it was.
         reading: the memory that decoding may take.
     """
-    if isinstance(source.root, str) or not times.are_unchanged():
+    if isinstance(source.root, str):
+        return True
+    if not times.are_unchanged():
         return False
     inside = f"{os.path.normpath(source.root.absolute())}{os.sep}"
     if not are_all_below(usable(table)["uri"], inside):

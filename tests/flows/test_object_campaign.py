@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import flows.round
+import flows.advance
 from connectors.image_folder.index import index_pool
 from connectors.memory import MemoryTool
 from connectors.objects import store as store_module
@@ -49,15 +49,15 @@ def reasons(loop):
 
 def before_going_on(monkeypatch, act):
     """Do something between the index and all that comes after it in the next run."""
-    go_on = flows.round.go_on
+    advance = flows.advance.advance
     left = [act]
 
-    def acting(work, **how):
+    def acting(folder, work):
         while left:
             left.pop()()
-        return go_on(work, **how)
+        return advance(folder, work)
 
-    monkeypatch.setattr(flows.round, "go_on", acting)
+    monkeypatch.setattr(flows.advance, "advance", acting)
 
 
 def test_runs_to_its_second_batch_and_is_good_for_labels_and_predictions(loop, tmp_path, bucket, monkeypatch):
