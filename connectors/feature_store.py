@@ -387,7 +387,8 @@ def _open(path: Path) -> _File | None:
     except PermissionError:
         raise
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError) as exc:
-        _set_aside(path, str(exc))
+        if not isinstance(exc, OSError) or exc.errno is None:  # else the system would not open it now
+            _set_aside(path, str(exc))
         return None
 
 

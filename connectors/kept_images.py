@@ -73,7 +73,8 @@ def kept_images(
     with closing(stream_images(wanted, size=size, channels=channels, chunk=chunk, reading=reading)) as parts:
         for positions, part in zip(missing.split(chunk) if len(missing) else (), parts, strict=True):
             of_part = [ids[position] for position in positions.tolist()]
-            cache.append(of_part, part)
+            left = cache.missing(of_part)  # another process may have been as quick
+            cache.append([of_part[position] for position in left.tolist()], part[left])
             removed, kept = cache.rows_kept(of_part)
             found = joined(found, part if len(removed) else kept)
             order.append(positions)

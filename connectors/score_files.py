@@ -128,8 +128,8 @@ class ScoreFiles:
 
     def forget_passing(self) -> None:
         """Remove what only choosing the batch reads."""
-        for path in self.parts:
-            _beside(path).unlink(missing_ok=True)
+        for path in self.path.glob("choosing-*.parquet"):
+            path.unlink(missing_ok=True)
 
     def has_column(self, name: str) -> bool:
         """Whether the first shard has a column: where it is of a part of the candidates, these come first."""

@@ -147,7 +147,8 @@ class PoolImages:
         )
 
     def _keeps(self, items: pd.DataFrame) -> bool:
-        return self.cache_gb > 0 and len(items) > 0
+        n_bytes = len(items) * self.model.channels * self.model.image_size**2
+        return 0 < n_bytes <= self.cache_gb * GIGABYTE
 
     def reading_of(self, located: pd.DataFrame, *, of_pool: bool = False) -> Reading:
         """How images are read: objects must be those that the index has, and are kept on the disk.

@@ -20,7 +20,7 @@ from flows.records import DrawnAudit, PoolNotes
 from flows.step import in_task
 from flows.steps.collect import is_ready_to_close, look, notes_of
 from flows.steps.push import renew_page
-from flows.unread import setting_aside
+from flows.unread import holds_lost, setting_aside
 from pipeline.pool.audit import count_known, outgrown_text
 from pipeline.pool.notes import changes, unused_lines
 from pipeline.tables import PoolTable
@@ -37,6 +37,8 @@ def work_on(work: OpenCampaign) -> RoundOutcome:
     def go() -> RoundOutcome:
         if not looked:
             looked.append(look_after_pool(work, by_folders=work.folder.is_out()))
+            if holds_lost(work.folder.current_round(), work.pool):
+                discard(work.folder.current_round(), work)
         has_looked, _ = looked[-1]
         for line in look_for_dependence(work):
             say(line)  # at once: what it asks for can be done until the first batch is out

@@ -111,3 +111,13 @@ def _holds(folder: RoundFolder, item_ids: Set[str]) -> bool:
     ids = folder.read(CANDIDATES).table["item_id"].tolist()
     shards = {place // SHARD for place, item_id in enumerate(ids) if item_id in item_ids}
     return any(folder.read(SCORES).part(shard).exists() for shard in shards)
+
+
+def holds_lost(folder: RoundFolder, pool: PoolTable) -> bool:
+    """Whether a round that nobody has seen rests on images that the pool has lost since the run that began it."""
+    lists: list[Rows | None] = [folder.get(AUDIT), folder.get(LABELLED), folder.get(BATCH)]
+    ids = {item_id for each in lists if each is not None for item_id in each.item_ids}
+    if folder.has(CANDIDATES):
+        ids.update(folder.read(CANDIDATES).table["item_id"])
+    lost = frozenset(ids).difference(pool.usable["item_id"])
+    return bool(lost) and _holds(folder, lost)

@@ -131,7 +131,7 @@ def is_ready_to_close(pushed: Pushed, progress: Progress, work: OpenCampaign) ->
         if not work.ledger.n_outstanding or work.can_ask():
             return True
         known = mark_of(work.folder.rounds()[:-1])
-        return bool(news(work.ledger, work.tool, since=known.mark if known else None).answers)
+        return bool(news(work.ledger, work.tool, since=_since(known, datetime.now(UTC))).answers)
     return may_close(
         progress,
         n_pushed=len(pushed.tasks),
@@ -183,7 +183,7 @@ def mark_of(rounds: Sequence[RoundFolder]) -> Collected | None:
     return rounds[-1].get(COLLECTED) if has_all else None
 
 
-@step(NOT_USED, WITHDRAWN, COLLECTED, ANSWERS)
+@step(NOT_USED, WITHDRAWN, ANSWERS, COLLECTED)
 def collect(
     ledger: Ledger,
     batch: BatchTable,
@@ -192,26 +192,32 @@ def collect(
     earlier: Sequence[RoundFolder],
     max_unused: float,
     round_number: int,
-) -> tuple[list[str], list[str], Collected, list[Answer]]:
+) -> tuple[list[str], list[str], list[Answer], Collected]:
     """Every answer that is new, changed or withdrawn since the last round closed, late ones included.
 
     All tasks are looked at once a day, and where a round asked for nothing, since it may be the last.
 
     Returns:
-        Lines on answers that are not used, items whose task was deleted before it was answered, how far the look came,
-        and the answers.
+        Lines on answers that are not used, items whose task was deleted before it was answered, the answers, and how
+        far the look came: written last, so that the answers up to there are known wherever it stands.
 
     Raises:
         AnswersUnusable: more of them cannot be used than the campaign allows; nothing is written.
     """
     now = datetime.now(UTC)
     known = mark_of(earlier) if len(batch) else None
-    is_due = known is None or not timedelta(0) <= now - datetime.fromisoformat(known.whole_at) < LOOK_AT_ALL_EVERY
-    found = news(_before(ledger, round_number), tool, since=None if known is None or is_due else known.mark)
+    found = news(_before(ledger, round_number), tool, since=_since(known, now))
     check_used(found.pulled, found.answers, tool=tool, max_unused=max_unused)
     whole_at = now.isoformat(timespec="seconds") if known is None or found.pulled.is_whole else known.whole_at
     collected = Collected(found.pulled.mark, whole_at)
-    return notes_of(found.pulled, found.answers, tool), found.gone, collected, found.answers
+    return notes_of(found.pulled, found.answers, tool), found.gone, found.answers, collected
+
+
+def _since(known: Collected | None, now: datetime) -> str | None:
+    """The mark to go on from; None where all tasks are to be looked at."""
+    if known is None or not timedelta(0) <= now - datetime.fromisoformat(known.whole_at) < LOOK_AT_ALL_EVERY:
+        return None
+    return known.mark
 
 
 def _before(ledger: Ledger, number: int) -> Ledger:

@@ -117,7 +117,7 @@ def select(
     query_size = query_size_of(config, outlook)
     measured = ledger.may_be_asked(pool, split="audit", classes=settings.classes)["item_id"].tolist()[:query_size]
     again = batch_table(_checks(measured, MEASURED_REASON, round_number))
-    if len(candidates) == 0 or query_size == len(measured):
+    if not scores.parts or query_size == len(measured):  # no candidates, or all were set aside before they were scored
         return Guesses.made([], []), _located(again, pool)
     models, seed = load_networks(training, networks, settings.model), draws_seed(settings, round_number)
     how = settings.of_size(query_size - len(measured))
@@ -224,9 +224,15 @@ class ScoredRound:
         score, places = scores.values(f"score{of}"), scores.places
         seen = rows_seen(score, torch.arange(len(score)), how).numpy()
         rows = seen[places[seen] < n_described(len(self.listed), self.settings)]  # of no others was more written
-        is_written = scores.has_column("embedding")
+
+        def embedded() -> Tensor:
+            try:
+                return scores.values("embedding", rows)
+            except KeyError:  # of some or all parts they are in the store of features
+                return embeddings(places[rows])
+
         columns: dict[str, Callable[[], Tensor]] = {
-            "embeddings": lambda: scores.values("embedding", rows) if is_written else embeddings(places[rows]),
+            "embeddings": embedded,
             "probs": lambda: scores.probs(f"probs{of}", len(classes), rows),
             "guesses": lambda: scores.words("guess", classes),
             "labelled_embeddings": lambda: of_labelled.embeddings,

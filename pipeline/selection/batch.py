@@ -49,6 +49,7 @@ def select_batch(candidates: Candidates, how: SelectionSettings, *, round_number
         is_described = torch.zeros(len(order), dtype=torch.bool)
         is_described[candidates.described] = True
         seen = seen[is_described[seen]]
+        n_random = max(n_random, size - len(seen))  # of what is not described some may be gone
     generator = seeded_generator(seed, round_number, "strategy")
 
     def ask(rows: Tensor, size: int, scores: Tensor) -> tuple[Tensor, list[Told]]:
