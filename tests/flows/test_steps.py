@@ -473,13 +473,13 @@ def test_collect_needs_no_folder():
     def collect_again(known, number):
         return collect.function(known, batch, tool=tool, earlier=[], max_unused=0.5, round_number=number)
 
-    lines, withdrawn, collected, answers = collect_again(ledger, 0)
+    lines, withdrawn, answers, collected = collect_again(ledger, 0)
     assert collected.mark is not None
     assert {answer.item_id: answer.outcome for answer in answers} == {"a": "labelled", "b": "skipped"}
     assert (lines, withdrawn) == ([], ["d"])
     after = Ledger([RoundOfLedger(0, pushed, "memory:", "2026-11-01T12:00:00+00:00", answers, withdrawn)])
-    assert collect_again(after, 0)[3] == answers, "a run that ended before it closed the round brings in the same"
-    assert collect_again(after, 1)[3] == [], "they are brought in once"
+    assert collect_again(after, 0)[2] == answers, "a run that ended before it closed the round brings in the same"
+    assert collect_again(after, 1)[2] == [], "they are brought in once"
     assert (after.n_labels_paid, after.n_outstanding) == (1, 1)
 
 
