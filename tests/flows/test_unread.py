@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import flows.round
+from connectors.annotation import AnnotationToolError
 from flows.artefacts import LABELLED, POOL
 from pipeline.pool.reasons import PoolError
 from pipeline.pool.table import usable
@@ -60,3 +61,32 @@ def test_disk_that_is_gone_stops_the_run_and_sets_nothing_aside(make_loop, vanis
     with pytest.raises(PoolError, match=r"35 of 40 images cannot be used, more than max_unused = 0\.5 allows"):
         loop.run()
     assert loop.folder.read(POOL).table.equals(before)
+
+
+def test_round_whose_label_vanished_since_it_began_begins_anew(make_loop, monkeypatch):
+    loop = make_loop(own_images=True)
+    loop.run()
+    loop.label()
+    with monkeypatch.context() as patch:
+
+        def refuse():
+            raise AnnotationToolError("away")
+
+        patch.setattr(loop.tool, "prepare", refuse)
+        with pytest.raises(AnnotationToolError):
+            loop.run()
+    gone = loop.folder.round(1).read(LABELLED).table["uri"].iloc[0]
+    Path(gone).unlink()
+    assert loop.run() == "round 1 asks for 4 labels"
+    assert gone not in loop.folder.round(1).read(LABELLED).table["uri"].tolist()
+
+
+def test_round_all_of_whose_candidates_vanish_asks_for_nothing(make_loop, vanishing):
+    loop = make_loop(own_images=True, budget=200, seed_set_size=30)
+    loop.run()
+    asked = {task.uri for task in loop.tool.tasks.values()}
+    loop.label()
+    left = [uri for uri in usable(loop.folder.read(POOL).table)["uri"] if uri not in asked]
+    vanishing(*map(Path, left))
+    assert "finished after round 1: every image of the pool has been asked for" in loop.run()
+    assert "finished" in loop.run()
