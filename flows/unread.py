@@ -4,6 +4,7 @@ The index reads every file of a disk, and no object of a store. What is wrong wi
 read, in the middle of a round.
 """
 
+from collections import Counter
 from collections.abc import Callable, Set
 from dataclasses import replace
 from typing import TypeVar
@@ -25,6 +26,8 @@ from pipeline.tables import PoolTable, Rows
 T = TypeVar("T")
 BLOCK = 4096
 """Images that are looked at where one of them cannot be used: what is wrong with one is often wrong with more."""
+TIMES = 2
+"""That an image is set aside in a run: an index that finds it usable each time does not read it as the round does."""
 
 
 def setting_aside(go: Callable[[], T], work: OpenCampaign, anew: Callable[[RoundFolder | None], None]) -> T:
@@ -37,9 +40,11 @@ def setting_aside(go: Callable[[], T], work: OpenCampaign, anew: Callable[[Round
             where the pool must be looked after anew, as nobody was asked yet.
 
     Raises:
-        PoolError: so many cannot be read that it is no fault of theirs, or one can be read here and not there.
+        PoolError: so many cannot be read that it is no fault of theirs, or one can be read here and not there,
+            or can by each index and not by what comes after.
     """
     doubted: set[str] = set()
+    times: Counter[str] = Counter()
     while True:
         try:
             return go()
@@ -48,6 +53,9 @@ def setting_aside(go: Callable[[], T], work: OpenCampaign, anew: Callable[[Round
             doubted.add(exc.uri)
             if found.empty:
                 continue
+            times.update(found["uri"])
+            if times[exc.uri] > TIMES:
+                raise PoolError(f"{exc}: set aside {TIMES} times in this run, and found usable by each index") from exc
             set_aside(found, work)
             if not work.folder.is_out():
                 anew(None)

@@ -135,6 +135,15 @@ class TestStore:
         with pytest.raises(PoolRefused, match="the store has no such bucket"):
             get(Place("s3", "no-such-bucket", "a.png"))
 
+    @pytest.mark.parametrize("key", ["a//b.png", "a/./b.png", "../a.png", "a\x01.png"])
+    def test_tells_what_no_object_can_be_asked_for_by(self, key, monkeypatch):
+        monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+        for ask in (get, look_at):
+            with pytest.raises(
+                PoolError, match="cannot be read: no object can be asked for by a key with an empty part"
+            ):
+                ask(Place("s3", "b", key))
+
     def test_sets_what_is_forbidden_apart_from_a_key_that_may_read_nothing(self, s3, bucket, monkeypatch):
         s3.put(bucket, {"open/a.png": b"1", "closed/b.png": b"2"})
         use(monkeypatch, s3, READER)
