@@ -115,10 +115,10 @@ class Storages:
             except AnnotationToolError as exc:
                 problem = str(exc).removeprefix(f"Label Studio at {self._api.connection.url} ")
             else:
+                if way.hands_over:  # before any look that may fail
+                    self._api.connection.say(f"{HANDED_OVER} {address}")
                 problem = self.problem_with(address)
             if not problem:
-                if way.hands_over:
-                    self._api.connection.say(f"{HANDED_OVER} {address}")
                 return
             problems.append(f"{way.words}: {problem}")
         if is_new and storage_id is not None:
