@@ -192,7 +192,7 @@ def _with_items_elsewhere(
     """The listed files and, not `listed`, where items of the earlier table were found last; counted from `first` on."""
     homes = earlier.loc[earlier["item_id"].notna(), "uri"].drop_duplicates()
     if isinstance(source.path, str) and source.is_folder:
-        others = object_pool.frame(object_pool.elsewhere(listed, homes, source.path))
+        others = object_pool.frame(object_pool.elsewhere(listed, earlier, source.path))
     elif isinstance(source.path, Path) and source.is_folder:
         folder = os.path.normpath(source.path.absolute()) + os.sep
         # An item stays one whatever its suffix: a manifest may have named it.
