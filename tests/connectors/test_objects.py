@@ -4,11 +4,14 @@ import os
 import re
 import sys
 import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
+from connectors.objects import reading as reading_module
 from connectors.objects import store as store_module
 from connectors.objects.addresses import Place, is_address, place_of
 from connectors.objects.cache import ImageCache, shrink, usage
@@ -244,6 +247,28 @@ class TestObjects:
             with objects.open(str(found.place)) as file:
                 assert file.read() == b"1"
             s3_environment.delete(bucket, "a.png")
+
+    def test_are_asked_for_anew_where_they_waited_long_for_room(self, monkeypatch):
+        now, answers = [0.0], []
+
+        def answer(place):
+            answers.append(now[0])
+            return store_module.Content(Found(place, 1, datetime.now(UTC), None), SimpleNamespace(bytes=lambda: b"1"))
+
+        @contextmanager
+        def hold(_n_bytes, *, limit):
+            now[0] += limit
+            yield
+
+        monkeypatch.setattr(reading_module, "get", answer)
+        monkeypatch.setattr(reading_module, "monotonic", lambda: now[0])
+        monkeypatch.setattr(reading_module, "_GATE", SimpleNamespace(hold=hold))
+        for seconds, n_answers in ((9, 1), (11, 2)):
+            monkeypatch.setattr(reading_module, "BYTES_AT_ONCE", seconds)
+            answers.clear()
+            with Objects().open("s3://b/a.png") as file:
+                assert file.read() == b"1"
+            assert len(answers) == n_answers
 
 
 class TestCache:
