@@ -67,6 +67,13 @@ def test_lost_object_is_told_and_hands_no_keys_over(images, api):
     assert (api.changes, api.said) == ([], [])
 
 
+def test_login_of_an_endpoint_is_not_told(images, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://ann:hunter3@store:9000")
+    with pytest.raises(AnnotationToolError, match="with its own keys at http://store:9000: it answers 424") as told:
+        images.check_one({THERE: THERE})
+    assert "hunter3" not in str(told.value)
+
+
 @pytest.mark.parametrize("uri", [THERE, AWAY])
 def test_object_after_a_lost_one_that_is_not_shown_takes_the_keys_and_people_are_told(images, api, uri):
     with pytest.raises(AnnotationToolError, match="Give Label Studio keys that may list and read the bucket"):

@@ -641,8 +641,9 @@ class TestManifest:
             index(self.write(folder, "uri\nb.png\n", name="manifest.parquet"))
 
     def test_sets_other_addresses_aside(self, folder):
-        table = index(self.write(folder, "uri\nb.png\nftp://host/a.png\n"))
+        table = index(self.write(folder, "uri\nb.png\nftp://ann:hunter2@host/a.png\n"))
         assert set_aside_counts(table) == {"an address, not a file": 1}
+        assert "ftp://host/a.png" in table["uri"].tolist(), "without the login"
 
 
 def save_rotated(image, path, orientation):

@@ -79,3 +79,16 @@ def test_run_ends_where_each_index_takes_an_image_for_usable_that_cannot_be_read
 
     with pytest.raises(PoolError, match="damaged: so: set aside 2 times in this run, and found usable by each index"):
         flows.unread.setting_aside(go, work, lambda _: None)
+
+
+def test_run_ends_where_several_images_can_be_read_here_and_not_by_the_workers(make_loop):
+    loop = make_loop()
+    loop.run()
+    work = open_campaign(loop.file, tool=loop.tool, tracker=loop.tracker)
+    uris = iter(work.pool.usable["uri"])
+
+    def go():
+        raise ImageError(next(uris), "cannot be read: forbidden")
+
+    with pytest.raises(ImageError, match=work.pool.usable["uri"].iloc[3]):
+        flows.unread.setting_aside(go, work, lambda _: None)
