@@ -56,7 +56,11 @@ class Damaged(StoreError):
     def __init__(self, path: Path, what: object, mend: str = "Bring it back from a backup") -> None:
         self.path = path
         self.what = (str(what).strip().splitlines() or [type(what).__name__])[0]
+        self._mend = mend
         super().__init__(f"{path} is damaged: {self.what}. {mend}")
+
+    def __reduce__(self) -> tuple[type["Damaged"], tuple[Path, str, str]]:
+        return type(self), (self.path, self.what, self._mend)  # for errors that come from another process
 
 
 def explain(exc: OSError, path: Path | None = None) -> str:

@@ -4,6 +4,7 @@ The index reads every file of a disk, and no object of a store. What is wrong wi
 read, in the middle of a round.
 """
 
+from collections import Counter
 from collections.abc import Callable, Set
 from dataclasses import replace
 from typing import TypeVar
@@ -25,6 +26,10 @@ from pipeline.tables import PoolTable, Rows
 T = TypeVar("T")
 BLOCK = 4096
 """Images that are looked at where one of them cannot be used: what is wrong with one is often wrong with more."""
+MOST_DOUBTED = 3
+"""Images that can be read here and could not be in a round: workers elsewhere may lack the rights to all of them."""
+TIMES = 2
+"""That an image is set aside in a run: an index that finds it usable each time does not read it as the round does."""
 
 
 def setting_aside(go: Callable[[], T], work: OpenCampaign, anew: Callable[[RoundFolder | None], None]) -> T:
@@ -37,17 +42,21 @@ def setting_aside(go: Callable[[], T], work: OpenCampaign, anew: Callable[[Round
             where the pool must be looked after anew, as nobody was asked yet.
 
     Raises:
-        PoolError: so many cannot be read that it is no fault of theirs, or one can be read here and not there.
+        PoolError: so many cannot be read that it is no fault of theirs, or one can be read here and not there,
+            or can by each index and not by what comes after.
     """
     doubted: set[str] = set()
+    times: Counter[str] = Counter()
     while True:
         try:
             return go()
         except ImageError as exc:
-            found = _look_around(exc, work, is_doubted=exc.uri in doubted)
-            doubted.add(exc.uri)
+            found = _look_around(exc, work, doubted)
             if found.empty:
                 continue
+            times.update(found["uri"])
+            if times[exc.uri] > TIMES:
+                raise PoolError(f"{exc}: set aside {TIMES} times in this run, and found usable by each index") from exc
             set_aside(found, work)
             if not work.folder.is_out():
                 anew(None)
@@ -55,8 +64,14 @@ def setting_aside(go: Callable[[], T], work: OpenCampaign, anew: Callable[[Round
                 anew(work.folder.current_round())
 
 
-def _look_around(failed: ImageError, work: OpenCampaign, *, is_doubted: bool) -> pd.DataFrame:
-    """The images near one that could not be read which cannot be used, as `item_id`, `uri` and `reason`."""
+def _look_around(failed: ImageError, work: OpenCampaign, doubted: set[str]) -> pd.DataFrame:
+    """The images near one that could not be read which cannot be used, as `item_id`, `uri` and `reason`.
+
+    Args:
+        failed: names the image.
+        work: whose pool has it.
+        doubted: images that could be read here after all; gets this one where it can.
+    """
     usable = work.pool.usable.reset_index(drop=True)
     places = usable.index[usable["uri"] == failed.uri]
     if not len(places):
@@ -69,8 +84,9 @@ def _look_around(failed: ImageError, work: OpenCampaign, *, is_doubted: bool) ->
     reasons = map_in_threads(lambda uri: reason_to_set_aside(uri, reading), uris, n_threads=reading.n_threads(uris))
     found = block[["item_id", "uri"]].assign(reason=pd.Series(reasons, block.index, dtype="str")).dropna()
     if failed.uri not in set(found["uri"]):
-        if is_doubted:
+        if failed.uri in doubted or len(doubted) >= MOST_DOUBTED:
             raise failed
+        doubted.add(failed.uri)
         if (cache := image_cache(work.settings.image_cache_gb)) is not None:  # which may hold what a disk made of it
             cache.forget(usable.loc[places[0], "item_id"])
     if len(found) > work.settings.max_unused * len(block):

@@ -192,7 +192,7 @@ def _with_items_elsewhere(
     """The listed files and, not `listed`, where items of the earlier table were found last; counted from `first` on."""
     homes = earlier.loc[earlier["item_id"].notna(), "uri"].drop_duplicates()
     if isinstance(source.path, str) and source.is_folder:
-        others = object_pool.frame(object_pool.elsewhere(listed, homes, source.path))
+        others = object_pool.frame(object_pool.elsewhere(listed, earlier, source.path))
     elif isinstance(source.path, Path) and source.is_folder:
         folder = os.path.normpath(source.path.absolute()) + os.sep
         # An item stays one whatever its suffix: a manifest may have named it.
@@ -250,10 +250,11 @@ def _read(
     """What files hold, a row for each.
 
     Args:
-        earlier: the content of its items is not decoded again.
+        earlier: the content of its items is not decoded again, but for one that is set aside, maybe as it cannot be.
         n_known: files that need not be read.
     """
-    known_ids = frozenset(earlier["item_id"].dropna()) if uris else frozenset[str]()
+    used = earlier.loc[earlier["set_aside_reason"].isna(), "item_id"]
+    known_ids = frozenset(used.dropna()) if uris else frozenset[str]()
     parts, n_files = [from_records([], _Content._fields)], n_known + len(uris)
 
     def count(n_read: int, _n_unread: int = 0) -> None:

@@ -297,7 +297,7 @@ class _Inside:
         path = self.absolute(uri)
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", uri) and not _is_file_address(uri):
             return File(
-                uri,
+                re.sub(r"//[^/?#]*@", "//", uri, count=1),  # the table is to hold no login
                 None,
                 None,
                 f"{ADDRESS}: images must be on a disk that this machine sees, or at s3://, gs://, az:// or https://",

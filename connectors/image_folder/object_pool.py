@@ -145,13 +145,16 @@ def _look_at(uri: str) -> Stored:
         return Stored(uri, None, None, str(exc))
 
 
-def elsewhere(listed: pd.DataFrame, homes: "pd.Series[str]", folder: str) -> list[Stored]:
-    """Where items of the earlier table were found last that a listing of a folder does not have.
+def elsewhere(listed: pd.DataFrame, earlier: pd.DataFrame, folder: str) -> list[Stored]:
+    """Where items of the earlier table were found last that a listing of a folder does not have, under any address.
 
     Raises:
         PoolError: the items are files: an object is another item than the file that it is a copy of.
     """
-    away = homes[~is_in(homes, listed["uri"])]
+    items = earlier.dropna(subset=["item_id"])
+    # One with a reason may lose its id in `seen_in_store`, and is to have a row at its address then.
+    is_moved = is_in(items["item_id"], listed["item_id"]) & items["set_aside_reason"].isna()
+    away = items.loc[~(is_in(items["uri"], listed["uri"]) | is_moved), "uri"].drop_duplicates()
     files = away[~away.map(is_address).astype(bool)]
     if len(files):
         raise PoolError(

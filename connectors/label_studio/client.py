@@ -177,8 +177,12 @@ class LabelStudio(AnnotationTool):
         if wanted:
             self._images.attach_storage(one.address for one in wanted.values())
             self._mender.mend_open(wanted, held, mended)
-            first = min(wanted.values(), key=lambda one: (-one.ask.round_number, one.prediction["score"]))
-            self._images.check({first.uri: first.address})
+            newest = sorted(wanted.values(), key=lambda one: (-one.ask.round_number, one.prediction["score"]))
+            if lost := self._images.check_one({one.uri: one.address for one in newest}):
+                notes.append(
+                    f"at least {len(lost)} of the open tasks show no image, such as: {lost[0]}. Put the objects back, "
+                    "or delete these tasks"
+                )
         self._show_guesses_of_last(rounds[-1], project, wanted)
         if str(mended):
             notes.append(str(mended))

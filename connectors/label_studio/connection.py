@@ -134,7 +134,8 @@ class Connection:
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Leave these out of errors from now on."""
-        self._secrets += secrets
+        words = (" ".join(one.split()) for one in secrets)  # as `_told` sees them
+        self._secrets += [one for one in words if one]
 
     @contextmanager
     def talk(self) -> Iterator[None]:
@@ -188,18 +189,17 @@ class Connection:
         except (httpx.TooManyRedirects, httpx.InvalidURL) as exc:
             raise AnnotationToolError(f"{self.url} does not answer as Label Studio does: {exc}") from exc
         except json.JSONDecodeError as exc:
-            words = _one_line(exc.doc) or "an empty answer"
-            raise AnnotationToolUnavailable(self._is_no_label_studio(words)) from exc
+            raise AnnotationToolUnavailable(self._is_no_label_studio(exc.doc)) from exc
         except (httpx.HTTPError, AttributeError, KeyError, TypeError, ValueError) as exc:
             # An empty answer, a page, a list in place of a task.
-            raise AnnotationToolUnavailable(self._is_no_label_studio(_one_line(str(exc)))) from exc
+            raise AnnotationToolUnavailable(self._is_no_label_studio(str(exc))) from exc
 
-    def _is_no_label_studio(self, words: str) -> str:
-        words = self._without_secrets(words)
+    def _is_no_label_studio(self, answer: str) -> str:
+        words = self._told(answer) or "an empty answer"
         return f"{self.url} does not answer as Label Studio does: {words}; try again, or mend the address"
 
     def _error(self, status: int, body: Any) -> AnnotationToolError:
-        words = self._without_secrets(_words(body))
+        words = self._told(_words(body))
         if status == 401:
             return AuthenticationFailed(
                 f"Label Studio at {self.url} refuses the token: {words}. It wants a personal access token: make one "
@@ -211,10 +211,12 @@ class Connection:
         kind = NotThere if status == 404 else AnnotationToolError
         return kind(f"Label Studio at {self.url} refuses ({status}): {words}")
 
-    def _without_secrets(self, words: str) -> str:
-        for secret in self._secrets:
+    def _told(self, text: str) -> str:
+        """The server's words in one line that is not too long, without secrets."""
+        words = " ".join(text.split())
+        for secret in self._secrets:  # before the cut, which could leave half of one
             words = words.replace(secret, "[secret]")
-        return words
+        return words[:500].rstrip(".")
 
     def _guard(self, response: httpx.Response) -> None:
         """Follow no answer to another host, as the token may go along."""
@@ -272,13 +274,9 @@ def _body(response: httpx.Response) -> Any:
 
 
 def _words(body: Any) -> str:
-    """The server's words, in one line."""
+    """What an answer says in words."""
     said = [body.get("detail"), body.get("validation_errors")] if isinstance(body, dict) else [body]
-    return _one_line(" ".join(_strings(said)))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500].rstrip(".")
+    return " ".join(_strings(said))
 
 
 def _strings(value: Any) -> Iterator[str]:

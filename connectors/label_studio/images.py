@@ -16,7 +16,7 @@ from connectors.label_studio.api import Api
 from connectors.label_studio.project import Project
 from connectors.label_studio.storages import HELP, NEVER_MATCHES, TITLE, Storages
 from connectors.label_studio.stores import STORES, address_in, bucket_of, scheme_of, uri_of
-from pipeline.pool.reasons import PoolError
+from pipeline.pool.reasons import PoolError, PoolUnavailable
 from pipeline.types import Size
 
 LOCAL_FILES = "/data/local-files/?d="
@@ -117,12 +117,34 @@ class ShownImages:
         except (PoolError, OSError) as exc:
             raise AnnotationToolError(f"image {exc}: annotators cannot be shown it") from exc
 
+    def why_lost(self, address: str) -> str:
+        """Why an object cannot be read, which no other keys of Label Studio mend; empty for what else there is."""
+        if not bucket_of(address) or self._reading.objects is None:
+            return ""
+        try:
+            with self._reading.open(uri_of(address)):
+                return ""
+        except PoolUnavailable:
+            return ""
+        except PoolError as exc:
+            return f"image {uri_of(address)}: {exc}: annotators cannot be shown it"
+
+    def check_one(self, addresses: dict[str, str]) -> list[str]:
+        """Load the first image that is not lost, as `check` does; why the ones before it are lost."""
+        lost = []
+        for uri, address in addresses.items():
+            if not (why := self.why_lost(address)):
+                self.check({uri: address})
+                break
+            lost.append(why)
+        return lost
+
     def check(self, addresses: dict[str, str], *, may_renew: bool = True) -> None:
         """Load an image of each kind as a browser does; nobody should label what is not shown.
 
         Args:
             addresses: uri -> address; of a kind, the first is loaded.
-            may_renew: whether a storage that shows nothing may be given the keys of now.
+            may_renew: whether a storage that does not show what is there may be given the keys of now.
 
         Raises:
             AnnotationToolError: one is not shown.
@@ -133,7 +155,7 @@ class ShownImages:
         }
         for uri, address in kinds.values():
             problem = self._problem_with(address)
-            if problem and may_renew and self._stores.renew(address):
+            if problem and may_renew and not self.why_lost(address) and self._stores.renew(address):
                 problem = self._problem_with(address)
             if problem and bucket_of(address):
                 raise AnnotationToolError(

@@ -24,6 +24,7 @@ OF_THE_STORE = re.compile("credentials|endpoint", re.IGNORECASE)
 """In what a server answers with 500 where it cannot reach the store: that is no reason to try the same again."""
 PRIVATE = "reserved network address"
 """In what a server answers that takes no address of a store in a private network."""
+LOGIN = re.compile(r"(?<=//)[^/?#]*@")
 HANDED_OVER = "Label Studio was given the keys of this environment, and keeps them, as none of its own show"
 HELP = "docs/how-to/object-storage.md tells how annotators come to see images of a store"
 
@@ -115,10 +116,10 @@ class Storages:
             except AnnotationToolError as exc:
                 problem = str(exc).removeprefix(f"Label Studio at {self._api.connection.url} ")
             else:
+                if way.hands_over:  # before any look that may fail
+                    self._api.connection.say(f"{HANDED_OVER} {address}")
                 problem = self.problem_with(address)
             if not problem:
-                if way.hands_over:
-                    self._api.connection.say(f"{HANDED_OVER} {address}")
                 return
             problems.append(f"{way.words}: {problem}")
         if is_new and storage_id is not None:
@@ -147,8 +148,10 @@ class Storages:
         """Those that hand nothing over come first: Label Studio may have keys of its own."""
         keys, place = store.keys(os.environ), store.place(os.environ)
         self._api.connection.hide(keys.values())
-        here = place.pop("s3_endpoint", None)
-        for at, endpoint in [(f" at {here}", {"s3_endpoint": here}), ("", {})] if here else [("", {})]:
+        here = place.pop("s3_endpoint", "")
+        self._api.connection.hide(LOGIN.findall(here))
+        at_here = f" at {LOGIN.sub('', here)}"
+        for at, endpoint in [(at_here, {"s3_endpoint": here}), ("", {})] if here else [("", {})]:
             yield _Way(f"with its own keys{at}", place | endpoint, hands_over=False)
             if keys:
                 yield _Way(f"with the keys of this environment{at}", place | endpoint | keys, hands_over=True)

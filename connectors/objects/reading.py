@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
+from time import monotonic
 
 from connectors.images.threads import MemoryGate
 from connectors.objects.addresses import place_of
@@ -15,6 +16,8 @@ MAX_BYTES = 2 * 1024**3
 """Of an object; a larger one would take minutes to read."""
 BYTES_AT_ONCE = 2**30
 """Of all objects that threads hold while they are decoded; one alone may be larger."""
+LONGEST_WAIT = 10.0
+"""Seconds that an answer which has begun may wait for room; its end is `store.ANSWER_TIME` from its begin."""
 
 _GATE = MemoryGate()
 
@@ -44,8 +47,10 @@ class Objects:
         if self.cache and item_id and (held := self.cache.read(item_id)) is not None:
             yield BytesIO(held)
             return
-        content = self._get(uri, item_id)
+        content, begun = self._get(uri, item_id), monotonic()
         with _GATE.hold(content.found.size_bytes, limit=BYTES_AT_ONCE):
+            if monotonic() - begun > LONGEST_WAIT:
+                content = self._get(uri, item_id)
             held = content.read()
             if self.cache and item_id:
                 self.cache.keep(item_id, held)

@@ -252,11 +252,17 @@ def _explanation(exc: Exception, place: Place, *, is_listing: bool) -> PoolError
                 f"{wanted}"
             )
         return PoolError(f"{UNREAD}: forbidden: these credentials may not read it")
+    is_bad_key = isinstance(exc, InvalidPathError) or (isinstance(exc, ValueError) and "Could not parse path" in told)
+    if is_bad_key and not is_listing:
+        return PoolError(
+            f"{UNREAD}: no object can be asked for by a key with an empty part, a part . or .., or a sign that nobody "
+            "can see"
+        )
     if NO_CREDENTIALS.search(told):
         return PoolRefused(f"{place.root}: there are no credentials: the environment must hold {wanted}")
     if "redirect" in told:
         return PoolRefused(f"{place.root}: the bucket is in another region: let AWS_REGION name it")
-    if isinstance(exc, InvalidPathError):
+    if is_bad_key:
         found = re.search(r'[Pp]ath "([^"]*)"', told)
         key = f"the key {shorten(found[1])}" if found else "a key"
         return ListingRefused(

@@ -105,6 +105,20 @@ def test_object_that_was_put_anew_is_another_item_and_one_that_moved_is_the_same
     assert f"{pool}/c.png" in set(usable(index(pool, after))["uri"])
 
 
+def test_pool_that_moved_asks_the_former_bucket_only_for_what_did_not(s3, bucket, monkeypatch):
+    s3.put(bucket, {f"closed/{n}.png": png(n) for n in range(20)} | {"open/z.png": png(30)})
+    s3.put(bucket, {f"open/new/{n}.png": png(n) for n in range(19)})
+    for name, value in s3.environment(READER).items():
+        monkeypatch.setenv(name, value)
+    before = index(f"s3://{bucket}/closed")
+    after = index(f"s3://{bucket}/open", before)
+    assert set(usable(before)["item_id"]) - set(usable(after)["item_id"]) == set(
+        before.loc[before["uri"].str.endswith("/19.png"), "item_id"]
+    )
+    assert usable(after)["uri"].str.startswith(f"s3://{bucket}/open/").all()
+    assert reasons(after) == {"19.png": "cannot be read: forbidden: these credentials may not read it"}
+
+
 def test_what_reading_found_stands_while_the_object_is_the_same(put, no_reading):
     pool = put({"a.png": png(1), "b.png": b"no image"})
     table = index(pool)

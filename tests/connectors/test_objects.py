@@ -4,11 +4,14 @@ import os
 import re
 import sys
 import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
+from connectors.objects import reading as reading_module
 from connectors.objects import store as store_module
 from connectors.objects.addresses import Place, is_address, place_of
 from connectors.objects.cache import ImageCache, shrink, usage
@@ -135,6 +138,15 @@ class TestStore:
         with pytest.raises(PoolRefused, match="the store has no such bucket"):
             get(Place("s3", "no-such-bucket", "a.png"))
 
+    @pytest.mark.parametrize("key", ["a//b.png", "a/./b.png", "../a.png", "a\x01.png"])
+    def test_tells_what_no_object_can_be_asked_for_by(self, key, monkeypatch):
+        monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+        for ask in (get, look_at):
+            with pytest.raises(
+                PoolError, match="cannot be read: no object can be asked for by a key with an empty part"
+            ):
+                ask(Place("s3", "b", key))
+
     def test_sets_what_is_forbidden_apart_from_a_key_that_may_read_nothing(self, s3, bucket, monkeypatch):
         s3.put(bucket, {"open/a.png": b"1", "closed/b.png": b"2"})
         use(monkeypatch, s3, READER)
@@ -235,6 +247,28 @@ class TestObjects:
             with objects.open(str(found.place)) as file:
                 assert file.read() == b"1"
             s3_environment.delete(bucket, "a.png")
+
+    def test_are_asked_for_anew_where_they_waited_long_for_room(self, monkeypatch):
+        now, answers = [0.0], []
+
+        def answer(place):
+            answers.append(now[0])
+            return store_module.Content(Found(place, 1, datetime.now(UTC), None), SimpleNamespace(bytes=lambda: b"1"))
+
+        @contextmanager
+        def hold(_n_bytes, *, limit):
+            now[0] += limit
+            yield
+
+        monkeypatch.setattr(reading_module, "get", answer)
+        monkeypatch.setattr(reading_module, "monotonic", lambda: now[0])
+        monkeypatch.setattr(reading_module, "_GATE", SimpleNamespace(hold=hold))
+        for seconds, n_answers in ((9, 1), (11, 2)):
+            monkeypatch.setattr(reading_module, "BYTES_AT_ONCE", seconds)
+            answers.clear()
+            with Objects().open("s3://b/a.png") as file:
+                assert file.read() == b"1"
+            assert len(answers) == n_answers
 
 
 class TestCache:

@@ -16,8 +16,10 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from connectors.image_folder.index import reason_to_set_aside
 from connectors.images.decode import MAX_PIXELS
 from connectors.images.pixels import load_images, stream_images
+from connectors.images.reading import Reading
 from pipeline.pool.notes import unused_lines
 from pipeline.pool.reasons import CHANGED, PoolError
 from pipeline.pool.table import COLUMNS, set_aside_counts, usable
@@ -429,6 +431,15 @@ class TestIndexingAgain:
         assert reasons[0] == "file changed since it was indexed"
         assert reasons[1].startswith("damaged: ")
 
+    def test_decodes_an_item_that_was_set_aside_before_it_is_used_again(self, folder):
+        table = index(folder)
+        path, less = folder / "b.png", Reading(memory_gb=1e-6)
+        is_it = table["uri"] == str(path)
+        table.loc[is_it, "set_aside_reason"] = why = reason_to_set_aside(str(path), less)
+        table.loc[is_it, ["size_bytes", "modified_ns"]] = pd.NA
+        assert reason_of(index(folder, table, reading=less), path) == why
+        assert reason_of(index(folder, table), path) is None
+
     def test_keeps_items_that_lie_elsewhere(self, folder, tmp_path):
         table = index(folder)
         other = tmp_path / "other"
@@ -630,8 +641,9 @@ class TestManifest:
             index(self.write(folder, "uri\nb.png\n", name="manifest.parquet"))
 
     def test_sets_other_addresses_aside(self, folder):
-        table = index(self.write(folder, "uri\nb.png\nftp://host/a.png\n"))
+        table = index(self.write(folder, "uri\nb.png\nftp://ann:hunter2@host/a.png\n"))
         assert set_aside_counts(table) == {"an address, not a file": 1}
+        assert "ftp://host/a.png" in table["uri"].tolist(), "without the login"
 
 
 def save_rotated(image, path, orientation):

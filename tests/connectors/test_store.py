@@ -1,5 +1,6 @@
 import errno
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 
 from connectors.store import (
+    Damaged,
     StoreError,
     check_format,
     explain,
@@ -20,6 +22,12 @@ from connectors.store import (
     write_json,
     write_table,
 )
+
+
+def test_damage_is_the_same_in_another_process():
+    damage = Damaged(Path("a.json"), "no JSON", "Delete it")
+    again = pickle.loads(pickle.dumps(damage))
+    assert (type(again), again.path, again.what, str(again)) == (Damaged, damage.path, "no JSON", str(damage))
 
 
 def test_failed_write_leaves_the_old_file_and_no_rest(tmp_path):

@@ -1,0 +1,82 @@
+"""An object that is lost while a task shows it: it is told, and no storage is changed for it."""
+
+from contextlib import contextmanager
+from io import BytesIO
+from types import SimpleNamespace
+
+import pytest
+
+from connectors.annotation import AnnotationToolError
+from connectors.images.reading import Reading
+from connectors.label_studio.images import ShownImages
+from connectors.label_studio.reading import HeldStorage
+from connectors.label_studio.storages import HANDED_OVER, TITLE
+from pipeline.pool.reasons import GONE, PoolError, PoolUnavailable
+
+GONE_NOW, AWAY, THERE = "s3://pets/gone.png", "s3://pets/away.png", "s3://pets/there.png"
+
+
+class Store:
+    """Opens objects by their names."""
+
+    @contextmanager
+    def open(self, uri):
+        if uri == GONE_NOW:
+            raise PoolError(f"{GONE}: there is nothing at this address")
+        if uri == AWAY:
+            raise PoolUnavailable("the store does not answer")
+        yield BytesIO(b"image")
+
+
+class Api:
+    """A Label Studio with one storage, which shows nothing."""
+
+    def __init__(self):
+        self.changes, self.said = [], []
+        self.connection = SimpleNamespace(
+            url="http://ls", repeatable=lambda call: call(), say=self.said.append, hide=lambda _: None
+        )
+
+    def storages(self, _kind, _project):
+        return [HeldStorage(id=1, title=TITLE, bucket="pets")]
+
+    def change_storage(self, _kind, _id, settings):
+        self.changes.append(settings)
+
+
+@pytest.fixture
+def api(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setattr("connectors.label_studio.storages.Storages.problem_with", lambda *_: "it answers 424")
+    return Api()
+
+
+@pytest.fixture
+def images(api):
+    project, reading = SimpleNamespace(id=1), Reading(objects=Store())
+    return ShownImages(api, project, images_root=None, shown_in=None, reading=reading, presign_minutes=None)
+
+
+def test_lost_object_is_told_and_hands_no_keys_over(images, api):
+    [why] = images.check_one({GONE_NOW: GONE_NOW})
+    assert why == f"image {GONE_NOW}: {GONE}: there is nothing at this address: annotators cannot be shown it"
+    with pytest.raises(AnnotationToolError, match="annotators would not see image"):
+        images.check({GONE_NOW: GONE_NOW})
+    assert (api.changes, api.said) == ([], [])
+
+
+def test_login_of_an_endpoint_is_not_told(images, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://ann:hunter3@store:9000")
+    with pytest.raises(AnnotationToolError, match="with its own keys at http://store:9000: it answers 424") as told:
+        images.check_one({THERE: THERE})
+    assert "hunter3" not in str(told.value)
+
+
+@pytest.mark.parametrize("uri", [THERE, AWAY])
+def test_object_after_a_lost_one_that_is_not_shown_takes_the_keys_and_people_are_told(images, api, uri):
+    with pytest.raises(AnnotationToolError, match="Give Label Studio keys that may list and read the bucket"):
+        images.check_one({GONE_NOW: GONE_NOW, uri: uri})
+    assert [each["aws_secret_access_key"] for each in api.changes] == ["", "hunter2"]
+    assert api.said == [f"{HANDED_OVER} {uri}"]
