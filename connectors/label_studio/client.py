@@ -187,9 +187,7 @@ class LabelStudio(AnnotationTool):
         if str(mended):
             notes.append(str(mended))
         progress = progress_of(rounds[-1].round_number, held, which, task_ids)
-        return Tended(
-            progress, task_ids, self._standing(held, which, emails={}), mended=tuple(notes)
-        )
+        return Tended(progress, task_ids, self._standing(held, which, emails={}), mended=tuple(notes))
 
     def pull(self, asked: Mapping[Ask, int], *, since: str | None = None) -> Pulled:
         """Read what stands on the tasks of these asks; see `AnnotationTool.pull`."""
