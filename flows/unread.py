@@ -17,7 +17,7 @@ from connectors.objects.reading import Objects
 from flows.artefacts import AUDIT, BATCH, CANDIDATES, LABELLED, SCORES
 from flows.campaign import OpenCampaign
 from flows.folder import RoundFolder
-from flows.kept_images import image_cache
+from flows.kept_objects import image_cache
 from flows.progress import say
 from pipeline.names import printable
 from pipeline.pool.reasons import ImageError, PoolError
@@ -131,6 +131,8 @@ def _holds(folder: RoundFolder, item_ids: Set[str]) -> bool:
 
 def holds_lost(folder: RoundFolder, pool: PoolTable) -> bool:
     """Whether a round that nobody has seen rests on images that the pool has lost since the run that began it."""
+    if folder.is_out:  # and a run that waits reads no list of a million candidates
+        return False
     lists: list[Rows | None] = [folder.get(AUDIT), folder.get(LABELLED), folder.get(BATCH)]
     ids = {item_id for each in lists if each is not None for item_id in each.item_ids}
     if folder.has(CANDIDATES):

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from connectors.score_files import ItemList
 from flows.artefacts import ANSWERS, POOL
 from flows.config import load_settings
 from flows.folder import Folder
@@ -70,3 +71,16 @@ def test_tracker_has_the_wait_for_a_batch_when_its_round_closes(loop):
     assert ledger.seconds_to_batch() == waits[3]
     logged = [run.metrics.get("seconds_to_batch", (None, None))[0] for run in loop.tracker.runs.values()]
     assert logged == [None, waits[1], waits[2], None], "round 3 is open, and its batch is of the next run"
+
+
+def test_run_that_waits_reads_no_list_of_candidates(make_loop, monkeypatch):
+    loop = make_loop()
+    loop.run()
+    loop.label()
+    assert "round 1 asks for" in loop.run()
+
+    def refuse(_):
+        raise AssertionError("the candidates were read")
+
+    monkeypatch.setattr(ItemList, "table", property(refuse))
+    assert "round 1 awaits labels" in loop.run()
