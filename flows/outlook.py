@@ -25,15 +25,11 @@ def measured(rounds: Sequence[RoundFolder]) -> list[Measured]:
     return [(f, training, metrics) for f, training, metrics in read if training is not None and metrics is not None]
 
 
-def measured_rounds(rounds: Sequence[RoundFolder], settings: CampaignSettings) -> list[MeasuredRound]:
-    """The learning curve: one point for each round whose model was measured on the audit set.
+def learning_curve(known: Sequence[Measured], settings: CampaignSettings) -> list[MeasuredRound]:
+    """One point for each round whose model was measured on the audit set.
 
     It begins anew where classes came, went or were merged: an accuracy among others is another number.
     """
-    return _curve(measured(rounds), settings)
-
-
-def _curve(known: Sequence[Measured], settings: CampaignSettings) -> list[MeasuredRound]:
     classes = sorted(settings.classes)
     return [
         _point(training, metrics) for _, training, metrics in known if _present_classes(training, settings) == classes
@@ -115,7 +111,7 @@ def outlook(rounds: Sequence[RoundFolder], settings: CampaignSettings) -> Outloo
         rounds: oldest first.
     """
     rounds_measured = measured(rounds)  # read once: there may be hundreds
-    known = _curve(rounds_measured, settings)
+    known = learning_curve(rounds_measured, settings)
     target, min_gain, query_size = settings.target_accuracy, settings.min_gain, settings.query_size
     at_target, at_gain = (_looks(rounds_measured, rule, settings) for rule in ("target_accuracy", "min_gain"))
     asked: dict[str, Look] = {}

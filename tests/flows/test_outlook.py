@@ -3,7 +3,7 @@ import pytest
 from flows.artefacts import CAMPAIGN, CONFIG, METRICS, OUTLOOK, PUSHED, TRAINING
 from flows.config import CampaignSettings, ConfigError, resolved
 from flows.folder import Campaign
-from flows.outlook import measured_rounds, outlook
+from flows.outlook import learning_curve, measured, outlook
 from flows.records import Pushed
 from flows.reports.round_page import round_markdown
 from flows.reports.status import Limit, campaign_status, status_lines, stopping_text
@@ -68,13 +68,13 @@ def test_curve_has_a_point_for_each_measured_round(campaign, settings):
     campaign.round(6).write(TRAINING, training_of(300))
     campaign.round(0).write(CONFIG, config_of(settings))
     curve = [MeasuredRound(n, right, 200) for n, right in CURVE]
-    assert measured_rounds(campaign.rounds(), settings) == curve
+    assert learning_curve(measured(campaign.rounds()), settings) == curve
     write_rounds(campaign, CURVE[:1], first=7, classes=[*CLASSES, "beyond"])
-    assert measured_rounds(campaign.rounds(), settings) == curve
+    assert learning_curve(measured(campaign.rounds()), settings) == curve
     wider = otherwise(settings, classes=(*CLASSES, "beyond"))
-    assert measured_rounds(campaign.rounds(), wider) == curve[:1], "a curve begins anew with a class"
+    assert learning_curve(measured(campaign.rounds()), wider) == curve[:1], "a curve begins anew with a class"
     renamed = otherwise(settings, classes=("sinister", *CLASSES[1:]), renamed={"left": "sinister"})
-    assert measured_rounds(campaign.rounds(), renamed) == curve, "it goes on under another name"
+    assert learning_curve(measured(campaign.rounds()), renamed) == curve, "it goes on under another name"
 
 
 def test_status_shows_the_forecast_and_what_would_stop_the_campaign(campaign, settings, tmp_path):
@@ -87,7 +87,7 @@ def test_status_shows_the_forecast_and_what_would_stop_the_campaign(campaign, se
 
     write_rounds(campaign, CURVE)
     state = campaign_status(campaign, tmp_path)
-    curve = measured_rounds(campaign.rounds(), settings)
+    curve = learning_curve(measured(campaign.rounds()), settings)
     told = forecast(curve, 50)
     assert state.as_json()["forecast"] == {
         **{"n_labels": 50, "gain": told.gain, "gain_low": told.gain_low, "gain_high": told.gain_high},
