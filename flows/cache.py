@@ -12,12 +12,12 @@ from connectors.frozen_features import cached_features, open_cache
 from connectors.images.reading import WHOLE, Reading
 from connectors.kept_images import kept_images, open_images
 from flows.home import home
+from flows.kept_objects import GIGABYTE
 from pipeline.image_rows import Images
 from pipeline.learning.settings import ModelSettings
 from pipeline.networks.classifier import Classifier
 from pipeline.types import OnProgress
 
-GIGABYTE = 1e9
 UNWATCHED = 0.01
 """Share of the bound that a process may append before it looks whether all is still within."""
 

@@ -17,8 +17,8 @@ from connectors.images.threads import map_in_threads
 from connectors.objects.addresses import is_address
 from connectors.objects.reading import Objects
 from connectors.score_files import GROUP, ItemList
-from flows.cache import GIGABYTE, features_of, images_of, kept_features_of
-from flows.kept_images import image_cache
+from flows.cache import features_of, images_of, kept_features_of
+from flows.kept_objects import GIGABYTE, image_cache
 from flows.predict import predictions
 from pipeline.image_rows import Images
 from pipeline.learning.networks import CHUNK

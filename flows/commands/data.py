@@ -94,8 +94,8 @@ def cache(
     """
     from connectors import feature_store as features
     from connectors.objects import cache as images
-    from flows.cache import GIGABYTE, cache_table, features_folder
-    from flows.kept_images import objects_folder
+    from flows.cache import cache_table, features_folder
+    from flows.kept_objects import GIGABYTE, objects_folder
 
     if clear and shrink_to is not None:
         raise typer.BadParameter("--clear throws all of it away: leave --shrink-to out, or --clear")

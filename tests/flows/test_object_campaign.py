@@ -20,7 +20,7 @@ from flows.backup import restore_backup, write_backup
 from flows.campaign import open_campaign
 from flows.config import ConfigError, load_settings
 from flows.exchange import _root as folder_of_images
-from flows.kept_images import objects_folder
+from flows.kept_objects import objects_folder
 from flows.replay.inputs import digest_of, read_campaign_labels
 from flows.results import predict_files, write_labels
 from flows.successor import write_successor
