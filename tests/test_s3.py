@@ -6,6 +6,7 @@ import httpx
 import obstore
 import pytest
 from obstore.exceptions import PermissionDeniedError, PreconditionError
+from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from tests.s3 import IMPOSTOR, READER
 
@@ -24,8 +25,11 @@ def test_what_changed_vanished_or_expired_is_told(s3, bucket):
     s3.put(bucket, {"a": b"1", "b": b"2"})
     store = s3.store(bucket)
     tag = obstore.head(store, "a")["e_tag"]
-    signed = obstore.sign(store, "GET", "a", timedelta(seconds=1))
-    assert httpx.get(signed, trust_env=False).content == b"1"
+    lasting, short = (obstore.sign(store, "GET", "a", timedelta(seconds=seconds)) for seconds in (600, 1))
+    assert httpx.get(lasting, trust_env=False).content == b"1"
+    for attempt in Retrying(stop=stop_after_delay(30), wait=wait_fixed(0.2), reraise=True):
+        with attempt:
+            assert "has expired" in httpx.get(short, trust_env=False).text
     s3.put(bucket, {"a": b"3"})
     s3.delete(bucket, "b")
     with pytest.raises(PreconditionError):

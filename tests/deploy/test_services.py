@@ -1,5 +1,6 @@
 """Secrets of a deployment, and the commands that become its programs; tests/system/test_deployment.py starts them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,15 @@ from deploy.secret_files import LOGIN, MAKE, SUPERUSER, make_secrets, read_secre
 
 ROOT = Path(__file__).parents[2]
 SERVER = ("--database=localhost:5432", "--listen=127.0.0.1:1", "--url=http://localhost:1")
+
+
+@pytest.fixture(autouse=True)
+def umask_kept():
+    """What becomes a program of a deployment sets its umask; the tests after these have their own again."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
 
 
 def test_secrets_are_made_once_each_another_and_private(tmp_path):

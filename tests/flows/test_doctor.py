@@ -252,7 +252,8 @@ def test_what_is_not_well_has_a_mend_and_nothing_else_has():
 def test_folder_that_others_can_look_into_is_found(sick):
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
         folder = Path(place) / "pets"
-        folder.mkdir(mode=0o755)
+        folder.mkdir()
+        folder.chmod(0o755)  # whatever the umask is
         assert not is_open_to_others(folder)
         Path(place).chmod(0o755)
         assert is_open_to_others(folder)
