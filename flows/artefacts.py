@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, get_args
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
@@ -149,6 +150,11 @@ KNOWN_NETWORK = json_of("known_network.json", KnownNetwork)
 CAMPAIGN_ID = json_of("campaign.id.json", CampaignId)
 DRAWN_AUDIT = json_of("drawn_audit.json", DrawnAudit)
 NOTIFIED = json_of("notified.json", Notified)
+WHOLE_ROUNDS = json_of(
+    "whole_rounds.json",
+    dict[str, str],
+    "The closed rounds whose files were found whole, with a digest of the names, sizes and times of then",
+)
 """Of a campaign."""
 
 CONFIG = json_of("config.json", RoundConfig)
@@ -215,7 +221,7 @@ WITHDRAWN = json_of("withdrawn.json", list[str], "Images whose task was deleted 
 ANSWERS: Artefact[list[Answer]] = Artefact(
     "annotations.parquet",
     "The answers that are new, changed or withdrawn since the last round closed",
-    lambda path: answers_from_columns(pq.ParquetFile(path).read().to_pydict()),  # a fifth of what pandas takes
+    lambda path: answers_from_columns(_columns_of(path)),
     lambda path, answers: _drop(write_table(path, answers_to_table(answers))),
 )
 COLLECTED = json_of("collected.json", Collected)
@@ -225,7 +231,7 @@ SECONDS = json_of("seconds.json", dict[str, float], "Seconds that each step of t
 
 CAMPAIGN_ARTEFACTS: tuple[AnyArtefact, ...] = (
     *(CAMPAIGN, CAMPAIGN_ID, POOL, POOL_FOLDERS, POOL_NOTES, DRAWN_AUDIT, DEPENDENCE, PIXEL_RANGES, KNOWN_NETWORK),
-    *(PAGE, NOTIFIED),
+    *(PAGE, NOTIFIED, WHOLE_ROUNDS),
 )
 ROUND_ARTEFACTS: dict[str, AnyArtefact] = {
     "config": CONFIG,
@@ -262,6 +268,14 @@ ROUND_ARTEFACTS: dict[str, AnyArtefact] = {
     "seconds": SECONDS,
 }
 """What a parameter of a step means."""
+
+
+def _columns_of(path: Path) -> dict[str, list[Any]]:
+    """The columns of a small table, in a tenth of the time that pandas takes."""
+    columns: dict[str, list[Any]] = (
+        pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False).to_pydict()
+    )
+    return columns
 
 
 def _drop(_value: object) -> None:

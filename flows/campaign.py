@@ -18,7 +18,7 @@ from flows.artefacts import ANSWERS, CAMPAIGN, CONFIG, PAGE, PIXEL_RANGES, POOL,
 from flows.changes import claim, refuse_lost_classes
 from flows.config import CampaignSettings, ConfigError, images_root, load_settings, unresolved
 from flows.damage import PROJECT
-from flows.folder import Campaign, RoundFolder
+from flows.folder import Campaign, RoundFolder, stamp
 from flows.home import LAST_CAMPAIGN, home, settle_home
 from flows.home import VARIABLE as HOME_VARIABLE
 from flows.known_network import remember_network
@@ -265,15 +265,6 @@ GIVEN: dict[str, Callable[[OpenCampaign, RoundFolder], object]] = {
     "folder": lambda _, folder: folder,
 }
 """What a step may name besides artefacts and settings. `folder` is for steps that send files of the round elsewhere."""
-
-
-def stamp(path: Path) -> tuple[int, int, int] | None:
-    """The mark of a file's content: a file with the same mark is not read again."""
-    try:
-        told = path.stat()
-    except FileNotFoundError:
-        return None
-    return told.st_mtime_ns, told.st_ino, told.st_size
 
 
 def standing_labels(pool: PoolTable, ledger: Ledger, settings: CampaignSettings) -> Labels:

@@ -3,6 +3,9 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from connectors.store import Damaged, StoreError, explained
@@ -45,6 +48,7 @@ from flows.artefacts import (
     STABILITY,
     SUMMARY,
     TRAINING,
+    WHOLE_ROUNDS,
     WITHDRAWN,
 )
 
@@ -63,7 +67,9 @@ PROJECT = "label_studio.json"
 OURS = frozenset(one.name for one in CAMPAIGN_ARTEFACTS) | {PROJECT, "restored_answers.json"}
 OF_ROUNDS = frozenset(one.name for one in ROUND_ARTEFACTS.values()) - {PUSHING.name}
 """What is looked at. That PUSHING is there counts, and nothing in it."""
-REWRITTEN = frozenset(one.name for one in (POOL_FOLDERS, POOL_NOTES, DRAWN_AUDIT, DEPENDENCE, PAGE, NOTIFIED))
+REWRITTEN = frozenset(
+    one.name for one in (POOL_FOLDERS, POOL_NOTES, DRAWN_AUDIT, DEPENDENCE, PAGE, NOTIFIED, WHOLE_ROUNDS)
+)
 """Of a campaign: the next run writes them anew."""
 UNREAD = frozenset(
     one.name
@@ -87,12 +93,29 @@ OF_CAMPAIGN = dict.fromkeys([*REWRITTEN, KNOWN_NETWORK.name], ANEW) | {
 """The mend of a file of a campaign; of all others `BACKUP`."""
 
 
-def check_files(campaign: Path, *, remove: bool = False) -> list[str]:
+@dataclass(frozen=True)
+class _Seen:
+    """A round's folder as it was found.
+
+    Attributes:
+        names: of what lies in it.
+        mark: of names, sizes and times of all its files; it is another one once a file is cut, written over or gone.
+    """
+
+    path: Path
+    names: frozenset[str]
+    mark: str
+
+
+def check_files(campaign: Path, *, mend: bool = False) -> list[str]:
     """See that a campaign's files are there and whole, as far as their ends tell. Files of others are left alone.
+
+    A closed round that was found whole is not opened again while its files have the sizes and times of then.
 
     Args:
         campaign: its folder.
-        remove: whether a damaged file that nothing needs is removed.
+        mend: whether a damaged file that nothing needs is removed, and the rounds that were found whole are kept in
+            mind; for who holds the campaign's lock.
 
     Returns:
         Lines on such files, and on what is gone and comes back by itself.
@@ -104,9 +127,9 @@ def check_files(campaign: Path, *, remove: bool = False) -> list[str]:
         return []
     told = []
     with explained(campaign):
-        folders = (p for p in campaign.glob("rounds/*") if ROUND_NAME.fullmatch(p.name) and p.is_dir())
-        rounds = sorted(folders, key=lambda p: int(p.name))
-        for path in sorted(_files(campaign, rounds)):
+        rounds, known = _rounds(campaign), _known_to_be_whole(campaign)
+        unknown = [one.path for one in rounds if known.get(one.path.name) != one.mark]
+        for path in sorted(_files(campaign, unknown)):
             try:
                 if is_whole(path):
                     continue
@@ -114,11 +137,48 @@ def check_files(campaign: Path, *, remove: bool = False) -> list[str]:
                 continue
             if not _can_go(path):
                 raise Damaged(path, _what(path), mend_of(path))
-            if remove:
+            if mend:
                 path.unlink(missing_ok=True)
-            mend = "it was removed" if remove else "the next run removes it"
-            told.append(f"{path} is damaged, and nothing needs it: {mend}")
-        return [*told, *_check_missing(campaign, rounds)]
+            how = "it was removed" if mend else "the next run removes it"
+            told.append(f"{path} is damaged, and nothing needs it: {how}")
+        told += _check_missing(campaign, rounds)
+    whole = {one.path.name: one.mark for one in rounds if ROUND.name in one.names}
+    if mend and not told and whole != known:
+        WHOLE_ROUNDS.write(campaign / WHOLE_ROUNDS.name, whole)
+    return told
+
+
+def _rounds(campaign: Path) -> list[_Seen]:
+    folders = (p for p in campaign.glob("rounds/*") if ROUND_NAME.fullmatch(p.name) and p.is_dir())
+    return [_see(folder) for folder in sorted(folders, key=lambda p: int(p.name))]
+
+
+def _see(folder: Path) -> _Seen:
+    root, told = str(folder), []
+
+    def look(inside: str) -> frozenset[str]:
+        names = set()
+        with suppress(FileNotFoundError), os.scandir(inside) as entries:  # a run may remove what another one looks at
+            for entry in entries:
+                names.add(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    look(entry.path)
+                    continue
+                with suppress(FileNotFoundError):
+                    stat = entry.stat()
+                    told.append(f"{entry.path[len(root) :]} {stat.st_size} {stat.st_mtime_ns}")
+        return frozenset(names)
+
+    names = look(root)
+    return _Seen(folder, names, blake2b("\n".join(sorted(told)).encode(), digest_size=16).hexdigest())
+
+
+def _known_to_be_whole(campaign: Path) -> dict[str, str]:
+    """The marks of closed rounds that were found whole; none where that is not known."""
+    try:
+        return WHOLE_ROUNDS.read(campaign / WHOLE_ROUNDS.name)
+    except StoreError:  # it is not there, or itself damaged
+        return {}
 
 
 def _files(campaign: Path, rounds: Sequence[Path]) -> Iterator[Path]:
@@ -189,17 +249,17 @@ def _what(path: Path) -> str:
     return "it is empty" if path.stat().st_size == 0 else "a part of it is missing, or it was written over"
 
 
-def _check_missing(campaign: Path, rounds: Sequence[Path]) -> Iterator[str]:
+def _check_missing(campaign: Path, rounds: Sequence[_Seen]) -> Iterator[str]:
     """Lines on what comes back by itself; an error for what does not."""
-    held = [frozenset(path.name for path in folder.iterdir()) for folder in rounds]
-    is_out = any({PUSHED.name, PUSHING.name} & names for names in held)
+    is_out = any({PUSHED.name, PUSHING.name} & one.names for one in rounds)
     for name in (POOL.name, PIXEL_RANGES.name):
         if is_out and not (campaign / name).exists():
             raise StoreError(f"{campaign / name} is missing, and the audit set and the rounds go by it. {BACKUP}")
-    for number, (folder, names) in enumerate(zip(rounds, held, strict=True)):
+    for number, one in enumerate(rounds):
+        folder, names = one.path, one.names
         if int(folder.name) != number:
             raise StoreError(f"{folder.parent / f'{number:04d}'} is missing, and there are later rounds. {BACKUP}")
-        is_done = ROUND.name in names or folder != rounds[-1]
+        is_done = ROUND.name in names or one is not rounds[-1]
         needed = set(NEEDED if is_done or PUSHED.name in names else ())
         needed |= LEARNT if needed and LEARNT & names else frozenset()
         needed |= {ROUND.name, WITHDRAWN.name} if is_done else frozenset()

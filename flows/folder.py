@@ -155,9 +155,9 @@ class Campaign(Folder):
                         f"was one, bring {CAMPAIGN.name} back from a backup"
                     )
 
-    def check_files(self, *, remove: bool = False) -> list[str]:
+    def check_files(self, *, mend: bool = False) -> list[str]:
         """See that the campaign's files are there and whole; see `flows.damage.check_files`."""
-        return check_files(self.path, remove=remove)
+        return check_files(self.path, mend=mend)
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep every other process from working on the campaign, on this machine and others: see `flows.lease`.
@@ -188,3 +188,12 @@ class Campaign(Folder):
             except OSError as exc:
                 raise StoreError(explain(exc, self.path)) from exc
             yield
+
+
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """The mark of a file's content: a file with the same mark is not read again."""
+    try:
+        told = path.stat()
+    except FileNotFoundError:
+        return None
+    return told.st_mtime_ns, told.st_ino, told.st_size

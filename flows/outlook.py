@@ -1,10 +1,12 @@
 """The outlook after the rounds so far: what the next batch is worth, and whether to ask at all."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 from flows.artefacts import METRICS, OUTLOOK, TRAINING
 from flows.config import CampaignSettings
-from flows.folder import RoundFolder
+from flows.folder import RoundFolder, stamp
 from flows.records import AuditMetrics, Look, Outlook, Training
 from flows.task_types import HEADLINE, TASK
 from pipeline.evaluation.stopping import (
@@ -21,8 +23,15 @@ Measured = tuple[RoundFolder, Training, AuditMetrics]
 
 def measured(rounds: Sequence[RoundFolder]) -> list[Measured]:
     """The rounds whose model was measured on the audit set."""
-    read = [(f, f.get(TRAINING), f.get(METRICS)) for f in rounds]
+    read = [(f, *_records(f.path, *(stamp(f.path_of(artefact)) for artefact in (TRAINING, METRICS)))) for f in rounds]
     return [(f, training, metrics) for f, training, metrics in read if training is not None and metrics is not None]
+
+
+@lru_cache(maxsize=10_000)
+def _records(path: Path, *_stamps: object) -> tuple[Training | None, AuditMetrics | None]:
+    """What a round was trained on and came to; read once, until a file changes: a run asks several times."""
+    folder = RoundFolder(path)
+    return folder.get(TRAINING), folder.get(METRICS)
 
 
 def learning_curve(known: Sequence[Measured], settings: CampaignSettings) -> list[MeasuredRound]:

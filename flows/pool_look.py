@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 from connectors.image_folder.folder_times import FolderTimes
 from connectors.image_folder.index import is_as_left
 from flows.artefacts import DRAWN_AUDIT, POOL, POOL_FOLDERS, POOL_NOTES
-from flows.campaign import OpenCampaign, stamp
+from flows.campaign import OpenCampaign
+from flows.folder import stamp
 
 TRUSTED_FOR = timedelta(days=1)
 """So long a file may be written over in place, or a store may change, before a run that waits finds it. A run that

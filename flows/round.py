@@ -118,9 +118,9 @@ def mend_files(work: OpenCampaign) -> list[str]:
         StoreError: naming the first file that a person has to look after.
     """
     try:
-        return work.folder.check_files(remove=True)
+        return work.folder.check_files(mend=True)
     except Damaged as exc:
-        return [begin_without(exc, work), *work.folder.check_files(remove=True)]
+        return [begin_without(exc, work), *work.folder.check_files(mend=True)]
 
 
 def begin_without(damage: Damaged, work: OpenCampaign) -> str:

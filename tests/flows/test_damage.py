@@ -143,6 +143,22 @@ def is_spare(path: Path) -> bool:
     return parts[parts.index("rounds") + 2] in UNREAD if "rounds" in parts else path.name in REWRITTEN
 
 
+def test_closed_round_is_opened_again_only_where_a_file_of_it_has_changed(again, monkeypatch):
+    again.run()  # the copies have other times
+    opened: list[Path] = []
+    monkeypatch.setattr("flows.damage.is_whole", lambda path: opened.append(path) or is_whole(path))
+    assert again.folder.check_files() == []
+    assert {path.relative_to(again.folder.path).parts[:2] for path in opened if "rounds" in path.parts} == {
+        ("rounds", "0002")
+    }
+    changed = again.folder.round(0).path_of(ANSWERS)
+    changed.touch()
+    again.folder.check_files()
+    assert changed in opened
+    changed.unlink()
+    assert "annotations.parquet is missing" in again.folder.check_files()[0]
+
+
 def test_files_and_folders_of_others_are_left_alone(again):
     (again.folder.path / "notes.json").write_text('{"mine": 1}')
     (again.folder.path / "rounds" / "\u00b2").mkdir()
