@@ -214,6 +214,7 @@ class FeatureCache:
             self._files[number] = file
             n = len(file.ids)
             self._runs.append(merged([Run(file.ids, np.full(n, number, dtype=np.int32), np.arange(n, dtype=np.int32))]))
+            file.let_go()
         while len(self._runs) > 1 and len(self._runs[-2].ids) <= 2 * len(self._runs[-1].ids):
             self._runs[-2:] = [merged(self._runs[-2:])]
 

@@ -241,8 +241,9 @@ class ScoredRound:
             "class_scores": lambda: scores.values(f"class_scores{of}"),
             "class_counts": lambda: task.class_counts(self.labelled.targets(task, classes), len(classes)),
         }
+        ids = self.listed.ids
         return gather_candidates(
-            self.listed.ids[places],
+            ids if len(places) == len(ids) else ids[places],  # a million are not copied where all are there
             score,
             columns,
             how,

@@ -211,8 +211,19 @@ def _check_positions(positions: Tensor, row: Strategy, wanted: int, n_candidates
 
 def _draw_from_the_rest(order: Tensor, chosen: Tensor, n_draws: int, generator: torch.Generator) -> Tensor:
     """Return `(n_draws,)` of `order`, each of those not chosen equally likely."""
+    if not n_draws:
+        return order[:0]
     shuffled = order[torch.randperm(len(order), generator=generator)]
-    return shuffled[~torch.isin(shuffled, chosen)][:n_draws]
+    is_left = torch.ones(len(order), dtype=torch.bool)
+    is_left[chosen] = False
+    return shuffled[is_left[shuffled]][:n_draws]
+
+
+def _n_below(some: Tensor, scores: Tensor) -> Tensor:
+    """Return how many of the scores `(N,)` are below each of some `(n,)`; the many are not sorted for the few."""
+    steps = some.sort().values
+    n_up_to = torch.searchsorted(steps, scores, right=True, out_int32=True).bincount(minlength=len(some) + 1).cumsum(0)
+    return n_up_to[torch.searchsorted(steps, some)]
 
 
 def _batch(
@@ -226,7 +237,7 @@ def _batch(
     positions[is_drawn], positions[~is_drawn] = drawn, chosen
     scores = candidates.scores.cpu()
     picked = scores[positions]
-    shares = torch.searchsorted(scores.sort().values, picked) / max(len(scores), 1)
+    shares = _n_below(picked, scores) / max(len(scores), 1)
     notes, aims = iter(note for note, _ in told), iter(aim for _, aim in told)
     reasons = tuple(
         RANDOM_SLICE if random_pick else _reason(strategy, score, share, next(notes))

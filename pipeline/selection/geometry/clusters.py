@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from pipeline.selection.geometry.distances import ROWS, origin_of, squared_distances
+from pipeline.selection.geometry.distances import ROWS, block_by_block, origin_of, squared_distances
 from pipeline.selection.geometry.spread import d2_sampling_from
 
 LARGE = 10_000
@@ -122,14 +122,17 @@ def _repeats(rows: Tensor) -> Tensor:
 
 def _assign(embeddings: Tensor, centroids: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
     """Return `(N,)` the nearest of the centroids, which are relative to `origin`, and the squared distance to it."""
-    clusters, squared = [], []
+    clusters = torch.empty(len(embeddings), dtype=torch.long, device=embeddings.device)
     lengths = centroids.square().sum(dim=1)
-    for some in embeddings.split(ROWS):
-        points = some.float() - origin
+
+    def nearest(rows: slice) -> Tensor:
+        points = embeddings[rows].float() - origin
         least = torch.addmm(lengths, points, centroids.T, alpha=-2).min(dim=1)
-        clusters.append(least.indices)
-        squared.append((least.values + points.square().sum(dim=1)).clamp_min_(0))
-    return torch.cat(clusters), torch.cat(squared)
+        clusters[rows] = least.indices
+        return (least.values + points.square().sum(dim=1)).clamp_min_(0)
+
+    squared = block_by_block(nearest, len(embeddings), embeddings.device)
+    return clusters, squared
 
 
 def _nearest(points: Tensor, targets: Tensor, origin: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Distances between points: squared, in float32 and in blocks, so that nothing of size N x M is ever made."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,18 @@ NOISE = 2e-6
 Lengths are from the mean of the points, so what is nearer to a point than `sqrt(NOISE)`, 0.14 %, of its distance from
 the mean counts as equal to it.
 """
+
+
+class Points(Protocol):
+    """Rows `(N, D)` of numbers on a device, as a tensor has them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor | slice, /) -> Tensor: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are computed."""
 
 
 def on_the_sphere(embeddings: Tensor) -> Tensor:
@@ -71,7 +84,7 @@ def nearest_squared(embeddings: Tensor, centres: Tensor, origin: Tensor) -> Tens
     return distance
 
 
-def lower_to_nearest(distance: Tensor, factors: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+def lower_to_nearest(distance: Tensor, factors: Sequence[Points], targets: Sequence[Tensor]) -> None:
     """Lower `(N,)` squared distances in place where one of the `(M, D_f)` targets is nearer."""
     lengths = squared_lengths(targets)
     for start in range(0, len(distance), ROWS):
@@ -100,7 +113,20 @@ def squared_lengths(points: Sequence[Tensor]) -> Tensor:
     return reduce(torch.mul, [some.square().sum(dim=1) for some in points])
 
 
-def rows_in_float(factors: Sequence[Tensor], rows: Tensor | slice) -> list[Tensor]:
+def block_by_block(of_rows: Callable[[slice], Tensor], n: int, device: torch.device) -> Tensor:
+    """Return `(n,)` what a function gives of each block of rows.
+
+    All is written into one tensor: small results that stay between the large ones that pass would cut up the memory
+    that these give back, and a process would grow by a block each time.
+    """
+    values = torch.empty(n, device=device)
+    for start in range(0, n, ROWS):
+        rows = slice(start, start + ROWS)
+        values[rows] = of_rows(rows)
+    return values
+
+
+def rows_in_float(factors: Sequence[Points], rows: Tensor | slice) -> list[Tensor]:
     """Return some rows of each factor in float32."""
     return [factor[rows].float() for factor in factors]
 

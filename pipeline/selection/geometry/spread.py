@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pipeline.selection.geometry.distances import (
     ROWS,
+    Points,
+    block_by_block,
     lower_to_nearest,
     nearest_squared,
     origin_of,
@@ -112,7 +114,7 @@ def k_center_greedy(
     return order[picks]
 
 
-def d2_sampling(factors: Sequence[Tensor], n_picks: int, *, generator: torch.Generator) -> Tensor:
+def d2_sampling(factors: Sequence[Points], n_picks: int, *, generator: torch.Generator) -> Tensor:
     """Draw points with odds of their squared distance to the nearest pick so far: k-means++ seeding.
 
     The points are the Kronecker products of the factors' rows, never made: their inner products are the products of
@@ -133,11 +135,13 @@ def d2_sampling(factors: Sequence[Tensor], n_picks: int, *, generator: torch.Gen
     """
     if min(n_picks, len(factors[0])) < 1:
         return torch.empty(0, dtype=torch.long, device=factors[0].device)
-    lengths = [squared_lengths(rows_in_float(factors, slice(i, i + ROWS))) for i in range(0, len(factors[0]), ROWS)]
-    return d2_sampling_from(factors, int(torch.cat(lengths).argmax()), n_picks, generator)
+    lengths = block_by_block(
+        lambda rows: squared_lengths(rows_in_float(factors, rows)), len(factors[0]), factors[0].device
+    )
+    return d2_sampling_from(factors, int(lengths.argmax()), n_picks, generator)
 
 
-def d2_sampling_from(factors: Sequence[Tensor], first: int, n_picks: int, generator: torch.Generator) -> Tensor:
+def d2_sampling_from(factors: Sequence[Points], first: int, n_picks: int, generator: torch.Generator) -> Tensor:
     """Go on from a first pick, as `d2_sampling` does."""
     device = factors[0].device
     n_picks = min(n_picks, len(factors[0]))

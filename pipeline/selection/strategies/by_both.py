@@ -1,6 +1,7 @@
 """Strategies that read both how unsure the model is and where images lie: an unsure batch of different images."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from pipeline.selection.acquisition import margin
 from pipeline.selection.geometry import joint
 from pipeline.selection.geometry.clusters import kmeans
-from pipeline.selection.geometry.distances import ROWS
+from pipeline.selection.geometry.distances import block_by_block
 from pipeline.selection.geometry.spread import d2_sampling, k_center_greedy
 from pipeline.selection.strategies.by_score import best_by_score
 from pipeline.selection.strategies.columns import check_no_negative, mean_of_members
@@ -167,9 +168,29 @@ def badge(probs: Tensor, embeddings: Tensor, *, query_size: int, generator: torc
         probs: `(N, K, C)`.
         embeddings: `(N, D)`.
     """
-    error = mean_of_members(probs)
-    error.scatter_add_(1, error.argmax(dim=1, keepdim=True), error.new_full((len(error), 1), -1))
-    return d2_sampling([error, embeddings], query_size, generator=generator)
+    return d2_sampling([_Errors(probs), embeddings], query_size, generator=generator)
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """The errors `(N, C)` of mean predictions, were the likeliest class right; made when they are read, never held.
+
+    Attributes:
+        probs: `(N, K, C)`.
+    """
+
+    probs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.probs)
+
+    @property
+    def device(self) -> torch.device:
+        return self.probs.device
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        error = mean_of_members(self.probs[rows])
+        return error.scatter_add_(1, error.argmax(dim=1, keepdim=True), error.new_full((len(error), 1), -1))
 
 
 def bait(
@@ -194,7 +215,7 @@ def bait(
         labelled_probs: `(M, K, C)`.
         generator: not used: nothing is left to chance.
     """
-    lengths = torch.cat([some.float().norm(dim=1) for some in embeddings.split(ROWS)])
+    lengths = block_by_block(lambda rows: embeddings[rows].float().norm(dim=1), len(embeddings), embeddings.device)
     length = lengths.mean().clamp_min(TINY)
     return joint.bait(
         embeddings,

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from pipeline.selection.geometry.clusters import kmeans, nearest_to_centroids, typicality
-from pipeline.selection.geometry.distances import mean_of
+from pipeline.selection.geometry.distances import block_by_block, mean_of
 from pipeline.selection.geometry.spread import k_center_greedy
 from pipeline.selection.strategies.by_score import top_k
 from pipeline.selection.turns import take_turns
@@ -115,4 +115,8 @@ def _distance_to_class_means(embeddings: Tensor, labelled_embeddings: Tensor, la
         _, classes, counts = labelled_targets.unique(return_inverse=True, return_counts=True)
         members = one_hot(classes).T.float() / counts[:, None]
         means = members @ (labelled_embeddings.float() - origin)
-    return torch.cat([torch.cdist(some.float() - origin, means).amin(dim=1) for some in embeddings.split(4096)])
+
+    def distance(rows: slice) -> Tensor:
+        return torch.cdist(embeddings[rows].float() - origin, means).amin(dim=1)
+
+    return block_by_block(distance, len(embeddings), embeddings.device)
