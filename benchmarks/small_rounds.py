@@ -13,7 +13,8 @@ from flows.campaign import OpenCampaign
 from flows.round import refresh_pool, work_on
 from flows.steps.push import questions_of
 
-N_IMAGES, N_ASKED = 2000, 5
+N_IMAGES, N_SEED, N_ASKED = 2000, 500, 2
+"""Of many rounds on one pool: the labels to learn from grow by less than half in a hundred."""
 FILE = """\
 name = "scale"
 pool = "images"
@@ -21,7 +22,7 @@ classes = {classes}
 folder = "campaign"
 budget = 1000000
 audit_size = 50
-seed_set_size = 50
+seed_set_size = {n_seed}
 query_size = {n_asked}
 [model]
 name = "benchmarks.big_campaigns:small_body"
@@ -36,10 +37,10 @@ ensemble = 2
 """
 
 
-def write_campaign(folder: Path, n: int) -> Path:
+def write_campaign(folder: Path, n: int, *, n_seed: int = 50) -> Path:
     """A campaign of n tiny files that nothing has looked at yet."""
     write_pool(folder / "images", n)
-    text = FILE.format(classes=list(CLASSES), n_asked=N_ASKED)
+    text = FILE.format(classes=list(CLASSES), n_asked=N_ASKED, n_seed=n_seed)
     (folder / "campaign.toml").write_text(text, encoding="utf-8")
     return folder
 
@@ -81,12 +82,16 @@ def put_out(work: OpenCampaign) -> None:
 
 
 def rounds(place: Path, n_rounds: int) -> list[float]:
-    """Seconds of rounds one after the other: each brings its labels in, learns, scores, selects and asks."""
-    work = open_again(write_campaign(place / "campaign", N_IMAGES))
+    """Seconds of rounds one after the other: each brings its labels in, learns, scores, selects and asks.
+
+    Each begins with nothing of the ledger, the pool or the networks in memory, as another process would.
+    """
+    work = open_again(write_campaign(place / "campaign", N_IMAGES, n_seed=N_SEED))
     tool, seconds = cast("MemoryTool", work.tool), []
     for _ in range(n_rounds + 1):
+        again = OpenCampaign(work.settings, work.folder, tool=tool, tracker=work.tracker)
         begun = perf_counter()
-        work_on(work)
+        work_on(again)
         seconds.append(perf_counter() - begun)
         for question in tool.served():
             tool.answer(question.ask, CLASSES[int(Path(question.uri).stem) % N_CLASSES], annotator="ann")
