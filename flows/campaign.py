@@ -231,6 +231,9 @@ class OpenCampaign:
         Raises:
             WorkersError: they cannot be had.
         """
+        from flows.batch_sizes import keep_batch_sizes  # loads torch
+
+        keep_batch_sizes()
         if self.settings.workers == "local":
             yield
             return
@@ -326,6 +329,9 @@ def local_servers() -> servers.Servers:
 
 def do_piece_of_round(folder: Path, sent: "PieceOfRound") -> None:
     """Do a piece in a worker, which has the campaign's folder and nothing else."""
+    from flows.batch_sizes import keep_batch_sizes
+
+    keep_batch_sizes()
     campaign = Campaign(folder)
     work = _opened(folder, stamp(campaign.path_of(CAMPAIGN)))
     round_folder = campaign.round(sent.round_number)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from flows.batch_sizes import keep_batch_sizes
 from flows.progress import progress_bars
 from flows.replay.folder import FULL_DATA, Job, Replay
 from flows.replay.runs import OnModel, run
@@ -30,6 +31,7 @@ def run_jobs(replay: Replay, *, workers: int, elsewhere: WorkerSettings | None =
     Args:
         elsewhere: of a campaign, whose workers of Ray do the jobs if it has them.
     """
+    keep_batch_sizes()
     jobs = replay.jobs()
     workers = min(workers, len(jobs))
     with _progress(replay) as on_model:
@@ -111,6 +113,7 @@ def _opened(folder: Path) -> Replay:
 
 
 def _work(folder: Path, job: Job) -> None:
+    keep_batch_sizes()
     run(_opened(folder), job, lambda name: _queue.put(name) if _queue is not None else None)
 
 

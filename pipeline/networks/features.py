@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.networks.classifier import Classifier, evaluating, half_precision
 from pipeline.networks.errors import ModelError
+from pipeline.networks.halving import Work, halving
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,7 +51,8 @@ def extract(model: Classifier, images: Tensor, *, device: torch.device) -> Tenso
 
     Every forward pass has the same number of images, filled up with black ones, because a network's last bits depend
     on the size of the batch: so an image's features do not depend on the images beside it. They may depend on the
-    device, the release of torch, and the number of threads.
+    device, the release of torch, and the number of threads; and on the memory of a GPU, which has fewer images pass at
+    a time where it is small (`halving`).
 
     Args:
         images: uint8 `(n, channels, S, S)`.
@@ -64,8 +66,12 @@ def extract(model: Classifier, images: Tensor, *, device: torch.device) -> Tenso
     """
     model.to(device)
     with torch.no_grad(), evaluating(model):
-        n_images = BATCH if device.type == "cpu" else GPU_BATCH
-        features = torch.cat([_batch_features(model, few, n_images, device) for few in images.split(n_images)]).cpu()
+        most = BATCH if device.type == "cpu" else GPU_BATCH
+        features = halving(
+            lambda n: torch.cat([_batch_features(model, few, n, device) for few in images.split(n)]).cpu(),
+            most,
+            Work("features", model, images.shape[1:]),
+        )
     if not features.isfinite().all():
         raise ModelError(
             f"the features of {type(model.trunk).__name__} do not fit into float16: some are not finite or larger than "
