@@ -35,6 +35,8 @@ def sizes_on(device: str) -> list[str]:
 
 
 def _keep(work: str, n: int) -> None:
+    if read_sizes().get(work) == n:  # another process that trains the same network was first
+        return
     told = f"memory is too small for more: {n} at a time from now on ({work})"
     log().info(told)
     say(told)

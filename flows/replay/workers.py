@@ -19,6 +19,7 @@ from flows.progress import progress_bars
 from flows.replay.folder import FULL_DATA, Job, Replay
 from flows.replay.runs import OnModel, run
 from flows.workers.settings import WorkerSettings
+from flows.workers.together import end_with_parent
 from pipeline.training.fit import TrainingError
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -48,6 +49,7 @@ def _run_on_ray(replay: Replay, jobs: Sequence[Job], settings: WorkerSettings, o
     from flows.workers.cluster import joined
     from flows.workers.ray import Spread
 
+    settings = settings.model_copy(update={"gpus_per_network": 1})  # a run trains in one process
     folder, n_models = replay.path.absolute(), {job: replay.rounds_left(job) for job in jobs}
 
     def count(job: Job) -> None:
@@ -95,16 +97,9 @@ def _begin_worker(threads: int, done: "SimpleQueue[str]") -> None:
     global _queue
     _queue = done
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     threadpool_limits(threads)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 @cache

@@ -71,7 +71,11 @@ FITTING = BatchSizes()
 """Of this process, for all networks; `flows/batch_sizes.py` keeps it for later ones."""
 
 
-def halving(compute: Callable[[int], T], most: int, work: Work, *, least: int = 1) -> T:
+class Halved(Exception):
+    """Work that other processes take part in does not fit: all must begin anew, with what is remembered now."""
+
+
+def halving(compute: Callable[[int], T], most: int, work: Work, *, least: int = 1, alone: bool = True) -> T:
     """What `compute` gives for as many inputs at a time as memory has room for.
 
     It is called with `most`, or with what fitted before, and again with half of that as long as the device is out of
@@ -80,9 +84,11 @@ def halving(compute: Callable[[int], T], most: int, work: Work, *, least: int = 
     Args:
         compute: does all of the work with so many inputs at a time; called again, it begins anew.
         least: fewer make no sense.
+        alone: no other process waits for this one in `compute`.
 
     Raises:
         DoesNotFit: memory has no room for `least` inputs.
+        Halved: it has none for those that were tried, and others wait.
     """
     least = min(least, most)
     n = first = max(least, FITTING.for_work(work, most))
@@ -96,6 +102,9 @@ def halving(compute: Callable[[int], T], most: int, work: Work, *, least: int = 
         if n <= least:
             raise DoesNotFit(_advice(work, n, told))
         n = max(least, n // 2)
+        if not alone:
+            FITTING.remember(work, n)
+            raise Halved(f"{n} at a time ({work})")
         if work.device.type == "cuda":  # the error is gone, and with it what its frames held
             torch.cuda.empty_cache()
     if n < first:

@@ -18,6 +18,7 @@ from pipeline.randomness import seeded
 from pipeline.tasks.task_type import TaskType
 from pipeline.training.augmentation import AUGMENTATIONS, Augmentation, unchanged
 from pipeline.training.gradients import Learner, moving_buffers
+from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.recipe import Recipe
 from pipeline.training.schedules import is_over, learning_rate_share
 from pipeline.training.splits import draw_bootstrap
@@ -75,6 +76,9 @@ def fit(
     was. Where a batch does not fit into the memory of a GPU, parts of it pass one after the other: see
     `Learner.set_gradients`.
 
+    In a process group of torch all processes call this with the same arguments, and train one network together; on
+    features each trains for itself.
+
     Without pretrained weights mean and std are those of `pool_sample`.
 
     Args:
@@ -106,14 +110,16 @@ def fit(
     _prepare(model, device)
     batch_size = recipe.batch_size_for(task)
     _set_training_mode(model, smallest_batch=min(len(train), batch_size))
-    network, predict = (model.tail, model.read) if from_features else (model, model)
+    ranks = ALONE if from_features else Ranks.here()
+    network, predict = (model.tail, model.read) if from_features else (model, ranks.wrapped(model))
     inputs = inputs.to(device, torch.float32) if from_features and isinstance(inputs, Tensor) else inputs
     augment = unchanged if from_features else AUGMENTATIONS[recipe.augmentation]
     load = partial(_load, inputs, targets.to(device), device, task)
     loss = partial(loss_of, recipe=recipe, task=task, class_weights=weights)
     groups = model.parameter_groups(recipe.learning_rate, recipe.body_rate)
     optimiser = _make_optimiser(groups, recipe.learning_rate, recipe.weight_decay)
-    learner = Learner(model, predict, task, loss, [each for group in groups for each in group["params"]])
+    learned = [each for group in groups for each in group["params"]]
+    learner = Learner(model, predict, task, loss, learned, ranks, torch.Generator().manual_seed(seed))
     n_steps = _count_steps(len(train), batch_size, recipe.min_steps)
     watched = "validation_loss" if len(held_out) and recipe.patience is not None else "train_loss"
     moving = _moving_tensors(network)
@@ -128,9 +134,11 @@ def fit(
             shares = [learning_rate_share(s, n_in_all, schedule=recipe.schedule, losses=losses) for s in of_steps]
             steps = (train[rows] for rows in _steps(len(train), batch_size, n_steps, generator))
             row = _train_epoch(learner, load(steps, augment), shares, optimiser, recipe.label_smoothing)
+            ranks.take_over(moving_buffers(network))
             if len(held_out):
                 with evaluating(network), torch.inference_mode():
                     row |= _validate(learner, lambda n: load(held_out.split(n), unchanged), batch_size, inputs.shape)
+            row = ranks.as_first(row)
             _check_finite(row, epoch, recipe.learning_rate)
             history.append(row)
             losses.append(row[watched])
@@ -279,9 +287,10 @@ def _validate(
 ) -> dict[str, float]:
     """Loss and metrics on what `load` gives in batches of so many, of inputs of a shape `(n, ...)`."""
     predicted = halving(
-        lambda n: [(learner.predict(inputs), targets) for inputs, targets in load(n)],
+        lambda n: [(learner.see(inputs), targets) for inputs, targets in load(n)],
         batch_size,
         Work("validation", learner.model, shape[1:]),
+        alone=learner.ranks.size == 1,
     )
     outputs, targets = (torch.cat(parts) for parts in zip(*predicted, strict=True))
     wanted = learner.task.wanted(targets, outputs)

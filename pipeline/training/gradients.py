@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.halving import Work, halving
 from pipeline.tasks.task_type import TaskType
+from pipeline.training.ranks import ALONE, Ranks, Share, without_exchange
 
 
 class Loss(Protocol):
@@ -38,6 +39,8 @@ class Learner:
         model: in training mode, on its device.
         predict: from a batch of inputs to outputs `(n, C, ...)`, by the model or a part of it.
         weights: those that are trained.
+        ranks: the processes that train it.
+        seeds: of what dropout draws in each of them.
     """
 
     model: Classifier
@@ -45,6 +48,8 @@ class Learner:
     task: TaskType
     loss: Loss
     weights: Sequence[Tensor]
+    ranks: Ranks = ALONE
+    seeds: torch.Generator = field(default_factory=torch.Generator)
 
     def set_gradients(self, inputs: Tensor, targets: Tensor, *, label_smoothing: float) -> Learnt:
         """Give the weights the gradients of a batch's loss.
@@ -56,36 +61,57 @@ class Learner:
         Dropout draws other numbers than for a whole batch. Batch-norm in training mode sees the statistics of a part,
         which has two images at least, and a try that did not fit may have moved its own.
 
+        Of several processes each passes its share of the batch, and each makes the loss of the whole. Batch-norm in
+        training mode sees a share.
+
         Args:
             inputs: `(n, ...)`, n >= 1.
             targets: `(n, ...)` as the task has them.
         """
         least = 2 if self._has_moving_batch_norm and len(inputs) > 1 else 1
+        share = self.ranks.share(len(inputs), least=least)
+        own = share.of(inputs)
 
         def compute(n: int) -> Learnt:
             for values in self.weights:
                 values.grad = None
-            n_parts = min(-(-len(inputs) // n), len(inputs) // least)
-            if n_parts > 1:
-                return self._learn_in_parts(inputs, targets, n_parts, label_smoothing)
-            outputs = self.predict(inputs)
-            wanted = self.task.wanted(targets, outputs)
-            loss = self.loss(outputs, wanted, label_smoothing=label_smoothing)
-            loss.backward()
-            return Learnt(outputs.detach(), wanted, loss.detach())
+            n_parts = min(-(-len(own) // n), len(own) // least)
+            with self.ranks.drawing(share, own.device, self.seeds):
+                if n_parts > 1:
+                    return self._learn_in_parts(own.tensor_split(n_parts), share, targets, label_smoothing)
+                learnt = self._judge(share.joined(self.predict(own)), targets, label_smoothing)
+                self._summed(learnt.loss, share).backward()
+                return Learnt(learnt.outputs.detach(), learnt.wanted, learnt.loss.detach())
 
-        return halving(compute, len(inputs), Work("training", self.model, inputs.shape[1:]), least=least)
+        work = Work("training", self.model, inputs.shape[1:])
+        return halving(compute, len(own), work, least=least, alone=self.ranks.size == 1)
 
-    def _learn_in_parts(self, inputs: Tensor, targets: Tensor, n_parts: int, label_smoothing: float) -> Learnt:
-        parts = inputs.tensor_split(n_parts)
+    def _learn_in_parts(self, parts: Sequence[Tensor], share: Share, targets: Tensor, label_smoothing: float) -> Learnt:
         with torch.no_grad(), _as_it_was(self.model):
-            outputs = torch.cat([self.predict(part) for part in parts])
+            own = torch.cat([self.predict(part) for part in parts])
+        learnt = self._judge(share.joined(own.requires_grad_()), targets, label_smoothing)
+        (of_own,) = torch.autograd.grad(self._summed(learnt.loss, share), own)
+        *first, last = zip(parts, of_own.split([len(part) for part in parts]), strict=True)
+        with without_exchange(self.predict):
+            for part, of_part in first:
+                self.predict(part).backward(of_part)
+        self.predict(last[0]).backward(last[1])
+        return Learnt(learnt.outputs.detach(), learnt.wanted, learnt.loss.detach())
+
+    def _judge(self, outputs: Tensor, targets: Tensor, label_smoothing: float) -> Learnt:
+        """What outputs come to, with the graph of the loss."""
         wanted = self.task.wanted(targets, outputs)
-        loss = self.loss(outputs.requires_grad_(), wanted, label_smoothing=label_smoothing)
-        (of_outputs,) = torch.autograd.grad(loss, outputs)
-        for part, of_part in zip(parts, of_outputs.tensor_split(n_parts), strict=True):
-            self.predict(part).backward(of_part)
-        return Learnt(outputs.detach(), wanted, loss.detach())
+        return Learnt(outputs, wanted, self.loss(outputs, wanted, label_smoothing=label_smoothing))
+
+    @staticmethod
+    def _summed(loss: Tensor, share: Share) -> Tensor:
+        """What makes the mean over processes, each of which has the gradient of its share, the sum of these."""
+        return loss * len(share.sizes) if len(share.sizes) > 1 else loss
+
+    def see(self, inputs: Tensor) -> Tensor:
+        """Outputs `(n, C, ...)` of inputs `(n, ...)`, without gradients."""
+        share = self.ranks.share(len(inputs))
+        return share.joined(self.predict(share.of(inputs)))
 
     @cached_property
     def _has_moving_batch_norm(self) -> bool:

@@ -17,6 +17,7 @@ from flows.workers.settings import WorkerSettings
         ({"workers": "ray", "ray_address": "head"}, "that of its head, 'HOST:PORT'"),
         ({"workers": "ray", "ray_gpus": 1.5}, "in fractions of one, or as a whole number"),
         ({"ray_address": "head:6379"}, "and workers = 'local' uses none"),
+        ({"gpus_per_network": 2}, "and workers = 'local' has none"),
     ],
 )
 def test_what_would_join_another_cluster_or_do_nothing_is_refused(values, told):
@@ -27,6 +28,13 @@ def test_what_would_join_another_cluster_or_do_nothing_is_refused(values, told):
 def test_addresses_and_shares_of_gpus_are_taken():
     for address in ("head:6379", "10.0.0.5:6379", "[::1]:6379"):
         assert WorkerSettings(workers="ray", ray_address=address, ray_gpus=0.25).ray_address == address
+
+
+def test_worker_has_room_for_the_processes_of_a_network():
+    on_processors = WorkerSettings(workers="ray", ray_cpus=3, gpus_per_network=2)
+    on_gpus = WorkerSettings(workers="ray", ray_cpus=3, ray_gpus=0.5, gpus_per_network=2)
+    assert [on_processors.needs(), on_processors.needs(2)] == [(3, 0), (6, 0)]
+    assert [on_gpus.needs(), on_gpus.needs(2)] == [(3, 0.5), (6, 2)]
 
 
 def test_processes_for_a_replay_are_refused_where_the_campaign_has_workers_of_ray(tmp_path):

@@ -1,0 +1,83 @@
+"""What processes do together in tests: functions that they can import."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+
+from flows.batch_sizes import keep_batch_sizes
+from flows.progress import say
+from flows.workers.together import LostProcess
+from pipeline.tasks import TASKS
+from pipeline.training.fit import TrainingError
+from pipeline.training.ranks import Ranks
+from tests.pipeline.test_halving import N_CLASSES, SIDE, network
+from tests.pipeline.training import train
+
+N = 35
+"""Of which 31 are trained on: the last batch of 8 has 7, an odd number."""
+
+
+def learn(folder: Path, how: tuple[str, int]) -> None:
+    """Train a network for a task, whose device has room for so many images; the first process writes it."""
+    task, room = TASKS[how[0]], how[1]
+    keep_batch_sizes()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (N, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    targets = torch.arange(N) % N_CLASSES
+    if how[0] == "segmentation":
+        painted = torch.randint(N_CLASSES + 1, (N, SIDE, SIDE), generator=generator)
+        targets = painted.repeat_interleave(32, 1).repeat_interleave(32, 2).to(torch.uint8)
+    model = network(room, task=task)
+    recipe = {"max_epochs": 3, "batch_size": 8, "min_steps": 1, "augmentation": "natural", "patience": 5}
+    outcome = train(model, images, targets, task=task, held_out=torch.arange(4, 8), **recipe)
+    if Ranks.here().is_first:
+        torch.save({"state": model.state_dict(), "history": outcome.history}, folder / "learnt.pt")
+    (folder / f"{Ranks.here().rank} of {Ranks.here().size}").write_text(f"{max(model.trunk[0].seen)}")
+
+
+def be_killed(_folder: Path, _piece: None) -> None:
+    """The second process dies while the first one waits for it."""
+    if Ranks.here().rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.barrier()
+
+
+def be_wrong(_folder: Path, _piece: None) -> None:
+    if Ranks.here().rank == 1:
+        raise TrainingError("the loss is nan")
+    distributed.barrier()
+
+
+def wait(folder: Path, _piece: None) -> None:
+    (folder / f"{os.getpid()}.waits").touch()
+    if Ranks.here().rank == 1:
+        time.sleep(600)
+    distributed.barrier()
+
+
+def lose_one(folder: Path, _n: int) -> None:
+    """What a worker of Ray tells of a piece that lost a process at the first try."""
+    if not (folder / "lost").exists():
+        (folder / "lost").touch()
+        raise LostProcess("process 2 of 2 ended with SIGKILL")
+
+
+def telling_network() -> nn.Module:
+    """A network that tells once which process of how many it is trained by."""
+    return nn.Sequential(
+        Tells(), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10)
+    )
+
+
+class Tells(nn.Module):
+    has_told = False
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training and not self.has_told:
+            self.has_told = True
+            say(f"process {Ranks.here().rank + 1} of {Ranks.here().size}")
+        return images
