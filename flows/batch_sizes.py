@@ -14,8 +14,9 @@ NAME = "batch-sizes.json"
 
 
 def keep_batch_sizes() -> None:
-    """Begin with the sizes that earlier runs found, and keep those that this process finds."""
-    FITTING.known.update(read_sizes())
+    """Begin with the sizes that earlier runs found, or smaller ones, and keep those that this process finds."""
+    for work, n in read_sizes().items():
+        FITTING.known[work] = min(n, FITTING.known.get(work, n))
     FITTING.on_found = _keep
 
 

@@ -19,7 +19,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from connectors.store import write_atomic
 from flows.workers.cluster import LOOPBACK, WorkersError, WrongWorkers
-from pipeline.networks.halving import Halved
+from pipeline.networks.halving import FITTING, Halved
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)
@@ -59,6 +59,7 @@ def do_together(run: Callable[[Path, T], None], folder: Path, piece: T, *, n: in
             return
         if not isinstance(error, Halved):
             raise error
+        FITTING.known[error.work] = error.n
 
 
 def _try(
@@ -67,7 +68,7 @@ def _try(
     """What went wrong in the processes first; None where nothing did."""
     threads = torch.get_num_threads()
     try:
-        spawn(_take_part, (n, threads, on_gpus, shared, run, folder, piece), nprocs=n)
+        spawn(_take_part, (n, threads, FITTING.known, on_gpus, shared, run, folder, piece), nprocs=n)
     except ProcessExitedException as exc:
         reports = sorted(shared.glob("*.error"))
         if reports:
@@ -80,6 +81,7 @@ def _take_part(
     rank: int,
     n: int,
     threads: int,
+    known: dict[str, int],
     on_gpus: bool,
     shared: Path,
     run: Callable[[Path, T], None],
@@ -87,11 +89,13 @@ def _take_part(
     piece: T,
 ) -> None:
     """Be one of the processes."""
+    FITTING.known.update(known)
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         _join_group(rank, n, on_gpus, shared)
         run(folder, piece)
+        distributed.barrier()  # one that ended before would be missed
         distributed.destroy_process_group()
     except Exception as exc:
         exc.add_note(traceback.format_exc())

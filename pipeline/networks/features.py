@@ -5,11 +5,8 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +14,8 @@ from torch import Tensor, nn
 from pipeline.networks.classifier import Classifier, evaluating, half_precision
 from pipeline.networks.errors import ModelError
 from pipeline.networks.halving import Work, halving
+from pipeline.networks.once import once_for_each_network
 
-P = ParamSpec("P")
-T = TypeVar("T")
 FORMAT = 3
 """Part of every key: raise it when a change of the code changes the features of an image."""
 BATCH = 32
@@ -29,21 +25,6 @@ GPU_BATCH = 64
 """Images of one forward pass elsewhere."""
 LIBRARIES = ("torch", "torchvision", "timm")
 """Whose layers are told by their release, and not by their source."""
-
-
-def once_for_each_network(function: Callable[Concatenate[Classifier, P], T]) -> Callable[Concatenate[Classifier, P], T]:
-    """Compute something of a network once; what is known of it goes with it, and keeps no network alive."""
-    known: WeakKeyDictionary[Classifier, dict[Hashable, T]] = WeakKeyDictionary()
-
-    @wraps(function)
-    def remembered(model: Classifier, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        of_model = known.setdefault(model, {})
-        key = (args, tuple(sorted(kwargs.items())))
-        if key not in of_model:
-            of_model[key] = function(model, *args, **kwargs)
-        return of_model[key]
-
-    return remembered
 
 
 def extract(model: Classifier, images: Tensor, *, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.devices import device_name
 from pipeline.networks.errors import ModelError
+from pipeline.networks.once import once_for_each_network
 
 T = TypeVar("T")
 
@@ -38,10 +40,9 @@ class Work(NamedTuple):
         return self.model.mean.device
 
     def __str__(self) -> str:
-        layers = re.sub(r" at 0x[0-9a-f]+", "", repr(self.model))  # the address of a function changes from run to run
-        digest = hashlib.sha256(f"{layers} {self.model.frozen}".encode()).hexdigest()[:8]
-        network = f"{type(self.model.trunk).__name__} {digest}"
-        return f"{self.kind}, {network}, {'x'.join(map(str, self.shape))}, {device_name(self.device)}"
+        layers = _digest_of_layers(self.model, self.model.frozen)
+        network = f"{type(self.model.trunk).__name__} {layers}"
+        return f"{self.kind}, {network}, {'x'.join(map(str, self.shape))}, {_name_of(self.device)}"
 
 
 @dataclass
@@ -72,7 +73,15 @@ FITTING = BatchSizes()
 
 
 class Halved(Exception):
-    """Work that other processes take part in does not fit: all must begin anew, with what is remembered now."""
+    """Work that other processes take part in does not fit: all must begin anew, with n at a time.
+
+    Attributes:
+        work: text of the work.
+    """
+
+    def __init__(self, work: str, n: int) -> None:
+        super().__init__(work, n)
+        self.work, self.n = work, n
 
 
 def halving(compute: Callable[[int], T], most: int, work: Work, *, least: int = 1, alone: bool = True) -> T:
@@ -104,7 +113,7 @@ def halving(compute: Callable[[int], T], most: int, work: Work, *, least: int = 
         n = max(least, n // 2)
         if not alone:
             FITTING.remember(work, n)
-            raise Halved(f"{n} at a time ({work})")
+            raise Halved(str(work), n)
         if work.device.type == "cuda":  # the error is gone, and with it what its frames held
             torch.cuda.empty_cache()
     if n < first:
@@ -118,3 +127,14 @@ def _advice(work: Work, n: int, told: str) -> str:
         f"{few} too much for the memory of the device ({work}): {told}. End other programs that use "
         'it, or choose a smaller image_size or network, train = "head", or a device with more memory'
     )
+
+
+@once_for_each_network
+def _digest_of_layers(model: Classifier, frozen: tuple[str, ...]) -> str:
+    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # the address of a function changes from run to run
+    return hashlib.sha256(f"{layers} {frozen}".encode()).hexdigest()[:8]
+
+
+@cache
+def _name_of(device: torch.device) -> str:
+    return device_name(device)

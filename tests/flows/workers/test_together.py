@@ -7,6 +7,7 @@ import psutil
 import pytest
 import torch
 
+from flows.batch_sizes import NAME
 from flows.workers.cluster import WrongWorkers
 from flows.workers.together import LostProcess, do_together
 from pipeline.training.fit import TrainingError
@@ -38,6 +39,8 @@ def test_two_processes_come_to_the_weights_of_one(tmp_path):
 
 
 def test_processes_that_run_out_of_memory_begin_anew_with_half_and_come_to_the_same(tmp_path):
+    """Also where what they find cannot be kept."""
+    (tmp_path / "home" / NAME).mkdir()
     learn(tmp_path, ("classification", PLENTY))
     alone = torch.load(tmp_path / "learnt.pt")
     together(learn, tmp_path, ("classification", 2))

@@ -1,5 +1,6 @@
 """What processes do together in tests: functions that they can import."""
 
+import copy
 import os
 import signal
 import time
@@ -11,11 +12,13 @@ from torch import distributed, nn
 from flows.batch_sizes import keep_batch_sizes
 from flows.progress import say
 from flows.workers.together import LostProcess
+from pipeline.members.swag import swag_draws
 from pipeline.tasks import TASKS
 from pipeline.training.fit import TrainingError
 from pipeline.training.ranks import Ranks
+from pipeline.training.recipe import Recipe
 from tests.pipeline.test_halving import N_CLASSES, SIDE, network
-from tests.pipeline.training import train
+from tests.pipeline.training import CPU, train
 
 N = 35
 """Of which 31 are trained on: the last batch of 8 has 7, an odd number."""
@@ -34,9 +37,12 @@ def learn(folder: Path, how: tuple[str, int]) -> None:
     model = network(room, task=task)
     recipe = {"max_epochs": 3, "batch_size": 8, "min_steps": 1, "augmentation": "natural", "patience": 5}
     outcome = train(model, images, targets, task=task, held_out=torch.arange(4, 8), **recipe)
-    if Ranks.here().is_first:
-        torch.save({"state": model.state_dict(), "history": outcome.history}, folder / "learnt.pt")
-    (folder / f"{Ranks.here().rank} of {Ranks.here().size}").write_text(f"{max(model.trunk[0].seen)}")
+    state, most = copy.deepcopy(model.state_dict()), max(model.trunk[0].seen)
+    if Ranks.here().is_first:  # what it does afterwards does not wait for the others
+        how_drawn = {"n_draws": 1, "n_columns": 2, "seed": 0, "device": CPU}
+        next(iter(swag_draws(model, images, targets, Recipe(batch_size=8), task=task, **how_drawn)))
+        torch.save({"state": state, "history": outcome.history}, folder / "learnt.pt")
+    (folder / f"{Ranks.here().rank} of {Ranks.here().size}").write_text(f"{most}")
 
 
 def be_killed(_folder: Path, _piece: None) -> None:
