@@ -33,6 +33,7 @@ def test_two_processes_come_to_the_weights_of_one(tmp_path):
     together(learn, tmp_path, ("segmentation", PLENTY))
     found = torch.load(tmp_path / "learnt.pt")
     torch.testing.assert_close(found["state"], alone["state"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found["gradients"], alone["gradients"], rtol=1e-4, atol=1e-6)
     for one, other in zip(found["history"], alone["history"], strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
     assert [(tmp_path / f"{rank} of 2").read_text() for rank in (0, 1)] == ["4", "4"]

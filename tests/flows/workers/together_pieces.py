@@ -4,6 +4,7 @@ import copy
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,9 @@ from flows.progress import say
 from flows.workers.together import LostProcess
 from pipeline.members.swag import swag_draws
 from pipeline.tasks import TASKS
-from pipeline.training.fit import TrainingError
+from pipeline.tasks.task_type import TaskType
+from pipeline.training.fit import TrainingError, loss_of
+from pipeline.training.gradients import Learner
 from pipeline.training.ranks import Ranks
 from pipeline.training.recipe import Recipe
 from tests.pipeline.test_halving import N_CLASSES, SIDE, network
@@ -22,11 +25,12 @@ from tests.pipeline.training import CPU, train
 
 N = 35
 """Of which 31 are trained on: the last batch of 8 has 7, an odd number."""
+RECIPE = {"max_epochs": 3, "batch_size": 8, "min_steps": 1, "augmentation": "natural", "patience": 5}
 
 
 def learn(folder: Path, how: tuple[str, int]) -> None:
     """Train a network for a task, whose device has room for so many images; the first process writes it."""
-    task, room = TASKS[how[0]], how[1]
+    task, ranks = TASKS[how[0]], Ranks.here()
     keep_batch_sizes()
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(256, (N, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)
@@ -34,15 +38,33 @@ def learn(folder: Path, how: tuple[str, int]) -> None:
     if how[0] == "segmentation":
         painted = torch.randint(N_CLASSES + 1, (N, SIDE, SIDE), generator=generator)
         targets = painted.repeat_interleave(32, 1).repeat_interleave(32, 2).to(torch.uint8)
-    model = network(room, task=task)
-    recipe = {"max_epochs": 3, "batch_size": 8, "min_steps": 1, "augmentation": "natural", "patience": 5}
-    outcome = train(model, images, targets, task=task, held_out=torch.arange(4, 8), **recipe)
+    model = network(how[1], task=task)
+    outcome = train(model, images, targets, task=task, held_out=torch.arange(4, 8), **RECIPE)
     state, most = copy.deepcopy(model.state_dict()), max(model.trunk[0].seen)
-    if Ranks.here().is_first:  # what it does afterwards does not wait for the others
+    (folder / f"{ranks.rank} of {ranks.size}").write_text(f"{most}")
+    gradients = [gradients_of(task, images[:n], targets[:n]) for n in (7, 1)]
+    check_alike(task, images, targets)
+    if ranks.is_first:  # what it does afterwards does not wait for the others
         how_drawn = {"n_draws": 1, "n_columns": 2, "seed": 0, "device": CPU}
         next(iter(swag_draws(model, images, targets, Recipe(batch_size=8), task=task, **how_drawn)))
-        torch.save({"state": state, "history": outcome.history}, folder / "learnt.pt")
-    (folder / f"{Ranks.here().rank} of {Ranks.here().size}").write_text(f"{most}")
+        torch.save({"state": state, "history": outcome.history, "gradients": gradients}, folder / "learnt.pt")
+
+
+def gradients_of(task: TaskType, images: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+    """Of the loss of one batch."""
+    model, ranks = network(task=task).train(), Ranks.here()
+    loss = partial(loss_of, recipe=Recipe(), task=task, class_weights=torch.tensor([1.0, 2.0, 10.0]))
+    weights = list(model.parameters())
+    Learner(model, ranks.wrapped(model), task, loss, weights, ranks).set_gradients(images, targets, label_smoothing=0.1)
+    return [values.grad for values in weights]
+
+
+def check_alike(task: TaskType, images: torch.Tensor, targets: torch.Tensor) -> None:
+    """See that all processes come to the same network, though each drops other features and sees other statistics."""
+    model = network(task=task, norm=True, dropout=0.5)
+    train(model, images, targets, task=task, held_out=torch.arange(4, 8), **RECIPE)
+    of_first = Ranks.here().as_first(model.state_dict())
+    torch.testing.assert_close(model.state_dict(), of_first, rtol=0, atol=0)
 
 
 def be_killed(_folder: Path, _piece: None) -> None:
