@@ -14,7 +14,8 @@ from connectors.feature_store import FeatureCache
 from connectors.images.pixels import stream_images
 from connectors.images.reading import WHOLE, Range, Reading
 from pipeline.networks.classifier import Classifier
-from pipeline.networks.features import BATCH, extract, feature_key, once_for_each_network
+from pipeline.networks.features import BATCH, extract, feature_key
+from pipeline.networks.once import once_for_each_network
 from pipeline.types import OnProgress
 
 CHUNK_BYTES = 2**28

@@ -231,6 +231,9 @@ class OpenCampaign:
         Raises:
             WorkersError: they cannot be had.
         """
+        from flows.batch_sizes import keep_batch_sizes  # loads torch
+
+        keep_batch_sizes()
         if self.settings.workers == "local":
             yield
             return
@@ -238,7 +241,8 @@ class OpenCampaign:
         from flows.workers.ray import RayWorkers, Spread
 
         with joined(self.settings, self.folder.path, seen=self.seen):
-            self.workers = RayWorkers(Spread(self.settings, self.folder.path, do_piece_of_round))
+            spread = Spread(self.settings, self.folder.path, do_piece_of_round, together=lambda piece: piece.together)
+            self.workers = RayWorkers(spread)
             try:
                 yield
             finally:
@@ -317,14 +321,30 @@ def local_servers() -> servers.Servers:
 
 def do_piece_of_round(folder: Path, sent: "PieceOfRound") -> None:
     """Do a piece in a worker, which has the campaign's folder and nothing else."""
+    from flows.batch_sizes import keep_batch_sizes
+
+    keep_batch_sizes()
     campaign = Campaign(folder)
     work = _opened(folder, stamp(campaign.path_of(CAMPAIGN)))
+    if sent.together > 1:
+        _do_together(work, sent)
+        return
     round_folder = campaign.round(sent.round_number)
     if sent.step.writes:
         work.do(sent.step, round_folder)
         return
     with progress_bar(str(sent), unit=sent.unit) as on_progress:
         work.do_piece(sent.step, round_folder, sent.piece, on_progress)
+
+
+def _do_together(work: OpenCampaign, sent: "PieceOfRound") -> None:
+    """Do a piece in processes, each of which opens the campaign."""
+    from flows.workers.together import do_together
+    from pipeline.networks.devices import choose_device
+
+    on_gpus = choose_device(work.settings.model.device).type == "cuda"
+    one = sent._replace(together=1)
+    do_together(do_piece_of_round, work.folder.path, one, n=sent.together, on_gpus=on_gpus)
 
 
 @lru_cache(maxsize=1)

@@ -21,7 +21,7 @@ CHANGE_NOTHING_BEGUN = frozenset(
     {
         *("folder", "pool", "schedule", "close_at", "close_after", "feature_cache_gb", "mlflow.uri", "model.device"),
         *("image_cache_gb", "timezone", "max_unused", "decode_memory_gb"),
-        *("workers", "ray_address", "ray_cpus", "ray_gpus"),
+        *("workers", "ray_address", "ray_cpus", "ray_gpus", "gpus_per_network"),
         *("keep.models", "keep.scores", "keep.tracked_models"),
         *("notify.command", "notify.on", "notify.awaiting_after", "notify.again_after"),
         *("budget", "budget_in", "query_size", "target_accuracy", "min_gain"),

@@ -244,6 +244,15 @@ class CampaignSettings(SelectionSettings, StoppingSettings, WorkerSettings):
             raise ValueError("views are augmented images, and augmentation is none: set augmentation, or views = 0")
         return self
 
+    @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        if self.gpus_per_network > 1 and self.model.train == "head":
+            raise ValueError(
+                f"gpus_per_network = {self.gpus_per_network} shares the training of whole networks, and train = 'head' "
+                "trains heads alone, which takes a moment: leave gpus_per_network out"
+            )
+        return self
+
 
 def load_settings(path: Path) -> CampaignSettings:
     """Read a campaign file; relative paths in it, and those of SQLite files, are relative to the file.

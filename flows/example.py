@@ -66,6 +66,7 @@ query_size = 100                 # labels asked for in each later round
 # ray_address = "10.0.0.5:6379"  # of a cluster; if not given, a run starts Ray on this machine for itself
 # ray_cpus = 1                   # processors of a worker, as threads of torch
 # ray_gpus = 0                   # GPUs of a worker; of 0.25 four share one
+# gpus_per_network = 1           # GPUs of one machine that train a whole network together
 # seed = 0                       # same seed, same choices
 # folder = ".labelcycle/campaigns/my-campaign"   # where the campaign keeps its rounds
 

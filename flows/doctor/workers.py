@@ -20,8 +20,10 @@ def ray(subject: Subject) -> Iterator[Finding]:
     if settings.ray_address is None:
         n_cpus, n_gpus = os.cpu_count() or 1, torch.cuda.device_count()
         has = f"a run begins Ray on this machine, which has {n_cpus} processors and {n_gpus} GPUs"
-        if n_cpus < settings.ray_cpus or n_gpus < settings.ray_gpus:
-            yield failure(name, has, f"lower ray_cpus = {settings.ray_cpus} or ray_gpus = {settings.ray_gpus:g}")
+        wanted_cpus, wanted_gpus = settings.needs(settings.gpus_per_network)
+        if n_cpus < wanted_cpus or n_gpus < max(wanted_gpus, settings.ray_gpus):
+            asked = f"ray_cpus = {settings.ray_cpus}, ray_gpus = {settings.ray_gpus:g}"
+            yield failure(name, has, f"lower {asked} or gpus_per_network = {settings.gpus_per_network}")
         else:
             yield Finding(name, has)
         return

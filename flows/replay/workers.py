@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 
+from flows.batch_sizes import keep_batch_sizes
 from flows.progress import progress_bars
 from flows.replay.folder import FULL_DATA, Job, Replay
 from flows.replay.runs import OnModel, run
 from flows.workers.settings import WorkerSettings
+from flows.workers.together import end_with_parent
 from pipeline.training.fit import TrainingError
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -30,6 +32,7 @@ def run_jobs(replay: Replay, *, workers: int, elsewhere: WorkerSettings | None =
     Args:
         elsewhere: of a campaign, whose workers of Ray do the jobs if it has them.
     """
+    keep_batch_sizes()
     jobs = replay.jobs()
     workers = min(workers, len(jobs))
     with _progress(replay) as on_model:
@@ -46,6 +49,7 @@ def _run_on_ray(replay: Replay, jobs: Sequence[Job], settings: WorkerSettings, o
     from flows.workers.cluster import joined
     from flows.workers.ray import Spread
 
+    settings = settings.model_copy(update={"gpus_per_network": 1})  # a run trains in one process
     folder, n_models = replay.path.absolute(), {job: replay.rounds_left(job) for job in jobs}
 
     def count(job: Job) -> None:
@@ -93,16 +97,9 @@ def _begin_worker(threads: int, done: "SimpleQueue[str]") -> None:
     global _queue
     _queue = done
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     threadpool_limits(threads)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 @cache
@@ -111,6 +108,7 @@ def _opened(folder: Path) -> Replay:
 
 
 def _work(folder: Path, job: Job) -> None:
+    keep_batch_sizes()
     run(_opened(folder), job, lambda name: _queue.put(name) if _queue is not None else None)
 
 

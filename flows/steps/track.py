@@ -22,6 +22,7 @@ from flows.artefacts import (
     SUMMARY,
     SUSPICIOUS,
 )
+from flows.batch_sizes import sizes_on
 from flows.folder import RoundFolder
 from flows.outlook import best_round
 from flows.records import AuditMetrics, Outlook, Pages, Registered, Review, RoundConfig, Stability, Summary, Training
@@ -182,5 +183,7 @@ def log_summary(
         findings = ", ".join(finding.name for finding in training.findings) or "none"
         tags |= {"phase": training.phase, "findings": findings, "preprocessing": json.dumps(training.preprocessing)}
         tags["warnings"] = "\n".join(warnings) or "none"
+        if halved := sizes_on(training.device):
+            tags["batch_sizes"] = "\n".join(halved)
     tags["description"] = f"{sentence}\n\n{', '.join(f'`{path.name}`' for path in artifacts)}: below."
     tracker.log_round(pages.run_id, metrics=summary.metrics, step=summary.step, artifacts=artifacts, tags=tags)

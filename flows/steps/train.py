@@ -28,7 +28,7 @@ from pipeline.learning.lesson import Lesson, OutOfFold, sample_pool
 from pipeline.learning.networks import frozen_body
 from pipeline.learning.out_of_fold import FOLDS, phase_to_cross, predict_out_of_fold, with_out_of_fold
 from pipeline.learning.settings import MemberSettings, ModelSettings
-from pipeline.learning.train import member_name, train_network, weight_draws
+from pipeline.learning.train import Trained, member_name, train_network, weight_draws
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.devices import choose_device, device_name
 from pipeline.networks.weights import without_last_layer
@@ -38,6 +38,7 @@ from pipeline.selection.pseudo_labels import choose_confident
 from pipeline.tables import Labels, Predicted, class_indices
 from pipeline.tasks.task_type import TaskType
 from pipeline.training.fit import TrainingError
+from pipeline.training.ranks import Ranks
 from pipeline.types import OnProgress
 
 RECORD = json_of("member.json", Member)
@@ -155,13 +156,14 @@ def train_member(
     """Train one member from the files of the round alone; before pseudo-labels are chosen, one that chooses them."""
     form = network_form(settings, plan, reading)
     lessons = _Lessons(labelled, plan, out_of_fold, candidates, images, task, earlier, settings, form, round_number)
-    lesson, files = lessons.prepare(networks), networks
-    if settings.model.pseudo_labels.threshold_in(round_number) > 0:
-        chosen = networks.scratch.chosen
-        if chosen is None:
-            files = networks.scratch
-        else:
-            lesson = lessons.with_guesses(lambda: lesson, chosen)
+    with Ranks.here().first_goes_ahead():
+        lesson, files = lessons.prepare(networks), networks
+        if settings.model.pseudo_labels.threshold_in(round_number) > 0:
+            chosen = networks.scratch.chosen
+            if chosen is None:
+                files = networks.scratch
+            else:
+                lesson = lessons.with_guesses(lambda: lesson, chosen)
     lessons.train_member(member, files, lesson, on_progress)
 
 
@@ -290,32 +292,40 @@ class _Lessons:
         records = [networks.record(index) for index in range(self.settings.members.ensemble)]
         missing = [{"member": index} for index, record in enumerate(records) if not record.exists()]
         what = f"round {self.round_number}: training"
+        together = self.settings.gpus_per_network if self.plan.phase == "all" else 1  # heads take a moment
         if missing:
-            team.workers.each(train_member, team.folder, missing, here, what=what, unit="epochs")
+            team.workers.each(train_member, team.folder, missing, here, what=what, unit="epochs", together=together)
         return [RECORD.read(record) for record in records]
 
     def train_member(self, index: int, networks: MemberFiles, lesson: Lesson, on_progress: OnProgress) -> None:
-        """Train one member; its record is written last."""
-        RECORD.write(networks.record(index), self._train(member_name(index), networks, lesson, on_progress))
-
-    def _train(self, name: str, networks: MemberFiles, lesson: Lesson, on_progress: OnProgress) -> Member:
-        """Train one member and write its weights."""
-        how, members = self.settings.model, self.settings.members
+        """Train one member; its record is written last, by one process of those that trained it."""
+        name = member_name(index)
         seed = derive_seed(self.settings.seed, self.round_number, name)
+        trained = self._train(name, seed, lesson, on_progress)
+        if Ranks.here().is_first:
+            RECORD.write(networks.record(index), self._write(name, seed, trained, networks, lesson))
+
+    def _train(self, name: str, seed: int, lesson: Lesson, on_progress: OnProgress) -> Trained:
+        how = self.settings.model
         epochs: list[Mapping[str, float]] = []
 
         def count_epoch(row: Mapping[str, float]) -> None:
             epochs.append(row)
-            on_progress(len(epochs), lesson.epochs or how.max_epochs)
+            if Ranks.here().is_first:
+                on_progress(len(epochs), lesson.epochs or how.max_epochs)
 
-        trained = train_network(
+        return train_network(
             lesson,
             how,
-            members,
+            self.settings.members,
             seed=seed,
             previous=self._previous_weights(name) if how.start == "previous" else None,
             on_epoch=count_epoch,
         )
+
+    def _write(self, name: str, seed: int, trained: Trained, networks: MemberFiles, lesson: Lesson) -> Member:
+        """Write the weights of a member, and those of its draws."""
+        how, members = self.settings.model, self.settings.members
         with_trunk = lesson.body is None
         weights = [networks.save(trained.model, f"{name}.pt", with_trunk=with_trunk)]
         if members.swag:

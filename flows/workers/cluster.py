@@ -246,10 +246,10 @@ def short_folder() -> Path:
 # Checks
 
 
-def fits(node: Mapping[str, Any], settings: WorkerSettings) -> bool:
-    """Whether a machine of the cluster could have a worker, were it idle."""
-    has = node["Resources"]
-    return bool(node["Alive"] and has.get("CPU", 0) >= settings.ray_cpus and has.get("GPU", 0) >= settings.ray_gpus)
+def fits(node: Mapping[str, Any], settings: WorkerSettings, *, together: int = 1) -> bool:
+    """Whether a machine of the cluster could have a worker of so many processes, were it idle."""
+    has, (n_cpus, n_gpus) = node["Resources"], settings.needs(together)
+    return bool(node["Alive"] and has.get("CPU", 0) >= n_cpus and has.get("GPU", 0) >= n_gpus)
 
 
 def check_resources(settings: WorkerSettings) -> list[str]:
@@ -266,6 +266,13 @@ def check_resources(settings: WorkerSettings) -> list[str]:
         raise WrongWorkers(
             f"ray_cpus = {settings.ray_cpus} and ray_gpus = {settings.ray_gpus:g}: no machine of "
             f"{place_of(settings)} has so many; {has}. Lower them, or start a machine that has"
+        )
+    together = settings.gpus_per_network
+    if not any(fits(node, settings, together=together) for node in nodes):
+        wanted_cpus, wanted_gpus = settings.needs(together)
+        raise WrongWorkers(
+            f"gpus_per_network = {together} needs a machine with {wanted_cpus} processors and {wanted_gpus:g} GPUs, "
+            f"and {place_of(settings)} has none; {has}. Lower it, or start a machine that has"
         )
     if n_gpus and not settings.ray_gpus:
         say(f"{place_of(settings)} has {n_gpus:g} GPUs, and ray_gpus = 0 asks for none.")

@@ -18,7 +18,15 @@ class Workers(Protocol):
     """Whoever does the pieces of a step's work."""
 
     def each(
-        self, step: Step[None], folder: RoundFolder, pieces: Sequence[Piece], here: Here, *, what: str, unit: str
+        self,
+        step: Step[None],
+        folder: RoundFolder,
+        pieces: Sequence[Piece],
+        here: Here,
+        *,
+        what: str,
+        unit: str,
+        together: int = 1,
     ) -> None:
         """Do all pieces. Each writes its result into the round's folder, so that the order does not matter.
 
@@ -29,6 +37,7 @@ class Workers(Protocol):
             here: does the same with what this process has in memory.
             what: for people, beside the bar.
             unit: what a piece in this process counts.
+            together: processes that do a piece as one, where it is for somebody else than this process.
         """
         ...
 
@@ -41,7 +50,15 @@ class LocalWorkers:
     """This process, which does one piece after the other."""
 
     def each(
-        self, step: Step[None], folder: RoundFolder, pieces: Sequence[Piece], here: Here, *, what: str, unit: str
+        self,
+        step: Step[None],
+        folder: RoundFolder,
+        pieces: Sequence[Piece],
+        here: Here,
+        *,
+        what: str,
+        unit: str,
+        together: int = 1,
     ) -> None:
         """See `Workers.each`."""
         with progress_bar(what, unit=unit) as on_progress:

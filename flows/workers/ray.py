@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from flows.step import Step, log
 from flows.workers.cluster import WorkersError, fits, last_line, load_ray, place_of
 from flows.workers.local import Here, Piece
 from flows.workers.settings import WorkerSettings
+from flows.workers.together import LostProcess, portable
 
 T = TypeVar("T")
 LOOK_SECONDS = 1.0
@@ -32,12 +32,17 @@ MOST_QUEUED = 1000
 
 
 class PieceOfRound(NamedTuple):
-    """A piece of a step's work, as it is sent: no object of a campaign goes along."""
+    """A piece of a step's work, as it is sent: no object of a campaign goes along.
+
+    Attributes:
+        together: so many processes do it as one.
+    """
 
     round_number: int
     step: Step[Any]
     piece: Piece
     unit: str
+    together: int = 1
 
     def __str__(self) -> str:
         part = "".join(f", {name} {value}" for name, value in self.piece.items())
@@ -51,11 +56,13 @@ class Spread(Generic[T]):
     Attributes:
         folder: what it opens.
         run: a function that workers can import, of the folder and a piece: paths, names and numbers.
+        together: how many processes do a piece as one, for which its worker has room.
     """
 
     settings: WorkerSettings
     folder: Path
     run: Callable[[Path, T], None]
+    together: Callable[[T], int] = lambda _piece: 1
 
     def do(self, pieces: Sequence[T], on_done: Callable[[T], None]) -> None:
         """Do all pieces, in any order; a piece whose worker dies is done again.
@@ -84,7 +91,8 @@ class Spread(Generic[T]):
                         on_done(piece)
                     else:
                         waiting[self._send(piece)] = piece
-                if ready or any(fits(node, self.settings) for node in ray.nodes()):
+                most = max(map(self.together, waiting.values()), default=1)
+                if ready or any(fits(node, self.settings, together=most) for node in ray.nodes()):
                     last_fit = monotonic()
                 elif monotonic() - last_fit > ALONE_SECONDS:
                     raise WorkersError(
@@ -96,8 +104,8 @@ class Spread(Generic[T]):
                 ray.cancel(sent, force=True)
 
     def _send(self, piece: T) -> Any:
-        needs = {"num_cpus": self.settings.ray_cpus, "num_gpus": self.settings.ray_gpus}
-        do = load_ray().remote(_do).options(max_retries=0, name=str(piece), **needs)
+        n_cpus, n_gpus = self.settings.needs(self.together(piece))
+        do = load_ray().remote(_do).options(max_retries=0, name=str(piece), num_cpus=n_cpus, num_gpus=n_gpus)
         return do.remote(str(home()), self.settings.ray_cpus, self.run, str(self.folder), piece)
 
     def _is_done(self, sent: Any, name: str, lost: Counter[str]) -> bool:
@@ -108,19 +116,21 @@ class Spread(Generic[T]):
         except ray.exceptions.RayTaskError as exc:  # before our code began
             raise WorkersError(f"a worker of Ray cannot begin {name}: {last_line(exc)}") from exc
         except ray.exceptions.RayError as exc:
-            lost[name] += 1
-            if lost[name] > REPEATS:
-                raise WorkersError(
-                    f"{name} lost its worker {lost[name]} times, perhaps for lack of memory: {last_line(exc)}. With a "
-                    "higher ray_cpus fewer workers share a machine; a run goes on where this one stopped"
-                ) from exc
-            told = f"a worker died, and {name} is done again: {last_line(exc)}"
-            log().warning(told)
-            say(told)
-            return False
-        if error is not None:
+            error = exc
+        if error is None:
+            return True
+        if not isinstance(error, ray.exceptions.RayError | LostProcess):
             raise error
-        return True
+        lost[name] += 1
+        if lost[name] > REPEATS:
+            raise WorkersError(
+                f"{name} lost its worker {lost[name]} times, perhaps for lack of memory: {last_line(error)}. With a "
+                "higher ray_cpus fewer workers share a machine; a run goes on where this one stopped"
+            ) from error
+        told = f"a worker died, and {name} is done again: {last_line(error)}"
+        log().warning(told)
+        say(told)
+        return False
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,15 @@ class RayWorkers:
     spread: Spread[PieceOfRound]
 
     def each(
-        self, step: Step[None], folder: RoundFolder, pieces: Sequence[Piece], here: Here, *, what: str, unit: str
+        self,
+        step: Step[None],
+        folder: RoundFolder,
+        pieces: Sequence[Piece],
+        here: Here,
+        *,
+        what: str,
+        unit: str,
+        together: int = 1,
     ) -> None:
         """See `flows.workers.local.Workers.each`; the bar counts pieces."""
         n_done = 0
@@ -142,7 +160,8 @@ class RayWorkers:
                 n_done += 1
                 on_progress(n_done, len(pieces))
 
-            self.spread.do([PieceOfRound(folder.number, step, piece, unit) for piece in pieces], count)
+            sent = [PieceOfRound(folder.number, step, piece, unit, together) for piece in pieces]
+            self.spread.do(sent, count)
 
     def whole(self, step: Step[Any], folder: RoundFolder) -> None:
         """See `flows.workers.local.Workers.whole`."""
@@ -162,14 +181,5 @@ def _do(at_home: str, threads: int, run: Callable[[Path, T], None], folder: str,
         run(Path(folder), piece)
     except Exception as exc:
         exc.add_note(traceback.format_exc())
-        return _portable(exc)
+        return portable(exc)
     return None
-
-
-def _portable(exc: Exception) -> Exception:
-    """An error that can be sent."""
-    try:
-        pickle.loads(pickle.dumps(exc))  # noqa: S301 (our own)
-    except Exception:
-        return WorkersError(f"{type(exc).__name__}: {exc}")
-    return exc

@@ -40,6 +40,12 @@ class WorkerSettings(Settings):
     ray_gpus: Annotated[float, AfterValidator(_check_gpus)] = Field(
         0, ge=0, le=64, description="GPUs of a worker of Ray; of 0.25 four share one"
     )
+    gpus_per_network: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs of one machine that train a whole network together; processes, where ray_gpus is 0",
+    )
 
     @model_validator(mode="after")
     def _check_workers(self) -> Self:
@@ -48,4 +54,15 @@ class WorkerSettings(Settings):
                 "ray_address names a cluster, and workers = 'local' uses none: set workers = \"ray\", or leave "
                 "ray_address out"
             )
+        if self.gpus_per_network > 1 and self.workers == "local":
+            raise ValueError(
+                f"gpus_per_network = {self.gpus_per_network} lets workers of Ray train a network together, and "
+                "workers = 'local' has none: set workers = \"ray\", or leave gpus_per_network out"
+            )
         return self
+
+    def needs(self, together: int = 1) -> tuple[int, float]:
+        """Processors and GPUs of a worker whose pieces so many processes do together."""
+        if together == 1:
+            return self.ray_cpus, self.ray_gpus
+        return self.ray_cpus * together, together if self.ray_gpus else 0

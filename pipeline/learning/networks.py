@@ -12,6 +12,7 @@ from pipeline.networks.build import build_model
 from pipeline.networks.classifier import PHASES, Classifier, evaluating
 from pipeline.networks.devices import choose_device
 from pipeline.networks.errors import ModelError
+from pipeline.networks.halving import Work, halving
 from pipeline.tasks.task_type import TaskType, outputs_of
 
 CHUNK = 256
@@ -90,5 +91,9 @@ def noise(settings: ModelSettings, n: int) -> Tensor:
 
 def compute_in_parts(model: Classifier, compute: Callable[[Tensor], Tensor], inputs: Images) -> Tensor:
     """What a network in evaluation mode computes of many inputs, float32 on the CPU."""
+
+    def in_parts(n: int) -> Tensor:
+        return torch.cat([compute(part.to(model.mean.device)).float().cpu() for part in inputs.split(n)])
+
     with evaluating(model), torch.no_grad():
-        return torch.cat([compute(part.to(model.mean.device)).float().cpu() for part in inputs.split(CHUNK)])
+        return halving(in_parts, max(1, min(CHUNK, len(inputs))), Work("inference", model, inputs.shape[1:]))

@@ -12,6 +12,7 @@ from torch.nn import functional
 from pipeline.members.dropout import Pass, check_dropout, stochastic_layers
 from pipeline.memory import BLOCK
 from pipeline.networks.classifier import Classifier, evaluating
+from pipeline.networks.halving import Work, halving
 from pipeline.networks.posterior import Posterior
 from pipeline.randomness import derive_seed, seeded, seeded_generator
 from pipeline.registries import look_up
@@ -65,7 +66,7 @@ def predict_members(
         views: views of test-time augmentation, 0 for none.
         augmentation: a key of `AUGMENTATIONS`, what the views are made with.
         seed: of views, draws and passes; each network has draws and passes of its own.
-        batch_size: images at a time; changes speed and memory only.
+        batch_size: images at a time, or fewer where memory is too small; changes speed and memory only.
 
     Returns:
         Embeddings are of the images as they are with dropout off, averaged over space where there are maps.
@@ -81,7 +82,11 @@ def predict_members(
     with _predicting(models):
         networks = [_Network(model, mc_dropout, laplace, seed, number) for number, model in enumerate(models)]
         groups = _sharing_a_trunk(networks)
-        batches = [[_see(group, batch, changes, task) for group in groups] for batch in images.split(batch_size)]
+        batches = halving(
+            lambda n: [[_see(group, part, changes, task) for group in groups] for part in images.split(n)],
+            max(1, min(batch_size, len(images))),
+            Work(f"{_count(networks, views)} members", models[0], images.shape[1:]),
+        )
     decided = _join(batches)
     _check_distinct(decided.decisions, len(models), (views, laplace, mc_dropout))
     return decided
@@ -112,8 +117,11 @@ def predict_from_features(
         if any(network.trunk_draws for network in group.networks):
             raise ValueError("dropout passes of a trunk that is not frozen are not in its features; give the images")
         made = len(models) * group.networks[0].n_members * models[0].n_outputs.n * models[0].n_places
-        blocks = features.split(max(1, BLOCK // (features[:1].numel() + made)))
-        batches = [[_decide(task, *group.read(block.to(models[0].mean)))] for block in blocks]
+        batches = halving(
+            lambda n: [[_decide(task, *group.read(part.to(models[0].mean)))] for part in features.split(n)],
+            max(1, min(BLOCK // (features[:1].numel() + made), len(features))),
+            Work(f"{_count(group.networks, 1)} members", models[0], features.shape[1:]),
+        )
     decided = _join(batches)
     _check_distinct(decided.decisions, len(models), (0, laplace, mc_dropout))
     return decided
@@ -216,6 +224,11 @@ class _Group:
             return logits.unflatten(1, (len(self.networks), -1, weights.shape[1])), features
         outputs = [network.read(features, images) for network in self.networks]
         return torch.stack([logits for logits, _ in outputs], dim=1), outputs[0][1]
+
+
+def _count(networks: Sequence[_Network], views: int) -> int:
+    """K, the members that networks make."""
+    return max(1, views) * sum(network.n_members for network in networks)
 
 
 def _sharing_a_trunk(networks: Sequence[_Network]) -> list[_Group]:

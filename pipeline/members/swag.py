@@ -1,6 +1,7 @@
 """SWAG: networks drawn around the path of stochastic gradient descent (Maddox et al., 2019)."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from pipeline.image_rows import Images
 from pipeline.networks.classifier import Classifier
+from pipeline.networks.halving import Work, halving
 from pipeline.randomness import seeded
 from pipeline.tasks.task_type import TaskType
 from pipeline.training.augmentation import AUGMENTATIONS
 from pipeline.training.fit import MAX_GRADIENT_NORM, TrainingError, class_weights, loss_of
+from pipeline.training.gradients import Learner
 from pipeline.training.recipe import Recipe
 
 MOMENTUM = 0.9
@@ -78,22 +81,25 @@ def swag_draws(
     layers = _moving_batch_norms(model)
     before = [values.detach().clone() for values in (*trained, *_statistics(layers))]
 
-    def loss_of_batch() -> Tensor:
+    def predict(batch: Tensor) -> Tensor:
+        return model.outputs(batch if from_features else model.features(batch))
+
+    loss = partial(loss_of, recipe=recipe, task=task, class_weights=weights)
+    learner = Learner(model, predict, task, loss, trained)
+
+    def set_gradients() -> None:
         rows = torch.randint(len(inputs), (batch_size,), generator=generator)
         batch, of_batch = inputs[rows].to(device), targets[rows].to(device)
         if not from_features:
             batch, affine = augment(batch)
             of_batch = of_batch if affine is None else task.warp(of_batch, affine)
-            batch = model.features(batch)
-        outputs = model.outputs(batch)
-        wanted = task.wanted(of_batch, outputs)
-        return loss_of(outputs, wanted, recipe, task, weights, label_smoothing=recipe.label_smoothing)
+        learner.set_gradients(batch, of_batch, label_smoothing=recipe.label_smoothing)
 
     try:
         n_steps = max(MIN_STEPS, -(-len(inputs) // batch_size))
         model.train()
         with seeded(seed, device):
-            path = _descend(groups, loss_of_batch, n_steps=n_steps, n_columns=n_columns)
+            path = _descend(groups, set_gradients, n_steps=n_steps, n_columns=n_columns)
         model.eval()
         mean = path.mean(dim=0)
         deviations = path.sub_(mean)
@@ -125,7 +131,7 @@ def draw_weights(mean: Tensor, diagonal: Tensor, deviations: Tensor, generator: 
 
 
 def _descend(
-    groups: list[dict[str, Any]], loss_of_batch: Callable[[], Tensor], *, n_steps: int, n_columns: int
+    groups: list[dict[str, Any]], set_gradients: Callable[[], None], *, n_steps: int, n_columns: int
 ) -> Tensor:
     """Weights `(n_columns, P)` after each `n_steps` of gradient descent at a constant learning rate, on the CPU."""
     optimiser = torch.optim.SGD(groups, momentum=MOMENTUM)
@@ -133,9 +139,7 @@ def _descend(
     path = torch.empty((n_columns, sum(values.numel() for values in trained)))
     for column in path:
         for _ in range(n_steps):
-            loss = loss_of_batch()
-            optimiser.zero_grad()
-            loss.backward()
+            set_gradients()
             clip_grad_norm_(trained, MAX_GRADIENT_NORM)
             optimiser.step()
         torch.cat([values.detach().reshape(-1).cpu() for values in trained], out=column)
@@ -174,11 +178,16 @@ def _refresh(
         return
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
-        layer.reset_running_stats()
         layer.momentum = None
         layer.train()
-    for batch in images.tensor_split(max(1, len(images) // batch_size)):
-        model(batch.to(model.mean.device))
+
+    def refresh(n: int) -> None:
+        for layer in layers:
+            layer.reset_running_stats()
+        for batch in images.tensor_split(max(1, len(images) // n)):
+            model(batch.to(model.mean.device))
+
+    halving(refresh, batch_size, Work("batch-norm", model, images.shape[1:]), least=2)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()

@@ -5,20 +5,17 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.networks.classifier import Classifier, evaluating, half_precision
 from pipeline.networks.errors import ModelError
+from pipeline.networks.halving import Work, halving
+from pipeline.networks.once import once_for_each_network
 
-P = ParamSpec("P")
-T = TypeVar("T")
 FORMAT = 3
 """Part of every key: raise it when a change of the code changes the features of an image."""
 BATCH = 32
@@ -30,27 +27,13 @@ LIBRARIES = ("torch", "torchvision", "timm")
 """Whose layers are told by their release, and not by their source."""
 
 
-def once_for_each_network(function: Callable[Concatenate[Classifier, P], T]) -> Callable[Concatenate[Classifier, P], T]:
-    """Compute something of a network once; what is known of it goes with it, and keeps no network alive."""
-    known: WeakKeyDictionary[Classifier, dict[Hashable, T]] = WeakKeyDictionary()
-
-    @wraps(function)
-    def remembered(model: Classifier, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        of_model = known.setdefault(model, {})
-        key = (args, tuple(sorted(kwargs.items())))
-        if key not in of_model:
-            of_model[key] = function(model, *args, **kwargs)
-        return of_model[key]
-
-    return remembered
-
-
 def extract(model: Classifier, images: Tensor, *, device: torch.device) -> Tensor:
     """What the tail reads of each image, rounded to float16, with the trunk in evaluation mode.
 
     Every forward pass has the same number of images, filled up with black ones, because a network's last bits depend
     on the size of the batch: so an image's features do not depend on the images beside it. They may depend on the
-    device, the release of torch, and the number of threads.
+    device, the release of torch, and the number of threads; and on the memory of a GPU, which has fewer images pass at
+    a time where it is small (`halving`).
 
     Args:
         images: uint8 `(n, channels, S, S)`.
@@ -64,8 +47,12 @@ def extract(model: Classifier, images: Tensor, *, device: torch.device) -> Tenso
     """
     model.to(device)
     with torch.no_grad(), evaluating(model):
-        n_images = BATCH if device.type == "cpu" else GPU_BATCH
-        features = torch.cat([_batch_features(model, few, n_images, device) for few in images.split(n_images)]).cpu()
+        most = BATCH if device.type == "cpu" else GPU_BATCH
+        features = halving(
+            lambda n: torch.cat([_batch_features(model, few, n, device) for few in images.split(n)]).cpu(),
+            most,
+            Work("features", model, images.shape[1:]),
+        )
     if not features.isfinite().all():
         raise ModelError(
             f"the features of {type(model.trunk).__name__} do not fit into float16: some are not finite or larger than "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.networks.classifier import Classifier
+from pipeline.networks.halving import Work, halving
 from pipeline.tasks.task_type import TaskType
 from pipeline.training.fit import fit
 from pipeline.training.recipe import Recipe
@@ -90,7 +91,7 @@ def cross_fit(
                 held_out=fold,
                 bootstrap=bootstrap,
             )
-            logits.append(head.read(features[fold].to(device)).detach().cpu())
+            logits.append(_read(head, features[fold]))
             losses.append([row["validation_loss"] for row in outcome.history])
         return torch.cat(logits)[torch.cat(folds).argsort()], (sizes @ torch.tensor(losses).double()).tolist()
 
@@ -99,6 +100,15 @@ def cross_fit(
     if epochs < recipe.max_epochs:
         logits, _ = predict_folds(epochs)
     return CrossFit(logits, epochs)
+
+
+def _read(head: Classifier, features: Tensor) -> Tensor:
+    """Outputs `(n, C, ...)` of what the trunk gave, on the CPU."""
+
+    def in_parts(n: int) -> Tensor:
+        return torch.cat([head.read(part.to(head.mean.device)).detach().cpu() for part in features.split(n)])
+
+    return halving(in_parts, len(features), Work("inference", head, features.shape[1:]))
 
 
 def _choose_epochs(losses: Sequence[float], recipe: Recipe, patience: int) -> int:

@@ -13,9 +13,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from pipeline.image_rows import Images
 from pipeline.networks.classifier import Classifier, evaluating
+from pipeline.networks.halving import Work, halving
 from pipeline.randomness import seeded
 from pipeline.tasks.task_type import TaskType
 from pipeline.training.augmentation import AUGMENTATIONS, Augmentation, unchanged
+from pipeline.training.gradients import Learner, moving_buffers
+from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.recipe import Recipe
 from pipeline.training.schedules import is_over, learning_rate_share
 from pipeline.training.splits import draw_bootstrap
@@ -70,7 +73,11 @@ def fit(
     The best epoch has the lowest loss on the validation part, or on the training images where there is none. The model
     stays on `device`, in evaluation mode; a temperature and a posterior, which belong to the weights before, are put
     back to none. The same arguments on the same machine give the same weights; torch's global generator is left as it
-    was.
+    was. Where a batch does not fit into the memory of a GPU, parts of it pass one after the other: see
+    `Learner.set_gradients`.
+
+    In a process group of torch all processes call this with the same arguments, and train one network together; on
+    features each trains for itself.
 
     Without pretrained weights mean and std are those of `pool_sample`.
 
@@ -103,12 +110,16 @@ def fit(
     _prepare(model, device)
     batch_size = recipe.batch_size_for(task)
     _set_training_mode(model, smallest_batch=min(len(train), batch_size))
-    network, predict = (model.tail, model.read) if from_features else (model, model)
+    ranks = ALONE if from_features else Ranks.here()
+    network, predict = (model.tail, model.read) if from_features else (model, ranks.wrapped(model))
     inputs = inputs.to(device, torch.float32) if from_features and isinstance(inputs, Tensor) else inputs
     augment = unchanged if from_features else AUGMENTATIONS[recipe.augmentation]
     load = partial(_load, inputs, targets.to(device), device, task)
+    loss = partial(loss_of, recipe=recipe, task=task, class_weights=weights)
     groups = model.parameter_groups(recipe.learning_rate, recipe.body_rate)
     optimiser = _make_optimiser(groups, recipe.learning_rate, recipe.weight_decay)
+    learned = [each for group in groups for each in group["params"]]
+    learner = Learner(model, predict, task, loss, learned, ranks, torch.Generator().manual_seed(seed))
     n_steps = _count_steps(len(train), batch_size, recipe.min_steps)
     watched = "validation_loss" if len(held_out) and recipe.patience is not None else "train_loss"
     moving = _moving_tensors(network)
@@ -122,10 +133,12 @@ def fit(
             n_in_all = recipe.max_epochs * n_steps
             shares = [learning_rate_share(s, n_in_all, schedule=recipe.schedule, losses=losses) for s in of_steps]
             steps = (train[rows] for rows in _steps(len(train), batch_size, n_steps, generator))
-            row = _train_epoch(predict, load(steps, augment), shares, optimiser, recipe, task, weights)
+            row = _train_epoch(learner, load(steps, augment), shares, optimiser, recipe.label_smoothing)
+            ranks.take_over(moving_buffers(network))
             if len(held_out):
                 with evaluating(network), torch.inference_mode():
-                    row |= _validate(predict, load(held_out.split(batch_size), unchanged), recipe, task, weights)
+                    row |= _validate(learner, lambda n: load(held_out.split(n), unchanged), batch_size, inputs.shape)
+            row = ranks.as_first(row)
             _check_finite(row, epoch, recipe.learning_rate)
             history.append(row)
             losses.append(row[watched])
@@ -252,42 +265,37 @@ def _take(inputs: Images, rows: Tensor, device: torch.device) -> Tensor:
 
 
 def _train_epoch(
-    predict: Callable[[Tensor], Tensor],
+    learner: Learner,
     batches: Iterable[tuple[Tensor, Tensor]],
     shares: Sequence[float],
     optimiser: torch.optim.Optimizer,
-    recipe: Recipe,
-    task: TaskType,
-    weights: Tensor | None,
+    label_smoothing: float,
 ) -> dict[str, float]:
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     measured = []
     for (inputs, targets), share in zip(batches, shares, strict=True):
         for group in optimiser.param_groups:
             group["lr"] = share * group["initial_lr"]
-        outputs = predict(inputs)
-        wanted = task.wanted(targets, outputs)
-        loss = loss_of(outputs, wanted, recipe, task, weights, label_smoothing=recipe.label_smoothing)
-        optimiser.zero_grad()
-        loss.backward()
-        clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        outputs, wanted, loss = learner.set_gradients(inputs, targets, label_smoothing=label_smoothing)
+        clip_grad_norm_(learner.weights, MAX_GRADIENT_NORM)
         optimiser.step()
-        measured.append((len(targets), {"loss": loss.detach(), **task.metrics(outputs.detach(), wanted)}))
+        measured.append((len(targets), {"loss": loss, **learner.task.metrics(outputs, wanted)}))
     return _means("train", measured)
 
 
 def _validate(
-    predict: Callable[[Tensor], Tensor],
-    batches: Iterable[tuple[Tensor, Tensor]],
-    recipe: Recipe,
-    task: TaskType,
-    weights: Tensor | None,
+    learner: Learner, load: Callable[[int], Iterable[tuple[Tensor, Tensor]]], batch_size: int, shape: torch.Size
 ) -> dict[str, float]:
-    predicted = [(predict(inputs), targets) for inputs, targets in batches]
+    """Loss and metrics on what `load` gives in batches of so many, of inputs of a shape `(n, ...)`."""
+    predicted = halving(
+        lambda n: [(learner.see(inputs), targets) for inputs, targets in load(n)],
+        batch_size,
+        Work("validation", learner.model, shape[1:]),
+        alone=learner.ranks.size == 1,
+    )
     outputs, targets = (torch.cat(parts) for parts in zip(*predicted, strict=True))
-    wanted = task.wanted(targets, outputs)
-    loss = loss_of(outputs, wanted, recipe, task, weights)
-    return _means("validation", [(len(targets), {"loss": loss, **task.metrics(outputs, wanted)})])
+    wanted = learner.task.wanted(targets, outputs)
+    loss = learner.loss(outputs, wanted)
+    return _means("validation", [(len(targets), {"loss": loss, **learner.task.metrics(outputs, wanted)})])
 
 
 def _means(part: str, measured: Sequence[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
@@ -309,8 +317,7 @@ def _set_training_mode(model: Classifier, *, smallest_batch: int) -> None:
 
 def _moving_tensors(network: nn.Module) -> list[Tensor]:
     """What training changes: open weights, and the buffers of modules in training mode."""
-    buffers = (each for module in network.modules() if module.training for each in module.buffers(recurse=False))
-    return [*(parameter for parameter in network.parameters() if parameter.requires_grad), *buffers]
+    return [*(parameter for parameter in network.parameters() if parameter.requires_grad), *moving_buffers(network)]
 
 
 @torch.no_grad()

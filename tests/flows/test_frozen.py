@@ -56,7 +56,8 @@ from pipeline.members.predict import Decided, first_half, predict_members
 from pipeline.networks.build import with_new_head
 from pipeline.networks.errors import ModelError
 from pipeline.networks.features import BATCH as BATCH_OF_TRUNK
-from pipeline.networks.features import feature_key, once_for_each_network
+from pipeline.networks.features import feature_key
+from pipeline.networks.once import once_for_each_network
 from pipeline.pool.reasons import PoolError
 from pipeline.randomness import derive_seed
 from pipeline.selection.acquisition import ACQUISITIONS

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 from flows.replay.command import replay_strategies
@@ -32,6 +33,7 @@ from pipeline.evaluation.summary import SECONDS
 from pipeline.networks.state_dicts import read_state_dict
 from tests.flows.loop import Loop
 from tests.flows.workers.pieces import die_always, die_once, fail, tell_node
+from tests.flows.workers.together_pieces import lose_one
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "5a" * 32
@@ -115,6 +117,41 @@ def test_round_on_ray_writes_what_it_writes_locally(cluster, pool, tmp_path):
     assert [name for name, content in rounds["ray"].items() if content != rounds["local"][name]] == []
 
 
+def test_processes_train_a_network_together_on_ray_and_their_lines_come_to_the_screen(cluster, tmp_path, capfd):
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(images / f"{n}.png")
+    extra = f'workers = "ray"\nray_address = "{cluster.address}"\ngpus_per_network = 2'
+    members = {}
+    for name, more in {"alone": "", "together": extra}.items():
+        loop = Loop(tmp_path / name, images, more)
+        loop.change(
+            ('pool = "images"', f"pool = {json.dumps(str(images))}"),
+            ('"small_cnn"', '"tests.flows.workers.together_pieces:telling_network"'),
+            ("channels = 1", "channels = 3\ndropout = 0"),
+            ("image_size = 8", "image_size = 12"),
+            ("ensemble = 2", "ensemble = 1"),
+        )
+        loop.run()
+        loop.label()
+        assert "round 1 asks for 4 labels" in loop.run()
+        files = loop.folder.round(1).path / "members"
+        members[name] = read_state_dict(files / "member-0.pt")
+    torch.testing.assert_close(members["together"], members["alone"], rtol=1e-3, atol=1e-4)
+    shown = capfd.readouterr().err
+    assert ["process 1 of 2" in shown, "process 2 of 2" in shown] == [True, True]
+
+
+def test_piece_of_processes_of_which_one_is_killed_is_done_again_and_told(settings, tmp_path, capsys):
+    done = []
+    with joined(settings, tmp_path):
+        Spread(settings, tmp_path, lose_one, together=lambda _n: 2).do([5], done.append)
+    assert done == [5]
+    assert "a worker died, and 5 is done again: process 2 of 2 ended with SIGKILL" in capsys.readouterr().err
+
+
 def test_piece_whose_worker_is_killed_is_done_again_and_told(settings, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(spreading, "REPEATS", 1)
     done = []
@@ -158,6 +195,12 @@ def test_replay_on_ray_comes_to_what_it_comes_to_locally(settings, tmp_path):
     shutil.rmtree(replay.path / "runs")
     run_jobs(replay, workers=1, elsewhere=settings)
     pd.testing.assert_frame_equal(replay.curves().drop(columns=list(SECONDS)), here)
+
+
+def test_more_processes_for_a_network_than_any_machine_has_room_for_are_refused_at_once(cluster, tmp_path):
+    settings = WorkerSettings(workers="ray", ray_address=cluster.address, gpus_per_network=64)
+    with pytest.raises(WrongWorkers, match="gpus_per_network = 64 needs a machine with 64 processors and 0 GPUs"):
+        joined(settings, tmp_path).__enter__()
 
 
 def test_gpus_that_no_machine_has_are_refused_at_once(cluster, tmp_path):
