@@ -210,11 +210,12 @@ class FeatureCache:
         opened = [file for name in appeared if (file := _open(self.folder / name)) is not None]
         if not opened:
             return
+        runs = []
         for number, file in enumerate(opened, 1 + max(self._files, default=-1)):
             self._files[number] = file
-            n = len(file.ids)
-            self._runs.append(merged([Run(file.ids, np.full(n, number, dtype=np.int32), np.arange(n, dtype=np.int32))]))
+            runs.append(Run.of_file(number, file.ids))
             file.let_go()
+        self._runs.append(merged(runs))
         while len(self._runs) > 1 and len(self._runs[-2].ids) <= 2 * len(self._runs[-1].ids):
             self._runs[-2:] = [merged(self._runs[-2:])]
 
@@ -227,11 +228,9 @@ class FeatureCache:
             sought = np.flatnonzero(~is_there)
             if not len(sought):
                 break
-            if len(run.ids):
-                at = run.ids.searchsorted(wanted[sought]).clip(max=len(run.ids) - 1)
-                found = run.ids[at] == wanted[sought]
-                is_there[sought[found]] = True
-                files[sought[found]], rows[sought[found]] = run.files[at[found]], run.rows[at[found]]
+            found, at = run.find(wanted[sought])
+            is_there[sought[found]] = True
+            files[sought[found]], rows[sought[found]] = run.files[at[found]], run.rows[at[found]]
         return is_there, files[is_there], rows[is_there]
 
 
