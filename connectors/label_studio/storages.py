@@ -56,7 +56,7 @@ class Storages:
         Raises:
             AnnotationToolError: Label Studio cannot open a bucket, neither with keys of its own nor with ours.
         """
-        for (store, bucket), address in _buckets(addresses).items():
+        for (store, bucket), address in one_of_each(addresses).items():
             self._api.connection.repeatable(partial(self._attach, store, bucket, address))
 
     def _attach(self, store: Store, bucket: str, address: str) -> None:
@@ -74,7 +74,7 @@ class Storages:
             AnnotationToolError: as `attach`.
         """
         repeatable = self._api.connection.repeatable
-        for store, bucket in _buckets([address]):
+        for store, bucket in one_of_each([address]):
             for one in repeatable(partial(self._held, store, bucket)):
                 if one.title == TITLE:
                     repeatable(partial(self._open, store, bucket, address, one.id))
@@ -84,7 +84,7 @@ class Storages:
     def lacks(self, addresses: Iterable[str]) -> bool:
         """Whether the project has no storage for one of these images."""
         repeatable = self._api.connection.repeatable
-        return not all(repeatable(partial(self._held, *bucket)) for bucket in _buckets(addresses))
+        return not all(repeatable(partial(self._held, *bucket)) for bucket in one_of_each(addresses))
 
     def problem_with(self, address: str) -> str:
         """What is wrong with an image that has this address in tasks; empty where a browser would show it."""
@@ -191,8 +191,8 @@ def _folder_of(address: str) -> str:
     return folder + slash
 
 
-def _buckets(addresses: Iterable[str]) -> dict[tuple[Store, str], str]:
-    """An image of each bucket."""
+def one_of_each(addresses: Iterable[str]) -> dict[tuple[Store, str], str]:
+    """An address for each bucket that is named."""
     found: dict[tuple[Store, str], str] = {}
     for address in addresses:
         if bucket := bucket_of(address):
