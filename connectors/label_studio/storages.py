@@ -14,7 +14,7 @@ from connectors.images.shown import check_shown
 from connectors.label_studio.api import Api
 from connectors.label_studio.project import Project
 from connectors.label_studio.reading import HeldStorage
-from connectors.label_studio.stores import Store, bucket_of
+from connectors.label_studio.stores import Store, bucket_of, uri_of
 
 TITLE = "Images"
 """Of the storages that are ours."""
@@ -117,7 +117,7 @@ class Storages:
                 problem = str(exc).removeprefix(f"Label Studio at {self._api.connection.url} ")
             else:
                 if way.hands_over:  # before any look that may fail
-                    self._api.connection.say(f"{HANDED_OVER} {address}")
+                    self._api.connection.say(f"{HANDED_OVER} {uri_of(address)}")
                 problem = self.problem_with(address)
             if not problem:
                 return
@@ -125,8 +125,8 @@ class Storages:
         if is_new and storage_id is not None:
             self._api.delete_storage(store.path, storage_id)
         raise AnnotationToolError(
-            f"annotators would not see image {address}: Label Studio at {self._api.connection.url} cannot read it "
-            f"{'; '.join(problems)}. Give Label Studio keys that may list and read the bucket; {HELP}"
+            f"annotators would not see image {uri_of(address)}: Label Studio at {self._api.connection.url} cannot "
+            f"read it {'; '.join(problems)}. Give Label Studio keys that may list and read the bucket; {HELP}"
         )
 
     def _settings(self, store: Store, way: _Way) -> dict[str, object]:

@@ -110,6 +110,11 @@ def raising(*errors):
     return call
 
 
+def test_image_is_told_by_its_address_in_the_pool(images):
+    with pytest.raises(AnnotationToolError, match=r"would not see image az://pets/a.png: Label Studio"):
+        images.check_one({"az://pets/a.png": "azure-blob://pets/a.png"})
+
+
 def test_object_after_a_lost_one_that_is_not_shown_takes_the_keys_and_people_are_told(images, api):
     with pytest.raises(AnnotationToolError, match="Give Label Studio keys that may list and read the bucket"):
         images.check_one({GONE_NOW: GONE_NOW, THERE: THERE})
