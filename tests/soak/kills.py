@@ -57,7 +57,7 @@ class Trial:
         self.tokens = sign_up(place.servers, place.token, PEOPLE)
         self.people: People | None = None
         self.longest = FIRST_GUESS_SECONDS
-        self.n_kills = self.n_runs = 0
+        self.n_kills = 0
         self.lost: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
         self.pids: list[int] = []
@@ -105,7 +105,6 @@ class Trial:
             self.n_kills += running.process.is_alive()
             running.kill()
         exit_code = self._judge(running, "")
-        self.n_runs += 1
         if exit_code == 0 and not may_be_killed:
             self.longest = monotonic() - started
 
@@ -122,7 +121,8 @@ class Trial:
             self.people.finish()
         running, loss = self.start(), self.losses[name]
         running.process.join(self.rng.uniform(0, self.longest))
-        self.lost[name] += loss.take(self.place, running, self.rng)
+        is_at_work = running.process.is_alive()
+        self.lost[name] += loss.take(self.place, running, self.rng) and is_at_work
         self.ended[name] += self._judge(running, f"with {name} lost ", *loss.words) not in EXPECTED
         loss.give_back(self.place)
 
@@ -131,9 +131,9 @@ class Trial:
         exit_code, error = running.wait(600)
         told = self.output.read_text(encoding="utf-8") if self.output.exists() else ""
         if exit_code not in EXPECTED and not any(words in told for words in excuses):
-            self.found.append(f"{when}run {self.n_runs} ended with {exit_code}: {error}\n{told}")
+            self.found.append(f"{when}run {len(self.pids)} ended with {exit_code}: {error}\n{told}")
         if SET_ASIDE in told:
-            self.found.append(f"{when}run {self.n_runs} set images aside:\n{told}")
+            self.found.append(f"{when}run {len(self.pids)} set images aside:\n{told}")
         return exit_code
 
     def say(self) -> None:
