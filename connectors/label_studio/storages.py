@@ -24,6 +24,8 @@ OF_THE_STORE = re.compile("credentials|endpoint", re.IGNORECASE)
 """In what a server answers with 500 where it cannot reach the store: that is no reason to try the same again."""
 PRIVATE = "reserved network address"
 """In what a server answers that takes no address of a store in a private network."""
+ACCOUNT = "account_name"
+"""Of Azure: no secret, and part of the host that may be wrong."""
 LOGIN = re.compile(r"(?<=//)[^/?#]*@")
 HANDED_OVER = "Label Studio was given the keys of this environment, and keeps them, as none of its own show"
 HELP = "docs/how-to/object-storage.md tells how annotators come to see images of a store"
@@ -147,7 +149,7 @@ class Storages:
     def _ways(self, store: Store) -> Iterator[_Way]:
         """Those that hand nothing over come first: Label Studio may have keys of its own."""
         keys, place = store.keys(os.environ), store.place(os.environ)
-        self._api.connection.hide(keys.values())
+        self._api.connection.hide(value for field, value in keys.items() if field != ACCOUNT)
         here = place.pop("s3_endpoint", "")
         self._api.connection.hide(LOGIN.findall(here))
         at_here = f" at {LOGIN.sub('', here)}"

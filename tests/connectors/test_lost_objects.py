@@ -32,9 +32,9 @@ class Api:
     """A Label Studio with one storage, which shows nothing."""
 
     def __init__(self):
-        self.changes, self.said = [], []
+        self.changes, self.said, self.hidden = [], [], []
         self.connection = SimpleNamespace(
-            url="http://ls", repeatable=lambda call: call(), say=self.said.append, hide=lambda _: None
+            url="http://ls", repeatable=lambda call: call(), say=self.said.append, hide=self.hidden.extend
         )
 
     def storages(self, _kind, _project):
@@ -110,9 +110,12 @@ def raising(*errors):
     return call
 
 
-def test_image_is_told_by_its_address_in_the_pool(images):
+def test_image_is_told_by_its_address_in_the_pool_and_the_account_is_no_secret(images, api, monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "hunter2")
     with pytest.raises(AnnotationToolError, match=r"would not see image az://pets/a.png: Label Studio"):
         images.check_one({"az://pets/a.png": "azure-blob://pets/a.png"})
+    assert api.hidden == ["hunter2"]
 
 
 def test_object_after_a_lost_one_that_is_not_shown_takes_the_keys_and_people_are_told(images, api):
