@@ -6,6 +6,7 @@ import typer
 
 from flows.commands import backup, campaign, data, doctor, replay, servers
 from flows.errors import CommandGroup
+from flows.leaving import leaving_soon
 from flows.local import prepare_environment
 from flows.terminal import prepare_output
 
@@ -53,7 +54,8 @@ def main() -> None:
     """Run the command."""
     prepare_environment()
     prepare_output()
-    app()
+    with leaving_soon():
+        app()
 
 
 if __name__ == "__main__":

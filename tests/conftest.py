@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from connectors.objects import store as object_stores
 from deploy.servers import Servers, down, personal_token, up
+from tests import gcs as gcs_server
 from tests import s3 as s3_server
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see flows.local
@@ -131,6 +133,30 @@ def s3_environment(s3, monkeypatch) -> s3_server.S3Server:
     for name, value in s3.environment().items():
         monkeypatch.setenv(name, value)
     return s3
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[gcs_server.GcsServer]:
+    """A server of Google Cloud Storage; see tests/gcs.py."""
+    with gcs_server.started() as server:
+        yield server
+
+
+@pytest.fixture
+def gs_environment(gcs, monkeypatch) -> gcs_server.GcsServer:
+    """The server of Google Cloud Storage, which the environment leads to."""
+    for name, value in gcs.environment().items():
+        monkeypatch.setenv(name, value)
+    return gcs
+
+
+@pytest.fixture
+def new_connections(monkeypatch) -> Iterator[None]:
+    """A store remembers its environment, and what was forbidden, for as long as a process lives."""
+    object_stores._store.cache_clear()
+    monkeypatch.setattr(object_stores, "_READS", object_stores._FirstReads())
+    yield
+    object_stores._store.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Functions called in processes of their own that have everything imported, and may be killed."""
+"""Functions called in processes of their own that have everything imported, and what is killed at once."""
 
 import multiprocessing
 import os
@@ -9,7 +9,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
+import psutil
 import pytest
+
+from deploy.processes import members
 
 PRELOADED = [
     "flows.cli",
@@ -80,6 +83,15 @@ class Forks:
                 patch.setenv(name, value)
             self._processes.Process(target=int).start()
         self._has_begun = True
+
+
+def kill_session(leader: int, created: float) -> None:
+    """End everything in a process's session, at once."""
+    killed = members(leader, created)
+    for member in killed:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(killed, timeout=SECONDS)
 
 
 def _tell(connection: Connection, function: Callable[..., object], arguments: tuple[object, ...]) -> None:

@@ -1,6 +1,10 @@
-"""How tests index a pool and read one image, in few words."""
+"""How tests make and read an image and index a pool, in few words."""
 
 import inspect
+import io
+
+import numpy as np
+from PIL import Image
 
 from connectors.image_folder.index import index_pool
 from connectors.image_folder.source import PoolSource
@@ -18,3 +22,11 @@ def index_images(path, known=None, *, audit_size=0, seed=0, classes=(), **option
 def load_image(uri, **how):
     """One image as `load_images` gives it."""
     return load_images([uri], **how)[0]
+
+
+def png(seed: int) -> bytes:
+    """A small image of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

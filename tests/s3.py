@@ -23,6 +23,7 @@ import psutil
 from obstore.store import S3Store
 
 from deploy.processes import end_session, is_free, is_process, tail
+from tests.forked import kill_session
 
 WEED = Path(sys.executable).with_name("weed")
 REGION = "us-east-1"
@@ -95,12 +96,17 @@ class S3Server:
         obstore.delete(self.store(bucket), list(keys))
 
 
-def shared(home: Path) -> S3Server:
-    """The server of a folder: the one that runs, or a new and empty one at the same port."""
+def shared(home: Path, *, anew: bool = True) -> S3Server:
+    """The server of a folder: the one that runs, or another at the same port.
+
+    Args:
+        anew: another one is empty; else it has what the last one had.
+    """
     with filelock.FileLock(home.with_suffix(".lock")):
         port = _port_of(home)
         if not _running(home):
-            shutil.rmtree(home / "data", ignore_errors=True)
+            if anew:
+                shutil.rmtree(home / "data", ignore_errors=True)
             process = _start(home / "data", port)
             process.returncode = 0  # other workers of the run use it too; `stop` ends it
             created = psutil.Process(process.pid).create_time()
@@ -118,6 +124,12 @@ def stop(home: Path) -> None:
     """End the server of a folder, if it runs."""
     if running := _running(home):
         end_session(**running)
+
+
+def kill(home: Path) -> None:
+    """End the server of a folder at once, if it runs."""
+    if running := _running(home):
+        kill_session(**running)
 
 
 @contextmanager

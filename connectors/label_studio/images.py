@@ -14,9 +14,9 @@ from connectors.images.reading import Reading
 from connectors.images.shown import RENDITIONS, check_shown, file_to_show, link_to_show, rendition_of, size_shown
 from connectors.label_studio.api import Api
 from connectors.label_studio.project import Project
-from connectors.label_studio.storages import HELP, NEVER_MATCHES, TITLE, Storages
+from connectors.label_studio.storages import HELP, NEVER_MATCHES, TITLE, Storages, one_of_each
 from connectors.label_studio.stores import STORES, address_in, bucket_of, scheme_of, uri_of
-from pipeline.pool.reasons import PoolError, PoolUnavailable
+from pipeline.pool.reasons import PoolError
 from pipeline.types import Size
 
 LOCAL_FILES = "/data/local-files/?d="
@@ -45,8 +45,20 @@ class ShownImages:
         self._stores = Storages(api, project, presign_minutes=presign_minutes)
 
     def attach_storage(self, addresses: Iterable[str] = ()) -> None:
-        """Let the project show local images, where there are any, and these of object stores."""
-        self._stores.attach(addresses)
+        """Let the project show local images, where there are any, and these of object stores.
+
+        Raises:
+            PoolUnavailable: an object store does not answer.
+        """
+        wanted = tuple(addresses)
+        try:
+            self._stores.attach(wanted)
+        except AnnotationToolUnavailable:
+            raise
+        except AnnotationToolError:
+            for address in one_of_each(wanted).values():
+                self.why_lost(address)  # where their store was away, it is back, or that is told
+            self._stores.attach(wanted)
         if not (self._shown_in or self._images_root):
             return
         root = self._served_root
@@ -118,14 +130,16 @@ class ShownImages:
             raise AnnotationToolError(f"image {exc}: annotators cannot be shown it") from exc
 
     def why_lost(self, address: str) -> str:
-        """Why an object cannot be read, which no other keys of Label Studio mend; empty for what else there is."""
+        """Why an object cannot be read, which no other keys of Label Studio mend; empty for what else there is.
+
+        Raises:
+            PoolUnavailable: its store does not answer, which has nothing to do with Label Studio.
+        """
         if not bucket_of(address) or self._reading.objects is None:
             return ""
         try:
             with self._reading.open(uri_of(address)):
                 return ""
-        except PoolUnavailable:
-            return ""
         except PoolError as exc:
             return f"image {uri_of(address)}: {exc}: annotators cannot be shown it"
 
@@ -148,6 +162,7 @@ class ShownImages:
 
         Raises:
             AnnotationToolError: one is not shown.
+            PoolUnavailable: the store of one does not answer.
         """
         kinds = {
             (bucket_of(address), Path(uri).suffix.lower(), Path(address).suffix): (uri, address)
@@ -155,8 +170,10 @@ class ShownImages:
         }
         for uri, address in kinds.values():
             problem = self._problem_with(address)
-            if problem and may_renew and not self.why_lost(address) and self._stores.renew(address):
-                problem = self._problem_with(address)
+            if problem and may_renew and not self.why_lost(address):
+                problem = self._problem_with(address)  # its store may have been away for a moment
+                if problem and self._stores.renew(address):
+                    problem = self._problem_with(address)
             if problem and bucket_of(address):
                 raise AnnotationToolError(
                     f"annotators would not see image {uri}: {problem}. {HELP}. Let nobody label before "

@@ -14,7 +14,7 @@ from connectors.images.shown import check_shown
 from connectors.label_studio.api import Api
 from connectors.label_studio.project import Project
 from connectors.label_studio.reading import HeldStorage
-from connectors.label_studio.stores import Store, bucket_of
+from connectors.label_studio.stores import Store, bucket_of, uri_of
 
 TITLE = "Images"
 """Of the storages that are ours."""
@@ -24,6 +24,8 @@ OF_THE_STORE = re.compile("credentials|endpoint", re.IGNORECASE)
 """In what a server answers with 500 where it cannot reach the store: that is no reason to try the same again."""
 PRIVATE = "reserved network address"
 """In what a server answers that takes no address of a store in a private network."""
+ACCOUNT = "account_name"
+"""Of Azure: no secret, and part of the host that may be wrong."""
 LOGIN = re.compile(r"(?<=//)[^/?#]*@")
 HANDED_OVER = "Label Studio was given the keys of this environment, and keeps them, as none of its own show"
 HELP = "docs/how-to/object-storage.md tells how annotators come to see images of a store"
@@ -56,7 +58,7 @@ class Storages:
         Raises:
             AnnotationToolError: Label Studio cannot open a bucket, neither with keys of its own nor with ours.
         """
-        for (store, bucket), address in _buckets(addresses).items():
+        for (store, bucket), address in one_of_each(addresses).items():
             self._api.connection.repeatable(partial(self._attach, store, bucket, address))
 
     def _attach(self, store: Store, bucket: str, address: str) -> None:
@@ -74,7 +76,7 @@ class Storages:
             AnnotationToolError: as `attach`.
         """
         repeatable = self._api.connection.repeatable
-        for store, bucket in _buckets([address]):
+        for store, bucket in one_of_each([address]):
             for one in repeatable(partial(self._held, store, bucket)):
                 if one.title == TITLE:
                     repeatable(partial(self._open, store, bucket, address, one.id))
@@ -84,7 +86,7 @@ class Storages:
     def lacks(self, addresses: Iterable[str]) -> bool:
         """Whether the project has no storage for one of these images."""
         repeatable = self._api.connection.repeatable
-        return not all(repeatable(partial(self._held, *bucket)) for bucket in _buckets(addresses))
+        return not all(repeatable(partial(self._held, *bucket)) for bucket in one_of_each(addresses))
 
     def problem_with(self, address: str) -> str:
         """What is wrong with an image that has this address in tasks; empty where a browser would show it."""
@@ -117,7 +119,7 @@ class Storages:
                 problem = str(exc).removeprefix(f"Label Studio at {self._api.connection.url} ")
             else:
                 if way.hands_over:  # before any look that may fail
-                    self._api.connection.say(f"{HANDED_OVER} {address}")
+                    self._api.connection.say(f"{HANDED_OVER} {uri_of(address)}")
                 problem = self.problem_with(address)
             if not problem:
                 return
@@ -125,8 +127,8 @@ class Storages:
         if is_new and storage_id is not None:
             self._api.delete_storage(store.path, storage_id)
         raise AnnotationToolError(
-            f"annotators would not see image {address}: Label Studio at {self._api.connection.url} cannot read it "
-            f"{'; '.join(problems)}. Give Label Studio keys that may list and read the bucket; {HELP}"
+            f"annotators would not see image {uri_of(address)}: Label Studio at {self._api.connection.url} cannot "
+            f"read it {'; '.join(problems)}. Give Label Studio keys that may list and read the bucket; {HELP}"
         )
 
     def _settings(self, store: Store, way: _Way) -> dict[str, object]:
@@ -147,7 +149,7 @@ class Storages:
     def _ways(self, store: Store) -> Iterator[_Way]:
         """Those that hand nothing over come first: Label Studio may have keys of its own."""
         keys, place = store.keys(os.environ), store.place(os.environ)
-        self._api.connection.hide(keys.values())
+        self._api.connection.hide(value for field, value in keys.items() if field != ACCOUNT)
         here = place.pop("s3_endpoint", "")
         self._api.connection.hide(LOGIN.findall(here))
         at_here = f" at {LOGIN.sub('', here)}"
@@ -191,8 +193,8 @@ def _folder_of(address: str) -> str:
     return folder + slash
 
 
-def _buckets(addresses: Iterable[str]) -> dict[tuple[Store, str], str]:
-    """An image of each bucket."""
+def one_of_each(addresses: Iterable[str]) -> dict[tuple[Store, str], str]:
+    """An address for each bucket that is named."""
     found: dict[tuple[Store, str], str] = {}
     for address in addresses:
         if bucket := bucket_of(address):

@@ -34,20 +34,57 @@ LISTED_AT_ONCE = 1000
 FIRST_READS = 16
 """So many first reads of a bucket that are all forbidden are no fault of the objects."""
 INSTALL = "install it with `uv pip install obstore` (the extra labelcycle[cloud])"
-RIGHTS = "on S3 s3:ListBucket and s3:GetObject"
-CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, for a store of your own, AWS_ENDPOINT_URL",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY",
+
+
+class Kind(NamedTuple):
+    """A kind of object store.
+
+    Attributes:
+        keys: what the environment must hold.
+        endpoints: variables that lead to a store of one's own; the first is told.
+        rights: of whoever lists and reads.
+    """
+
+    keys: str
+    endpoints: tuple[str, ...]
+    rights: str
+
+
+KINDS = {
+    "s3": Kind(
+        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, for a store of your own, AWS_ENDPOINT_URL",
+        ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
+        "s3:ListBucket and s3:GetObject",
+    ),
+    "gs": Kind(
+        "GOOGLE_APPLICATION_CREDENTIALS, the path of the key file of a service account",
+        ("GOOGLE_BASE_URL",),
+        "the role Storage Object Viewer",
+    ),
+    "az": Kind(
+        "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY",
+        ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+        "the role Storage Blob Data Reader",
+    ),
 }
-"""What the environment must hold, by scheme."""
+"""By scheme."""
+ON_THE_WEB = Kind("nothing: pages that ask for a login are not read", (), "of everybody")
 WRONG_CREDENTIALS = re.compile(
     r"\b(SignatureDoesNotMatch|InvalidAccessKeyId|InvalidToken|ExpiredToken|TokenRefreshRequired|InvalidSecurity"
     r"|RequestTimeTooSkewed|AuthFailure|AuthenticationFailed|InvalidAuthenticationInfo|AccountIsDisabled"
-    r"|AuthorizationHeaderMalformed)\b"
+    r"|AuthorizationHeaderMalformed|Server failed to authenticate the request)\b"
 )
 """Codes of answers that mean the credentials, and no object."""
+NO_KEYS = {
+    "Unable to open service account file": "the key file cannot be opened",
+    "Unable to decode service account file": "the key file is none of a service account or a user",
+    "Error reading pem file": "the key in the key file is none",
+    "Invalid Access Key": "the account key is not in base64",
+}
+"""What makes keys that no request can be made with."""
 NO_BUCKET = re.compile(r"\b(NoSuchBucket|ContainerNotFound|The specified bucket does not exist)\b")
+STATUS = re.compile(r"status code: (\d{3})\b")
+NOT_LET_IN, FORBIDDEN, NOT_FOUND, SERVER_ERRORS = 401, 403, 404, 500
 NO_CREDENTIALS = re.compile(
     r"169\.254\.169\.254|metadata\.google|[Mm]issing (AccessKeyId|credentials|Account)|MissingAccount"
 )
@@ -185,19 +222,18 @@ def _store(scheme: str, bucket: str) -> S3Store | GCSStore | AzureStore | HTTPSt
     except ImportError:
         raise PoolRefused(f"images in object stores and on the web need the package obstore: {INSTALL}") from None
     retries: RetryConfig = {"max_retries": 20, "retry_timeout": PATIENCE}
-    client: ClientConfig = {"timeout": ANSWER_TIME}
+    endpoints = [os.environ.get(name, "") for name in KINDS.get(scheme, ON_THE_WEB).endpoints]
+    is_plain = scheme == "http" or any(endpoint.startswith("http://") for endpoint in endpoints)
+    client: ClientConfig = {"timeout": ANSWER_TIME, "allow_http": is_plain}
     with explained(Place(scheme, bucket, "")):
         match scheme:
             case "s3":
-                if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-                    client["allow_http"] = True
                 return S3Store(bucket, client_options=client, retry_config=retries)
             case "gs":
                 return GCSStore(bucket, client_options=client, retry_config=retries)
             case "az":
                 return AzureStore(bucket, client_options=client, retry_config=retries)
             case _:
-                client["allow_http"] = scheme == "http"
                 return HTTPStore(f"{scheme}://{bucket}", client_options=client, retry_config=retries)
 
 
@@ -225,32 +261,14 @@ def explained(place: Place, *, is_listing: bool = False) -> Iterator[None]:
 
 
 def _explanation(exc: Exception, place: Place, *, is_listing: bool) -> PoolError | PoolUnavailable:
-    from obstore.exceptions import InvalidPathError, PermissionDeniedError, UnauthenticatedError
+    from obstore.exceptions import InvalidPathError
 
-    told, wanted = str(exc), CREDENTIALS.get(place.scheme, "nothing: pages that ask for a login are not read")
-    if code := WRONG_CREDENTIALS.search(told):
-        return PoolRefused(
-            f"{place.root}: the store refuses the credentials ({code[1]}): the environment must hold {wanted}"
-        )
-    if NO_BUCKET.search(told) or (is_listing and isinstance(exc, FileNotFoundError)):
-        return PoolRefused(
-            f"{place.root}: the store has no such bucket: mend the address, or AWS_ENDPOINT_URL if it is in a store of "
-            "your own"
-        )
+    told = str(exc)
+    if refusal := _refusal(exc, place, is_listing=is_listing):
+        return refusal
     if isinstance(exc, FileNotFoundError):
         return PoolError(f"{GONE}: there is nothing at this address")
-    if isinstance(exc, PermissionDeniedError | UnauthenticatedError):
-        if is_listing:
-            return ListingRefused(
-                f"{place}: these credentials may not list it: give them the rights to list and to read "
-                f"({RIGHTS}); the environment must hold {wanted}"
-            )
-        if _READS.count(place, is_forbidden=True):
-            return PoolRefused(
-                f"{place.root}: these credentials may not read it: the first {FIRST_READS} objects are "
-                f"all forbidden. Give them the right to read ({RIGHTS}); the environment must hold "
-                f"{wanted}"
-            )
+    if _is_forbidden(exc):
         return PoolError(f"{UNREAD}: forbidden: these credentials may not read it")
     is_bad_key = isinstance(exc, InvalidPathError) or (isinstance(exc, ValueError) and "Could not parse path" in told)
     if is_bad_key and not is_listing:
@@ -258,10 +276,6 @@ def _explanation(exc: Exception, place: Place, *, is_listing: bool) -> PoolError
             f"{UNREAD}: no object can be asked for by a key with an empty part, a part . or .., or a sign that nobody "
             "can see"
         )
-    if NO_CREDENTIALS.search(told):
-        return PoolRefused(f"{place.root}: there are no credentials: the environment must hold {wanted}")
-    if "redirect" in told:
-        return PoolRefused(f"{place.root}: the bucket is in another region: let AWS_REGION name it")
     if is_bad_key:
         found = re.search(r'[Pp]ath "([^"]*)"', told)
         key = f"the key {shorten(found[1])}" if found else "a key"
@@ -275,10 +289,60 @@ def _explanation(exc: Exception, place: Place, *, is_listing: bool) -> PoolError
     )
 
 
+def _refusal(exc: Exception, place: Place, *, is_listing: bool) -> PoolRefused | None:
+    """What is wrong with the credentials or the bucket; None for an error of an object, or of the way there."""
+    told, kind = str(exc), KINDS.get(place.scheme, ON_THE_WEB)
+    wanted = f"the environment must hold {kind.keys}"
+    if why := _why_refused(told, place):
+        return PoolRefused(f"{place.root}: {why}: {wanted}")
+    if NO_BUCKET.search(told) or (is_listing and (isinstance(exc, FileNotFoundError) or _status_of(told) == NOT_FOUND)):
+        or_endpoint = f", or {kind.endpoints[0]} if it is in a store of your own" if kind.endpoints else ""
+        return PoolRefused(f"{place.root}: the store has no such bucket: mend the address{or_endpoint}")
+    if is_listing and _is_forbidden(exc):
+        return ListingRefused(
+            f"{place}: these credentials may not list it: give them the rights to list and to read ({kind.rights}); "
+            f"{wanted}"
+        )
+    if _is_forbidden(exc) and _READS.count(place, is_forbidden=True):
+        return PoolRefused(
+            f"{place.root}: these credentials may not read it: the first {FIRST_READS} objects are all forbidden. Give "
+            f"them the right to read ({kind.rights}); {wanted}"
+        )
+    if "redirect" in told:
+        return PoolRefused(f"{place.root}: the bucket is in another region: let AWS_REGION name it")
+    return None
+
+
+def _why_refused(told: str, place: Place) -> str:
+    """What is wrong with the credentials; empty where nothing is, as far as an error tells."""
+    if code := WRONG_CREDENTIALS.search(told):
+        return f"the store refuses the credentials ({code[1]})"
+    if NO_CREDENTIALS.search(told):
+        return "there are no credentials"
+    status = _status_of(told)
+    if status is not None and status < SERVER_ERRORS and "token request" in told:
+        return f"nobody gives a token for the credentials (status {status})"
+    if status == NOT_LET_IN and place.scheme not in WEB:
+        return f"the store refuses the credentials (status {status})"
+    return next((words for sign, words in NO_KEYS.items() if sign in told), "")
+
+
+def _is_forbidden(exc: Exception) -> bool:
+    """Whether an object or a listing is; of a listing obstore tells no more than the status."""
+    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
+    return isinstance(exc, PermissionDeniedError | UnauthenticatedError) or _status_of(str(exc)) == FORBIDDEN
+
+
+def _status_of(told: str) -> int | None:
+    found = STATUS.search(told)
+    return int(found[1]) if found else None
+
+
 def _kind_of(told: str) -> str:
     """What an error is about, in words of ours: its own may hold an address with a signature."""
-    if status := re.search(r"\b(?:status|HTTP status)[^0-9]{0,20}(\d{3})\b", told):
-        return f"status {status[1]}"
+    if (status := _status_of(told)) is not None:
+        return f"status {status}"
     kinds = {
         "dns error": "there is no host of this name",
         "certificate": "its certificate is not trusted",

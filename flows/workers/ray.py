@@ -115,6 +115,11 @@ class Spread(Generic[T]):
             error = ray.get(sent)
         except ray.exceptions.RayTaskError as exc:  # before our code began
             raise WorkersError(f"a worker of Ray cannot begin {name}: {last_line(exc)}") from exc
+        except ray.exceptions.LocalRayletDiedError as exc:
+            raise WorkersError(
+                f"Ray's own process on this machine ended while workers did {name}, perhaps for lack of memory: run "
+                "again, which goes on where this run stopped"
+            ) from exc
         except ray.exceptions.RayError as exc:
             error = exc
         if error is None:

@@ -32,9 +32,9 @@ class Api:
     """A Label Studio with one storage, which shows nothing."""
 
     def __init__(self):
-        self.changes, self.said = [], []
+        self.changes, self.said, self.hidden = [], [], []
         self.connection = SimpleNamespace(
-            url="http://ls", repeatable=lambda call: call(), say=self.said.append, hide=lambda _: None
+            url="http://ls", repeatable=lambda call: call(), say=self.said.append, hide=self.hidden.extend
         )
 
     def storages(self, _kind, _project):
@@ -74,9 +74,52 @@ def test_login_of_an_endpoint_is_not_told(images, monkeypatch):
     assert "hunter3" not in str(told.value)
 
 
-@pytest.mark.parametrize("uri", [THERE, AWAY])
-def test_object_after_a_lost_one_that_is_not_shown_takes_the_keys_and_people_are_told(images, api, uri):
+def test_store_that_is_away_is_told_and_hands_no_keys_over(images, api):
+    for check in (images.check, images.check_one):
+        with pytest.raises(PoolUnavailable, match="the store does not answer"):
+            check({AWAY: AWAY})
+    assert (api.changes, api.said) == ([], [])
+
+
+def test_store_that_is_away_when_a_storage_is_made_is_told(images, api, monkeypatch):
+    refused = AnnotationToolError("annotators would not see it: Could not connect to the endpoint URL")
+    monkeypatch.setattr("connectors.label_studio.storages.Storages.attach", raising(refused, refused, refused))
+    with pytest.raises(PoolUnavailable, match="the store does not answer"):
+        images.attach_storage([AWAY])
+    with pytest.raises(AnnotationToolError, match="Could not connect"):
+        images.attach_storage([THERE])
+
+
+def test_store_that_comes_back_meanwhile_keeps_the_storage_as_it_is(images, api, monkeypatch):
+    answers = iter(["it answers 424", ""])
+    monkeypatch.setattr("connectors.label_studio.storages.Storages.problem_with", lambda *_: next(answers))
+    monkeypatch.setattr("connectors.label_studio.storages.Storages.attach", raising(AnnotationToolError("away"), None))
+    images.attach_storage([THERE])
+    images.check({THERE: THERE})
+    assert (api.changes, api.said) == ([], [])
+
+
+def raising(*errors):
+    """A function that raises these in turn; None for a call that goes well."""
+    left = list(errors)
+
+    def call(*_):
+        if error := left.pop(0):
+            raise error
+
+    return call
+
+
+def test_image_is_told_by_its_address_in_the_pool_and_the_account_is_no_secret(images, api, monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "hunter2")
+    with pytest.raises(AnnotationToolError, match=r"would not see image az://pets/a.png: Label Studio"):
+        images.check_one({"az://pets/a.png": "azure-blob://pets/a.png"})
+    assert api.hidden == ["hunter2"]
+
+
+def test_object_after_a_lost_one_that_is_not_shown_takes_the_keys_and_people_are_told(images, api):
     with pytest.raises(AnnotationToolError, match="Give Label Studio keys that may list and read the bucket"):
-        images.check_one({GONE_NOW: GONE_NOW, uri: uri})
+        images.check_one({GONE_NOW: GONE_NOW, THERE: THERE})
     assert [each["aws_secret_access_key"] for each in api.changes] == ["", "hunter2"]
-    assert api.said == [f"{HANDED_OVER} {uri}"]
+    assert api.said == [f"{HANDED_OVER} {THERE}"]

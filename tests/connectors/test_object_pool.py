@@ -18,23 +18,12 @@ from connectors.objects import store as store_module
 from connectors.objects.reading import Objects
 from pipeline.pool.reasons import CHANGED, GONE, ImageError, PoolError, PoolRefused
 from pipeline.pool.table import COLUMNS, set_aside_counts, usable
+from tests.images import png
 from tests.s3 import IMPOSTOR, READER
 
+pytestmark = pytest.mark.usefixtures("new_connections")
 CLASSES = ("cat", "dog")
 READING = Reading(objects=Objects())
-
-
-@pytest.fixture(autouse=True)
-def _new_connections(monkeypatch):
-    store_module._store.cache_clear()
-    monkeypatch.setattr(store_module, "_READS", store_module._FirstReads())
-
-
-def png(seed):
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def index(address, known=None, *, tell=None, **options):

@@ -286,3 +286,24 @@ def test_masks_that_the_model_guesses_have_the_size_of_the_object_and_a_tiff_is_
         assert Image.open(io.BytesIO(mask)).size == (32, 32)
     assert check_shown((seen := api.get(task["data"]["image"])).content, seen.headers["content-type"]) == ""
     assert Image.open(io.BytesIO(seen.content)).format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    ("uri", "keys", "told"),
+    [
+        ("gs://pets/a.png", {"GOOGLE_SERVICE_ACCOUNT_KEY": "{hunter2"}, "Credentials must be valid JSON string"),
+        (
+            "az://pets/a.png",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "nobody", "AZURE_STORAGE_ACCOUNT_KEY": "hunter2"},
+            "Incorrect padding",
+        ),
+    ],
+)
+def test_label_studio_takes_the_keys_of_google_and_azure_for_what_they_are(space, uri, keys, told, monkeypatch):
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        AnnotationToolError, match=f"with the keys of this environment: refuses .400.*{told}"
+    ) as refused:
+        push(connect(space), [uri])
+    assert "hunter2" not in str(refused.value)

@@ -4,7 +4,7 @@ Each prints what it finds wrong, and then ends with code 1. A trial with chance 
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,6 +13,10 @@ TASKS = ("classification", "multi_label", "segmentation", "detection")
 Home = Annotated[Path, typer.Option(help="Home of the servers and campaigns; servers stay up for the next trial.")]
 Rounds = Annotated[int, typer.Option(help="Rounds of each campaign.")]
 Seed = Annotated[int, typer.Option(help="Of moments, people and mistakes.")]
+Pool = Annotated[
+    Literal["disk", "s3"], typer.Option(help="Where the images are; s3 is a bucket of a server of its own.")
+]
+Workers = Annotated[Literal["local", "ray"], typer.Option(help="Who trains and scores.")]
 HOME = Path(".labelcycle/soak")
 
 
@@ -22,9 +26,14 @@ def kills(
     rounds: Rounds = 30,
     seed: Seed = 0,
     servers: Annotated[bool, typer.Option(help="Kill servers, too, and start them again.")] = False,
+    pool: Pool = "disk",
+    workers: Workers = "local",
     home: Home = HOME,
 ) -> None:
-    """Kill runs at random moments while three people answer, correct and take back; nothing may be lost or doubled."""
+    """Kill runs at random moments while three people answer, correct and take back; nothing may be lost or doubled.
+
+    With --pool s3 the store is killed, too, for seconds or until the run ends; with --workers ray a worker is.
+    """
     from tests.soak.trial import place_at
 
     found: list[str] = []
@@ -32,8 +41,9 @@ def kills(
         from tests.soak.kills import try_campaign
 
         for one in [task] if task else TASKS:
-            share = 0.5 if servers else 0.0
-            found += try_campaign(place, one, n_rounds=rounds, seed=seed, killed=0.85, servers_killed=share)
+            found += try_campaign(
+                place, one, n_rounds=rounds, seed=seed, killed=0.85, servers=servers, pool=pool, workers=workers
+            )
     tell(found)
 
 
@@ -75,6 +85,8 @@ def growth(
     rounds: Rounds = 100,
     minutes: Annotated[float, typer.Option(help="After so many no further round begins.")] = 60,
     out: Annotated[Path, typer.Option(help="Folder for growth.csv, growth.json and growth.png.")] = HOME / "growth",
+    pool: Pool = "disk",
+    workers: Workers = "local",
     home: Home = HOME,
 ) -> None:
     """Measure what each round of a long campaign costs, draw it, and find what grows beyond the data."""
@@ -83,7 +95,7 @@ def growth(
     with place_at(home.resolve()) as place:
         from tests.soak.growth import grow
 
-        found = grow(place, n_rounds=rounds, minutes=minutes, out=out)
+        found = grow(place, n_rounds=rounds, minutes=minutes, out=out, pool=pool, workers=workers)
     tell(found)
 
 

@@ -14,7 +14,7 @@ from deploy.programs import HEALTH
 from deploy.servers import up
 from tests.conftest import LABEL_STUDIO_VENV
 from tests.soak.checks import findings
-from tests.soak.kills import kill_server
+from tests.soak.losses import kill_server
 from tests.soak.people import People, sign_up
 from tests.soak.trial import Place, make_campaign
 

@@ -17,18 +17,20 @@ from deploy.servers import Servers
 from tests.soak.checks import findings
 from tests.soak.measured import measured_command
 from tests.soak.measures import FEWEST, MEASURES, draw, growth_of
-from tests.soak.trial import BATCH, FIRST, Place, as_json, make_campaign
+from tests.soak.trial import BATCH, FIRST, Place, Pool, Workers, as_json, make_campaign
 from tests.system.conftest import TestCampaign
 
 
-def grow(place: Place, *, n_rounds: int, minutes: float, out: Path) -> list[str]:
+def grow(
+    place: Place, *, n_rounds: int, minutes: float, out: Path, pool: Pool = "disk", workers: Workers = "local"
+) -> list[str]:
     """Run a campaign over so many rounds, write costs as CSV, JSON and PNG, and return what grows too much.
 
     Args:
         minutes: after which no further round begins.
     """
     ends = monotonic() + 60 * minutes
-    campaign = make_campaign(place, "classification", n_rounds=n_rounds)
+    campaign = make_campaign(place, "classification", n_rounds=n_rounds, pool=pool, workers=workers)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, float]] = []
     for number in range(n_rounds):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import typer
@@ -18,6 +19,7 @@ from flows.scenes import compose_scenes, write_scenes
 from flows.task_types import TASK
 from pipeline.tasks import TASKS
 from pipeline.types import Region
+from tests import s3
 from tests.conftest import LABEL_STUDIO_VENV, LOGIN_VARIABLES
 from tests.forked import Forks
 from tests.system.conftest import TestCampaign, environment_of
@@ -30,6 +32,11 @@ query_size = 6"""
 NETWORK = 'name = "small_cnn"\nimage_size = {side}\naugmentation = "none"\nmax_epochs = 2'
 FIRST, BATCH = 22, 6
 """Labels that round 0 asks for, and each later one."""
+POOLS_BUCKET = "pools"
+ELSEWHERE = "\nimage_cache_gb = 0.00002"
+"""Of a pool in a bucket: room for some of its images, so that each round reads others anew."""
+Pool = Literal["disk", "s3"]
+Workers = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,11 @@ class Place:
 
     Attributes:
         folder: of pools and campaigns.
+        s3_home: of the S3 server, which a campaign starts whose pool is there.
     """
 
     folder: Path
+    s3_home: Path
     servers: Servers
     token: str
     environment: Mapping[str, str]
@@ -51,28 +60,47 @@ class Place:
 def place_at(home: Path):
     """Start the servers of a home where they do not run; before Prefect is loaded, which reads its address once."""
     typer.echo(f"servers of {home}: starting, or found")
+    s3_home = home / "s3"
+    os.environ |= {"AWS_ENDPOINT_URL": s3.endpoint(s3_home), "AWS_REGION": s3.REGION}
     servers = up(home, label_studio_venv=LABEL_STUDIO_VENV)
     token = personal_token(servers)
     environment = environment_of(servers, home, token)
     os.environ |= environment | dict(zip(LOGIN_VARIABLES, servers.mlflow_login, strict=True))  # for the checks
-    yield Place(home / "trials", servers, token, environment, Forks(environment))
+    try:
+        yield Place(home / "trials", s3_home, servers, token, environment, Forks(environment))
+    finally:
+        s3.stop(s3_home)
 
 
 def make_campaign(
-    place: Place, task: str, *, n_rounds: int, n_images: int | None = None, extra: str = ""
+    place: Place,
+    task: str,
+    *,
+    n_rounds: int,
+    n_images: int | None = None,
+    extra: str = "",
+    pool: Pool = "disk",
+    workers: Workers = "local",
 ) -> TestCampaign:
     """Write the pool and the file of a campaign that lasts so many rounds."""
     budget = FIRST + BATCH * (n_rounds - 1)
     n_images = n_images or budget + 60
-    truth = write_pool(place.folder / f"{task}-{n_images}", task, n_images)
+    images = place.folder / f"{task}-{n_images}"
+    truth = write_pool(images, task, n_images)
     side = 28 if task == TASK else 64
+    extra += f'\nworkers = "{workers}"' + (ELSEWHERE if pool == "s3" else "")
     show = show_of(task)._replace(
-        pool=f"{task}-{n_images}", sizes=SIZES.format(budget=budget) + extra, network=NETWORK.format(side=side)
+        pool=images.name, sizes=SIZES.format(budget=budget) + extra, network=NETWORK.format(side=side)
     )
     name = f"{task.replace('_', '-')}-{uuid.uuid4().hex[:8]}"
     file = place.folder / name / f"{name}.toml"
     file.parent.mkdir(parents=True)
-    file.write_text(campaign_file(show, name), encoding="utf-8")
+    text = campaign_file(show, name)
+    if pool == "s3":
+        objects = {f"{images.name}/{path.name}": path.read_bytes() for path in images.iterdir()}
+        s3.shared(place.s3_home, anew=False).put(POOLS_BUCKET, objects)
+        text = text.replace(f'"../{images.name}"', f'"s3://{POOLS_BUCKET}/{images.name}"')
+    file.write_text(text, encoding="utf-8")
     classes, asks = tuple(show.classes), TASKS[task].asks
     return TestCampaign(
         file, truth, place.servers, place.token, dict(place.environment), place.forks.call, classes, asks

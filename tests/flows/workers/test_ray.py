@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -247,6 +248,19 @@ def test_why_ray_does_not_begin_is_told_with_its_mend(cause, told):
     hidden.__cause__ = cause
     for exc in (cause, hidden):
         assert re.search(told, str(told_of(exc, "head:6379")))
+
+
+def test_death_of_rays_own_process_ends_the_run_at_once(tmp_path, monkeypatch, capsys):
+    ray = load_ray()
+
+    def die(_sent):
+        raise ray.exceptions.LocalRayletDiedError
+
+    monkeypatch.setattr(ray, "get", die)
+    spread = Spread(WorkerSettings(workers="ray"), tmp_path, die_once)
+    with pytest.raises(WorkersError, match=r"Ray's own process .* ended while workers did train, .*: run again"):
+        spread._is_done(None, "train", Counter())
+    assert capsys.readouterr().err == ""
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch):
