@@ -27,7 +27,6 @@ from pipeline.learning.settings import MemberSettings, ModelSettings
 from pipeline.members.predict import Decided, is_linear
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.features import feature_bytes
-from pipeline.pool.columns import is_in
 from pipeline.pool.reasons import ImageError
 from pipeline.tables import PoolTable
 from pipeline.tasks.task_type import TaskType
@@ -168,7 +167,7 @@ class PoolImages:
 
     def there(self, items: pd.DataFrame) -> pd.DataFrame:
         """The images that can still be used: one that could not be read is set aside in the middle of a round."""
-        return items[is_in(items["item_id"], self.pool.usable["item_id"])]
+        return self.pool.usable_part(items)
 
     def check(self, items: pd.DataFrame) -> None:
         """Read the images of object stores, which the index has not read: nobody should be asked for a broken one.

@@ -80,13 +80,24 @@ class PoolTable(Rows):
 
     def located_part(self, items: pd.DataFrame) -> pd.DataFrame:
         """What `located` gives, for one part of the pool after the other: the ids are sorted once, and then sought."""
+        is_there, places = self._sought(items)
+        if not is_there.any():
+            return items
+        uris = self.usable["uri"].take(places).set_axis(items.index)
+        return items.assign(uri=uris.where(is_there, items["uri"]))
+
+    def usable_part(self, items: pd.DataFrame) -> pd.DataFrame:
+        """The items that are among the usable images; sought as in `located_part`."""
+        return items[self._sought(items)[0]]
+
+    def _sought(self, items: pd.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Whether each item is among the usable images, `(n,)`, and its row of these where it is."""
         ids, places = self._by_id
         wanted = _in_bytes(items["item_id"])
         if not len(ids) or not len(wanted):
-            return items
+            return np.zeros(len(wanted), dtype=np.bool_), np.zeros(len(wanted), dtype=np.int64)
         at = ids.searchsorted(wanted).clip(max=len(ids) - 1)
-        uris = self.usable["uri"].take(places[at]).set_axis(items.index)
-        return items.assign(uri=uris.where(ids[at] == wanted, items["uri"]))
+        return ids[at] == wanted, places[at]
 
     @cached_property
     def _by_id(self) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
