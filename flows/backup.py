@@ -49,7 +49,7 @@ def write_backup(file: Path, out: Path, *, tool: AnnotationTool | None = None) -
     settings = load_settings(file)
     work = OpenCampaign(settings, begun(settings), tool=tool)
     with work.folder.lock():
-        work.folder.check_files()
+        work.folder.check_files(anew=True)
         facts = {"campaign": settings.name, "file": file.name, "pool": str(images_root(settings.pool) or settings.pool)}
         n_bytes = write_archive(out, _members(file, work), facts)
         open_round = work.folder.current_round()

@@ -107,10 +107,11 @@ class _Seen:
     mark: str
 
 
-def check_files(campaign: Path, *, mend: bool = False) -> list[str]:
+def check_files(campaign: Path, *, mend: bool = False, anew: bool = False) -> list[str]:
     """See that a campaign's files are there and whole, as far as their ends tell. Files of others are left alone.
 
-    A closed round that was found whole is not opened again while its files have the sizes and times of then.
+    A closed round that was found whole is not opened again while its files have the sizes and times of then, unless
+    `anew`: a disk may lose what it holds.
 
     Args:
         campaign: its folder.
@@ -127,7 +128,7 @@ def check_files(campaign: Path, *, mend: bool = False) -> list[str]:
         return []
     told = []
     with explained(campaign):
-        rounds, known = _rounds(campaign), _known_to_be_whole(campaign)
+        rounds, known = _rounds(campaign), {} if anew else _known_to_be_whole(campaign)
         unknown = [one.path for one in rounds if known.get(one.path.name) != one.mark]
         for path in sorted(_files(campaign, unknown)):
             try:

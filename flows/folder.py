@@ -155,9 +155,9 @@ class Campaign(Folder):
                         f"was one, bring {CAMPAIGN.name} back from a backup"
                     )
 
-    def check_files(self, *, mend: bool = False) -> list[str]:
+    def check_files(self, *, mend: bool = False, anew: bool = False) -> list[str]:
         """See that the campaign's files are there and whole; see `flows.damage.check_files`."""
-        return check_files(self.path, mend=mend)
+        return check_files(self.path, mend=mend, anew=anew)
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep every other process from working on the campaign, on this machine and others: see `flows.lease`.

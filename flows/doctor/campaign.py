@@ -22,7 +22,7 @@ def campaign_file(subject: Subject) -> Iterator[Finding]:
     if work is None or subject.file is None:
         return
     work.folder.check_ours()
-    for line in work.folder.check_files():
+    for line in work.folder.check_files(anew=True):
         yield warning("campaign file", line, f"labelcycle run {subject.file}")
     refuse_another_campaign(work.folder, work.settings, subject.file, answers=lambda: work.ledger.answers)
     rounds = work.folder.rounds()

@@ -105,7 +105,8 @@ class Spread(Generic[T]):
 
     def _send(self, piece: T) -> Any:
         n_cpus, n_gpus = self.settings.needs(self.together(piece))
-        do = load_ray().remote(_do).options(max_retries=0, name=str(piece), num_cpus=n_cpus, num_gpus=n_gpus)
+        # Told here and not by `options`, a piece with GPUs has a process of its own: torch keeps those of its first.
+        do = load_ray().remote(max_retries=0, num_cpus=n_cpus, num_gpus=n_gpus)(_do).options(name=str(piece))
         return do.remote(str(home()), self.settings.ray_cpus, self.run, str(self.folder), piece)
 
     def _is_done(self, sent: Any, name: str, lost: Counter[str]) -> bool:

@@ -57,7 +57,7 @@ def do_together(run: Callable[[Path, T], None], folder: Path, piece: T, *, n: in
             error = _try(run, folder, piece, n, on_gpus, Path(shared))
         if error is None:
             return
-        if not isinstance(error, Halved):
+        if not isinstance(error, Halved) or FITTING.known.get(error.work, error.n + 1) <= error.n:
             raise error
         FITTING.known[error.work] = error.n
 
@@ -113,8 +113,8 @@ def _report(exc: Exception, path: Path) -> None:
 
 
 def _join_group(rank: int, n: int, on_gpus: bool, shared: Path) -> None:
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(name, _loopback())
+    interface = _loopback()
+    os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"}  # whatever a cluster has set
     device = None
     if on_gpus:
         device = torch.device("cuda", rank)

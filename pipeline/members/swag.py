@@ -187,7 +187,7 @@ def _refresh(
         for batch in images.tensor_split(max(1, len(images) // n)):
             model(batch.to(model.mean.device))
 
-    halving(refresh, batch_size, Work("batch-norm", model, images.shape[1:]), least=2)
+    halving(refresh, min(batch_size, len(images)), Work("batch-norm", model, images.shape[1:]), least=2)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()

@@ -11,13 +11,12 @@ import torch
 
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.devices import device_name
-from pipeline.networks.errors import ModelError
 from pipeline.networks.once import once_for_each_network
 
 T = TypeVar("T")
 
 
-class DoesNotFit(ModelError):
+class DoesNotFit(MemoryError):
     """The fewest inputs that a network can work on are too many for the memory of its device."""
 
 

@@ -235,7 +235,7 @@ def _batch(
     is_drawn[((torch.arange(len(drawn)) + 0.5) * size / max(len(drawn), 1)).long()] = True
     positions = torch.empty(size, dtype=torch.long)
     positions[is_drawn], positions[~is_drawn] = drawn, chosen
-    scores = candidates.scores.cpu()
+    scores = candidates.scores.cpu().contiguous()
     picked = scores[positions]
     shares = _n_below(picked, scores) / max(len(scores), 1)
     notes, aims = iter(note for note, _ in told), iter(aim for _, aim in told)

@@ -137,7 +137,8 @@ def fit(
             ranks.take_over(moving_buffers(network))
             if len(held_out):
                 with evaluating(network), torch.inference_mode():
-                    row |= _validate(learner, lambda n: load(held_out.split(n), unchanged), batch_size, inputs.shape)
+                    most = min(batch_size, len(held_out))
+                    row |= _validate(learner, lambda n: load(held_out.split(n), unchanged), most, inputs.shape)
             row = ranks.as_first(row)
             _check_finite(row, epoch, recipe.learning_rate)
             history.append(row)

@@ -1,7 +1,6 @@
 """Gradients of a batch's loss; of a batch that memory has no room for, part by part."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -59,7 +58,7 @@ class Learner:
         weights (Gao et al., 2021, who call it a gradient cache). So the gradients are those of the whole batch up to
         rounding, whatever the loss: one with weights of classes or overlaps is no mean over images. Two things differ.
         Dropout draws other numbers than for a whole batch. Batch-norm in training mode sees the statistics of a part,
-        which has two images at least, and a try that did not fit may have moved its own.
+        which has two images at least, and moves its own with each.
 
         Of several processes each passes its share of the batch, and each makes the loss of the whole. Batch-norm in
         training mode sees a share.
@@ -71,8 +70,10 @@ class Learner:
         least = 2 if self._has_moving_batch_norm and len(inputs) > 1 else 1
         share = self.ranks.share(len(inputs), least=least)
         own = share.of(inputs)
+        put_back = self._keep()
 
         def compute(n: int) -> Learnt:
+            put_back()  # what a try that did not fit has moved
             for values in self.weights:
                 values.grad = None
             n_parts = min(-(-len(own) // n), len(own) // least)
@@ -87,8 +88,10 @@ class Learner:
         return halving(compute, len(own), work, least=least, alone=self.ranks.size == 1)
 
     def _learn_in_parts(self, parts: Sequence[Tensor], share: Share, targets: Tensor, label_smoothing: float) -> Learnt:
-        with torch.no_grad(), _as_it_was(self.model):
+        put_back = self._keep()
+        with torch.no_grad():
             own = torch.cat([self.predict(part) for part in parts])
+        put_back()
         learnt = self._judge(share.joined(own.requires_grad_()), targets, label_smoothing)
         (of_own,) = torch.autograd.grad(self._summed(learnt.loss, share), own)
         *first, last = zip(parts, of_own.split([len(part) for part in parts]), strict=True)
@@ -113,6 +116,24 @@ class Learner:
         share = self.ranks.share(len(inputs))
         return share.joined(self.predict(share.of(inputs)))
 
+    def _keep(self) -> Callable[[], None]:
+        """Keep the buffers that move and what dropout draws from; returns what puts both back."""
+        before, device = [values.clone() for values in self._moving], self.model.mean.device
+        on_gpu = device.type == "cuda"
+        state = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
+
+        def put_back() -> None:
+            torch.cuda.set_rng_state(state, device) if on_gpu else torch.set_rng_state(state)
+            with torch.no_grad():
+                for values, kept in zip(self._moving, before, strict=True):
+                    values.copy_(kept)
+
+        return put_back
+
+    @cached_property
+    def _moving(self) -> list[Tensor]:
+        return moving_buffers(self.model)
+
     @cached_property
     def _has_moving_batch_norm(self) -> bool:
         layers = (module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
@@ -122,14 +143,3 @@ class Learner:
 def moving_buffers(network: nn.Module) -> list[Tensor]:
     """Buffers of modules in training mode, such as the statistics of batch-norm."""
     return [each for module in network.modules() if module.training for each in module.buffers(recurse=False)]
-
-
-@contextmanager
-def _as_it_was(model: Classifier) -> Iterator[None]:
-    """Afterwards buffers have the values, and generators the state, that they had before."""
-    device, buffers = model.mean.device, moving_buffers(model)
-    before = [values.clone() for values in buffers]
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
-        yield
-    for values, kept in zip(buffers, before, strict=True):
-        values.copy_(kept)

@@ -75,7 +75,10 @@ class Ranks:
 
     def wrapped(self, model: Classifier) -> Classifier | DistributedDataParallel:
         """The network whose gradients, after a backward pass, are the mean over the processes."""
-        return model if self.size == 1 else DistributedDataParallel(model, forward_sync_buffers=False)
+        if self.size == 1:
+            return model
+        # Weights that play no part in the outputs are left as they are, as by a process alone.
+        return DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=True)
 
     @contextmanager
     def drawing(self, share: Share, device: torch.device, seeds: torch.Generator) -> Iterator[None]:

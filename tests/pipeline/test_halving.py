@@ -157,7 +157,7 @@ def test_training_in_parts_comes_to_the_weights_of_whole_batches():
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_statistics_of_batch_norm_move_once_in_a_step_and_parts_have_two_images():
+def test_statistics_of_batch_norm_move_once_for_each_part_which_has_two_images():
     model = network(2, norm=True).train()
     learner = Learner(model, model, classification, lambda o, w, **_: o.square().mean(), list(model.parameters()))
     before = copy.deepcopy(model.trunk[2].num_batches_tracked)

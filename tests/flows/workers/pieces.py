@@ -23,6 +23,11 @@ def fail(_folder: Path, n: int) -> None:
     raise ValueError(f"piece {n} is wrong")
 
 
+def tell_process(folder: Path, n: int) -> None:
+    """Write down in which process it is done, and on which GPU."""
+    (folder / f"{n}.done").write_text(f"{os.getpid()} {os.environ['CUDA_VISIBLE_DEVICES']}")
+
+
 def tell_node(folder: Path, n: int) -> None:
     """Write down on which machine it is done."""
     import ray

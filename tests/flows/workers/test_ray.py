@@ -33,7 +33,7 @@ from flows.workers.settings import WorkerSettings
 from pipeline.evaluation.summary import SECONDS
 from pipeline.networks.state_dicts import read_state_dict
 from tests.flows.loop import Loop
-from tests.flows.workers.pieces import die_always, die_once, fail, tell_node
+from tests.flows.workers.pieces import die_always, die_once, fail, tell_node, tell_process
 from tests.flows.workers.together_pieces import lose_one
 
 ROOT = Path(__file__).parents[3]
@@ -64,11 +64,11 @@ def cluster():
     reset_auth_token_state()
 
 
-def add_machine(cluster, address):
+def add_machine(cluster, address, **more):
     """Add a machine; Ray gives its processes 30 s, which a busy machine may exceed."""
     for left in (2, 1, 0):
         try:
-            return cluster.add_node(num_cpus=2, node_ip_address=address, object_store_memory=10**8)
+            return cluster.add_node(num_cpus=2, node_ip_address=address, object_store_memory=10**8, **more)
         except Exception:
             if not left:
                 raise
@@ -182,6 +182,18 @@ def test_machine_that_comes_is_used_and_pieces_of_one_that_goes_are_done_again(c
     assert len(list(tmp_path.glob("*.done"))) == 24
     assert added[0] not in cluster.worker_nodes
     assert list(tmp_path.glob(f"*.{added[0].node_id}.begun"))
+
+
+def test_piece_with_a_gpu_has_a_process_of_its_own(cluster, tmp_path):
+    """Torch computes on the first GPU that a process was given, whichever it is given later."""
+    machine = add_machine(cluster, "127.0.0.4", num_gpus=1)
+    settings = WorkerSettings(workers="ray", ray_address=cluster.address, ray_gpus=1)
+    with joined(settings, tmp_path):
+        Spread(settings, tmp_path, tell_process).do(range(2), lambda _piece: None)
+    cluster.remove_node(machine)
+    told = [path.read_text().split() for path in tmp_path.glob("*.done")]
+    assert len({process for process, _ in told}) == 2
+    assert [gpu for _, gpu in told] == ["0", "0"]
 
 
 def test_replay_on_ray_comes_to_what_it_comes_to_locally(settings, tmp_path):

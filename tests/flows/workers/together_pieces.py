@@ -60,8 +60,12 @@ def gradients_of(task: TaskType, images: torch.Tensor, targets: torch.Tensor) ->
 
 
 def check_alike(task: TaskType, images: torch.Tensor, targets: torch.Tensor) -> None:
-    """See that all processes come to the same network, though each drops other features and sees other statistics."""
+    """See that all processes come to the same network, though each drops other features and sees other statistics.
+
+    Also one with weights that play no part in what it answers.
+    """
     model = network(task=task, norm=True, dropout=0.5)
+    model.spare = nn.Linear(1, 1)
     train(model, images, targets, task=task, held_out=torch.arange(4, 8), **RECIPE)
     of_first = Ranks.here().as_first(model.state_dict())
     torch.testing.assert_close(model.state_dict(), of_first, rtol=0, atol=0)
