@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import obstore
+from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from flows.workers.cluster import OWN_FOLDER, short_folder
 from tests import s3
@@ -32,6 +33,8 @@ def test_store_that_was_killed_comes_back_with_what_it_had(tmp_path):
         s3.shared(home).put("pool", {"a.png": b"1"})
         s3.kill(home)
         server = s3.shared(home, anew=False)
-        assert obstore.get(server.store("pool"), "a.png").bytes() == b"1"
+        for attempt in Retrying(stop=stop_after_delay(30), wait=wait_fixed(0.2), reraise=True):
+            with attempt:  # a server that just began may not have found its objects yet
+                assert obstore.get(server.store("pool"), "a.png").bytes() == b"1"
     finally:
         s3.stop(home)
