@@ -1,4 +1,4 @@
-"""Ids of images as bytes of one width, and where they are found: a million take 32 MB, and no string of Python."""
+"""Ids of images as bytes of one width, and where they are found: a million take 32 MB, in a `Run` 48, and no string."""
 
 from __future__ import annotations
 

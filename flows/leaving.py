@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 LEAVE_SECONDS = 30.0
 """For what is still sent when a command is done: Prefect then tells its server what it has not told it yet, and tries
@@ -29,6 +29,6 @@ def leaving_soon() -> Iterator[None]:
 
 def _leave(exit_code: int, seconds: float) -> None:
     time.sleep(seconds)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    with suppress(Exception):  # nobody may read it any more
+        sys.stdout.flush()
     os._exit(exit_code)

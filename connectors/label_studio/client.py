@@ -35,6 +35,7 @@ from connectors.label_studio.reading import HeldProject, HeldTask, is_copied, re
 from connectors.label_studio.restoring import Restoring, read_page
 from connectors.label_studio.saving import GivenAnswers, save_page, save_task
 from connectors.label_studio.tasks import UNANSWERED, Tasks, Wanted
+from pipeline.pool.reasons import PoolUnavailable
 from pipeline.settings import Plain
 from pipeline.types import ONE_CLASS, Answer, Ask, AskFor
 
@@ -256,7 +257,7 @@ class LabelStudio(AnnotationTool):
             self._images.attach_storage(addresses)
         except AnnotationToolUnavailable:
             raise
-        except AnnotationToolError as exc:  # answers are back all the same
+        except (AnnotationToolError, PoolUnavailable) as exc:  # answers are back all the same
             return replace(restored, notes=(*restored.notes, str(exc)))
         return restored
 

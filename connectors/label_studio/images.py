@@ -53,11 +53,12 @@ class ShownImages:
         wanted = tuple(addresses)
         try:
             self._stores.attach(wanted)
-        except AnnotationToolUnavailable:
+        except (AnnotationToolUnavailable, AuthenticationFailed):
             raise
-        except AnnotationToolError:
+        except AnnotationToolError as exc:
             for address in one_of_each(wanted).values():
-                self.why_lost(address)  # where their store was away, it is back, or that is told
+                if why := self.why_lost(address):  # where its store was away, it is back, or that is told
+                    raise AnnotationToolError(why) from exc
             self._stores.attach(wanted)
         if not (self._shown_in or self._images_root):
             return
@@ -147,6 +148,8 @@ class ShownImages:
         """Load the first image that is not lost, as `check` does; why the ones before it are lost."""
         lost = []
         for uri, address in addresses.items():
+            if not self._problem_with(address):
+                break
             if not (why := self.why_lost(address)):
                 self.check({uri: address})
                 break
@@ -170,7 +173,7 @@ class ShownImages:
         }
         for uri, address in kinds.values():
             problem = self._problem_with(address)
-            if problem and may_renew and not self.why_lost(address):
+            if problem and may_renew and bucket_of(address) and not self.why_lost(address):
                 problem = self._problem_with(address)  # its store may have been away for a moment
                 if problem and self._stores.renew(address):
                     problem = self._problem_with(address)

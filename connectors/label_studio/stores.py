@@ -46,7 +46,8 @@ def _aws_keys(environment: Environment) -> dict[str, str]:
 
 def _aws_place(environment: Environment) -> dict[str, str]:
     region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
-    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    endpoint = next(filter(None, map(environment.get, names)), None)
     return ({"region_name": region} if region else {}) | ({"s3_endpoint": endpoint} if endpoint else {})
 
 

@@ -84,7 +84,10 @@ NO_KEYS = {
 """What makes keys that no request can be made with."""
 NO_BUCKET = re.compile(r"\b(NoSuchBucket|ContainerNotFound|The specified bucket does not exist)\b")
 STATUS = re.compile(r"status code: (\d{3})\b")
-NOT_LET_IN, FORBIDDEN, NOT_FOUND, SERVER_ERRORS = 401, 403, 404, 500
+NOT_LET_IN, FORBIDDEN, NOT_FOUND = 401, 403, 404
+REFUSED = (400, NOT_LET_IN, FORBIDDEN, NOT_FOUND)
+WRONG_REGION, NO_TOKEN = "redirect without LOCATION", "Error performing token request"
+"""In obstore's words; what stands around them may be anybody's: a key, or a page."""
 NO_CREDENTIALS = re.compile(
     r"169\.254\.169\.254|metadata\.google|[Mm]issing (AccessKeyId|credentials|Account)|MissingAccount"
 )
@@ -224,7 +227,9 @@ def _store(scheme: str, bucket: str) -> S3Store | GCSStore | AzureStore | HTTPSt
     retries: RetryConfig = {"max_retries": 20, "retry_timeout": PATIENCE}
     endpoints = [os.environ.get(name, "") for name in KINDS.get(scheme, ON_THE_WEB).endpoints]
     is_plain = scheme == "http" or any(endpoint.startswith("http://") for endpoint in endpoints)
-    client: ClientConfig = {"timeout": ANSWER_TIME, "allow_http": is_plain}
+    client: ClientConfig = {"timeout": ANSWER_TIME}
+    if is_plain:
+        client["allow_http"] = True
     with explained(Place(scheme, bucket, "")):
         match scheme:
             case "s3":
@@ -308,7 +313,7 @@ def _refusal(exc: Exception, place: Place, *, is_listing: bool) -> PoolRefused |
             f"{place.root}: these credentials may not read it: the first {FIRST_READS} objects are all forbidden. Give "
             f"them the right to read ({kind.rights}); {wanted}"
         )
-    if "redirect" in told:
+    if place.scheme == "s3" and WRONG_REGION in told:
         return PoolRefused(f"{place.root}: the bucket is in another region: let AWS_REGION name it")
     return None
 
@@ -320,7 +325,7 @@ def _why_refused(told: str, place: Place) -> str:
     if NO_CREDENTIALS.search(told):
         return "there are no credentials"
     status = _status_of(told)
-    if status is not None and status < SERVER_ERRORS and "token request" in told:
+    if status in REFUSED and NO_TOKEN in told:
         return f"nobody gives a token for the credentials (status {status})"
     if status == NOT_LET_IN and place.scheme not in WEB:
         return f"the store refuses the credentials (status {status})"

@@ -81,6 +81,19 @@ def test_store_that_is_away_is_told_and_hands_no_keys_over(images, api):
     assert (api.changes, api.said) == ([], [])
 
 
+def test_image_that_is_shown_is_not_asked_for_at_its_store(images, monkeypatch):
+    """This machine may not reach it: its keys may have expired, or addresses are signed for browsers alone."""
+    monkeypatch.setattr("connectors.label_studio.storages.Storages.problem_with", lambda *_: "")
+    assert images.check_one({AWAY: AWAY}) == []
+
+
+def test_lost_object_is_why_a_storage_cannot_be_made(images, api, monkeypatch):
+    refused = AnnotationToolError("annotators would not see it: it answers 424")
+    monkeypatch.setattr("connectors.label_studio.storages.Storages.attach", raising(refused))
+    with pytest.raises(AnnotationToolError, match="there is nothing at this address"):
+        images.attach_storage([GONE_NOW])
+
+
 def test_store_that_is_away_when_a_storage_is_made_is_told(images, api, monkeypatch):
     refused = AnnotationToolError("annotators would not see it: Could not connect to the endpoint URL")
     monkeypatch.setattr("connectors.label_studio.storages.Storages.attach", raising(refused, refused, refused))

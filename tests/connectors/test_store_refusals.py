@@ -103,8 +103,10 @@ def test_bucket_that_is_not_there_is_told_with_the_variable_that_leads_elsewhere
     assert f"the store has no such bucket: mend the address, or {KINDS[store.scheme].endpoints[0]}" in str(error)
 
 
-def test_object_that_is_not_there_is_gone(store):
-    for error in refused(store, 404, "", get, look_at):
+@pytest.mark.parametrize("told", ["", "redirect without a token request"])
+def test_object_that_is_not_there_is_gone_whatever_is_told_beside(store, told):
+    store.place = store.place._replace(key="pool/redirect/a.png")
+    for error in refused(store, 404, told, get, look_at):
         assert isinstance(error, PoolError)
         assert str(error).startswith(GONE)
 

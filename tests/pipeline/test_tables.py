@@ -25,3 +25,9 @@ def test_parts_of_a_pool_are_found_where_all_of_it_is(pool):
     assert found["uri"].tolist()[-3:] == ["/old"] * 3
     assert found.index[0] == 10
     assert pool.located_part(items.iloc[:0]).empty
+
+
+def test_items_that_are_still_usable_are_those_of_the_pool_that_are_not_set_aside(pool):
+    items = pd.DataFrame({"item_id": [*pool.table["item_id"].iloc[40:], "f" * 32, "abc"]}, index=range(10, 22))
+    pd.testing.assert_frame_equal(pool.usable_part(items), items.iloc[:9])  # the tenth is set aside
+    assert pool.usable_part(items.iloc[:0]).empty
