@@ -13,7 +13,7 @@ from flows.campaign import OpenCampaign
 from flows.round import refresh_pool, work_on
 from flows.steps.push import questions_of
 
-N_IMAGES, N_SEED, N_ASKED = 2000, 500, 2
+N_IMAGES, N_SEED, N_ASKED = 10_000, 500, 2
 """Of many rounds on one pool: the labels to learn from grow by less than half in a hundred."""
 FILE = """\
 name = "scale"

@@ -150,7 +150,7 @@ class OpenCampaign:
         return self._ledger
 
     def _round(self, folder: RoundFolder) -> RoundOfLedger:
-        marks = [stamp(folder.path_of(artefact)) for artefact in (CONFIG, PUSHED, WITHDRAWN, ANSWERS)]
+        marks = [folder.stamp_of(artefact) for artefact in (CONFIG, PUSHED, WITHDRAWN, ANSWERS)]
         known = self._rounds.get(folder.number)
         if known is None or known[0] != marks:
             known = self._rounds[folder.number] = (marks, round_of_ledger(folder))

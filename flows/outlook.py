@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flows.artefacts import METRICS, OUTLOOK, TRAINING
 from flows.config import CampaignSettings
-from flows.folder import RoundFolder, stamp
+from flows.folder import RoundFolder
 from flows.records import AuditMetrics, Look, Outlook, Training
 from flows.task_types import HEADLINE, TASK
 from pipeline.evaluation.stopping import (
@@ -23,7 +23,7 @@ Measured = tuple[RoundFolder, Training, AuditMetrics]
 
 def measured(rounds: Sequence[RoundFolder]) -> list[Measured]:
     """The rounds whose model was measured on the audit set."""
-    read = [(f, *_records(f.path, *(stamp(f.path_of(artefact)) for artefact in (TRAINING, METRICS)))) for f in rounds]
+    read = [(f, *_records(f.path, *(f.stamp_of(artefact) for artefact in (TRAINING, METRICS)))) for f in rounds]
     return [(f, training, metrics) for f, training, metrics in read if training is not None and metrics is not None]
 
 
@@ -85,10 +85,13 @@ def _looks(known: Sequence[Measured], rule: str, settings: CampaignSettings) -> 
 
     A round in which there can be no forecast yet is no look at `min_gain`.
     """
-    told = [(_point(training, metrics), _present_classes(training, settings)) for _, training, metrics in known]
-    curves = [[point for point, kind in told[: n + 1] if kind == told[n][1]] for n in range(len(told))]
-    can_ask = [rule != "min_gain" or lacks_for_forecast(curve) is None for curve in curves]
-    return 1 + sum(can and _was_on(f, rule) for (f, _, _), can in zip(known[:-1], can_ask, strict=False))
+    n_looks, curves = 1, dict[tuple[str, ...], list[MeasuredRound]]()
+    for folder, training, metrics in known[:-1]:
+        curve = curves.setdefault(tuple(_present_classes(training, settings)), [])
+        curve.append(_point(training, metrics))
+        can_ask = rule != "min_gain" or lacks_for_forecast(curve) is None
+        n_looks += can_ask and _was_on(folder, rule)
+    return n_looks
 
 
 def _was_on(folder: RoundFolder, rule: str) -> bool:
@@ -122,7 +125,8 @@ def outlook(rounds: Sequence[RoundFolder], settings: CampaignSettings) -> Outloo
     rounds_measured = measured(rounds)  # read once: there may be hundreds
     known = learning_curve(rounds_measured, settings)
     target, min_gain, query_size = settings.target_accuracy, settings.min_gain, settings.query_size
-    at_target, at_gain = (_looks(rounds_measured, rule, settings) for rule in ("target_accuracy", "min_gain"))
+    at_target = 1 if target is None else _looks(rounds_measured, "target_accuracy", settings)
+    at_gain = 1 if min_gain is None else _looks(rounds_measured, "min_gain", settings)
     asked: dict[str, Look] = {}
     if target is not None:
         asked["target_accuracy"] = _look(at_target, surely_reached(known, look=at_target))

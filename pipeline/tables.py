@@ -120,7 +120,9 @@ class Labels(Rows):
     @cached_property
     def regions(self) -> list[tuple[Region, ...]]:
         """What was found in each image."""
-        return [regions_from_json(text) for text in self.table["regions"]]
+        texts = self.table["regions"].tolist()
+        known = {text: regions_from_json(text) for text in set(texts)}  # of whole images there are as many as classes
+        return [known[text] for text in texts]
 
     @property
     def words(self) -> list[str]:
