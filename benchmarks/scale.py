@@ -308,19 +308,19 @@ def exponent(line: Sequence[Point]) -> float | None:
 
 
 def draw(lines: Lines, path: Path) -> None:
-    """Draw seconds over images, both logarithmic, as PNG; dashed are bare limits."""
+    """Draw seconds over images, both logarithmic, as PNG; dotted are bare limits."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     axes = figure.subplots()
     for number, (work, line) in enumerate(lines.items()):
-        grows_as = exponent(line)
+        grows_as, colour = exponent(line), colormaps["tab20"](number % 20)
         label = work if grows_as is None else f"{work}: N^{grows_as:.2f}"
-        style = "-" if number < 10 else "--"
-        axes.loglog(
-            [p.n for p in line], [p.seconds for p in line], style, marker="o", color=f"C{number % 10}", label=label
-        )
-    axes.set(xlabel="images N", ylabel="seconds", title="What a pool costs, step by step")
+        axes.loglog([p.n for p in line], [p.seconds for p in line], marker="o", color=colour, label=label)
+        bare = [(p.n, p.bare_s) for p in line if p.bare_s is not None]
+        axes.loglog([n for n, _ in bare], [seconds for _, seconds in bare], ":", color=colour)
+    axes.set(xlabel="images N", ylabel="seconds", title="What a pool costs, step by step; dotted: the bare limit")
     axes.grid(which="both", alpha=0.3)
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=130)
