@@ -55,6 +55,14 @@ class ProjectSpace:
     uris: tuple[str, ...]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def path_of_modules() -> Iterator[None]:
+    """MLflow leaves the code of a model that it loads on the path, where other processes would find it before ours."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+
+
 @pytest.hookimpl(trylast=True)  # when the workers have ended
 def pytest_sessionfinish(session):
     """Stop the servers, whichever worker started them; the one of S3 is quick to start and never stays."""
