@@ -28,6 +28,8 @@ BLOCK = 4096
 """Images that are looked at where one of them cannot be used: what is wrong with one is often wrong with more."""
 MOST_DOUBTED = 3
 """Images that can be read here and could not be in a round: workers elsewhere may lack the rights to all of them."""
+SET_ASIDE = "set aside, such as"
+"""In the line on images that are."""
 TIMES = 2
 """That an image is set aside in a run: an index that finds it usable each time does not read it as the round does."""
 
@@ -110,7 +112,7 @@ def set_aside(found: pd.DataFrame, work: OpenCampaign) -> None:
     work.keep_pool(PoolTable(table))
     first = found.iloc[0]
     n = "1 image" if len(found) == 1 else f"{len(found):,} images"
-    say(f"{n} set aside, such as {printable(first['uri'])}: {printable(first['reason'])}")
+    say(f"{n} {SET_ASIDE} {printable(first['uri'])}: {printable(first['reason'])}")
 
 
 def _holds(folder: RoundFolder, item_ids: Set[str]) -> bool:

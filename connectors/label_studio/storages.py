@@ -14,7 +14,7 @@ from connectors.images.shown import check_shown
 from connectors.label_studio.api import Api
 from connectors.label_studio.project import Project
 from connectors.label_studio.reading import HeldStorage
-from connectors.label_studio.stores import Store, bucket_of, uri_of
+from connectors.label_studio.stores import Store, bucket_of, private_keys_in, uri_of
 
 TITLE = "Images"
 """Of the storages that are ours."""
@@ -150,6 +150,7 @@ class Storages:
         """Those that hand nothing over come first: Label Studio may have keys of its own."""
         keys, place = store.keys(os.environ), store.place(os.environ)
         self._api.connection.hide(value for field, value in keys.items() if field != ACCOUNT)
+        self._api.connection.hide(private_keys_in(keys.values()))
         here = place.pop("s3_endpoint", "")
         self._api.connection.hide(LOGIN.findall(here))
         at_here = f" at {LOGIN.sub('', here)}"

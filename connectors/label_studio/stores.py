@@ -1,6 +1,8 @@
 """Kinds of object stores that Label Studio shows images of: their storages, addresses, and keys in our environment."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +60,14 @@ def _google_keys(environment: Environment) -> dict[str, str]:
     except (OSError, UnicodeError) as exc:
         raise AnnotationToolError(f"the key of the Google account, {file}, cannot be read: {exc}") from exc
     return {"google_application_credentials": key} if key else {}
+
+
+def private_keys_in(keys: Iterable[str]) -> Iterator[str]:
+    """The private key in a key file of Google, as it is and as it stands there."""
+    for key in keys:
+        with suppress(ValueError, TypeError, KeyError):  # no key file
+            private = str(json.loads(key)["private_key"])
+            yield from (private, json.dumps(private)[1:-1])
 
 
 def _azure_keys(environment: Environment) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """An object that is lost while a task shows it: it is told, and no storage is changed for it."""
 
+import json
 from contextlib import contextmanager
 from io import BytesIO
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from connectors.images.reading import Reading
 from connectors.label_studio.images import ShownImages
 from connectors.label_studio.reading import HeldStorage
 from connectors.label_studio.storages import HANDED_OVER, TITLE
+from connectors.label_studio.stores import private_keys_in
 from pipeline.pool.reasons import GONE, PoolError, PoolUnavailable
 
 GONE_NOW, AWAY, THERE = "s3://pets/gone.png", "s3://pets/away.png", "s3://pets/there.png"
@@ -121,6 +123,12 @@ def raising(*errors):
             raise error
 
     return call
+
+
+def test_private_key_of_a_key_file_is_hidden_as_it_is_and_as_it_stands_there():
+    key_file = json.dumps({"client_email": "ann@pets", "private_key": "-----BEGIN\nhunter2\n"})
+    found = list(private_keys_in([key_file, "hunter3", "[]", '{"type": "authorized_user"}']))
+    assert found == ["-----BEGIN\nhunter2\n", r"-----BEGIN\nhunter2\n"]
 
 
 def test_image_is_told_by_its_address_in_the_pool_and_the_account_is_no_secret(images, api, monkeypatch):

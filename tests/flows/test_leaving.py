@@ -25,6 +25,7 @@ with leaving.leaving_soon():
 def test_process_ends_with_the_exit_code_of_its_command_whatever_it_would_wait_for(waits, end, exit_code):
     began = time.monotonic()
     program = [sys.executable, "-c", ENDING.format(waits=waits, end=end)]
-    done = subprocess.run(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    done = subprocess.run(program, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (exit_code, b"told")
+    assert (b"ValueError" in done.stderr) == ("ValueError" in end)
     assert time.monotonic() - began < 30

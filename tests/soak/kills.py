@@ -11,6 +11,7 @@ from time import monotonic, sleep
 import typer
 
 from flows.books import PATIENCE
+from flows.unread import SET_ASIDE
 from tests.forked import Forked
 from tests.soak.checks import findings
 from tests.soak.losses import SERVERS, STORE, WORKERS, Loss, left_of_ray
@@ -24,8 +25,6 @@ EXPECTED = {0, 3, -signal.SIGKILL}
 """Done, awaiting labels, killed by us."""
 SHARE_OF_LOSSES = 0.5
 """Of runs after which one more is begun that loses something, where there is something to lose."""
-SET_ASIDE = "set aside, such as"
-"""What a run says that gives up images; all of them can be used."""
 
 
 class Trial:
@@ -132,7 +131,7 @@ class Trial:
         told = self.output.read_text(encoding="utf-8") if self.output.exists() else ""
         if exit_code not in EXPECTED and not any(words in told for words in excuses):
             self.found.append(f"{when}run {len(self.pids)} ended with {exit_code}: {error}\n{told}")
-        if SET_ASIDE in told:
+        if SET_ASIDE in told:  # all of them can be used
             self.found.append(f"{when}run {len(self.pids)} set images aside:\n{told}")
         return exit_code
 
